@@ -1,0 +1,244 @@
+"""Which leaves train: path patterns, masks, labels, and the partition of the parameter tree.
+
+A parameter tree is a nested dict of arrays. A leaf's *name* is its path joined by dots, spelled as Hugging Face spells
+the module, with the index of the layer in it: ``encoder.layer.3.attention.self.query.kernel``. Homogeneous layers are
+stored stacked (one leaf with a leading layer axis and no index in its path); a mask never sees that: it is asked once
+for every layer, under that layer's name.
+
+A *mask* is a function ``(name, leaf) -> group``. The group ``"frozen"`` does not train; any other string names a group
+that does, and `peftjax.optim` may give every group its own transform.
+
+  before    params = {"query": {"kernel": W, "bias": b}}
+  labels    {"query": {"kernel": "frozen", "bias": "bias"}}       label(params, where(("bias",), "bias"))
+  after     trainable = {"query": {"bias": b}},  frozen = {"query": {"kernel": W}}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from peftjax.errors import UserError, nearest
+
+FROZEN = "frozen"
+ALL_LINEAR = "all-linear"
+
+Tree = dict[str, Any]
+Mask = Callable[[str, Any], str]
+Patterns = str | Sequence[str]
+
+
+class LayersDiffer(Exception):
+  """Layers stored as one stack were given different groups; the tree must be unstacked first."""
+
+
+# Names ------------------------------------------------------------------------------------------------------------
+
+
+def flatten(tree: Tree) -> dict[str, Any]:
+  """{'a.b.kernel': leaf}: the leaves of a nested dict under their dotted paths."""
+  return traverse_util.flatten_dict(tree, sep=".")
+
+
+def unflatten(flat: Mapping[str, Any]) -> Tree:
+  """The inverse of `flatten`."""
+  return traverse_util.unflatten_dict(dict(flat), sep=".")
+
+
+def layer_names(name: str, stacks: Mapping[str, int]) -> tuple[str, ...]:
+  """The names, one a layer, of a dotted path that may lie below a stack.
+
+  >>> layer_names("encoder.layer.query", {"encoder.layer": 2})
+  ('encoder.layer.0.query', 'encoder.layer.1.query')
+  """
+  for stack, count in stacks.items():
+    if name.startswith(stack + "."):
+      rest = name[len(stack) :]
+      return tuple(f"{stack}.{index}{rest}" for index in range(count))
+  return (name,)
+
+
+# Patterns ---------------------------------------------------------------------------------------------------------
+
+
+def matches(patterns: Patterns, name: str) -> bool:
+  """Whether a dotted name matches.
+
+  A string is a regular expression for the whole name. In a sequence each entry is a suffix of whole components
+  (Hugging Face PEFT's rule for `target_modules`) or, where it holds one of ``*?[``, a glob for the whole name.
+
+  >>> matches(("query", "output.dense"), "encoder.layer.0.output.dense")
+  True
+  >>> matches(r".*layer\\.[01]\\..*query", "encoder.layer.1.attention.self.query")
+  True
+  >>> matches(("*.layer.0.*",), "encoder.layer.0.attention.self.query")
+  True
+  """
+  if isinstance(patterns, str):
+    return _regex(patterns).fullmatch(name) is not None
+  return any(_entry_matches(entry, name) for entry in patterns)
+
+
+def _regex(pattern: str) -> re.Pattern[str]:
+  try:
+    return re.compile(pattern)
+  except re.error as error:
+    raise UserError(f"the pattern {pattern!r} is no regular expression: {error}") from None
+
+
+def _entry_matches(entry: str, name: str) -> bool:
+  if any(char in entry for char in "*?["):
+    return fnmatch.fnmatchcase(name, entry)
+  return name == entry or name.endswith("." + entry)
+
+
+def as_entries(patterns: Patterns) -> tuple[str, ...]:
+  """The patterns one by one: a regular expression is one entry, a sequence is its entries."""
+  return (patterns,) if isinstance(patterns, str) else tuple(patterns)
+
+
+def match_table(patterns: Patterns, names: Iterable[str], what: str = "targets") -> dict[str, list[str]]:
+  """For each pattern the names it matches.
+
+  Raises:
+    UserError: a pattern matches nothing; the line lists near misses.
+  """
+  names = list(names)
+  table = {}
+  for entry in as_entries(patterns):
+    one: Patterns = entry if isinstance(patterns, str) else (entry,)
+    table[entry] = [name for name in names if matches(one, name)]
+    if not table[entry]:
+      raise UserError(f"{what}: {entry!r} matches none of {len(names)} modules; {_near_misses(entry, patterns, names)}")
+  return table
+
+
+def _near_misses(entry: str, patterns: Patterns, names: list[str]) -> str:
+  tails = {name.rsplit(".", 1)[-1] for name in names if not name.rsplit(".", 1)[-1].isdigit()}
+  tails |= {".".join(name.split(".")[-2:]) for name in names if "." in entry}
+  if isinstance(patterns, str) and entry in tails:
+    return f"a string is a regular expression for the whole name; write targets=({entry!r},) to match a suffix"
+  return nearest(entry, tails)
+
+
+# Masks ------------------------------------------------------------------------------------------------------------
+
+
+def full(name: str, leaf: Any) -> str:
+  """Full fine-tuning: every leaf trains."""
+  del name, leaf
+  return "full"
+
+
+def nothing(name: str, leaf: Any) -> str:
+  """Every leaf is frozen."""
+  del name, leaf
+  return FROZEN
+
+
+def where(patterns: Patterns, group: str) -> Mask:
+  """A mask that puts leaves whose name, or whose module's name, matches into `group` and freezes the rest."""
+
+  def mask(name: str, leaf: Any) -> str:
+    del leaf
+    module = name.rpartition(".")[0]
+    return group if matches(patterns, name) or matches(patterns, module) else FROZEN
+
+  return mask
+
+
+def union(*masks: Mask) -> Mask:
+  """Trains what any of the masks trains; the first that does not freeze a leaf names its group."""
+
+  def mask(name: str, leaf: Any) -> str:
+    for one in masks:
+      group = one(name, leaf)
+      if group != FROZEN:
+        return group
+    return FROZEN
+
+  return mask
+
+
+# Labels and the partition -----------------------------------------------------------------------------------------
+
+
+def label(tree: Tree, mask: Mask, stacks: Mapping[str, int] | None = None) -> Tree:
+  """The tree of groups.
+
+  Args:
+    tree: parameters, or their shapes.
+    mask: the mask; it sees every leaf of a stack once for each layer, without the layer axis.
+    stacks: dotted path of each stack of layers -> number of layers.
+
+  Raises:
+    LayersDiffer: the mask gives the layers of one stacked leaf different groups.
+    UserError: the mask returned something that is not a string.
+  """
+  stacks = stacks or {}
+  groups = {}
+  for path, leaf in flatten(tree).items():
+    names = layer_names(path, stacks)
+    seen = leaf if len(names) == 1 and names[0] == path else _one_layer(leaf)
+    found = {mask(name, seen) for name in names}
+    for group in found:
+      if not isinstance(group, str) or not group:
+        raise UserError(f"the mask returned {group!r} for {path!r}; expected the name of a group or {FROZEN!r}")
+    if len(found) > 1:
+      raise LayersDiffer(f"{path}: layers are in groups {sorted(found)}")
+    groups[path] = found.pop()
+  return unflatten(groups)
+
+
+def _one_layer(leaf: Any) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+
+
+def partition(tree: Tree, labels: Tree) -> tuple[Tree, Tree]:
+  """(trainable, frozen): two nested dicts that share no leaf and together hold all of them."""
+  groups = flatten(labels)
+  trainable, frozen = {}, {}
+  for path, leaf in flatten(tree).items():
+    (frozen if groups[path] == FROZEN else trainable)[path] = leaf
+  return unflatten(trainable), unflatten(frozen)
+
+
+def combine(*parts: Tree) -> Tree:
+  """The inverse of `partition`: one nested dict of all leaves. Works on tracers and shapes.
+
+  Raises:
+    ValueError: two parts hold the same leaf.
+  """
+  whole: dict[str, Any] = {}
+  for part in parts:
+    for path, leaf in flatten(part).items():
+      if path in whole:
+        raise ValueError(f"{path!r} is in two parts of the tree")
+      whole[path] = leaf
+  return unflatten(whole)
+
+
+# Counting ---------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Count:
+  """Numbers of parameters, and bytes, of a set of leaves."""
+
+  leaves: int
+  parameters: int
+  bytes: int
+
+
+def count(tree: Tree) -> Count:
+  """Counts the leaves of a tree of arrays or shapes."""
+  leaves = jax.tree.leaves(tree)
+  sizes = [int(np.prod(leaf.shape, dtype=np.int64)) for leaf in leaves]
+  return Count(len(leaves), sum(sizes), sum(size * leaf.dtype.itemsize for size, leaf in zip(sizes, leaves)))
