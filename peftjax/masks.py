@@ -204,7 +204,8 @@ def _one_layer(leaf: Any) -> jax.ShapeDtypeStruct:
 def partition(tree: Tree, labels: Tree) -> tuple[Tree, Tree]:
   """(trainable, frozen): two nested dicts that share no leaf and together hold all of them."""
   groups = flatten(labels)
-  trainable, frozen = {}, {}
+  trainable: Tree = {}
+  frozen: Tree = {}
   for path, leaf in flatten(tree).items():
     (frozen if groups[path] == FROZEN else trainable)[path] = leaf
   return unflatten(trainable), unflatten(frozen)

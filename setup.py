@@ -1,0 +1,62 @@
+"""Installs peftjax and its console script."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+README = Path(__file__).parent / "README.md"
+
+RUNTIME = [
+  "array_record>=0.8",
+  "chex>=0.1.90",
+  "flax>=0.12",
+  "grain>=0.2.12",
+  "importlib_resources>=6",
+  "jax>=0.8",
+  "matplotlib>=3.9",
+  "ml-collections>=1.1",
+  "numpy>=2.0",
+  "optax>=0.2.5",
+  "orbax-checkpoint>=0.11.20",
+  "rich>=13.7",
+  "safetensors>=0.5",
+  "scikit-learn>=1.5",
+  "scipy>=1.13",
+  "tensorboardX>=2.6.2",
+  "tensorflow-datasets>=4.9.9",
+  "tokenizers>=0.21",
+]
+
+TEST = [
+  "hypothesis>=6.130",
+  "mypy>=1.15",
+  "peft>=0.21,<0.22",
+  "pytest>=8.3",
+  "pytest-xdist>=3.6",
+  "ruff>=0.12",
+  "seqeval>=1.2.2",
+  "torch==2.13.0",
+  "transformers>=5,<6",
+]
+
+setup(
+  name="peftjax",
+  version="0.1.0",
+  description="Full fine-tuning and parameter-efficient fine-tuning in JAX through one code path, compared honestly",
+  long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+  long_description_content_type="text/markdown",
+  author="The peftjax authors",
+  license="Apache-2.0",
+  license_files=["LICENSE"],
+  packages=find_packages(include=["peftjax", "peftjax.*"]),
+  package_data={"peftjax": ["py.typed", "data/files/**/*", "data/builders/**/*"]},
+  python_requires=">=3.11",
+  install_requires=RUNTIME,
+  extras_require={
+    "test": TEST,
+    "tfds": ["tensorflow>=2.20"],  # only to *prepare* those catalogue datasets whose own code needs it
+    "tpu": ["libtpu>=0.0.24"],
+    "eval": ["lm_eval>=0.4.8"],
+  },
+  entry_points={"console_scripts": ["peftjax = peftjax.cli:main"]},
+)
