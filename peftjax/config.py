@@ -54,7 +54,7 @@ def default() -> ConfigDict:
   config.data.workers = 0  # processes that read ahead; 0: threads only
 
   config.optim = ConfigDict()
-  config.optim.name = "adamw"
+  config.optim.name = "adamw"  # adamw, sgd, adafactor, lion
   config.optim.learning_rate = 0.0  # peak; 0: the method's default
   config.optim.schedule = "linear"  # constant, linear, cosine
   config.optim.warmup = 0.06  # share of all steps
@@ -63,7 +63,10 @@ def default() -> ConfigDict:
   config.optim.b1 = 0.9
   config.optim.b2 = 0.999
   config.optim.eps = 1e-8
-  config.optim.groups = ConfigDict()  # group -> {"learning_rate": ..., "weight_decay": ...}
+  config.optim.momentum = 0.0  # of sgd
+  config.optim.groups = (
+    ConfigDict()
+  )  # group -> {"learning_rate": ..., "weight_decay": ...}; fields in optim.GROUP_FIELDS
 
   config.train = ConfigDict()
   config.train.batch_size = 32  # examples in one update, over all devices
@@ -75,6 +78,8 @@ def default() -> ConfigDict:
   config.train.save_every = 100  # updates; 0: only at the end
   config.train.keep = 2  # checkpoints kept
   config.train.log_every = 10  # updates
+  config.train.nonfinite = "stop"  # on a loss or gradient that is not finite: stop, or skip the update
+  config.train.tensorboard = True  # event files beside metrics.jsonl
 
   config.mesh = ConfigDict()
   config.mesh.data = -1  # devices an axis; -1: what is left

@@ -1,0 +1,284 @@
+"""One optimizer for the trainable tree: a transform, a learning rate and a weight decay for each group.
+
+`make_optimizer` never sees a frozen leaf, so its state holds no statistics for one. Updates are linear in the learning
+rate, and every group keeps its own peak rate as an array in the state: a sweep over rates is `jax.vmap` over states
+whose peaks differ (`with_peaks`), and nothing is compiled again.
+
+  config.optim                     {"name": "adamw", "learning_rate": 1e-3, "schedule": "linear", "warmup": 0.06, ...}
+  config.optim.groups["head"]      {"learning_rate": 5e-3, "weight_decay": 0.0}       the user's, wins
+  method_groups["lora_b"]          {"learning_rate_multiplier": 16.0}                 the method's, such as LoRA+'s
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from peftjax.errors import UserError, nearest
+from peftjax.masks import FROZEN, Tree, flatten, unflatten
+
+SCHEDULES = ("constant", "linear", "cosine")
+OPTIMIZERS = ("adamw", "sgd", "adafactor", "lion")
+GROUP_FIELDS = ("learning_rate", "learning_rate_multiplier", "weight_decay", "schedule", "warmup")
+UNDECAYED = ("bias", "scale", "magnitude", "ia3_l")  # leaves that are no matrices, whatever their shape
+
+Schedule = Callable[[jax.Array], jax.Array]
+
+
+class LearningRateState(NamedTuple):
+  """Scalars of one group: updates done, the peak rate, and the rate of the last update."""
+
+  step: jax.Array
+  peak: jax.Array
+  rate: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupSettings:
+  """What one group of leaves trains with; `warmup` is a share of all steps."""
+
+  learning_rate: float
+  weight_decay: float
+  schedule: str
+  warmup: float
+
+
+# Schedules --------------------------------------------------------------------------------------------------------
+
+
+def make_schedule(name: str, total_steps: int, warmup: float = 0.0) -> Schedule:
+  """The share of the peak rate at each update.
+
+  It rises by equal amounts during ``round(warmup * total_steps)`` updates, the first of which already moves the
+  parameters, stands at 1 for one update, and then stays (constant) or falls so that the update after the last would
+  have 0 (linear, cosine).
+
+  Args:
+    name: one of `SCHEDULES`.
+    total_steps: updates in the whole run.
+    warmup: share of `total_steps`, in [0, 1).
+
+  Raises:
+    UserError: an unknown name, or a share outside [0, 1).
+  """
+  if name not in SCHEDULES:
+    raise UserError(f"optim.schedule: no schedule {name!r}; {nearest(name, SCHEDULES)}")
+  if not 0.0 <= warmup < 1.0:
+    raise UserError(f"optim.warmup: {warmup} is no share of all steps; expected a number from 0 to below 1")
+  warmup_steps = round(warmup * total_steps)
+  falling_steps = max(total_steps - warmup_steps, 1)
+
+  def share(count: jax.Array) -> jax.Array:
+    count = count.astype(jnp.float32)
+    done = jnp.clip((count - warmup_steps) / falling_steps, 0.0, 1.0)
+    if name == "linear":
+      falling = 1.0 - done
+    elif name == "cosine":
+      falling = 0.5 * (1.0 + jnp.cos(jnp.pi * done))
+    else:
+      falling = jnp.ones_like(done)
+    rising = (count + 1.0) / max(warmup_steps, 1)
+    return jnp.where(count < warmup_steps, rising, falling)
+
+  return share
+
+
+def scale_by_learning_rate(peak: float, schedule: Schedule) -> optax.GradientTransformation:
+  """Multiplies by minus the scheduled rate; the peak is an array in the state, the same for init of any tree."""
+
+  def init(params: Tree) -> LearningRateState:
+    del params
+    return LearningRateState(jnp.zeros((), jnp.int32), jnp.float32(peak), jnp.zeros((), jnp.float32))
+
+  def update(updates: Tree, state: LearningRateState, params: Tree | None = None) -> tuple[Tree, LearningRateState]:
+    del params
+    rate = state.peak * schedule(state.step)
+    updates = jax.tree.map(lambda u: (-rate * u).astype(u.dtype), updates)
+    return updates, LearningRateState(state.step + 1, state.peak, rate)
+
+  return optax.GradientTransformation(init, update)
+
+
+def learning_rates(opt_state: Any) -> dict[str, jax.Array]:
+  """Group -> the rate of the last update."""
+  return {group: state.rate for group, state in _rate_states(opt_state).items()}
+
+
+def with_peaks(opt_state: Any, peaks: Mapping[str, jax.Array | float]) -> Any:
+  """The state with other peak rates for the named groups.
+
+  Raises:
+    KeyError: the state has no such group.
+  """
+  known = _rate_states(opt_state)
+  for group in peaks:
+    if group not in known:
+      raise KeyError(group)
+
+  def replace(path: Any, state: Any) -> Any:
+    group = _group_of(path) if isinstance(state, LearningRateState) else ""
+    return state._replace(peak=jnp.asarray(peaks[group], jnp.float32)) if group in peaks else state
+
+  return jax.tree_util.tree_map_with_path(replace, opt_state, is_leaf=_is_rate_state)
+
+
+def _rate_states(opt_state: Any) -> dict[str, LearningRateState]:
+  found = jax.tree_util.tree_flatten_with_path(opt_state, is_leaf=_is_rate_state)[0]
+  return {_group_of(path): state for path, state in found if _is_rate_state(state)}
+
+
+def _is_rate_state(node: Any) -> bool:
+  return isinstance(node, LearningRateState)
+
+
+def _group_of(path: Any) -> str:
+  return next(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
+
+
+# Weight decay -----------------------------------------------------------------------------------------------------
+
+
+def decays(name: str, leaf: Any, stacks: Mapping[str, int] | None = None) -> bool:
+  """Whether weight decay acts on a leaf: on matrices, not on biases, norms, scales and other vectors.
+
+  Args:
+    name: the leaf's dotted path.
+    leaf: an array or its shape; leaves below a stack have a leading layer axis that does not count.
+    stacks: dotted path of each stack of layers -> number of layers.
+  """
+  stacked = any(name.startswith(stack + ".") for stack in stacks or {})
+  module, _, last = name.rpartition(".")
+  is_norm = "norm" in module.rpartition(".")[2].lower()
+  return len(leaf.shape) - stacked >= 2 and last not in UNDECAYED and not is_norm
+
+
+# The optimizer ----------------------------------------------------------------------------------------------------
+
+
+def make_optimizer(
+  config: ConfigDict,
+  groups: Tree,
+  total_steps: int,
+  method_groups: Mapping[str, Mapping[str, Any]] | None = None,
+  *,
+  stacks: Mapping[str, int] | None = None,
+  learning_rate: float = 0.0,
+) -> optax.GradientTransformation:
+  """Clips by the global norm, then gives every group its own transform.
+
+  Args:
+    config: `config.optim`.
+    groups: the group of each trainable leaf, a tree like the trainable one; frozen leaves, if there are any in it, are
+      left out.
+    total_steps: updates in the whole run.
+    method_groups: group -> fields of `GROUP_FIELDS` that the method sets; the user's `config.groups` win.
+    stacks: dotted path of each stack of layers -> number of layers.
+    learning_rate: the method's default peak rate, for a config that leaves it at 0.
+
+  Raises:
+    UserError: an unknown optimizer, schedule, group or field of a group; no positive learning rate.
+  """
+  labels = unflatten({name: group for name, group in flatten(groups).items() if group != FROZEN})
+  settings = group_settings(config, set(jax.tree.leaves(labels)), method_groups, learning_rate)
+  transforms = {group: _one_group(config, one, total_steps, stacks or {}) for group, one in settings.items()}
+  clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm > 0 else optax.identity()
+  return optax.chain(clip, optax.multi_transform(transforms, labels))
+
+
+def group_settings(
+  config: ConfigDict,
+  groups: set[str],
+  method_groups: Mapping[str, Mapping[str, Any]] | None = None,
+  learning_rate: float = 0.0,
+) -> dict[str, GroupSettings]:
+  """Group -> what it trains with: the user's fields for the group, else the method's, else the config's own."""
+  for group, fields in config.groups.items():
+    if group not in groups:
+      raise UserError(f"optim.groups: no leaf trains in a group {group!r}; {nearest(group, groups)}")
+    for field in fields:
+      if field not in GROUP_FIELDS:
+        raise UserError(f"optim.groups.{group}: no field {field!r}; {nearest(field, GROUP_FIELDS)}")
+  found = {}
+  for group in sorted(groups):
+    user = dict(config.groups.get(group, {}))
+    method = dict((method_groups or {}).get(group, {}))
+    rate = config.learning_rate or method.get("learning_rate") or learning_rate
+    rate *= method.get("learning_rate_multiplier", 1.0)
+    rate = user.get("learning_rate", rate) * user.get("learning_rate_multiplier", 1.0)
+    if rate <= 0:
+      raise UserError(f"optim.learning_rate: {rate} for the group {group!r}; expected a positive number")
+    rest = {
+      field: user.get(field, method.get(field, config[field])) for field in ("weight_decay", "schedule", "warmup")
+    }
+    found[group] = GroupSettings(learning_rate=float(rate), **rest)
+  return found
+
+
+def _one_group(
+  config: ConfigDict, settings: GroupSettings, total_steps: int, stacks: Mapping[str, int]
+) -> optax.GradientTransformation:
+  def decay_mask(params: Tree) -> Tree:
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: decays(_name(path), leaf, stacks), params)
+
+  decay = optax.add_decayed_weights(settings.weight_decay, decay_mask) if settings.weight_decay else optax.identity()
+  schedule = make_schedule(settings.schedule, total_steps, settings.warmup)
+  return optax.chain(_direction(config, stacks), decay, scale_by_learning_rate(settings.learning_rate, schedule))
+
+
+def _direction(config: ConfigDict, stacks: Mapping[str, int]) -> optax.GradientTransformation:
+  if config.name == "adamw":
+    return optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
+  if config.name == "lion":
+    return optax.scale_by_lion(b1=config.b1, b2=config.b2)
+  if config.name == "sgd":
+    return optax.trace(decay=config.momentum) if config.momentum else optax.identity()
+  if config.name == "adafactor":
+    return per_layer(
+      optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms()), stacks
+    )
+  raise UserError(f"optim.name: no optimizer {config.name!r}; {nearest(config.name, OPTIMIZERS)}")
+
+
+class _PerLayerState(NamedTuple):
+  leaves: dict[str, Any]
+
+
+def per_layer(transform: optax.GradientTransformation, stacks: Mapping[str, int]) -> optax.GradientTransformation:
+  """A transform that treats leaves one by one, made to treat every layer of a stacked leaf as a leaf of its own."""
+
+  def mapped(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    return jax.vmap(function) if any(name.startswith(stack + ".") for stack in stacks) else function
+
+  def init(params: Tree) -> _PerLayerState:
+    return _PerLayerState({name: mapped(name, transform.init)(leaf) for name, leaf in _named(params)})
+
+  def update(updates: Tree, state: _PerLayerState, params: Tree) -> tuple[Tree, _PerLayerState]:
+    values = dict(_named(params))
+    done = {
+      name: mapped(name, transform.update)(leaf, state.leaves[name], values[name]) for name, leaf in _named(updates)
+    }
+    new = jax.tree_util.tree_map_with_path(lambda path, _: done[_name(path)][0], updates)
+    return new, _PerLayerState({name: leaf_state for name, (_, leaf_state) in done.items()})
+
+  return optax.GradientTransformation(init, update)
+
+
+def _named(tree: Tree) -> list[tuple[str, Any]]:
+  """Dotted name and leaf; leaves of other groups, which `multi_transform` masks, are passed over."""
+  return [(_name(path), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]]
+
+
+def _name(path: Any) -> str:
+  return ".".join(key.key for key in path)
+
+
+def optimizer_bytes(opt_state: Any) -> int:
+  """Bytes of the statistics held for the parameters: all leaves but the scalars that count steps and hold rates."""
+  arrays = [leaf for leaf in jax.tree.leaves(opt_state) if len(leaf.shape) > 0]
+  return sum(leaf.size * leaf.dtype.itemsize for leaf in arrays)
