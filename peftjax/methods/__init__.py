@@ -1,0 +1,133 @@
+"""The methods, and how `config.method` becomes one.
+
+A new method is a file here with a frozen dataclass that extends `Method` or `Targeted`, and a line in `METHODS`; outside
+the package, `config.method.name = "my_module:MyMethod"` takes a class, or a mask function `(name, leaf) -> group`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import sys
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from peftjax.errors import UserError, nearest
+from peftjax.methods.base import Call, Context, Leaves, Method, Site, Targeted, field_error
+from peftjax.methods.houlsby import Bottleneck, Houlsby
+from peftjax.methods.hybrid import Hybrid, expand
+from peftjax.methods.ia3 import IA3
+from peftjax.methods.lora import LoRA
+from peftjax.methods.prompt import Prompt
+from peftjax.methods.selective import BitFit, Full, Head, LastK, LayerNormTuning, MaskMethod, Patterns
+
+METHODS: dict[str, type[Method]] = {
+  method.name: method
+  for method in (
+    Full,
+    Head,
+    BitFit,
+    LayerNormTuning,
+    LastK,
+    Patterns,
+    LoRA,
+    IA3,
+    Houlsby,
+    Prompt,
+    Hybrid,
+  )
+}
+
+__all__ = [
+  "METHODS",
+  "BitFit",
+  "Bottleneck",
+  "Call",
+  "Context",
+  "Full",
+  "Head",
+  "Houlsby",
+  "Hybrid",
+  "IA3",
+  "LastK",
+  "LayerNormTuning",
+  "Leaves",
+  "LoRA",
+  "MaskMethod",
+  "Method",
+  "Patterns",
+  "Prompt",
+  "Site",
+  "Targeted",
+  "build",
+  "expand",
+]
+
+
+def build(settings: Mapping[str, Any]) -> Method:
+  """The method that a `config.method` section describes: its `name`, and fields of that method.
+
+  Raises:
+    UserError: an unknown name or field, a value of the wrong type.
+  """
+  fields = {key: _plain(value) for key, value in settings.items() if key != "name"}
+  method = _resolve(str(settings["name"]))
+  if not isinstance(method, type):
+    if isinstance(method, Method):
+      return method
+    return _construct(MaskMethod, {"function": method, **fields})
+  return _construct(method, fields)
+
+
+def _construct(method: type[Method], fields: dict[str, Any]) -> Method:
+  hints = typing.get_type_hints(method)
+  known = {field.name: field for field in dataclasses.fields(method)}
+  for name, value in fields.items():
+    if name not in known:
+      raise field_error(method, name)
+    if name == "methods":
+      fields[name] = tuple(build(part) for part in value)
+    else:
+      fields[name] = _checked(f"method.{name}", value, hints[name], known[name])
+  return method(**fields)
+
+
+def _checked(what: str, value: Any, hint: Any, field: dataclasses.Field[Any]) -> Any:
+  if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  if hint in (bool, int, str, float):
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+      raise UserError(f"{what}={value!r}: expected {hint.__name__}, such as {field.default!r}")
+    if hint is int and value < 1 and isinstance(field.default, int) and field.default >= 1:
+      raise UserError(f"{what}={value!r}: expected a positive number, such as {field.default!r}")
+  elif typing.get_origin(hint) is tuple:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+      raise UserError(f"{what}={value!r}: expected a tuple, such as ({value!r},)")
+  return value
+
+
+def _resolve(name: str) -> Any:
+  if name in METHODS:
+    return METHODS[name]
+  module_name, colon, attribute = name.partition(":")
+  if not colon:
+    raise UserError(f"method.name: unknown {name!r}; {nearest(name, METHODS)}, or module:Name for your own")
+  if os.getcwd() not in sys.path:
+    sys.path.insert(0, os.getcwd())  # a user's module stands beside where the command runs
+  try:
+    module = importlib.import_module(module_name)
+  except ModuleNotFoundError as error:
+    raise UserError(f"method.name: cannot import {module_name!r} ({error}); it must be on the Python path") from None
+  if not hasattr(module, attribute):
+    raise UserError(f"method.name: {module_name} has no {attribute!r}; {nearest(attribute, dir(module))}")
+  return getattr(module, attribute)
+
+
+def _plain(value: Any) -> Any:
+  if isinstance(value, Mapping) or hasattr(value, "to_dict"):
+    return {key: _plain(one) for key, one in value.items()}
+  if isinstance(value, list | tuple):
+    return tuple(_plain(one) for one in value)
+  return value

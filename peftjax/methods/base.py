@@ -1,0 +1,286 @@
+"""The protocol of a method: the leaves it adds at sites, how they act, and which leaves train.
+
+  before   {"query": {"kernel": f32[384, 384], "bias": f32[384]}}
+  after    {"query": {"kernel": ..., "bias": ..., "lora_a": f32[384, 8], "lora_b": f32[8, 384]}}   LoRA(rank=8)
+
+A method is a frozen dataclass whose fields are its settings. It never sees how layers are stored: `create`, `before`,
+`after` and `delta` get the leaves of one layer, `mask` the name of one layer's leaf.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from peftjax import masks
+from peftjax.errors import UserError, nearest
+
+Leaves = dict[str, Any]
+
+ADAPTER = "adapter"
+SAVED = "saved"
+BIAS = "bias"
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+  """A place in a model where a method may act.
+
+  Attributes:
+    path: the module's path in the parameter tree; no layer index where layers are stacked.
+    method: the module's method that is acted on; "__call__" for leaf modules.
+    kind: linear, embedding, norm, conv, attention, sublayer, block, model.
+    names: Hugging Face's dotted module name, one for each layer of the stack (one alone if not stacked).
+    stack: leading axes of the stored leaves, () or (layers,).
+    shape: of one layer: linear (in, out); conv (*window, in, out); embedding (vocabulary, features); norm (features,);
+      attention (query heads, key heads, head size); sublayer, block and model (hidden,).
+    dtype: of the base's leaves.
+    has_bias: whether the base module has a bias.
+    base_path: the module whose leaves `create` sees as the base's: its own, and the word embeddings' for a model.
+  """
+
+  path: tuple[str, ...]
+  method: str
+  kind: str
+  names: tuple[str, ...]
+  stack: tuple[int, ...]
+  shape: tuple[int, ...]
+  dtype: Any = jnp.float32
+  has_bias: bool = False
+  base_path: tuple[str, ...] = ()
+
+  @property
+  def leaf_path(self) -> tuple[str, ...]:
+    """Where the site's own leaves are in the tree: in the module, or under the method's name in it."""
+    return self.path if self.method == "__call__" else (*self.path, self.method)
+
+  def one(self, index: int) -> Site:
+    """The site of one layer of the stack."""
+    return dataclasses.replace(self, names=(self.names[index],), stack=())
+
+  @property
+  def name(self) -> str:
+    """The first layer's name, with the method where that is not the module's call."""
+    return self.names[0] if self.method == "__call__" else f"{self.names[0]}.{self.method}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+  """What a method may know of the model when its defaults are filled in.
+
+  Attributes:
+    sites: all sites of the model, head included.
+    stacks: dotted path of each stack -> layers.
+    head: dotted prefixes of the task head's leaves.
+    model_type: config.json's.
+    config: config.json as a dict.
+  """
+
+  sites: tuple[Site, ...]
+  stacks: Mapping[str, int]
+  head: tuple[str, ...] = ()
+  model_type: str = ""
+  config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  def in_head(self, name: str) -> bool:
+    """Whether a module or leaf name lies in the task head."""
+    return any(name == head or name.startswith(head + ".") for head in self.head)
+
+
+@dataclasses.dataclass
+class Call:
+  """One intercepted call, as `before` and `after` see it.
+
+  Attributes:
+    base: reads a leaf of the base module by name, "kernel" or "bias"; None where it has none.
+    shared: leaves that all sites of the method share.
+    dropout: drops elements of an array at a rate while training, the identity otherwise.
+    module: the Linen module, for methods on attention and model sites.
+  """
+
+  base: Callable[[str], Any]
+  shared: Leaves
+  dropout: Callable[[jax.Array, float], jax.Array]
+  module: Any = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Method:
+  """Base of all methods. With no override it adds no leaf and trains nothing but the task head.
+
+  Class attributes:
+    name: what `config.method.name` calls it.
+    kinds: the kinds of site it can act on; () for a mask alone.
+    leaf_names: the leaves it adds that train, and `buffer_names` those that do not.
+    learning_rate: default peak learning rate with AdamW.
+  """
+
+  name: ClassVar[str] = ""
+  kinds: ClassVar[tuple[str, ...]] = ()
+  leaf_names: ClassVar[tuple[str, ...]] = ()
+  buffer_names: ClassVar[tuple[str, ...]] = ()
+  learning_rate: ClassVar[float] = 1e-3
+  group_learning_rates: ClassVar[Mapping[str, float]] = {}
+
+  modules_to_save: tuple[str, ...] = ()
+
+  def bind(self, context: Context) -> Method:
+    """The method with every default that depends on the model filled in, and checked against it."""
+    if self.modules_to_save:
+      modules = {name.rpartition(".")[0] for name in _leaf_owner_names(context)} | set(_leaf_owner_names(context))
+      masks.match_table(self.modules_to_save, sorted(modules), f"{self.name}.modules_to_save")
+    return self
+
+  def select(self, context: Context) -> list[Site]:
+    """The sites the method acts on; a site of a stack is selected for all layers or raises `masks.LayersDiffer`."""
+    del context
+    return []
+
+  def settings(self, name: str) -> Any:
+    """What may differ between layers (rank, alpha); layers of one stack must agree on it."""
+    del name
+    return None
+
+  def create(self, key: jax.Array, site: Site, base: Leaves) -> Leaves:
+    """The leaves of one layer's site; `base` holds that layer's base leaves (or their shapes)."""
+    del key, site, base
+    return {}
+
+  def create_shared(self, key: jax.Array, sites: Sequence[Site]) -> Leaves:
+    """Leaves that all sites share; they stand at the root of the tree under the method's name."""
+    del key, sites
+    return {}
+
+  def before(self, leaves: Leaves, x: Any, site: Site, call: Call) -> Any:
+    """The input the base gets: an array for linear, conv, embedding and norm; a dict of arguments otherwise."""
+    del leaves, site, call
+    return x
+
+  def after(self, leaves: Leaves, x: Any, y: Any, site: Site, call: Call) -> Any:
+    """The output, from the original input `x` and the base's output `y`."""
+    del leaves, x, site, call
+    return y
+
+  def delta(self, leaves: Leaves, base: Leaves, site: Site, shared: Leaves) -> Leaves:
+    """float32 updates of the base module's leaves that merge the method into it: {"kernel": ..., "bias": ...}.
+
+    Raises:
+      UserError: the method does not act as a change of the base's weights.
+    """
+    del leaves, base, site, shared
+    raise UserError(f"{self.name} cannot be merged: it is not a change of the base's weights")
+
+  def mask(self, name: str, leaf: Any) -> str:
+    """The group of a leaf by its name."""
+    del leaf
+    module, _, tail = name.rpartition(".")
+    if tail in self.leaf_names:
+      return ADAPTER
+    if self.modules_to_save and any(masks.matches(self.modules_to_save, one) for one in _ancestors(module)):
+      return masks.FROZEN if tail in self.buffer_names else SAVED
+    return masks.FROZEN
+
+
+def _leaf_owner_names(context: Context) -> list[str]:
+  return [name for site in context.sites for name in site.names if site.method == "__call__"]
+
+
+def _ancestors(module: str) -> list[str]:
+  parts = module.split(".")
+  return [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Targeted(Method):
+  """A method that acts at sites chosen by name, as Hugging Face PEFT chooses them.
+
+  Attributes:
+    targets: a sequence of suffixes or globs, a string that is a regular expression for the whole name, or "all-linear"
+      (every linear site outside the head); empty: the default of the architecture.
+    exclude: patterns of names to leave out.
+    layers: indices of the layers to act on; empty: all.
+    bias: base biases that train too: "none", "all", or "<method>_only" for those of the targeted modules.
+  """
+
+  targets: masks.Patterns = ()
+  exclude: masks.Patterns = ()
+  layers: tuple[int, ...] = ()
+  bias: str = "none"
+
+  def default_targets(self, model_type: str) -> masks.Patterns:
+    """The architecture's default targets; () if there are none."""
+    del model_type
+    return ()
+
+  def bind(self, context: Context) -> Method:
+    """Fills in `targets` and checks that each pattern matches.
+
+    Raises:
+      UserError: no default, a pattern without match, a layer that does not exist.
+    """
+    method = super().bind(context)
+    modes = ("none", "all", f"{self.name}_only")
+    if self.bias not in modes:
+      raise UserError(f"{self.name}.bias: unknown mode {self.bias!r}; {nearest(self.bias, modes)}")
+    targets = self.targets or self.default_targets(context.model_type)
+    if not targets:
+      raise UserError(f"{self.name} has no default targets for model_type {context.model_type!r}; set targets=(...)")
+    names = [name for site in self.candidates(context) for name in site.names]
+    if targets != masks.ALL_LINEAR:
+      masks.match_table(targets, names, f"{self.name}.targets")
+    if self.exclude:
+      masks.match_table(self.exclude, names, f"{self.name}.exclude")
+    if self.layers:
+      known = sorted({index for name in names if (index := layer_index(name)) is not None})
+      for layer in self.layers:
+        if layer not in known:
+          raise UserError(f"{self.name}.layers: no layer {layer}; the model has {len(known)}, counted from 0")
+    return dataclasses.replace(method, targets=targets)
+
+  def candidates(self, context: Context) -> list[Site]:
+    """The sites of a kind that the method can act on."""
+    return [site for site in context.sites if site.kind in self.kinds]
+
+  def select(self, context: Context) -> list[Site]:
+    """The matched sites, in the model's order."""
+    chosen = []
+    for site in self.candidates(context):
+      wanted = {self._wants(name, site, context) for name in site.names}
+      if wanted == {True, False} or len({self.settings(name) for name in site.names if wanted == {True}}) > 1:
+        raise masks.LayersDiffer(f"{self.name} treats the layers of {site.names[0]} differently")
+      if wanted == {True}:
+        chosen.append(site)
+    if not chosen:
+      raise UserError(f"{self.name}: targets, exclude and layers leave no module to act on")
+    return chosen
+
+  def _wants(self, name: str, site: Site, context: Context) -> bool:
+    if self.targets == masks.ALL_LINEAR:
+      hit = site.kind == "linear" and not context.in_head(name) and not name.endswith(("lm_head", "embed_out"))
+    else:
+      hit = masks.matches(self.targets, name)
+    if hit and self.exclude and masks.matches(self.exclude, name):
+      hit = False
+    return hit and (not self.layers or layer_index(name) in self.layers)
+
+
+def layer_index(name: str) -> int | None:
+  """The first number in a dotted name: the layer.
+
+  >>> layer_index("encoder.layer.3.attention.self.query")
+  3
+  """
+  for part in name.split("."):
+    if part.isdigit():
+      return int(part)
+  return None
+
+
+def field_error(method: type[Method], field: str) -> UserError:
+  """The error for a setting that a method does not have."""
+  known = [one.name for one in dataclasses.fields(method)]
+  return UserError(f"method {method.name!r} has no field {field!r}; {nearest(field, known)}")

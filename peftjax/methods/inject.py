@@ -1,0 +1,282 @@
+"""How methods meet a model: finding its sites, laying leaves beside the base's, acting during the forward pass.
+
+The model stays an ordinary Linen module. `discover` runs it once on shapes under a recording interceptor; `attach`
+computes new leaves as pure functions of sites; `interceptor` only reads leaves, so it works unchanged under `scan`,
+`remat`, `jit`, `grad` and `vmap`, and without an adapter leaf the outputs are bitwise the base's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from peftjax import masks
+from peftjax.errors import UserError
+from peftjax.methods.base import BIAS, Call, Context, Leaves, Method, Site
+
+ARRAY_KINDS = ("linear", "conv", "embedding", "norm")
+_LEAF_MODULES: tuple[tuple[Any, str, str], ...] = (
+  (nn.Dense, "linear", "kernel"),
+  (nn.Conv, "conv", "kernel"),
+  (nn.Embed, "embedding", "embedding"),
+  (nn.LayerNorm, "norm", "scale"),
+  (nn.RMSNorm, "norm", "scale"),
+  (nn.GroupNorm, "norm", "scale"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+  """A method bound to a model, with the sites it acts on."""
+
+  method: Method
+  sites: tuple[Site, ...]
+
+  def mask(self, name: str, leaf: Any) -> str:
+    """The method's mask, and the biases that its `bias` setting frees: "all", or "<method>_only" at its sites."""
+    group = self.method.mask(name, leaf)
+    mode = getattr(self.method, "bias", "none")
+    module, _, tail = name.rpartition(".")
+    if group != masks.FROZEN or mode == "none" or tail != "bias":
+      return group
+    return BIAS if mode == "all" or any(module in site.names for site in self.sites) else masks.FROZEN
+
+  @property
+  def shared_path(self) -> str:
+    """Where the leaves that its sites share stand in the tree."""
+    return self.method.name
+
+
+# Sites ------------------------------------------------------------------------------------------------------------
+
+
+def discover(
+  module: nn.Module, inputs: Mapping[str, Any], stacks: Mapping[str, int]
+) -> tuple[masks.Tree, tuple[Site, ...]]:
+  """(parameter shapes, sites) of a module, from shapes alone.
+
+  Args:
+    module: any Linen model; modules may declare `sites` (method name -> kind) beside the built-in leaf modules.
+    inputs: keyword inputs of its call, arrays or `jax.ShapeDtypeStruct`s.
+    stacks: dotted path of each scanned stack -> number of layers.
+  """
+  found: dict[tuple[tuple[str, ...], str], Site] = {}
+
+  def record(next_fun: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+    y = next_fun(*args, **kwargs)
+    site = _site_of(context, args, kwargs, stacks)
+    if site is not None:
+      found.setdefault((site.path, site.method), site)
+    return y
+
+  with nn.intercept_methods(record):
+    variables = jax.eval_shape(lambda key, batch: module.init(key, **batch), jax.random.key(0), dict(inputs))
+  return variables["params"], tuple(found.values())
+
+
+def _site_of(context: Any, args: Any, kwargs: Any, stacks: Mapping[str, int]) -> Site | None:
+  module, method = context.module, context.method_name
+  kind = getattr(type(module), "sites", {}).get(method)
+  if kind == "model" and module.path:
+    return None  # only the outermost model's inputs are the user's
+  shape: tuple[int, ...] = ()
+  dtype, has_bias = jnp.float32, False
+  if kind is None and method == "__call__":
+    for module_type, leaf_kind, leaf in _LEAF_MODULES:
+      if isinstance(module, module_type) and module.has_variable("params", leaf):
+        value = module.get_variable("params", leaf)
+        kind, shape, dtype = leaf_kind, tuple(value.shape), value.dtype
+        has_bias = module.has_variable("params", "bias")
+        break
+  if kind is None:
+    return None
+  if not shape:
+    shape = _activation_shape(kind, _arguments(module, method, args, kwargs))
+  dotted = ".".join(module.path)
+  names = masks.layer_names(dotted, stacks) if dotted not in stacks else _stack_names(dotted, stacks)
+  stack = () if names == (dotted,) else (len(names),)
+  base_path = module.embedding_path if kind == "model" else module.path
+  return Site(module.path, method, kind, names, stack, shape, dtype, has_bias, base_path)
+
+
+def _stack_names(dotted: str, stacks: Mapping[str, int]) -> tuple[str, ...]:
+  return tuple(f"{dotted}.{index}" for index in range(stacks[dotted]))
+
+
+def _activation_shape(kind: str, arguments: dict[str, Any]) -> tuple[int, ...]:
+  if kind == "attention":
+    q, k = arguments["q"], arguments["k"]
+    return (q.shape[-2], k.shape[-2], q.shape[-1])
+  return (next(iter(arguments.values())).shape[-1],)
+
+
+def _arguments(module: nn.Module, method: str, args: Any, kwargs: Any) -> dict[str, Any]:
+  """The call's arguments by name."""
+  parameters = list(inspect.signature(getattr(type(module), method)).parameters)[1:]
+  return {**dict(zip(parameters, args)), **kwargs}
+
+
+# Leaves -----------------------------------------------------------------------------------------------------------
+
+
+def attach(
+  params: masks.Tree, bound: Sequence[Bound], key: jax.Array, *, dtype: Any = jnp.float32
+) -> masks.Tree:
+  """A new tree with the methods' fresh leaves beside the base's, which are the same arrays as before.
+
+  A leaf depends on `key`, its layer's name and the base leaves of its own module alone: not on how layers are stored,
+  nor on other methods.
+
+  Raises:
+    UserError: two methods add a leaf of one name at one site.
+  """
+  flat = masks.flatten(params)
+  for one in bound:
+    for site in one.sites:
+      base = _base_leaves(flat, site)
+      for name, leaf in _create_at(one.method, site, base, key).items():
+        _put(flat, ".".join((*site.leaf_path, name)), leaf, dtype)
+    shared_key = jax.random.fold_in(key, zlib.crc32(one.method.name.encode()))
+    for name, leaf in one.method.create_shared(shared_key, one.sites).items():
+      _put(flat, f"{one.shared_path}.{name}", leaf, dtype)
+  return masks.unflatten(flat)
+
+
+def _base_leaves(flat: Mapping[str, Any], site: Site) -> Leaves:
+  prefix = ".".join(site.base_path)
+  names = ("kernel", "bias", "embedding", "scale")
+  return {name: flat[f"{prefix}.{name}"] for name in names if f"{prefix}.{name}" in flat}
+
+
+def _put(flat: dict[str, Any], path: str, leaf: Any, dtype: Any) -> None:
+  if path in flat:
+    raise UserError(f"two methods add the leaf {path!r}")
+  flat[path] = leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+
+def _create_at(method: Method, site: Site, base: Leaves, key: jax.Array) -> Leaves:
+  hashes = jnp.asarray([zlib.crc32(name.encode()) for name in site.names], jnp.uint32)
+  if not site.stack:
+    return method.create(jax.random.fold_in(key, hashes[0]), site, base)
+  keys = jax.vmap(lambda one: jax.random.fold_in(key, one))(hashes)
+  return jax.vmap(lambda one, leaves: method.create(one, site.one(0), leaves))(keys, base)
+
+
+def leaf_paths(bound: Sequence[Bound], params: masks.Tree) -> set[str]:
+  """Dotted tree paths of all leaves that the methods added."""
+  paths = set()
+  for one in bound:
+    added = {*one.method.leaf_names, *one.method.buffer_names}
+    prefixes = [*(".".join(site.leaf_path) for site in one.sites), one.shared_path]
+    paths |= {f"{prefix}.{name}".lstrip(".") for prefix in prefixes for name in added}
+  return paths & set(masks.flatten(params))
+
+
+# The forward pass -------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def acting(bound: Sequence[Bound], params: masks.Tree, read: set[str] | None = None) -> Iterator[None]:
+  """Within it, calls of the module's sites are acted on by the methods.
+
+  Args:
+    bound: methods with their sites, applied in order.
+    params: the tree that the module is applied to; only leaves shared between sites are taken from it.
+    read: if given, collects the dotted paths of the leaves that were read.
+  """
+  if not bound:
+    yield
+    return
+  table: dict[tuple[tuple[str, ...], str], list[tuple[Method, Site, Leaves]]] = {}
+  for one in bound:
+    shared = params.get(one.shared_path, {})
+    if read is not None:
+      read.update(f"{one.shared_path}.{name}" for name in masks.flatten(shared))
+    for site in one.sites:
+      table.setdefault((site.path, site.method), []).append((one.method, site, shared))
+  with nn.intercept_methods(_interceptor(table, read)):
+    yield
+
+
+def _interceptor(table: Mapping[Any, list[tuple[Method, Site, Leaves]]], read: set[str] | None) -> Callable[..., Any]:
+  def intercept(next_fun: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+    module, method_name = context.module, context.method_name
+    entries = table.get((module.path, method_name)) if module.scope is not None else None
+    if not entries:
+      return next_fun(*args, **kwargs)
+    arguments = _arguments(module, method_name, args, kwargs)
+    is_array = entries[0][1].kind in ARRAY_KINDS
+    x = next(iter(arguments.values())) if is_array else arguments
+    calls = [(method, site, _leaves(module, method, site, read), _call(module, shared)) for method, site, shared in entries]
+    base_x = x
+    for method, site, leaves, call in calls:
+      base_x = method.before(leaves, base_x, site, call)
+    y = next_fun(base_x) if is_array else next_fun(**base_x)
+    for method, site, leaves, call in calls:
+      y = method.after(leaves, x, y, site, call)
+    return y
+
+  return intercept
+
+
+def _leaves(module: nn.Module, method: Method, site: Site, read: set[str] | None) -> Leaves:
+  if site.method == "__call__":
+    held = {name: module.get_variable("params", name) for name in (*method.leaf_names, *method.buffer_names)
+            if module.has_variable("params", name)}  # fmt: skip
+  else:
+    held = dict(module.get_variable("params", site.method) or {})
+  if read is not None:
+    read.update(".".join((*site.leaf_path, name)) for name in held)
+  return held
+
+
+def _call(module: nn.Module, shared: Leaves) -> Call:
+  def base(name: str) -> Any:
+    return module.get_variable("params", name) if module.has_variable("params", name) else None
+
+  def drop(x: jax.Array, rate: float) -> jax.Array:
+    if rate == 0.0 or not module.has_rng("dropout"):
+      return x
+    keep = jax.random.bernoulli(module.make_rng("dropout"), 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+
+  return Call(base=base, shared=shared, dropout=drop, module=module)
+
+
+# Checks -----------------------------------------------------------------------------------------------------------
+
+
+def bind(methods: Sequence[Method], context: Context) -> tuple[Bound, ...]:
+  """The methods with their defaults filled in and their sites chosen.
+
+  Raises:
+    UserError: a pattern without match.
+    masks.LayersDiffer: a method treats the layers of one stack differently.
+  """
+  bound = []
+  for method in methods:
+    ready = method.bind(context)
+    bound.append(Bound(ready, tuple(ready.select(context))))
+  return tuple(bound)
+
+
+def check_all_read(module: nn.Module, params: masks.Tree, bound: Sequence[Bound], inputs: Mapping[str, Any]) -> None:
+  """Raises a `UserError` if a leaf that a method added is never read in the forward pass."""
+  read: set[str] = set()
+
+  def forward(tree: masks.Tree, batch: Mapping[str, Any]) -> Any:
+    with acting(bound, tree, read):
+      return module.apply({"params": tree}, **batch)
+
+  jax.eval_shape(forward, params, dict(inputs))
+  unread = sorted(leaf_paths(bound, params) - read)
+  if unread:
+    raise UserError(f"{len(unread)} adapter leaves are never read in a forward pass, such as {unread[0]!r}")

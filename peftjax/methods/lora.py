@@ -1,0 +1,177 @@
+"""LoRA: Low-Rank Adaptation (Hu et al. 2021, arXiv 2106.09685).
+
+    y = x W + s · (x A) B        A: [in, r], B: [r, out], s = α / r, or α / √r rank-stabilised (arXiv 2312.03732)
+
+B starts at zero, so the model starts as the base. PiSSA (arXiv 2404.02948) and OLoRA (arXiv 2406.01775) start from the
+principal part A₀B₀ of W and act on the residual W - s·A₀B₀. Here the base is never changed: A₀ and B₀ are kept as
+frozen leaves and y = x W + s · ((x A) B - (x A₀) B₀), which is the same function.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from peftjax import masks
+from peftjax.errors import UserError, nearest
+from peftjax.methods import targets as default_targets
+from peftjax.methods.base import Call, Context, Leaves, Method, Site, Targeted
+
+INITS = ("kaiming", "gaussian", "orthogonal", "pissa", "olora")
+_FROM_WEIGHT = ("pissa", "olora")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoRA(Targeted):
+  """Low-rank updates of linear and embedding sites.
+
+  Attributes:
+    rank: r.
+    alpha: α; the update is scaled by α / r.
+    dropout: rate on the update's input while training.
+    rslora: scale by α / √r.
+    init: kaiming (uniform ±1/√in, as published and in PEFT), gaussian (N(0, 1/r²)), orthogonal, pissa, olora.
+    rank_pattern, alpha_pattern: name pattern -> value, for modules that differ; a regular expression for the end of the
+      name.
+    lora_bias: B has a bias, scaled like the update.
+    freeze_a: LoRA-FA (arXiv 2308.03303): A stays as drawn.
+    lr_ratio: LoRA+ (arXiv 2402.12354): B's learning rate over A's.
+  """
+
+  name: ClassVar[str] = "lora"
+  kinds: ClassVar[tuple[str, ...]] = ("linear", "embedding")
+  leaf_names: ClassVar[tuple[str, ...]] = ("lora_a", "lora_b", "lora_b_bias")
+  buffer_names: ClassVar[tuple[str, ...]] = ("lora_a_init", "lora_b_init")
+  learning_rate: ClassVar[float] = 1e-3
+
+  rank: int = 8
+  alpha: float = 8.0
+  dropout: float = 0.0
+  rslora: bool = False
+  init: str = "kaiming"
+  rank_pattern: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  alpha_pattern: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  lora_bias: bool = False
+  freeze_a: bool = False
+  lr_ratio: float = 1.0
+
+  def __post_init__(self) -> None:
+    if self.init not in INITS:
+      raise UserError(f"{self.name}.init: unknown {self.init!r}; {nearest(self.init, INITS)}")
+    if self.init == "orthogonal" and self.rank % 2:
+      raise UserError(f"{self.name}.rank: orthogonal initialisation needs an even rank, got {self.rank}")
+    if self.lora_bias and self.init in _FROM_WEIGHT:
+      raise UserError(f"{self.name}.lora_bias cannot go with init={self.init!r}")
+
+  def default_targets(self, model_type: str) -> masks.Patterns:
+    return default_targets.ATTENTION.get(model_type, ())
+
+  def bind(self, context: Context) -> Method:
+    bound = super().bind(context)
+    names = [name for site in self.candidates(context) for name in site.names]
+    for field in ("rank_pattern", "alpha_pattern"):
+      for pattern in getattr(self, field):
+        if not any(_ends_with(pattern, name) for name in names):
+          tails = {name.rpartition(".")[2] for name in names}
+          raise UserError(f"{self.name}.{field}: {pattern!r} matches no targeted module; {nearest(pattern, tails)}")
+    return bound
+
+  def settings(self, name: str) -> tuple[int, float]:
+    """(rank, scale) at a module."""
+    rank = _by_pattern(self.rank_pattern, name, self.rank)
+    alpha = _by_pattern(self.alpha_pattern, name, self.alpha)
+    return rank, alpha / (rank**0.5 if self.rslora else rank)
+
+  def create(self, key: jax.Array, site: Site, base: Leaves) -> Leaves:
+    rank, scale = self.settings(site.names[0])
+    features_in, features_out = site.shape
+    if self.init in _FROM_WEIGHT and site.kind == "linear":
+      a, b = _principal(self.init, base["kernel"].astype(jnp.float32), rank, scale)
+      return {"lora_a": a, "lora_b": b, "lora_a_init": a, "lora_b_init": b}
+    if site.kind == "embedding":
+      # PEFT draws the embedding's B and zeroes its A.
+      return {"lora_a": jnp.zeros((features_in, rank)), "lora_b": jax.random.normal(key, (rank, features_out))}
+    leaves = _fresh(self.init, key, features_in, features_out, rank)
+    if self.lora_bias:
+      leaves["lora_b_bias"] = jnp.zeros(features_out)
+    return leaves
+
+  def after(self, leaves: Leaves, x: Any, y: jax.Array, site: Site, call: Call) -> jax.Array:
+    scale = self.settings(site.names[0])[1]
+    update = _product(x, leaves["lora_a"], leaves["lora_b"], site, y.dtype, call, self.dropout)
+    if "lora_a_init" in leaves:
+      update -= _product(x, leaves["lora_a_init"], leaves["lora_b_init"], site, y.dtype, call, 0.0)
+    if "lora_b_bias" in leaves:
+      update += leaves["lora_b_bias"].astype(y.dtype)
+    return y + scale * update
+
+  def delta(self, leaves: Leaves, base: Leaves, site: Site, shared: Leaves) -> Leaves:
+    del shared
+    scale = self.settings(site.names[0])[1]
+    low_rank = leaves["lora_a"] @ leaves["lora_b"]
+    if "lora_a_init" in leaves:
+      low_rank -= leaves["lora_a_init"] @ leaves["lora_b_init"]
+    deltas = {"embedding" if site.kind == "embedding" else "kernel": scale * low_rank}
+    if "lora_b_bias" in leaves:
+      if "bias" not in base:
+        raise UserError(f"{self.name}.lora_bias cannot be merged at {site.name}: the base has no bias")
+      deltas["bias"] = scale * leaves["lora_b_bias"]
+    return deltas
+
+  def mask(self, name: str, leaf: Any) -> str:
+    group = super().mask(name, leaf)
+    if name.endswith(".lora_a") and self.freeze_a:
+      return masks.FROZEN
+    if name.endswith((".lora_b", ".lora_b_bias")) and self.lr_ratio != 1.0:
+      return "lora_b"
+    return group
+
+
+def _fresh(init: str, key: jax.Array, features_in: int, features_out: int, rank: int) -> Leaves:
+  if init == "orthogonal":
+    # Rows of one orthogonal matrix, alternating, make A B = 0 with both factors nonzero.
+    key_q, key_a, key_b = jax.random.split(key, 3)
+    q = jnp.linalg.qr(jax.random.normal(key_q, (rank, rank)))[0]
+    a = jax.random.normal(key_a, (features_in, rank // 2)) @ q[0::2] / 10.0
+    b = (jax.random.normal(key_b, (features_out, rank // 2)) @ q[1::2]).T / 10.0
+    return {"lora_a": a, "lora_b": b}
+  if init == "gaussian":
+    a = jax.random.normal(key, (features_in, rank)) / rank
+  else:
+    bound = features_in**-0.5
+    a = jax.random.uniform(key, (features_in, rank), minval=-bound, maxval=bound)
+  return {"lora_a": a, "lora_b": jnp.zeros((rank, features_out))}
+
+
+def _principal(init: str, kernel: jax.Array, rank: int, scale: float) -> tuple[jax.Array, jax.Array]:
+  if init == "olora":
+    q, r = jnp.linalg.qr(kernel.T)
+    return r[:rank].T, q[:, :rank].T
+  u, s, vt = jnp.linalg.svd(kernel, full_matrices=False)
+  root = jnp.sqrt(s[:rank] / scale)
+  return u[:, :rank] * root, root[:, None] * vt[:rank]
+
+
+def _product(
+  x: jax.Array, a: jax.Array, b: jax.Array, site: Site, dtype: Any, call: Call, rate: float
+) -> jax.Array:
+  """(x A) B, left-associated: two thin products instead of a full-size one."""
+  if site.kind == "embedding":
+    return jnp.take(a, x, axis=0).astype(dtype) @ b.astype(dtype)
+  return call.dropout(x.astype(dtype), rate) @ a.astype(dtype) @ b.astype(dtype)
+
+
+def _ends_with(pattern: str, name: str) -> bool:
+  return re.match(rf"(.*\.)?({pattern})$", name) is not None
+
+
+def _by_pattern(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
+  for pattern, value in patterns.items():
+    if _ends_with(pattern, name):
+      return value
+  return default

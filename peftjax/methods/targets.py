@@ -1,0 +1,55 @@
+"""Default targets by architecture (config.json's model_type), the same as Hugging Face PEFT's."""
+
+from __future__ import annotations
+
+from peftjax.masks import Patterns
+
+_QV = ("q_proj", "v_proj")
+_LLAMA_LIKE = ("llama", "mistral", "mixtral", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3")
+
+# Attention's query and value, or the fused projection that holds them.
+ATTENTION: dict[str, Patterns] = {
+  "bert": ("query", "value"),
+  "roberta": ("query", "value"),
+  "gpt2": ("c_attn",),
+  "bloom": ("query_key_value",),
+  "gpt_neox": ("query_key_value",),
+  "gptj": _QV,
+  "opt": _QV,
+  "t5": ("q", "v"),
+  "mt5": ("q", "v"),
+  "vit": ("query", "value"),
+  "whisper": _QV,
+  **{name: _QV for name in _LLAMA_LIKE},
+}
+
+IA3: dict[str, tuple[str, ...]] = {
+  "bert": ("key", "value", "output.dense"),
+  "roberta": ("key", "value", "output.dense"),
+  "gpt2": ("c_attn", "mlp.c_proj"),
+  "bloom": ("query_key_value", "mlp.dense_4h_to_h"),
+  "gpt_neox": ("query_key_value", "dense_4h_to_h"),
+  "gptj": ("q_proj", "v_proj", "fc_out"),
+  "opt": ("q_proj", "k_proj", "fc2"),
+  "t5": ("k", "v", "wo"),
+  "mt5": ("k", "v", "wi_1"),
+  "llama": ("k_proj", "v_proj", "down_proj"),
+  "mistral": ("k_proj", "v_proj", "down_proj"),
+  "mixtral": ("k_proj", "v_proj", "w2"),
+  **{name: ("q_proj", "v_proj", "down_proj") for name in ("gemma", "gemma2", "gemma3_text", "qwen2", "qwen3")},
+}
+
+# Those of IA3's targets whose input, not output, is scaled.
+IA3_FEEDFORWARD: dict[str, tuple[str, ...]] = {
+  "bert": ("output.dense",),
+  "roberta": ("output.dense",),
+  "gpt2": ("mlp.c_proj",),
+  "bloom": ("mlp.dense_4h_to_h",),
+  "gpt_neox": ("dense_4h_to_h",),
+  "gptj": ("fc_out",),
+  "opt": ("fc2",),
+  "t5": ("wo",),
+  "mt5": (),
+  "mixtral": ("w2",),
+  **{name: ("down_proj",) for name in ("llama", "mistral", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3")},
+}

@@ -1,0 +1,388 @@
+"""`Model`: a Linen module, its parameters, and the methods that act on it.
+
+    model = peftjax.load("path/to/roberta-base")
+    model = model.add(peftjax.methods.LoRA(rank=8, alpha=16, targets=("query", "value")), jax.random.key(0))
+    out = model(input_ids=ids, attention_mask=mask)
+    model.merge().save("merged")
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from peftjax import masks
+from peftjax.errors import UserError, nearest
+from peftjax.methods import Method, expand
+from peftjax.methods.base import Context, Site
+from peftjax.methods.inject import Bound, acting, attach, bind, check_all_read, discover, leaf_paths
+from peftjax.models import pretrained
+from peftjax.models.family import Architecture, Family
+from peftjax.models.layers import Runtime
+from peftjax.models.registry import family_of
+
+HEAD = "head"
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A model: everything but `params` is static. Methods return new models; nothing is changed in place.
+
+  Attributes:
+    module: the Linen module; it knows nothing of methods.
+    params: nested dict of arrays, or of shapes for a model made from config.json alone.
+    config: the parsed config of the family.
+    hf_config: config.json as a dict.
+    architecture: Hugging Face's class name.
+    sites: where methods may act.
+    stacks: dotted path of each scanned stack -> layers.
+    bound: the methods added so far, with their sites.
+    folder: where it was loaded from.
+    drawn: names of leaves that were not in the checkpoint (a new head).
+  """
+
+  module: nn.Module
+  params: masks.Tree
+  config: Any
+  hf_config: Mapping[str, Any]
+  family: Family
+  architecture: str
+  runtime: Runtime
+  sites: tuple[Site, ...]
+  stacks: Mapping[str, int]
+  bound: tuple[Bound, ...] = ()
+  folder: Path | None = None
+  drawn: tuple[str, ...] = ()
+  new_head: bool = False
+
+  # Forward --------------------------------------------------------------------------------------------------------
+
+  def forward(self, params: masks.Tree, inputs: Mapping[str, Any], rng: jax.Array | None = None) -> dict[str, Any]:
+    """A pure, traceable forward pass; with `rng` dropout is on."""
+    rngs = None if rng is None else {"dropout": rng}
+    with acting(self.bound, params):
+      return self.module.apply({"params": params}, **inputs, rngs=rngs)
+
+  def __call__(self, **inputs: Any) -> dict[str, Any]:
+    """The outputs for arrays given by name, as `forward` without dropout, compiled."""
+    return _jitted(self.forward_key)(self.params, {name: jnp.asarray(value) for name, value in inputs.items()})
+
+  @property
+  def forward_key(self) -> _Forward:
+    """What the compiled forward pass depends on, apart from shapes."""
+    return _Forward(self.module, self.bound)
+
+  @property
+  def example_inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a smallest input."""
+    return self.family.inputs(self.config)
+
+  # Methods --------------------------------------------------------------------------------------------------------
+
+  @property
+  def head(self) -> tuple[str, ...]:
+    """Dotted prefixes of the task head's leaves."""
+    return self.family.architectures[self.architecture].head
+
+  @property
+  def task(self) -> str:
+    """What the architecture computes."""
+    return self.family.architectures[self.architecture].task
+
+  @property
+  def methods(self) -> tuple[Method, ...]:
+    """The methods added so far."""
+    return tuple(one.method for one in self.bound)
+
+  @property
+  def context(self) -> Context:
+    """What methods may know of the model."""
+    all_stacks = self.family.all_stacks(self.architecture, self.config)
+    return Context(self.sites, all_stacks, self.head, str(self.hf_config["model_type"]), self.hf_config)
+
+  def add(self, methods: Method | Sequence[Method], key: jax.Array | None = None) -> Model:
+    """The model with one or several methods added; its base leaves are the same arrays.
+
+    Args:
+      key: for the new leaves; default `jax.random.key(0)`.
+
+    Raises:
+      UserError: a pattern without match, a leaf that two methods add, a leaf that is never read.
+    """
+    parts = expand(methods)
+    try:
+      bound = bind(parts, self.context)
+      self._check_uniform(bound)
+    except masks.LayersDiffer:
+      return self.unrolled().add(methods, key)
+    key = jax.random.key(0) if key is None else key
+    laid = functools.partial(attach, bound=bound, key=key)
+    params = jax.eval_shape(laid, self.params) if self.is_abstract else laid(self.params)
+    whole = (*self.bound, *bound)
+    check_all_read(self.module, params, whole, self.example_inputs)
+    return dataclasses.replace(self, params=params, bound=whole)
+
+  def _check_uniform(self, bound: tuple[Bound, ...]) -> None:
+    for one in bound:
+      masks.label(self.params, one.mask, self.stacks)
+
+  def labels(self) -> masks.Tree:
+    """The group of every leaf: the head's is "head"; each method's mask names the rest."""
+
+    def mask(name: str, leaf: Any) -> str:
+      if any(name.startswith(prefix + ".") for prefix in self.head) and self.trains_head:
+        return HEAD
+      return masks.union(*(one.mask for one in self.bound))(name, leaf) if self.bound else masks.FROZEN
+
+    return masks.label(self.params, mask, self.stacks)
+
+  @property
+  def trains_head(self) -> bool:
+    """A classifier trains with every method; a language model's output layer is part of the base."""
+    return bool(self.head)
+
+  def adapter_paths(self) -> set[str]:
+    """Dotted tree paths of the leaves that methods added."""
+    return leaf_paths(self.bound, self.params)
+
+  def learning_rates(self) -> dict[str, float]:
+    """Default peak learning rate of each group that trains, from the methods."""
+    rates: dict[str, float] = {}
+    for path, group in masks.flatten(self.labels()).items():
+      if group in rates or group == masks.FROZEN:
+        continue
+      name = masks.layer_names(path, self.stacks)[0]
+      owner = next((one.method for one in self.bound if one.mask(name, None) != masks.FROZEN), None)
+      rates[group] = owner.learning_rate if owner else max([m.learning_rate for m in self.methods], default=1e-3)
+    for method in self.methods:
+      ratio = getattr(method, "lr_ratio", 1.0)
+      if "lora_b" in rates:
+        rates["lora_b"] = method.learning_rate * ratio
+    return rates
+
+  # Layout ---------------------------------------------------------------------------------------------------------
+
+  @property
+  def is_abstract(self) -> bool:
+    """Whether the leaves are shapes."""
+    return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(self.params))
+
+  def unrolled(self) -> Model:
+    """The same model with one subtree a layer instead of stacks, for methods that differ by layer."""
+    runtime = dataclasses.replace(self.runtime, scan_layers=False)
+    module, _, sites, stacks = build(self.family, self.architecture, self.config, runtime)
+    unstacked = functools.partial(unstack, stacks=self.stacks)
+    params = jax.eval_shape(unstacked, self.params) if self.is_abstract else unstacked(self.params)
+    fresh = dataclasses.replace(
+      self, module=module, params=params, runtime=runtime, sites=sites, stacks=stacks, bound=()
+    )
+    return dataclasses.replace(fresh, bound=bind(self.methods, fresh.context))
+
+  # Leaving --------------------------------------------------------------------------------------------------------
+
+  def merge(self) -> Model:
+    """The model with its methods' changes folded into the base's leaves in float32, and no adapter left.
+
+    Raises:
+      UserError: a method is not a change of the base's weights.
+    """
+    flat = dict(masks.flatten(self.params))
+    for one in self.bound:
+      shared = self.params.get(one.shared_path, {})
+      for site in one.sites:
+        _merge_site(flat, one, site, shared)
+    for path in self.adapter_paths():
+      del flat[path]
+    return dataclasses.replace(self, params=masks.unflatten(flat), bound=())
+
+  def save(self, folder: str | Path) -> None:
+    """Writes config.json and safetensors in Hugging Face's format, and copies the tokenizer along.
+
+    Raises:
+      UserError: methods are still separate; merge first, or save the adapter.
+    """
+    if self.adapter_paths():
+      raise UserError("the model has separate adapter leaves; use model.merge().save() or model.save_adapter()")
+    hf_config = {**self.hf_config, "architectures": [self.architecture]}
+    tensors = pretrained.to_checkpoint(self.family, self.params, self.stacks)
+    pretrained.save(folder, hf_config, tensors, self.folder)
+
+  def save_adapter(self, folder: str | Path) -> None:
+    """Writes the methods' leaves and what else trains as a Hugging Face PEFT adapter folder."""
+    from peftjax.interop import peft  # interop knows models, so it cannot be imported by them
+
+    peft.save(self, folder)
+
+  def with_params(self, params: masks.Tree) -> Model:
+    """The model with other values of the same leaves."""
+    return dataclasses.replace(self, params=params)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Forward:
+  module: nn.Module
+  bound: tuple[Bound, ...]
+
+  def __hash__(self) -> int:
+    return hash(self.module)
+
+
+@functools.lru_cache(maxsize=64)
+def _jitted(forward: _Forward) -> Any:
+  def run(params: masks.Tree, inputs: dict[str, Any]) -> dict[str, Any]:
+    with acting(forward.bound, params):
+      return forward.module.apply({"params": params}, **inputs)
+
+  return jax.jit(run)
+
+
+def _merge_site(flat: dict[str, Any], one: Bound, site: Site, shared: masks.Tree) -> None:
+  own = {name: flat[path] for name in (*one.method.leaf_names, *one.method.buffer_names)
+         if (path := ".".join((*site.leaf_path, name))) in flat}  # fmt: skip
+  base = {name: flat[path] for name in ("kernel", "bias", "embedding", "scale")
+          if (path := ".".join((*site.path, name))) in flat}  # fmt: skip
+
+  def layer(leaves: masks.Tree, base_leaves: masks.Tree) -> masks.Tree:
+    held = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), base_leaves)
+    return one.method.delta(leaves, held, site.one(0), shared)
+
+  deltas = jax.vmap(layer)(own, base) if site.stack else layer(own, base)
+  for name, change in deltas.items():
+    path = ".".join((*site.path, name))
+    flat[path] = (flat[path].astype(jnp.float32) + change).astype(flat[path].dtype)
+
+
+def unstack(params: masks.Tree, stacks: Mapping[str, int]) -> masks.Tree:
+  """The tree with one subtree a layer: {"layer": {"kernel": [6, ...]}} -> {"layer": {"0": {"kernel": [...]}, ...}}."""
+  flat = {}
+  for path, leaf in masks.flatten(params).items():
+    names = masks.layer_names(path, stacks)
+    if names == (path,):
+      flat[path] = leaf
+    else:
+      flat.update({name: leaf[index] for index, name in enumerate(names)})
+  return masks.unflatten(flat)
+
+
+def stack(params: masks.Tree, stacks: Mapping[str, int]) -> masks.Tree:
+  """The inverse of `unstack`; the layers' leaves must agree in name and shape."""
+  flat = masks.flatten(params)
+  for prefix, count in stacks.items():
+    first = [path.removeprefix(f"{prefix}.0.") for path in flat if path.startswith(f"{prefix}.0.")]
+    for rest in first:
+      flat[f"{prefix}.{rest}"] = jnp.stack([flat.pop(f"{prefix}.{index}.{rest}") for index in range(count)])
+  return masks.unflatten(flat)
+
+
+# Making models ----------------------------------------------------------------------------------------------------
+
+
+def build(
+  family: Family, architecture: str, config: Any, runtime: Runtime
+) -> tuple[nn.Module, masks.Tree, tuple[Site, ...], dict[str, int]]:
+  """(module, shapes, sites, stacks) of an architecture."""
+  module = family.architectures[architecture].build(config, runtime)
+  stacks = family.stacks_of(architecture, config, runtime)
+  shapes, sites = discover(module, family.inputs(config), stacks)
+  return module, shapes, sites, stacks
+
+
+def load(
+  path: str | Path,
+  adapter: str | Path | None = None,
+  dtype: str = "float32",
+  *,
+  task: str = "",
+  num_labels: int = 0,
+  label_names: Sequence[str] = (),
+  runtime: Runtime | None = None,
+  seed: int = 0,
+) -> Model:
+  """A model from a Hugging Face folder of config.json and *.safetensors, or from "packaged:NAME".
+
+  Args:
+    adapter: a Hugging Face PEFT adapter folder to add.
+    dtype: how the base's leaves are stored: float32, bfloat16 or float16.
+    task: build the architecture for it ("text_classification", ...); empty: what config.json says. A head that the
+      checkpoint lacks is drawn with `seed`.
+    num_labels: classes of the head; 0: what config.json says.
+    runtime: how it runs; `dtype` overrides its dtype.
+
+  Raises:
+    UserError: the folder, the architecture, a key or a shape is not what was expected.
+  """
+  folder = folder_of(path)
+  model = from_config(
+    pretrained.read_config(folder), dtype, task=task, num_labels=num_labels, label_names=label_names, runtime=runtime
+  )
+  params, drawn = pretrained.load_params(folder, model.family, model.params, model.stacks, model.head, seed)
+  model = dataclasses.replace(model, params=params, folder=folder, drawn=tuple(drawn))
+  if adapter:
+    from peftjax.interop import peft  # interop knows models, so it cannot be imported by them
+
+    return peft.load(model, adapter)
+  return model
+
+
+def from_config(
+  hf_config: Mapping[str, Any],
+  dtype: str = "float32",
+  *,
+  task: str = "",
+  num_labels: int = 0,
+  label_names: Sequence[str] = (),
+  runtime: Runtime | None = None,
+) -> Model:
+  """A model of shapes alone from a config.json; nothing is read or allocated."""
+  if dtype not in _DTYPES:
+    raise UserError(f"model.dtype: unknown {dtype!r}; {nearest(dtype, _DTYPES)}")
+  runtime = dataclasses.replace(runtime or Runtime(), dtype=jnp.dtype(dtype))
+  family = family_of(hf_config)
+  architecture = family.architecture(hf_config, task)
+  hf_config = _with_labels(hf_config, family.architectures[architecture], num_labels, label_names)
+  config = family.parse(hf_config)
+  module, shapes, sites, stacks = build(family, architecture, config, runtime)
+  return Model(module, shapes, config, hf_config, family, architecture, runtime, sites, stacks)
+
+
+def _with_labels(
+  hf_config: Mapping[str, Any], architecture: Architecture, num_labels: int, label_names: Sequence[str]
+) -> dict[str, Any]:
+  labelled = dict(hf_config)
+  if architecture.head and (num_labels or label_names):
+    names = list(label_names) or [f"LABEL_{index}" for index in range(num_labels)]
+    labelled["id2label"] = {str(index): name for index, name in enumerate(names)}
+    labelled["label2id"] = {name: index for index, name in enumerate(names)}
+    labelled["num_labels"] = len(names)
+  return labelled
+
+
+def initialise(model: Model, key: jax.Array) -> Model:
+  """The model with freshly drawn parameters instead of shapes."""
+  std = float(model.hf_config.get("initializer_range", 0.02))
+  return model.with_params(pretrained.draw_params(model.params, model.stacks, key, std))
+
+
+def folder_of(path: str | Path) -> Path:
+  """The folder that `model.path` names."""
+  text = os.fspath(path)
+  if text.startswith("packaged:"):
+    from peftjax.data import packages  # only a packaged model needs the data package
+
+    return packages.model_folder(text.removeprefix("packaged:"))
+  return Path(text).expanduser()
+
+
+def parameter_bytes(tree: masks.Tree) -> int:
+  """Bytes of a tree's leaves."""
+  return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

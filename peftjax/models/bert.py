@@ -1,0 +1,385 @@
+"""BERT (Devlin et al. 2018, arXiv 1810.04805) and RoBERTa (Liu et al. 2019, arXiv 1907.11692) encoders with heads."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from peftjax.models.family import (
+  ENCODER,
+  TEXT_CLASSIFICATION,
+  TOKEN_CLASSIFICATION,
+  Architecture,
+  Family,
+  fields_of,
+  token_inputs,
+)
+from peftjax.models.layers import Dropout, HasSites, Runtime, activation, attention, padding_mask, stack_of
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig:
+  """The fields of config.json that shape the model; names and defaults are Hugging Face's."""
+
+  vocab_size: int = 30522
+  hidden_size: int = 768
+  num_hidden_layers: int = 12
+  num_attention_heads: int = 12
+  intermediate_size: int = 3072
+  hidden_act: str = "gelu"
+  hidden_dropout_prob: float = 0.1
+  attention_probs_dropout_prob: float = 0.1
+  max_position_embeddings: int = 512
+  type_vocab_size: int = 2
+  layer_norm_eps: float = 1e-12
+  pad_token_id: int = 0
+  classifier_dropout: float | None = None
+  num_labels: int = 2
+  model_type: str = "bert"
+  """"bert", or "roberta", whose positions start after the padding id and whose sequence head has its own layer."""
+
+  @property
+  def head_dropout(self) -> float:
+    """Dropout rate before the classifier."""
+    return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
+
+
+class BertEmbeddings(nn.Module):
+  """Word, position and token-type embeddings, normalised."""
+
+  config: BertConfig
+  runtime: Runtime
+
+  def setup(self) -> None:
+    config, runtime = self.config, self.runtime
+    self.word_embeddings = runtime.embed(config.vocab_size, config.hidden_size)
+    self.position_embeddings = runtime.embed(config.max_position_embeddings, config.hidden_size)
+    self.token_type_embeddings = runtime.embed(config.type_vocab_size, config.hidden_size)
+    self.LayerNorm = runtime.layer_norm(config.layer_norm_eps)
+    self.dropout = Dropout(runtime.rate(config.hidden_dropout_prob))
+
+  def __call__(self, embeds: jax.Array, token_type_ids: jax.Array, position_ids: jax.Array) -> jax.Array:
+    x = embeds + self.token_type_embeddings(token_type_ids) + self.position_embeddings(position_ids)
+    return self.dropout(self.LayerNorm(x))
+
+
+class BertSelfAttention(nn.Module, HasSites):
+  """Multi-head self-attention, without the output projection."""
+
+  config: BertConfig
+  runtime: Runtime
+  sites: ClassVar = {"attend": "attention"}
+
+  def setup(self) -> None:
+    size = self.config.hidden_size
+    self.query, self.key, self.value = (self.runtime.dense(size) for _ in range(3))
+
+  def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+    heads = self.config.num_attention_heads
+    q, k, v = (layer(x).reshape(*x.shape[:2], heads, -1) for layer in (self.query, self.key, self.value))
+    return self.attend(q, k, v, mask).reshape(x.shape)
+
+  def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """[B, L, H, D] from queries [B, L, H, D], keys and values [B, S, H, D], mask [B, 1, 1, S]."""
+    rate = self.runtime.rate(self.config.attention_probs_dropout_prob)
+    key = self.make_rng("dropout") if rate > 0.0 and self.has_rng("dropout") else None
+    backend = self.runtime.attention
+    return attention(q, k, v, mask, backend=backend, dropout_rate=rate, dropout_key=key)
+
+
+class BertResidualOutput(nn.Module):
+  """The projection that ends a sublayer, and the normalisation after its residual sum."""
+
+  config: BertConfig
+  runtime: Runtime
+
+  def setup(self) -> None:
+    self.dense = self.runtime.dense(self.config.hidden_size)
+    self.LayerNorm = self.runtime.layer_norm(self.config.layer_norm_eps)
+    self.dropout = Dropout(self.runtime.rate(self.config.hidden_dropout_prob))
+
+  def project(self, x: jax.Array) -> jax.Array:
+    """The residual branch's last linear layer."""
+    return self.dropout(self.dense(x))
+
+  def __call__(self, branch: jax.Array, residual: jax.Array) -> jax.Array:
+    return self.LayerNorm(branch + residual)
+
+
+class BertAttention(nn.Module):
+  """Self-attention with its output projection."""
+
+  config: BertConfig
+  runtime: Runtime
+
+  def setup(self) -> None:
+    setattr(self, "self", BertSelfAttention(self.config, self.runtime))
+    self.output = BertResidualOutput(self.config, self.runtime)
+
+  def branch(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+    """What is added to the residual."""
+    return self.output.project(getattr(self, "self")(x, mask))
+
+  def __call__(self, branch: jax.Array, residual: jax.Array) -> jax.Array:
+    return self.output(branch, residual)
+
+
+class BertIntermediate(nn.Module):
+  """The widening half of the feed-forward sublayer."""
+
+  config: BertConfig
+  runtime: Runtime
+
+  def setup(self) -> None:
+    self.dense = self.runtime.dense(self.config.intermediate_size)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return activation(self.config.hidden_act)(self.dense(x))
+
+
+class BertLayer(nn.Module, HasSites):
+  """x ← LN(x + attention(x)); x ← LN(x + mlp(x))."""
+
+  config: BertConfig
+  runtime: Runtime
+  sites: ClassVar = {"attention_branch": "sublayer", "mlp_branch": "sublayer", "__call__": "block"}
+
+  def setup(self) -> None:
+    self.attention = BertAttention(self.config, self.runtime)
+    self.intermediate = BertIntermediate(self.config, self.runtime)
+    self.output = BertResidualOutput(self.config, self.runtime)
+
+  def attention_branch(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+    """The attention sublayer without its residual sum."""
+    return self.attention.branch(x, mask)
+
+  def mlp_branch(self, x: jax.Array) -> jax.Array:
+    """The feed-forward sublayer without its residual sum."""
+    return self.output.project(self.intermediate(x))
+
+  def __call__(self, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    x = self.attention(self.attention_branch(x, mask), x)
+    x = self.output(self.mlp_branch(x), x)
+    return x, x if self.runtime.output_hidden_states else None
+
+
+class BertEncoder(nn.Module):
+  """The stack of layers."""
+
+  config: BertConfig
+  runtime: Runtime
+
+  def setup(self) -> None:
+    self.layer = stack_of(BertLayer, (self.config, self.runtime), self.config.num_hidden_layers, self.runtime)
+
+  def __call__(self, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    return self.layer(x, mask)
+
+
+class BertPooler(nn.Module):
+  """tanh of a linear map of the first position."""
+
+  config: BertConfig
+  runtime: Runtime
+
+  def setup(self) -> None:
+    self.dense = self.runtime.dense(self.config.hidden_size)
+
+  def __call__(self, hidden: jax.Array) -> jax.Array:
+    return jnp.tanh(self.dense(hidden[:, 0]))
+
+
+class BertModel(nn.Module, HasSites):
+  """The encoder.
+
+  Inputs: input_ids int[B, L]; attention_mask int[B, L], 1 for tokens; token_type_ids, position_ids int[B, L].
+  Outputs: "last_hidden_state" [B, L, hidden] and, with a pooler, "pooler_output" [B, hidden].
+  """
+
+  config: BertConfig
+  runtime: Runtime
+  add_pooling_layer: bool = True
+  sites: ClassVar = {"from_embeds": "model"}
+
+  def setup(self) -> None:
+    self.embeddings = BertEmbeddings(self.config, self.runtime)
+    self.encoder = BertEncoder(self.config, self.runtime)
+    if self.add_pooling_layer:
+      self.pooler = BertPooler(self.config, self.runtime)
+
+  def __call__(
+    self,
+    input_ids: jax.Array,
+    attention_mask: jax.Array | None = None,
+    token_type_ids: jax.Array | None = None,
+    position_ids: jax.Array | None = None,
+  ) -> dict[str, jax.Array]:
+    position_ids = self.positions(input_ids) if position_ids is None else position_ids
+    return self.from_embeds(self.embed(input_ids), attention_mask, token_type_ids, position_ids)
+
+  @property
+  def embedding_path(self) -> tuple[str, ...]:
+    """Where the word embeddings stand in the tree."""
+    return ("embeddings", "word_embeddings")
+
+  def embed(self, input_ids: jax.Array) -> jax.Array:
+    """Word embeddings alone, [B, L, hidden]."""
+    return self.embeddings.word_embeddings(input_ids)
+
+  def positions(self, input_ids: jax.Array) -> jax.Array | None:
+    """RoBERTa counts tokens that are no padding, from the padding id on; BERT counts all from 0 (None)."""
+    if self.config.model_type == "bert":
+      return None
+    is_token = (input_ids != self.config.pad_token_id).astype(jnp.int32)
+    return jnp.cumsum(is_token, axis=1) * is_token + self.config.pad_token_id
+
+  def from_embeds(
+    self,
+    embeds: jax.Array,
+    attention_mask: jax.Array | None = None,
+    token_type_ids: jax.Array | None = None,
+    position_ids: jax.Array | None = None,
+  ) -> dict[str, jax.Array]:
+    """The model after its word embeddings; without `position_ids` they follow the sequence."""
+    batch, length = embeds.shape[:2]
+    if attention_mask is None:
+      attention_mask = jnp.ones((batch, length), jnp.int32)
+    if token_type_ids is None:
+      token_type_ids = jnp.zeros((batch, length), jnp.int32)
+    if position_ids is None:
+      first = 0 if self.config.model_type == "bert" else self.config.pad_token_id + 1
+      position_ids = jnp.broadcast_to(jnp.arange(length) + first, (batch, length))
+    embedded = self.embeddings(embeds, token_type_ids, position_ids)
+    hidden, layers = self.encoder(embedded, padding_mask(attention_mask))
+    outputs = {"last_hidden_state": hidden}
+    if self.add_pooling_layer:
+      outputs["pooler_output"] = self.pooler(hidden)
+    if layers is not None:
+      outputs["hidden_states"] = jnp.concatenate([embedded[None], layers])
+    return outputs
+
+
+class RobertaClassificationHead(nn.Module):
+  """Dense, tanh, projection of the first position."""
+
+  config: BertConfig
+  runtime: Runtime
+
+  def setup(self) -> None:
+    self.dense = self.runtime.dense(self.config.hidden_size)
+    self.out_proj = self.runtime.dense(self.config.num_labels)
+    self.dropout = Dropout(self.runtime.rate(self.config.head_dropout))
+
+  def __call__(self, hidden: jax.Array) -> jax.Array:
+    return self.out_proj(self.dropout(jnp.tanh(self.dense(self.dropout(hidden[:, 0])))))
+
+
+class _WithHead(nn.Module, HasSites):
+  """An encoder under its Hugging Face name ("bert", "roberta") and what is computed from its outputs."""
+
+  config: BertConfig
+  runtime: Runtime
+  sites: ClassVar = {"from_embeds": "model"}
+  pooled: ClassVar[bool] = False
+
+  def setup(self) -> None:
+    encoder = BertModel(self.config, self.runtime, add_pooling_layer=self.pooled and self.config.model_type == "bert")
+    setattr(self, self.config.model_type, encoder)
+    self.add_head()
+
+  @property
+  def embedding_path(self) -> tuple[str, ...]:
+    """Where the word embeddings stand in the tree."""
+    return (self.config.model_type, "embeddings", "word_embeddings")
+
+  def __call__(self, input_ids: jax.Array, **inputs: Any) -> dict[str, jax.Array]:
+    encoder = getattr(self, self.config.model_type)
+    if inputs.get("position_ids") is None:
+      inputs["position_ids"] = encoder.positions(input_ids)
+    return self.from_embeds(encoder.embed(input_ids), **inputs)
+
+  def from_embeds(
+    self,
+    embeds: jax.Array,
+    attention_mask: jax.Array | None = None,
+    token_type_ids: jax.Array | None = None,
+    position_ids: jax.Array | None = None,
+  ) -> dict[str, jax.Array]:
+    encoder = getattr(self, self.config.model_type)
+    outputs = encoder.from_embeds(embeds, attention_mask, token_type_ids, position_ids)
+    return {**outputs, "logits": self.head(outputs)}
+
+
+class BertForSequenceClassification(_WithHead):
+  """One label a sequence: "logits" [B, labels]."""
+
+  pooled: ClassVar[bool] = True
+
+  def add_head(self) -> None:
+    """Creates the classifier."""
+    if self.config.model_type == "bert":
+      self.classifier = self.runtime.dense(self.config.num_labels)
+      self.dropout = Dropout(self.runtime.rate(self.config.head_dropout))
+    else:
+      self.classifier = RobertaClassificationHead(self.config, self.runtime)
+
+  def head(self, outputs: dict[str, jax.Array]) -> jax.Array:
+    """Logits from the encoder's outputs."""
+    if self.config.model_type == "bert":
+      return self.classifier(self.dropout(outputs["pooler_output"]))
+    return self.classifier(outputs["last_hidden_state"])
+
+
+class BertForTokenClassification(_WithHead):
+  """One label a token: "logits" [B, L, labels]."""
+
+  def add_head(self) -> None:
+    """Creates the classifier."""
+    self.classifier = self.runtime.dense(self.config.num_labels)
+    self.dropout = Dropout(self.runtime.rate(self.config.head_dropout))
+
+  def head(self, outputs: dict[str, jax.Array]) -> jax.Array:
+    """Logits from the encoder's outputs."""
+    return self.classifier(self.dropout(outputs["last_hidden_state"]))
+
+
+# Checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def _parse(hf_config: Mapping[str, Any]) -> BertConfig:
+  fields = fields_of(BertConfig, hf_config)
+  if "id2label" in hf_config and "num_labels" not in fields:
+    fields["num_labels"] = len(hf_config["id2label"])
+  return BertConfig(**fields)
+
+
+def _architectures(name: str, prefix: str) -> dict[str, Architecture]:
+  return {
+    f"{name}Model": Architecture(BertModel, ENCODER),
+    f"{name}ForSequenceClassification": Architecture(
+      BertForSequenceClassification, TEXT_CLASSIFICATION, prefix, ("classifier",)
+    ),
+    f"{name}ForTokenClassification": Architecture(
+      BertForTokenClassification, TOKEN_CLASSIFICATION, prefix, ("classifier",)
+    ),
+  }
+
+
+def _family(name: str, model_type: str, unused: tuple[str, ...]) -> Family:
+  return Family(
+    model_types=(model_type,),
+    parse=_parse,
+    architectures=_architectures(name, model_type),
+    stacks=lambda config: {"encoder.layer": config.num_hidden_layers},
+    inputs=lambda config: token_inputs(),
+    unused=(*unused, r"(.*\.)?embeddings\.position_ids", r"(.*\.)?pooler\.dense\.(weight|bias)", r"classifier\..*"),
+  )
+
+
+BERT = _family("Bert", "bert", (r"cls\..*",))
+ROBERTA = _family("Roberta", "roberta", (r"lm_head\..*",))

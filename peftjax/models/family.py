@@ -1,0 +1,143 @@
+"""What an architecture family declares so that its checkpoints load, its layers stack and its heads are known."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from peftjax import masks
+from peftjax.errors import UserError, nearest
+from peftjax.models.layers import Runtime
+
+# What an architecture computes, and so which tasks it can be trained for.
+ENCODER = "encoder"
+TEXT_CLASSIFICATION = "text_classification"
+TOKEN_CLASSIFICATION = "token_classification"
+CAUSAL_LM = "causal_lm"
+SEQ2SEQ_LM = "seq2seq_lm"
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+  """One class name of config.json's `architectures`.
+
+  Attributes:
+    build: (config, runtime) -> module.
+    task: what it computes.
+    prefix: where the bare model stands in the tree; "" if it is the bare model.
+    head: dotted prefixes of the leaves that a new task needs.
+  """
+
+  build: Callable[[Any, Runtime], nn.Module]
+  task: str
+  prefix: str = ""
+  head: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+  """An architecture family.
+
+  Attributes:
+    model_types: config.json's `model_type`s that it covers.
+    parse: config.json as a dict -> the family's config dataclass.
+    architectures: Hugging Face class name -> architecture; the first of a task is the one built for it.
+    stacks: config -> {dotted path below the bare model: layers}.
+    inputs: config -> example inputs, as shapes.
+    unused: regular expressions of checkpoint keys that other architectures use and this load may pass over.
+    untransposed: regular expressions of dotted module names whose kernel Hugging Face stores as [in, out].
+    rename: (pattern, replacement) pairs from dotted tree path, layers numbered, to Hugging Face's key.
+    default: the architecture built when config.json names none.
+  """
+
+  model_types: tuple[str, ...]
+  parse: Callable[[Mapping[str, Any]], Any]
+  architectures: Mapping[str, Architecture]
+  stacks: Callable[[Any], dict[str, int]]
+  inputs: Callable[[Any], dict[str, jax.ShapeDtypeStruct]]
+  unused: tuple[str, ...] = ()
+  untransposed: tuple[str, ...] = ()
+  rename: tuple[tuple[str, str], ...] = ()
+  default: str = ""
+
+  def architecture(self, hf_config: Mapping[str, Any], task: str) -> str:
+    """The class to build: `task`'s, else the one config.json names, else the default.
+
+    Raises:
+      UserError: the family has no head for the task.
+    """
+    if task:
+      for name, architecture in self.architectures.items():
+        if architecture.task == task:
+          return name
+      tasks = [one.task for one in self.architectures.values()]
+      raise UserError(f"{self.model_types[0]} models have no {task} head; {nearest(task, tasks)}")
+    for name in hf_config.get("architectures") or ():
+      if name in self.architectures:
+        return name
+    return self.default or next(iter(self.architectures))
+
+  def stacks_of(self, architecture: str, config: Any, runtime: Runtime) -> dict[str, int]:
+    """Dotted path of each scanned stack in the tree -> layers; {} when layers are unrolled."""
+    if not runtime.scan_layers:
+      return {}
+    return self.all_stacks(architecture, config)
+
+  def all_stacks(self, architecture: str, config: Any) -> dict[str, int]:
+    """Dotted path of each stack of layers -> layers, however they are stored."""
+    prefix = self.architectures[architecture].prefix
+    return {f"{prefix}.{path}" if prefix else path: count for path, count in self.stacks(config).items()}
+
+
+def fields_of(config_class: Any, hf_config: Mapping[str, Any]) -> dict[str, Any]:
+  """The entries of config.json that a config dataclass has."""
+  known = {field.name for field in dataclasses.fields(config_class)}
+  return {name: value for name, value in hf_config.items() if name in known and value is not None}
+
+
+def token_inputs(length: int = 4) -> dict[str, jax.ShapeDtypeStruct]:
+  """Example inputs of a text model: one sequence of `length` tokens."""
+  shape = jax.ShapeDtypeStruct((1, length), jnp.int32)
+  return {"input_ids": shape, "attention_mask": shape}
+
+
+# Names and layouts between the tree and a checkpoint --------------------------------------------------------------
+
+_LEAF_NAMES = {"kernel": "weight", "embedding": "weight", "scale": "weight"}
+
+
+def checkpoint_key(family: Family, name: str) -> str:
+  """Hugging Face's key of a leaf, from its name: ``encoder.layer.0.output.dense.kernel`` -> ``... .weight``."""
+  for pattern, replacement in family.rename:
+    name, hits = re.subn(pattern, replacement, name)
+    if hits:
+      break
+  module, _, leaf = name.rpartition(".")
+  return f"{module}.{_LEAF_NAMES.get(leaf, leaf)}" if module else leaf
+
+
+def checkpoint_axes(family: Family, name: str, ndim: int) -> tuple[int, ...] | None:
+  """The permutation that turns a checkpoint's tensor into the leaf; None for none. Its own inverse but for 3-D and 4-D.
+
+  Torch stores linear kernels [out, in] and convolutions [out, in, *window].
+  """
+  module, _, leaf = name.rpartition(".")
+  if leaf != "kernel" or any(re.fullmatch(pattern, module) for pattern in family.untransposed):
+    return None
+  return {2: (1, 0), 3: (2, 1, 0), 4: (2, 3, 1, 0)}[ndim]
+
+
+def expanded(tree: masks.Tree, stacks: Mapping[str, int]) -> dict[str, tuple[str, int | None]]:
+  """Leaf name, layers numbered -> (dotted path in the tree, index on its stack axis or None)."""
+  names: dict[str, tuple[str, int | None]] = {}
+  for path in masks.flatten(tree):
+    layers = masks.layer_names(path, stacks)
+    for index, name in enumerate(layers):
+      names[name] = (path, None if layers == (path,) else index)
+  return names

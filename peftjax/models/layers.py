@@ -1,0 +1,257 @@
+"""What the model families share: attention backends, stacks of layers, dropout, the runtime options.
+
+Shapes are in the names: B batch, L query length, S key length, H query heads, K key heads, D head size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from peftjax.errors import UserError, nearest
+
+Dtype = Any
+REMAT_POLICIES = {
+  "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "full": jax.checkpoint_policies.nothing_saveable,
+}
+ATTENTION_BACKENDS = ("auto", "xla", "heads")
+ACTIVATIONS = {
+  "gelu": lambda x: nn.gelu(x, approximate=False),
+  "gelu_new": lambda x: nn.gelu(x, approximate=True),
+  "gelu_pytorch_tanh": lambda x: nn.gelu(x, approximate=True),
+  "gelu_fast": lambda x: nn.gelu(x, approximate=True),
+  "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
+  "relu": nn.relu,
+  "silu": nn.silu,
+  "swish": nn.silu,
+  "tanh": jnp.tanh,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Runtime:
+  """How a model runs, apart from what config.json fixes.
+
+  Attributes:
+    dtype: dtype of the base leaves.
+    compute_dtype: dtype of activations and matmuls; None: that of the leaves.
+    attention: backend, one of `ATTENTION_BACKENDS`.
+    remat: "none", or a key of `REMAT_POLICIES`: what the backward pass of each layer recomputes.
+    scan_layers: homogeneous layers are one stacked, scanned layer.
+    dropout: rate that replaces every rate of config.json; None keeps them.
+    output_hidden_states: also return the hidden states of all layers, "hidden_states" [layers + 1, B, L, hidden].
+  """
+
+  dtype: Dtype = jnp.float32
+  compute_dtype: Dtype | None = None
+  attention: str = "auto"
+  remat: str = "none"
+  scan_layers: bool = True
+  dropout: float | None = None
+  output_hidden_states: bool = False
+
+  def __post_init__(self) -> None:
+    if self.attention not in ATTENTION_BACKENDS:
+      known = nearest(self.attention, ATTENTION_BACKENDS)
+      raise UserError(f"model.attention: unknown backend {self.attention!r}; {known}")
+    if self.remat != "none" and self.remat not in REMAT_POLICIES:
+      raise UserError(f"model.remat: unknown policy {self.remat!r}; {nearest(self.remat, ['none', *REMAT_POLICIES])}")
+
+  def rate(self, configured: float) -> float:
+    """The dropout rate to use where config.json says `configured`."""
+    return configured if self.dropout is None else self.dropout
+
+  def dense(self, features: int, use_bias: bool = True, **kwargs: Any) -> nn.Dense:
+    """A linear layer in the base's and the compute dtype."""
+    return nn.Dense(features, use_bias=use_bias, dtype=self.compute_dtype, param_dtype=self.dtype, **kwargs)
+
+  def embed(self, count: int, features: int, **kwargs: Any) -> nn.Embed:
+    """An embedding table in the base's and the compute dtype."""
+    return nn.Embed(count, features, dtype=self.compute_dtype, param_dtype=self.dtype, **kwargs)
+
+  def layer_norm(self, epsilon: float, **kwargs: Any) -> nn.LayerNorm:
+    """Layer normalisation; statistics in float32, output in the compute dtype."""
+    dtype = self.compute_dtype
+    return nn.LayerNorm(epsilon=epsilon, dtype=dtype, param_dtype=self.dtype, use_fast_variance=False, **kwargs)
+
+
+def activation(name: str) -> Any:
+  """The activation function that config.json calls `name`."""
+  if name not in ACTIVATIONS:
+    raise UserError(f"config.json: unknown activation {name!r}; {nearest(name, ACTIVATIONS)}")
+  return ACTIVATIONS[name]
+
+
+class Dropout(nn.Module):
+  """Dropout that is active exactly when the caller gave a "dropout" key."""
+
+  rate: float
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    if self.rate == 0.0 or not self.has_rng("dropout"):
+      return x
+    return dropout(self.make_rng("dropout"), x, self.rate)
+
+
+def dropout(key: jax.Array, x: jax.Array, rate: float) -> jax.Array:
+  """Zeroes each element with probability `rate` and scales the rest by 1 / (1 - rate)."""
+  keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+  return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+
+
+# Attention --------------------------------------------------------------------------------------------------------
+
+
+def padding_mask(attention_mask_BxS: jax.Array) -> jax.Array:
+  """[B, 1, 1, S] bool: the keys that may be attended, from 1 for a token and 0 for padding."""
+  return attention_mask_BxS.astype(bool)[:, None, None, :]
+
+
+def attention(
+  q_BxLxHxD: jax.Array,
+  k_BxSxKxD: jax.Array,
+  v_BxSxKxD: jax.Array,
+  mask: jax.Array | None,
+  *,
+  bias: jax.Array | None = None,
+  scale: float | None = None,
+  softcap: float | None = None,
+  backend: str = "auto",
+  dropout_rate: float = 0.0,
+  dropout_key: jax.Array | None = None,
+) -> jax.Array:
+  """softmax(q kᵀ · scale + bias) v, grouped-query where K < H, softmax in float32.
+
+  Args:
+    mask: bool, broadcastable to [B, H, L, S]; False keys get no weight. None: all attend to all.
+    bias: added to the scaled logits, broadcastable to [B, H, L, S].
+    scale: default 1/√D.
+    softcap: logits become cap · tanh(logits / cap) before bias and mask (Gemma 2).
+    backend: "xla" computes all heads at once; "heads" maps over heads, whose smaller temporaries stay in the cache of a
+      CPU; "auto" chooses by platform.
+    dropout_key: drop attention weights at `dropout_rate`; None keeps all.
+
+  Returns:
+    [B, L, H, D] in q's dtype.
+  """
+  if backend == "auto":
+    backend = "heads" if jax.default_backend() == "cpu" and q_BxLxHxD.shape[1] >= 128 else "xla"
+  scale = q_BxLxHxD.shape[-1] ** -0.5 if scale is None else scale
+  drop = dropout_rate > 0.0 and dropout_key is not None
+  if backend == "heads" and not drop:
+    return _attention_by_head(q_BxLxHxD, k_BxSxKxD, v_BxSxKxD, mask, bias, scale, softcap)
+  batch, length, heads, size = q_BxLxHxD.shape
+  kv_heads = k_BxSxKxD.shape[2]
+  q = (q_BxLxHxD * scale).reshape(batch, length, kv_heads, heads // kv_heads, size)
+  logits = jnp.einsum("blkgd,bskd->bkgls", q, k_BxSxKxD, preferred_element_type=jnp.float32)
+  logits = logits.reshape(batch, heads, length, -1)
+  weights = _softmax(logits, mask, bias, softcap)
+  if drop:
+    assert dropout_key is not None
+    weights = dropout(dropout_key, weights, dropout_rate)
+  weights = weights.astype(v_BxSxKxD.dtype).reshape(batch, kv_heads, heads // kv_heads, length, -1)
+  return jnp.einsum("bkgls,bskd->blkgd", weights, v_BxSxKxD).reshape(batch, length, heads, size)
+
+
+def _softmax(
+  logits_BxHxLxS: jax.Array, mask: jax.Array | None, bias: jax.Array | None, softcap: float | None
+) -> jax.Array:
+  if softcap is not None:
+    logits_BxHxLxS = softcap * jnp.tanh(logits_BxHxLxS / softcap)
+  if bias is not None:
+    logits_BxHxLxS = logits_BxHxLxS + bias
+  if mask is not None:
+    # The lowest finite value rather than -inf: a row with no key at all gives uniform weights instead of NaN.
+    logits_BxHxLxS = jnp.where(mask, logits_BxHxLxS, jnp.finfo(jnp.float32).min)
+  return jax.nn.softmax(logits_BxHxLxS, axis=-1)
+
+
+def _attention_by_head(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  mask: jax.Array | None,
+  bias: jax.Array | None,
+  scale: float,
+  softcap: float | None,
+) -> jax.Array:
+  heads, kv_heads = q.shape[2], k.shape[2]
+
+  def per_head(x: jax.Array | None) -> jax.Array | None:
+    return None if x is None or x.shape[1] == 1 else jnp.moveaxis(x, 1, 0)
+
+  shared_mask = mask[:, 0] if mask is not None and mask.shape[1] == 1 else None
+  shared_bias = bias[:, 0] if bias is not None and bias.shape[1] == 1 else None
+
+  def one(slices: tuple[Any, ...]) -> jax.Array:
+    q_BxLxD, k_BxSxD, v_BxSxD, mask_BxLxS, bias_BxLxS = slices
+    mask_BxLxS = shared_mask if mask_BxLxS is None else mask_BxLxS
+    bias_BxLxS = shared_bias if bias_BxLxS is None else bias_BxLxS
+    logits = jnp.einsum("bld,bsd->bls", q_BxLxD * scale, k_BxSxD, preferred_element_type=jnp.float32)
+    weights = _softmax(logits, mask_BxLxS, bias_BxLxS, softcap)
+    return jnp.einsum("bls,bsd->bld", weights.astype(v_BxSxD.dtype), v_BxSxD)
+
+  def heads_first(x: jax.Array) -> jax.Array:
+    return jnp.moveaxis(x, 2, 0)
+
+  if kv_heads != heads:
+    k, v = (jnp.repeat(x, heads // kv_heads, axis=2) for x in (k, v))
+  mapped = jax.lax.map(one, (heads_first(q), heads_first(k), heads_first(v), per_head(mask), per_head(bias)))
+  return jnp.moveaxis(mapped, 0, 2)
+
+
+# Stacks of layers -------------------------------------------------------------------------------------------------
+
+
+class _Unrolled(nn.Module):
+  """Layers one after the other under the names "0", "1", ..., as Hugging Face names them."""
+
+  block: type[nn.Module]
+  args: tuple[Any, ...]
+  length: int
+
+  @nn.compact
+  def __call__(self, x: jax.Array, *broadcast: Any) -> tuple[jax.Array, Any]:
+    outputs = []
+    for index in range(self.length):
+      x, output = self.block(*self.args, name=str(index))(x, *broadcast)
+      outputs.append(output)
+    stacked = None if outputs[0] is None else jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+    return x, stacked
+
+
+def stack_of(block: type[nn.Module], args: tuple[Any, ...], length: int, runtime: Runtime) -> nn.Module:
+  """`length` equal layers as one module: scanned over stacked leaves, or unrolled.
+
+  A block's call takes (hidden, *broadcast) and returns (hidden, per-layer output or None).
+  """
+  policy = None if runtime.remat == "none" else REMAT_POLICIES[runtime.remat]
+  if policy is not None:
+    # Under scan the loop body is compiled once and cannot be merged with its recomputation.
+    block = nn.remat(block, policy=policy, prevent_cse=not runtime.scan_layers)
+  if not runtime.scan_layers:
+    return _Unrolled(block, args, length)
+  scanned = nn.scan(
+    block,
+    variable_axes={"params": 0},
+    split_rngs={"params": True, "dropout": True},
+    in_axes=nn.broadcast,
+    length=length,
+  )
+  return scanned(*args)
+
+
+# Declared sites ---------------------------------------------------------------------------------------------------
+
+
+class HasSites:
+  """Modules declare with `sites` which of their methods adapters may act on: method name -> kind of site."""
+
+  sites: ClassVar[Mapping[str, str]] = {}

@@ -1,0 +1,335 @@
+"""Hugging Face model folders: config.json and *.safetensors, in and out.
+
+Loading fills one leaf at a time, each layer into its place in the stack, so that the peak of host memory stays near the
+size of the model. The set of keys and every shape must be what config.json implies.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from peftjax import masks
+from peftjax.errors import UserError, nearest
+from peftjax.models.family import Family, checkpoint_axes, checkpoint_key, expanded
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+MAX_SHARD_BYTES = 5 * 10**9
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json",
+                    "merges.txt", "spiece.model", "added_tokens.json", "generation_config.json")  # fmt: skip
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+  """The config.json of a model folder.
+
+  Raises:
+    UserError: no such folder or file, or the file is no JSON object.
+  """
+  folder = Path(folder)
+  if not folder.is_dir():
+    siblings = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
+    raise UserError(f"model.path: no folder {str(folder)!r}; {nearest(folder.name, siblings)}")
+  path = folder / CONFIG
+  if not path.is_file():
+    raise UserError(f"{folder} has no {CONFIG}; expected a Hugging Face model folder")
+  return read_json(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+  """A JSON object from a file."""
+  try:
+    value = json.loads(path.read_text(encoding="utf-8"))
+  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    raise UserError(f"{path} is no JSON: {error}") from None
+  if not isinstance(value, dict):
+    raise UserError(f"{path}: expected a JSON object, got {type(value).__name__}")
+  return value
+
+
+def weight_files(folder: str | Path) -> list[Path]:
+  """The safetensors files of a model folder, sharded or not.
+
+  Raises:
+    UserError: there are none, or the index names one that is missing.
+  """
+  folder = Path(folder)
+  index = folder / INDEX
+  if index.is_file():
+    names = sorted(set(read_json(index).get("weight_map", {}).values()))
+    for name in names:
+      if not (folder / name).is_file():
+        raise UserError(f"{index} names {name!r}, which is not there; the download is incomplete")
+    return [folder / name for name in names]
+  files = sorted(folder.glob("*.safetensors"))
+  if not files:
+    others = [path.name for path in folder.glob("*.bin")]
+    hint = f"; {others[0]} is a pickle, which is never read: convert it to safetensors" if others else ""
+    raise UserError(f"{folder} has no *.safetensors{hint}")
+  return files
+
+
+@functools.lru_cache(maxsize=16)
+def _file_hash(path: Path, size: int, modified: int) -> str:
+  del size, modified  # part of the key: a changed file is hashed again
+  digest = hashlib.sha256()
+  with path.open("rb") as file:
+    while block := file.read(1 << 22):
+      digest.update(block)
+  return digest.hexdigest()
+
+
+def content_hash(folder: str | Path) -> str:
+  """sha256 over a model folder's config.json and weights, by which checkpoints refer to their base."""
+  digest = hashlib.sha256()
+  for path in [Path(folder) / CONFIG, *weight_files(folder)]:
+    stat = path.stat()
+    digest.update(_file_hash(path, stat.st_size, stat.st_mtime_ns).encode())
+  return digest.hexdigest()
+
+
+# Loading ----------------------------------------------------------------------------------------------------------
+
+
+class Checkpoint:
+  """The tensors of one or several safetensors files by key, read on demand."""
+
+  def __init__(self, files: list[Path]):
+    self._files: dict[str, Any] = {}
+    for path in files:
+      try:
+        handle = safe_open(str(path), framework="flax")
+      except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is no whole safetensors file: {error}") from None
+      for key in handle.keys():
+        self._files[key] = handle
+
+  def keys(self) -> list[str]:
+    """All tensor names."""
+    return list(self._files)
+
+  def shape(self, key: str) -> tuple[int, ...]:
+    """A tensor's shape, without reading it."""
+    return tuple(self._files[key].get_slice(key).get_shape())
+
+  def read(self, key: str) -> np.ndarray:
+    """A tensor."""
+    return np.asarray(self._files[key].get_tensor(key))
+
+
+def load_params(
+  folder: str | Path, family: Family, shapes: masks.Tree, stacks: Mapping[str, int], fresh: tuple[str, ...], seed: int = 0
+) -> tuple[masks.Tree, list[str]]:
+  """(parameters, names of leaves that were drawn) of a model folder.
+
+  Args:
+    shapes: the tree of shapes and dtypes to fill.
+    stacks: dotted path of each stack -> layers.
+    fresh: dotted prefixes of the leaves that may be missing: the task's head, which is then drawn with `seed`.
+
+  Raises:
+    UserError: a tensor is missing, is not known, or has another shape.
+  """
+  checkpoint = Checkpoint(weight_files(folder))
+  rename = _prefix_fix(family, set(checkpoint.keys()), shapes, stacks)
+  wanted = {name: rename(checkpoint_key(family, name)) for name in expanded(shapes, stacks)}
+  missing = {name for name, key in wanted.items() if key not in set(checkpoint.keys())}
+  drawn = {name for name in missing if any(name.startswith(prefix + ".") for prefix in fresh)}
+  if missing - drawn:
+    first = sorted(missing - drawn)[0]
+    hint = nearest(wanted[first], checkpoint.keys(), 1)
+    raise UserError(f"{folder} lacks {len(missing - drawn)} tensors, such as {wanted[first]!r}; {hint}")
+  extra = [key for key in checkpoint.keys() if key not in set(wanted.values())]
+  unknown = [key for key in extra if not any(re.fullmatch(pattern, key) for pattern in family.unused)]
+  if unknown:
+    raise UserError(f"{folder} has {len(unknown)} tensors that its config.json does not imply, such as {unknown[0]!r}")
+  leaves = {
+    path: _fill(path, leaf, stacks, family, wanted, checkpoint, drawn, seed)
+    for path, leaf in masks.flatten(shapes).items()
+  }
+  return masks.unflatten(leaves), sorted(drawn)
+
+
+def _prefix_fix(
+  family: Family, keys: set[str], shapes: masks.Tree, stacks: Mapping[str, int]
+) -> Callable[[str], str]:
+  """How the tree's keys are spelled in this checkpoint: the bare model's prefix may be there or not."""
+  prefixes = {architecture.prefix for architecture in family.architectures.values()} - {""}
+  wanted = {checkpoint_key(family, name) for name in expanded(shapes, stacks)}
+  best: Callable[[str], str] = lambda key: key  # noqa: E731
+  most = len(wanted & keys)
+  for prefix in sorted(prefixes):
+    for candidate in (lambda key, p=prefix: f"{p}.{key}", lambda key, p=prefix: key.removeprefix(f"{p}.")):
+      hits = len({candidate(key) for key in wanted} & keys)
+      if hits > most:
+        best, most = candidate, hits
+  return best
+
+
+def _fill(
+  path: str,
+  leaf: Any,
+  stacks: Mapping[str, int],
+  family: Family,
+  wanted: Mapping[str, str],
+  checkpoint: Checkpoint,
+  drawn: set[str],
+  seed: int,
+) -> jax.Array:
+  names = masks.layer_names(path, stacks)
+  if names == (path,):
+    return jnp.asarray(_tensor(path, leaf.shape, leaf.dtype, family, wanted, checkpoint, drawn, seed))
+  whole = np.empty(leaf.shape, leaf.dtype)
+  for index, name in enumerate(names):
+    whole[index] = _tensor(name, leaf.shape[1:], leaf.dtype, family, wanted, checkpoint, drawn, seed)
+  return jnp.asarray(whole)
+
+
+def _tensor(
+  name: str,
+  shape: tuple[int, ...],
+  dtype: Any,
+  family: Family,
+  wanted: Mapping[str, str],
+  checkpoint: Checkpoint,
+  drawn: set[str],
+  seed: int,
+) -> np.ndarray:
+  if name in drawn:
+    return np.asarray(draw(name, shape, dtype, jax.random.key(seed)))
+  value = checkpoint.read(wanted[name])
+  axes = checkpoint_axes(family, name, value.ndim)
+  value = value if axes is None else value.transpose(axes)
+  if value.shape != shape:
+    raise UserError(f"{wanted[name]!r} has shape {value.shape} as a leaf; config.json implies {shape}")
+  return value.astype(dtype)
+
+
+def draw(name: str, shape: tuple[int, ...], dtype: Any, key: jax.Array, std: float = 0.02) -> jax.Array:
+  """A fresh leaf, as Hugging Face initialises: N(0, std²), biases zero, normalisation scales one."""
+  kind = name.rpartition(".")[2]
+  if kind == "bias":
+    return jnp.zeros(shape, dtype)
+  if kind == "scale":
+    return jnp.ones(shape, dtype)
+  return (std * jax.random.normal(jax.random.fold_in(key, zlib.crc32(name.encode())), shape)).astype(dtype)
+
+
+def draw_params(shapes: masks.Tree, stacks: Mapping[str, int], key: jax.Array, std: float = 0.02) -> masks.Tree:
+  """A fresh tree; each layer's leaf depends on its own name alone, not on how layers are stored."""
+  leaves = {}
+  for path, leaf in masks.flatten(shapes).items():
+    names = masks.layer_names(path, stacks)
+    if names == (path,):
+      leaves[path] = draw(path, leaf.shape, leaf.dtype, key, std)
+    else:
+      leaves[path] = jnp.stack([draw(name, leaf.shape[1:], leaf.dtype, key, std) for name in names])
+  return masks.unflatten(leaves)
+
+
+# Saving -----------------------------------------------------------------------------------------------------------
+
+
+def to_checkpoint(family: Family, params: masks.Tree, stacks: Mapping[str, int]) -> dict[str, np.ndarray]:
+  """Tensors by Hugging Face's keys and layouts."""
+  flat = masks.flatten(params)
+  tensors = {}
+  for name, (path, index) in expanded(params, stacks).items():
+    leaf = flat[path] if index is None else flat[path][index]
+    value = np.asarray(leaf)
+    axes = checkpoint_axes(family, name, value.ndim)
+    value = value if axes is None else value.transpose(np.argsort(axes))
+    tensors[checkpoint_key(family, name)] = np.ascontiguousarray(value)
+  return tensors
+
+
+def save(
+  folder: str | Path, hf_config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], source: Path | None = None
+) -> None:
+  """Writes a Hugging Face model folder: all of it, or nothing.
+
+  Args:
+    source: a folder whose tokenizer files are copied along.
+
+  Raises:
+    UserError: the folder exists and holds something else than a model.
+  """
+  with atomic_folder(folder, expects=CONFIG) as temporary:
+    (temporary / CONFIG).write_text(json.dumps(dict(hf_config), indent=2, sort_keys=True) + "\n")
+    _save_shards(temporary, dict(tensors))
+    for name in _TOKENIZER_FILES:
+      if source is not None and (source / name).is_file():
+        shutil.copyfile(source / name, temporary / name)
+
+
+def _save_shards(folder: Path, tensors: dict[str, np.ndarray]) -> None:
+  shards: list[dict[str, np.ndarray]] = [{}]
+  size = 0
+  for key, value in tensors.items():
+    if size and size + value.nbytes > MAX_SHARD_BYTES:
+      shards.append({})
+      size = 0
+    shards[-1][key] = value
+    size += value.nbytes
+  metadata = {"format": "pt"}  # Hugging Face refuses files without it
+  if len(shards) == 1:
+    save_file(shards[0], str(folder / WEIGHTS), metadata)
+    return
+  weight_map = {}
+  for index, shard in enumerate(shards, 1):
+    name = f"model-{index:05d}-of-{len(shards):05d}.safetensors"
+    save_file(shard, str(folder / name), metadata)
+    weight_map.update({key: name for key in shard})
+  total = sum(value.nbytes for value in tensors.values())
+  (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2))
+
+
+class atomic_folder:  # noqa: N801
+  """A folder that appears under its name only when it is whole; an older one of the same kind is replaced.
+
+  Args:
+    expects: the file that an existing folder must hold, so that nothing else is ever overwritten.
+  """
+
+  def __init__(self, folder: str | Path, expects: str):
+    self.folder, self.expects = Path(folder), expects
+
+  def __enter__(self) -> Path:
+    if self.folder.exists() and not (self.folder / self.expects).is_file():
+      if not self.folder.is_dir() or any(self.folder.iterdir()):
+        raise UserError(f"{self.folder} exists and holds no {self.expects}; choose another folder")
+    try:
+      self.folder.parent.mkdir(parents=True, exist_ok=True)
+      self.temporary = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}-", dir=self.folder.parent))
+    except OSError as error:
+      raise UserError(f"cannot write {self.folder}: {error.strerror}") from None
+    return self.temporary
+
+  def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
+    if kind is not None:
+      shutil.rmtree(self.temporary, ignore_errors=True)
+      return
+    self.temporary.chmod(0o755)
+    if self.folder.exists():
+      old = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}-old-", dir=self.folder.parent))
+      os.replace(self.folder, old / "was")
+      os.replace(self.temporary, self.folder)
+      shutil.rmtree(old)
+    else:
+      os.replace(self.temporary, self.folder)
