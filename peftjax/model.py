@@ -1,9 +1,9 @@
 """`Model`: a Linen module, its parameters, and the methods that act on it.
 
-    model = peftjax.load("path/to/roberta-base")
-    model = model.add(peftjax.methods.LoRA(rank=8, alpha=16, targets=("query", "value")), jax.random.key(0))
-    out = model(input_ids=ids, attention_mask=mask)
-    model.merge().save("merged")
+model = peftjax.load("path/to/roberta-base")
+model = model.add(peftjax.methods.LoRA(rank=8, alpha=16, targets=("query", "value")), jax.random.key(0))
+out = model(input_ids=ids, attention_mask=mask)
+model.merge().save("merged")
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ class Model:
     """A pure, traceable forward pass; with `rng` dropout is on."""
     rngs = None if rng is None else {"dropout": rng}
     with acting(self.bound, params):
-      return self.module.apply({"params": params}, **inputs, rngs=rngs)
+      outputs: Any = self.module.apply({"params": params}, **inputs, rngs=rngs)
+    return outputs
 
   def __call__(self, **inputs: Any) -> dict[str, Any]:
     """The outputs for arrays given by name, as `forward` without dropout, compiled."""
@@ -241,7 +242,8 @@ class _Forward:
 def _jitted(forward: _Forward) -> Any:
   def run(params: masks.Tree, inputs: dict[str, Any]) -> dict[str, Any]:
     with acting(forward.bound, params):
-      return forward.module.apply({"params": params}, **inputs)
+      outputs: Any = forward.module.apply({"params": params}, **inputs)
+    return outputs
 
   return jax.jit(run)
 

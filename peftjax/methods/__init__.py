@@ -1,17 +1,18 @@
 """The methods, and how `config.method` becomes one.
 
-A new method is a file here with a frozen dataclass that extends `Method` or `Targeted`, and a line in `METHODS`; outside
-the package, `config.method.name = "my_module:MyMethod"` takes a class, or a mask function `(name, leaf) -> group`.
+A new method is a file here with a frozen dataclass that extends `Method` or `Targeted`, and a line in `METHODS`;
+outside the package, `config.method.name = "my_module:MyMethod"` takes a class, or a mask function
+`(name, leaf) -> group`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
-import os
 import sys
 import typing
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from peftjax.errors import UserError, nearest
@@ -41,6 +42,7 @@ METHODS: dict[str, type[Method]] = {
 }
 
 __all__ = [
+  "IA3",
   "METHODS",
   "BitFit",
   "Bottleneck",
@@ -50,7 +52,6 @@ __all__ = [
   "Head",
   "Houlsby",
   "Hybrid",
-  "IA3",
   "LastK",
   "LayerNormTuning",
   "Leaves",
@@ -102,9 +103,8 @@ def _checked(what: str, value: Any, hint: Any, field: dataclasses.Field[Any]) ->
       raise UserError(f"{what}={value!r}: expected {hint.__name__}, such as {field.default!r}")
     if hint is int and value < 1 and isinstance(field.default, int) and field.default >= 1:
       raise UserError(f"{what}={value!r}: expected a positive number, such as {field.default!r}")
-  elif typing.get_origin(hint) is tuple:
-    if isinstance(value, str) or not isinstance(value, Sequence):
-      raise UserError(f"{what}={value!r}: expected a tuple, such as ({value!r},)")
+  elif typing.get_origin(hint) is tuple and (isinstance(value, str) or not isinstance(value, Sequence)):
+    raise UserError(f"{what}={value!r}: expected a tuple, such as ({value!r},)")
   return value
 
 
@@ -114,8 +114,8 @@ def _resolve(name: str) -> Any:
   module_name, colon, attribute = name.partition(":")
   if not colon:
     raise UserError(f"method.name: unknown {name!r}; {nearest(name, METHODS)}, or module:Name for your own")
-  if os.getcwd() not in sys.path:
-    sys.path.insert(0, os.getcwd())  # a user's module stands beside where the command runs
+  if str(Path.cwd()) not in sys.path:
+    sys.path.insert(0, str(Path.cwd()))  # a user's module stands beside where the command runs
   try:
     module = importlib.import_module(module_name)
   except ModuleNotFoundError as error:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -128,7 +128,7 @@ class Method:
 
   modules_to_save: tuple[str, ...] = ()
 
-  def bind(self, context: Context) -> Method:
+  def bind(self, context: Context) -> Self:
     """The method with every default that depends on the model filled in, and checked against it."""
     if self.modules_to_save:
       modules = {name.rpartition(".")[0] for name in _leaf_owner_names(context)} | set(_leaf_owner_names(context))
@@ -216,7 +216,7 @@ class Targeted(Method):
     del model_type
     return ()
 
-  def bind(self, context: Context) -> Method:
+  def bind(self, context: Context) -> Self:
     """Fills in `targets` and checks that each pattern matches.
 
     Raises:

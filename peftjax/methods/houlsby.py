@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
 
 from peftjax import masks
 from peftjax.errors import UserError, nearest
-from peftjax.methods.base import Call, Context, Leaves, Method, Site, Targeted
+from peftjax.methods.base import Call, Context, Leaves, Site, Targeted
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   "gelu": jax.nn.gelu,
@@ -82,7 +82,7 @@ class Houlsby(Bottleneck):
   def after(self, leaves: Leaves, x: Any, y: jax.Array, site: Site, call: Call) -> jax.Array:
     return y + self.network(leaves, y, call)
 
-  def bind(self, context: Context) -> Method:
+  def bind(self, context: Context) -> Self:
     if not self.candidates(context):
       raise UserError(f"method {self.name!r} needs sublayers, and this model declares none")
     return super().bind(context)

@@ -8,7 +8,7 @@ l starts at one, so the model starts as the base, bitwise.
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from peftjax import masks
 from peftjax.errors import UserError
 from peftjax.methods import targets as default_targets
-from peftjax.methods.base import Call, Context, Leaves, Method, Site, Targeted
+from peftjax.methods.base import Call, Context, Leaves, Site, Targeted
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class IA3(Targeted):
   def default_targets(self, model_type: str) -> masks.Patterns:
     return default_targets.IA3.get(model_type, ())
 
-  def bind(self, context: Context) -> Method:
+  def bind(self, context: Context) -> Self:
     bound = super().bind(context)
     feedforward = self.feedforward
     if feedforward is None:

@@ -127,9 +127,7 @@ def _arguments(module: nn.Module, method: str, args: Any, kwargs: Any) -> dict[s
 # Leaves -----------------------------------------------------------------------------------------------------------
 
 
-def attach(
-  params: masks.Tree, bound: Sequence[Bound], key: jax.Array, *, dtype: Any = jnp.float32
-) -> masks.Tree:
+def attach(params: masks.Tree, bound: Sequence[Bound], key: jax.Array, *, dtype: Any = jnp.float32) -> masks.Tree:
   """A new tree with the methods' fresh leaves beside the base's, which are the same arrays as before.
 
   A leaf depends on `key`, its layer's name and the base leaves of its own module alone: not on how layers are stored,
@@ -215,7 +213,9 @@ def _interceptor(table: Mapping[Any, list[tuple[Method, Site, Leaves]]], read: s
     arguments = _arguments(module, method_name, args, kwargs)
     is_array = entries[0][1].kind in ARRAY_KINDS
     x = next(iter(arguments.values())) if is_array else arguments
-    calls = [(method, site, _leaves(module, method, site, read), _call(module, shared)) for method, site, shared in entries]
+    calls = [
+      (method, site, _leaves(module, method, site, read), _call(module, shared)) for method, site, shared in entries
+    ]
     base_x = x
     for method, site, leaves, call in calls:
       base_x = method.before(leaves, base_x, site, call)
@@ -229,7 +229,7 @@ def _interceptor(table: Mapping[Any, list[tuple[Method, Site, Leaves]]], read: s
 
 def _leaves(module: nn.Module, method: Method, site: Site, read: set[str] | None) -> Leaves:
   if site.method == "__call__":
-    held = {name: module.get_variable("params", name) for name in (*method.leaf_names, *method.buffer_names)
+    held: Leaves = {name: module.get_variable("params", name) for name in (*method.leaf_names, *method.buffer_names)
             if module.has_variable("params", name)}  # fmt: skip
   else:
     held = dict(module.get_variable("params", site.method) or {})

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from peftjax import masks
 from peftjax.errors import UserError, nearest
 from peftjax.methods import targets as default_targets
-from peftjax.methods.base import Call, Context, Leaves, Method, Site, Targeted
+from peftjax.methods.base import Call, Context, Leaves, Site, Targeted
 
 INITS = ("kaiming", "gaussian", "orthogonal", "pissa", "olora")
 _FROM_WEIGHT = ("pissa", "olora")
@@ -71,7 +71,7 @@ class LoRA(Targeted):
   def default_targets(self, model_type: str) -> masks.Patterns:
     return default_targets.ATTENTION.get(model_type, ())
 
-  def bind(self, context: Context) -> Method:
+  def bind(self, context: Context) -> Self:
     bound = super().bind(context)
     names = [name for site in self.candidates(context) for name in site.names]
     for field in ("rank_pattern", "alpha_pattern"):
@@ -157,9 +157,7 @@ def _principal(init: str, kernel: jax.Array, rank: int, scale: float) -> tuple[j
   return u[:, :rank] * root, root[:, None] * vt[:rank]
 
 
-def _product(
-  x: jax.Array, a: jax.Array, b: jax.Array, site: Site, dtype: Any, call: Call, rate: float
-) -> jax.Array:
+def _product(x: jax.Array, a: jax.Array, b: jax.Array, site: Site, dtype: Any, call: Call, rate: float) -> jax.Array:
   """(x A) B, left-associated: two thin products instead of a full-size one."""
   if site.kind == "embedding":
     return jnp.take(a, x, axis=0).astype(dtype) @ b.astype(dtype)

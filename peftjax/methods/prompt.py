@@ -8,7 +8,7 @@ A sequence classifier pools the first position, which is then a virtual token, a
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ class Prompt(Method):
     if self.num_virtual_tokens < 1:
       raise UserError(f"{self.name}.num_virtual_tokens: expected at least 1, got {self.num_virtual_tokens}")
 
-  def bind(self, context: Context) -> Method:
+  def bind(self, context: Context) -> Self:
     limit = context.config.get("max_position_embeddings")
     if isinstance(limit, int) and self.num_virtual_tokens >= limit:
       raise UserError(f"{self.name}.num_virtual_tokens: {self.num_virtual_tokens} fill all {limit} positions")
@@ -64,7 +64,7 @@ class Prompt(Method):
       return {"prompt_embeddings": jax.random.normal(key, (count, *site.shape))}
     vocabulary = base["embedding"]
     if self.init == "text":
-      ids = jnp.resize(jnp.asarray(self.init_ids), count)
+      ids = jnp.resize(jnp.asarray(self.init_ids), (count,))
     else:
       ids = jax.random.randint(key, (count,), 0, vocabulary.shape[0])
     return {"prompt_embeddings": vocabulary[ids].astype(jnp.float32)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from peftjax import masks
 from peftjax.errors import UserError, nearest
@@ -29,7 +29,7 @@ class Head(Method):
   name: ClassVar[str] = "head"
   learning_rate: ClassVar[float] = 5e-3
 
-  def bind(self, context: Context) -> Method:
+  def bind(self, context: Context) -> Self:
     if not context.head:
       raise UserError("method 'head' trains the task's head, and this model has none; choose a task with a head")
     return super().bind(context)
@@ -42,7 +42,7 @@ class BitFit(Method):
   name: ClassVar[str] = "bitfit"
   learning_rate: ClassVar[float] = 2e-3
 
-  def bind(self, context: Context) -> Method:
+  def bind(self, context: Context) -> Self:
     if not any(site.has_bias for site in context.sites):
       raise UserError(f"method 'bitfit' trains biases, and {context.model_type!r} has none; 'layernorm' may do instead")
     return super().bind(context)
@@ -65,7 +65,7 @@ class LayerNormTuning(Method):
   targets: masks.Patterns = ()
   modules: tuple[str, ...] = dataclasses.field(default=(), repr=False)
 
-  def bind(self, context: Context) -> Method:
+  def bind(self, context: Context) -> Self:
     norms = tuple(name for site in context.sites if site.kind == "norm" for name in site.names)
     if self.targets:
       masks.match_table(self.targets, norms, "layernorm.targets")
@@ -92,7 +92,7 @@ class LastK(Method):
   first: int = dataclasses.field(default=-1, repr=False)
   stack: str = dataclasses.field(default="", repr=False)
 
-  def bind(self, context: Context) -> Method:
+  def bind(self, context: Context) -> Self:
     if not context.stacks:
       raise UserError("method 'last_k' needs a model with layers")
     stack = max(context.stacks, key=lambda name: ("decoder" in name, context.stacks[name]))
@@ -136,7 +136,7 @@ class Patterns(Method):
 
   train: masks.Patterns = ()
 
-  def bind(self, context: Context) -> Method:
+  def bind(self, context: Context) -> Self:
     names = [name for site in context.sites if site.method == "__call__" for name in site.names]
     if not self.train:
       raise UserError(f"patterns.train is empty; {nearest('', {name.rpartition('.')[2] for name in names})}")

@@ -20,7 +20,7 @@ ATTENTION: dict[str, Patterns] = {
   "mt5": ("q", "v"),
   "vit": ("query", "value"),
   "whisper": _QV,
-  **{name: _QV for name in _LLAMA_LIKE},
+  **dict.fromkeys(_LLAMA_LIKE, _QV),
 }
 
 IA3: dict[str, tuple[str, ...]] = {
@@ -36,7 +36,7 @@ IA3: dict[str, tuple[str, ...]] = {
   "llama": ("k_proj", "v_proj", "down_proj"),
   "mistral": ("k_proj", "v_proj", "down_proj"),
   "mixtral": ("k_proj", "v_proj", "w2"),
-  **{name: ("q_proj", "v_proj", "down_proj") for name in ("gemma", "gemma2", "gemma3_text", "qwen2", "qwen3")},
+  **dict.fromkeys(("gemma", "gemma2", "gemma3_text", "qwen2", "qwen3"), ("q_proj", "v_proj", "down_proj")),
 }
 
 # Those of IA3's targets whose input, not output, is scaled.
@@ -51,5 +51,5 @@ IA3_FEEDFORWARD: dict[str, tuple[str, ...]] = {
   "t5": ("wo",),
   "mt5": (),
   "mixtral": ("w2",),
-  **{name: ("down_proj",) for name in ("llama", "mistral", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3")},
+  **dict.fromkeys(("llama", "mistral", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3"), ("down_proj",)),
 }

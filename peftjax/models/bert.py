@@ -118,12 +118,12 @@ class BertAttention(nn.Module):
   runtime: Runtime
 
   def setup(self) -> None:
-    setattr(self, "self", BertSelfAttention(self.config, self.runtime))
+    self.self = BertSelfAttention(self.config, self.runtime)
     self.output = BertResidualOutput(self.config, self.runtime)
 
   def branch(self, x: jax.Array, mask: jax.Array) -> jax.Array:
     """What is added to the residual."""
-    return self.output.project(getattr(self, "self")(x, mask))
+    return self.output.project(self.self(x, mask))
 
   def __call__(self, branch: jax.Array, residual: jax.Array) -> jax.Array:
     return self.output(branch, residual)
@@ -322,6 +322,7 @@ class BertForSequenceClassification(_WithHead):
 
   def add_head(self) -> None:
     """Creates the classifier."""
+    self.classifier: nn.Module
     if self.config.model_type == "bert":
       self.classifier = self.runtime.dense(self.config.num_labels)
       self.dropout = Dropout(self.runtime.rate(self.config.head_dropout))

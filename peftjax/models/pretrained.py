@@ -9,10 +9,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import re
 import shutil
-import tempfile
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,6 +24,7 @@ from safetensors.numpy import save_file
 
 from peftjax import masks
 from peftjax.errors import UserError, nearest
+from peftjax.files import atomic_folder, read_json
 from peftjax.models.family import Family, checkpoint_axes, checkpoint_key, expanded
 
 CONFIG = "config.json"
@@ -44,23 +43,14 @@ def read_config(folder: str | Path) -> dict[str, Any]:
   """
   folder = Path(folder)
   if not folder.is_dir():
-    siblings = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
-    raise UserError(f"model.path: no folder {str(folder)!r}; {nearest(folder.name, siblings)}")
+    siblings = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
+    close = nearest(folder.name, siblings)
+    hint = close if close.startswith("did") else "expected a Hugging Face model folder or packaged:NAME"
+    raise UserError(f"model.path: no folder {str(folder)!r}; {hint}")
   path = folder / CONFIG
   if not path.is_file():
     raise UserError(f"{folder} has no {CONFIG}; expected a Hugging Face model folder")
   return read_json(path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-  """A JSON object from a file."""
-  try:
-    value = json.loads(path.read_text(encoding="utf-8"))
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
-    raise UserError(f"{path} is no JSON: {error}") from None
-  if not isinstance(value, dict):
-    raise UserError(f"{path}: expected a JSON object, got {type(value).__name__}")
-  return value
 
 
 def weight_files(folder: str | Path) -> list[Path]:
@@ -117,8 +107,7 @@ class Checkpoint:
         handle = safe_open(str(path), framework="flax")
       except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is no whole safetensors file: {error}") from None
-      for key in handle.keys():
-        self._files[key] = handle
+      self._files.update(dict.fromkeys(handle.keys(), handle))
 
   def keys(self) -> list[str]:
     """All tensor names."""
@@ -134,7 +123,12 @@ class Checkpoint:
 
 
 def load_params(
-  folder: str | Path, family: Family, shapes: masks.Tree, stacks: Mapping[str, int], fresh: tuple[str, ...], seed: int = 0
+  folder: str | Path,
+  family: Family,
+  shapes: masks.Tree,
+  stacks: Mapping[str, int],
+  fresh: tuple[str, ...],
+  seed: int = 0,
 ) -> tuple[masks.Tree, list[str]]:
   """(parameters, names of leaves that were drawn) of a model folder.
 
@@ -147,18 +141,22 @@ def load_params(
     UserError: a tensor is missing, is not known, or has another shape.
   """
   checkpoint = Checkpoint(weight_files(folder))
-  rename = _prefix_fix(family, set(checkpoint.keys()), shapes, stacks)
+  keys = set(checkpoint.keys())
+  rename = _prefix_fix(family, keys, shapes, stacks)
   wanted = {name: rename(checkpoint_key(family, name)) for name in expanded(shapes, stacks)}
-  missing = {name for name, key in wanted.items() if key not in set(checkpoint.keys())}
+  missing = {name for name, key in wanted.items() if key not in keys}
   drawn = {name for name in missing if any(name.startswith(prefix + ".") for prefix in fresh)}
   if missing - drawn:
     first = sorted(missing - drawn)[0]
-    hint = nearest(wanted[first], checkpoint.keys(), 1)
+    hint = nearest(wanted[first], keys, 1)
     raise UserError(f"{folder} lacks {len(missing - drawn)} tensors, such as {wanted[first]!r}; {hint}")
-  extra = [key for key in checkpoint.keys() if key not in set(wanted.values())]
-  unknown = [key for key in extra if not any(re.fullmatch(pattern, key) for pattern in family.unused)]
+  unknown = [
+    key for key in keys - set(wanted.values()) if not any(re.fullmatch(pattern, key) for pattern in family.unused)
+  ]
   if unknown:
-    raise UserError(f"{folder} has {len(unknown)} tensors that its config.json does not imply, such as {unknown[0]!r}")
+    raise UserError(
+      f"{folder} has {len(unknown)} tensors that its config.json does not imply, such as {min(unknown)!r}"
+    )
   leaves = {
     path: _fill(path, leaf, stacks, family, wanted, checkpoint, drawn, seed)
     for path, leaf in masks.flatten(shapes).items()
@@ -166,9 +164,7 @@ def load_params(
   return masks.unflatten(leaves), sorted(drawn)
 
 
-def _prefix_fix(
-  family: Family, keys: set[str], shapes: masks.Tree, stacks: Mapping[str, int]
-) -> Callable[[str], str]:
+def _prefix_fix(family: Family, keys: set[str], shapes: masks.Tree, stacks: Mapping[str, int]) -> Callable[[str], str]:
   """How the tree's keys are spelled in this checkpoint: the bare model's prefix may be there or not."""
   prefixes = {architecture.prefix for architecture in family.architectures.values()} - {""}
   wanted = {checkpoint_key(family, name) for name in expanded(shapes, stacks)}
@@ -295,41 +291,6 @@ def _save_shards(folder: Path, tensors: dict[str, np.ndarray]) -> None:
   for index, shard in enumerate(shards, 1):
     name = f"model-{index:05d}-of-{len(shards):05d}.safetensors"
     save_file(shard, str(folder / name), metadata)
-    weight_map.update({key: name for key in shard})
+    weight_map.update(dict.fromkeys(shard, name))
   total = sum(value.nbytes for value in tensors.values())
   (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2))
-
-
-class atomic_folder:  # noqa: N801
-  """A folder that appears under its name only when it is whole; an older one of the same kind is replaced.
-
-  Args:
-    expects: the file that an existing folder must hold, so that nothing else is ever overwritten.
-  """
-
-  def __init__(self, folder: str | Path, expects: str):
-    self.folder, self.expects = Path(folder), expects
-
-  def __enter__(self) -> Path:
-    if self.folder.exists() and not (self.folder / self.expects).is_file():
-      if not self.folder.is_dir() or any(self.folder.iterdir()):
-        raise UserError(f"{self.folder} exists and holds no {self.expects}; choose another folder")
-    try:
-      self.folder.parent.mkdir(parents=True, exist_ok=True)
-      self.temporary = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}-", dir=self.folder.parent))
-    except OSError as error:
-      raise UserError(f"cannot write {self.folder}: {error.strerror}") from None
-    return self.temporary
-
-  def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
-    if kind is not None:
-      shutil.rmtree(self.temporary, ignore_errors=True)
-      return
-    self.temporary.chmod(0o755)
-    if self.folder.exists():
-      old = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}-old-", dir=self.folder.parent))
-      os.replace(self.folder, old / "was")
-      os.replace(self.temporary, self.folder)
-      shutil.rmtree(old)
-    else:
-      os.replace(self.temporary, self.folder)

@@ -1,0 +1,142 @@
+"""The verbs. Each takes --config=FILE[:arg] and --config.a.b=value, and --json for one JSON object on stdout.
+
+Exit codes: 0 success, 1 a run failed, 2 a user's mistake, said in one line on stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from rich.console import Console
+
+from peftjax.errors import UserError, nearest
+
+Result = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Verb:
+  """A verb: what it does, its own flags (name -> help), the required ones, and the function that does it."""
+
+  help: str
+  run: Callable[[argparse.Namespace, list[str]], int]
+  flags: dict[str, str] = dataclasses.field(default_factory=dict)
+  required: tuple[str, ...] = ()
+
+
+class _Parser(argparse.ArgumentParser):
+  """A parser whose errors are one line."""
+
+  def error(self, message: str) -> NoReturn:
+    raise UserError(f"{self.prog}: {message}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs one verb and returns the exit code."""
+  arguments = list(sys.argv[1:] if argv is None else argv)
+  logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+  try:
+    return _dispatch(arguments)
+  except UserError as error:
+    print(f"peftjax: {error}", file=sys.stderr)
+    return 2
+  except BrokenPipeError:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left; nothing more to say
+    return 0
+
+
+def _dispatch(arguments: list[str]) -> int:
+  if not arguments or arguments[0] in ("-h", "--help"):
+    print(_overview())
+    return 0
+  name, *rest = arguments
+  if name not in VERBS:
+    raise UserError(f"no verb {name!r}; {nearest(name, VERBS)}")
+  verb = VERBS[name]
+  parser = _Parser(prog=f"peftjax {name}", description=verb.help, allow_abbrev=False)
+  parser.add_argument("--config", default="", metavar="FILE[:arg]", help="a config file; the default config without")
+  parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+  for flag, text in verb.flags.items():
+    parser.add_argument(f"--{flag}", default="", required=flag in verb.required, help=text)
+  overrides = [one.removeprefix("--config.") for one in rest if one.startswith("--config.")]
+  parsed = parser.parse_args([one for one in rest if not one.startswith("--config.")])
+  return verb.run(parsed, overrides)
+
+
+def _overview() -> str:
+  lines = ["usage: peftjax VERB [--config=FILE[:arg]] [--config.a.b=value ...] [--json] ...", ""]
+  lines += [f"  {name:<10} {verb.help}" for name, verb in VERBS.items()]
+  return "\n".join([*lines, "", "peftjax VERB --help tells a verb's flags."])
+
+
+def _config(parsed: argparse.Namespace, overrides: list[str]) -> Any:
+  from peftjax import config  # imported late: `--help` and mistakes in verbs answer at once
+
+  return config.load(parsed.config, overrides)
+
+
+def _finish(parsed: argparse.Namespace, result: Result, show: Callable[[Console], None]) -> int:
+  if parsed.json:
+    print(json.dumps(result, allow_nan=False, default=str))
+  else:
+    show(Console(soft_wrap=True))
+  return 0
+
+
+def _train(parsed: argparse.Namespace, overrides: list[str]) -> int:
+  from peftjax.train import loop
+
+  summary = loop.train(_config(parsed, overrides), parsed.workdir)
+  return _finish(parsed, summary, lambda console: console.print_json(json.dumps(summary, default=str)))
+
+
+def _eval(parsed: argparse.Namespace, overrides: list[str]) -> int:
+  from peftjax.train import loop
+
+  if overrides or parsed.config:
+    raise UserError("peftjax eval: the config is the run's own, in its workdir; it takes no --config")
+  result = loop.evaluate_run(parsed.workdir)
+  return _finish(parsed, result, lambda console: console.print_json(json.dumps(result, default=str)))
+
+
+def _inspect(parsed: argparse.Namespace, overrides: list[str]) -> int:
+  from peftjax import inspection
+
+  result = inspection.inspect(_config(parsed, overrides))
+  return _finish(parsed, result, lambda console: inspection.show(result, console))
+
+
+def _compare(parsed: argparse.Namespace, overrides: list[str]) -> int:
+  from peftjax.compare import study
+
+  return study.main(_config(parsed, overrides), parsed.workdir, as_json=parsed.json)
+
+
+def _export(parsed: argparse.Namespace, overrides: list[str]) -> int:
+  from peftjax.train import export
+
+  if overrides or parsed.config:
+    raise UserError("peftjax export: the config is the run's own, in its workdir; it takes no --config")
+  result = export.export(parsed.workdir, parsed.format, parsed.out)
+  return _finish(parsed, result, lambda console: console.print(f"wrote {result['out']} ({result['bytes']:,} bytes)"))
+
+
+VERBS: dict[str, Verb] = {
+  "train": Verb("train one method; resumes by itself", _train, {"workdir": "folder of the run"}, ("workdir",)),
+  "eval": Verb("evaluate a finished run", _eval, {"workdir": "folder of the run"}, ("workdir",)),
+  "inspect": Verb("what trains and what does not, from shapes alone", _inspect),
+  "compare": Verb("train and compare methods", _compare, {"workdir": "folder of the study"}, ("workdir",)),
+  "export": Verb(
+    "write a run in Hugging Face's formats",
+    _export,
+    {"workdir": "folder of the run", "format": "peft or merged", "out": "folder to write"},
+    ("workdir", "format", "out"),
+  ),
+}

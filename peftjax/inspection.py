@@ -1,0 +1,98 @@
+"""`peftjax inspect`: the table of leaves, from shapes alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.table import Table
+
+from peftjax import masks
+from peftjax.model import HEAD, Model
+from peftjax.train import assemble
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+  """One row of the table; a stack of layers is one leaf."""
+
+  path: str
+  shape: tuple[int, ...]
+  dtype: str
+  group: str
+  pattern: str
+  parameters: int
+
+
+def inspect(config: ConfigDict) -> dict[str, Any]:
+  """Counts and leaves of the configured model; see `report`."""
+  task, num_labels = assemble.shape_task(config)
+  return report(assemble.make_model(config, task, num_labels=num_labels, abstract=True))
+
+
+def report(model: Model) -> dict[str, Any]:
+  """What trains, counted.
+
+  Returns:
+    `trainable`: all parameters that train; `adapter`: those the method adds or frees outside the head; `head`: the
+    task's head where it trains; `total`: all parameters, added ones included; `percent`: 100 · trainable / total;
+    `peft_total`: the total as Hugging Face PEFT counts it, which holds a second copy of every module it saves whole;
+    `groups`: parameters by group; `leaves`: the rows.
+  """
+  groups = masks.flatten(model.labels())
+  patterns = _patterns(model)
+  leaves = []
+  for path, leaf in masks.flatten(model.params).items():
+    parameters = int(np.prod(leaf.shape, dtype=np.int64))
+    pattern = patterns.get(path.rpartition(".")[0], "") if groups[path] != masks.FROZEN else ""
+    leaves.append(Leaf(path, tuple(leaf.shape), np.dtype(leaf.dtype).name, groups[path], pattern, parameters))
+  by_group: dict[str, int] = {}
+  for row in leaves:
+    by_group[row.group] = by_group.get(row.group, 0) + row.parameters
+  total = sum(by_group.values())
+  head = by_group.get(HEAD, 0)
+  trainable = total - by_group.get(masks.FROZEN, 0)
+  copies = (head if model.adapter_paths() else 0) + by_group.get("saved", 0)
+  return {
+    "trainable": trainable,
+    "adapter": trainable - head,
+    "head": head,
+    "total": total,
+    "percent": 100.0 * trainable / total if total else 0.0,
+    "peft_total": total + copies,
+    "architecture": model.architecture,
+    "methods": [method.name for method in model.methods],
+    "groups": dict(sorted(by_group.items())),
+    "leaves": [dataclasses.asdict(row) for row in leaves],
+  }
+
+
+def _patterns(model: Model) -> dict[str, str]:
+  """Tree path of a module -> the target pattern that chose it."""
+  found = {}
+  for one in model.bound:
+    entries = masks.as_entries(getattr(one.method, "targets", ()))
+    whole = isinstance(getattr(one.method, "targets", ()), str)
+    for site in one.sites:
+      hits = [entry for entry in entries if masks.matches(entry if whole else (entry,), site.names[0])]
+      found[".".join(site.leaf_path)] = ", ".join(hits) or one.method.name
+  return found
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+  """Prints the table and the totals."""
+  table = Table("leaf", "shape", "dtype", "group", "chosen by", box=None, header_style="bold", pad_edge=False)
+  for row in result["leaves"]:
+    style = "" if row["group"] == masks.FROZEN else "bold green"
+    shape = "×".join(str(size) for size in row["shape"]) or "scalar"
+    table.add_row(row["path"], shape, row["dtype"], row["group"], row["pattern"], style=style)
+  console.print(table)
+  for name, count in result["groups"].items():
+    console.print(f"{name:>12} {count:>16,}")
+  console.print(
+    f"{'trainable':>12} {result['trainable']:>16,} of {result['total']:,} ({result['percent']:.4f} %): "
+    f"adapter {result['adapter']:,}, head {result['head']:,}"
+  )
