@@ -1,0 +1,1 @@
+"""Devices: the mesh, and how leaves and batches lie on it."""
