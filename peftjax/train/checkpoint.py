@@ -1,0 +1,203 @@
+"""Checkpoints: the trainable leaves, the optimizer's state, the step, the key and the data's position. Nothing frozen.
+
+    checkpoints/300/trainable     the trainable leaves under their dotted names
+    checkpoints/300/training      "step", "rng" and the optimizer's leaves
+    checkpoints/300/meta          JSON: data position, base model's path and content hash, and for every array its
+                                  shape, dtype and fingerprint
+
+Orbax writes them in the background and renames a finished one into place, so a killed save leaves no checkpoint. A
+restored array must have the fingerprint it was saved with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from peftjax.errors import UserError, nearest
+from peftjax.masks import Tree, flatten, unflatten
+from peftjax.train.checks import fingerprints
+from peftjax.train.state import TrainState
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+  """The frozen model that a checkpoint belongs to: where it was, and the hash of its contents (`checks.digest`)."""
+
+  path: str
+  hash: str
+
+
+class Checkpoints:
+  """The checkpoints of one run, newest last. Use as a context manager: leaving it waits for a save under way."""
+
+  def __init__(self, folder: Path, keep: int = 2):
+    self.folder = folder.resolve()
+    options = ocp.CheckpointManagerOptions(
+      max_to_keep=keep, cleanup_tmp_directories=True, enable_background_delete=False, create=True
+    )
+    self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+  def __enter__(self) -> Checkpoints:
+    return self
+
+  def __exit__(self, *error: object) -> None:
+    self._manager.close()
+
+  def steps(self) -> list[int]:
+    """The steps that have a finished checkpoint, ascending."""
+    return sorted(self._manager.all_steps())
+
+  def save(self, state: TrainState, position: Any, base: Base) -> None:
+    """Starts saving under the state's step; returns once the state may be donated again.
+
+    Args:
+      state: on devices.
+      position: the data iterator's, made of what JSON holds.
+      base: what the frozen leaves were loaded from.
+    """
+    trainable, training = _as_items(state)
+    meta = {"position": position, "base": dataclasses.asdict(base), "arrays": _describe(trainable | training)}
+    items = {
+      "trainable": ocp.args.StandardSave(trainable),
+      "training": ocp.args.StandardSave(training),
+      "meta": ocp.args.JsonSave(meta),
+    }
+    self._manager.save(int(state.step), args=ocp.args.Composite(**items))
+
+  def wait(self) -> None:
+    """Waits for a save under way; raises its error if it failed."""
+    self._manager.wait_until_finished()
+
+  def restore(self, like: TrainState, base: Base) -> tuple[TrainState, Any] | None:
+    """(state, position) of the newest undamaged checkpoint, or None if there is no checkpoint.
+
+    A damaged one is reported, deleted and passed over.
+
+    Args:
+      like: arrays or shapes with shardings, as the state is to lie.
+      base: of this run; a checkpoint of another base is refused.
+
+    Raises:
+      UserError: another base, other leaves, shapes or dtypes, or all checkpoints are damaged.
+    """
+    steps = self.steps()
+    for step in reversed(steps):
+      try:
+        found = self._restore(step, like, base)
+      except UserError:
+        raise
+      except Exception as error:
+        log.warning("checkpoint %d is damaged and passed over: %s", step, _first_line(error))
+        self._manager.delete(step)
+        continue
+      return found
+    if steps:
+      raise UserError(f"{self.folder}: all checkpoints are damaged; start again in another folder")
+    return None
+
+  def restore_trainable(self, like: Tree, base: Base) -> tuple[int, Tree]:
+    """(step, trainable leaves) of the newest checkpoint.
+
+    Raises:
+      UserError: no checkpoint, another base, other leaves, or the checkpoint is damaged.
+    """
+    if not self.steps():
+      raise UserError(f"{self.folder}: no checkpoint; train first")
+    step = self.steps()[-1]
+    expected = flatten(like)
+    try:
+      meta = self._meta(step)
+      _check_base(meta, base)
+      recorded = {name: entry for name, entry in meta["arrays"].items() if not name.startswith(("step", "rng", "opt:"))}
+      _check_arrays(recorded, expected)
+      found = self._arrays(step, "trainable", expected, recorded)
+    except UserError:
+      raise
+    except Exception as error:
+      raise UserError(f"{self.folder / str(step)}: damaged: {_first_line(error)}") from None
+    return step, unflatten(found)
+
+  def _restore(self, step: int, like: TrainState, base: Base) -> tuple[TrainState, Any]:
+    trainable, training = _as_items(like)
+    meta = self._meta(step)
+    _check_base(meta, base)
+    _check_arrays(meta["arrays"], trainable | training)
+    found = self._arrays(step, "trainable", trainable, meta["arrays"])
+    found |= self._arrays(step, "training", training, meta["arrays"])
+    return _from_items(found, like), meta["position"]
+
+  def _meta(self, step: int) -> dict[str, Any]:
+    return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+
+  def _arrays(self, step: int, item: str, like: Mapping[str, Any], recorded: Mapping[str, Any]) -> dict[str, Any]:
+    args = ocp.args.StandardRestore(jax.tree.map(_abstract, dict(like)))
+    found = self._manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
+    for name, print_now in fingerprints(found).items():
+      if print_now != recorded[name]["fingerprint"]:
+        raise ValueError(f"{name} has the fingerprint {print_now}, saved with {recorded[name]['fingerprint']}")
+    return found
+
+
+def _as_items(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Two flat dicts of arrays; leaves of the optimizer are named by their path in its state."""
+  optimizer = {
+    "opt:" + jax.tree_util.keystr(path, simple=True, separator="."): leaf
+    for path, leaf in jax.tree_util.tree_flatten_with_path(state.opt_state)[0]
+  }
+  return flatten(state.trainable), {"step": state.step, "rng": state.rng} | optimizer
+
+
+def _from_items(found: Mapping[str, Any], like: TrainState) -> TrainState:
+  optimizer, structure = jax.tree_util.tree_flatten_with_path(like.opt_state)
+  names = ["opt:" + jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in optimizer]
+  trainable = unflatten({name: found[name] for name in flatten(like.trainable)})
+  return TrainState(
+    found["step"], trainable, jax.tree.unflatten(structure, [found[name] for name in names]), found["rng"]
+  )
+
+
+def _describe(arrays: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+  return {
+    name: {"shape": list(arrays[name].shape), "dtype": str(arrays[name].dtype), "fingerprint": one}
+    for name, one in fingerprints(dict(arrays)).items()
+  }
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+
+def _check_base(meta: Mapping[str, Any], base: Base) -> None:
+  saved = Base(**meta["base"])
+  if saved.hash != base.hash:
+    raise UserError(
+      f"the checkpoint belongs to another base model: {saved.path} with hash {saved.hash[:12]}; "
+      f"{base.path} has {base.hash[:12]}"
+    )
+
+
+def _check_arrays(recorded: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+  for name in sorted(set(recorded) ^ set(expected)):
+    if name in recorded:
+      raise UserError(f"the checkpoint holds {name!r}, which this run has not; {nearest(name, expected)}")
+    raise UserError(f"the checkpoint lacks {name!r}, which this run has; {nearest(name, recorded)}")
+  for name, leaf in expected.items():
+    saved = recorded[name]
+    if saved["shape"] != list(leaf.shape) or saved["dtype"] != str(leaf.dtype):
+      raise UserError(
+        f"the checkpoint's {name!r} is {saved['dtype']}{saved['shape']}; expected {leaf.dtype}{list(leaf.shape)}"
+      )
+
+
+def _first_line(error: BaseException) -> str:
+  lines = str(error).strip().splitlines()
+  return f"{type(error).__name__}: {lines[0][:200] if lines else ''}"
