@@ -1,0 +1,286 @@
+"""Batches in their order, read ahead by grain, with a position that can be saved and restored exactly.
+
+loaders = make_loaders(config, tokenizer)
+for batch in loaders.train: ...                       # never ends; loaders.train.steps_per_epoch says where epochs do
+state = loaders.train.get_state()                     # plain JSON; set_state(state) goes on with the next batch
+for batch in loaders.evals["validation"]: ...         # every example once; rows with weight 0 fill the last batch
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+from peftjax.data.batching import (
+  FILL,
+  Batches,
+  bucket_lengths,
+  evaluation_batches,
+  rows,
+  subset,
+  training_batches,
+)
+from peftjax.data.collating import Batch, Collate, TextCollate
+from peftjax.data.measuring import Measured, measure
+from peftjax.data.sources import CAUSAL_LM, Dataset, Source, open_data
+from peftjax.data.tokenizing import Tokenizer
+from peftjax.errors import UserError
+
+_THREADS = 2
+_AHEAD = 8  # batches
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+  """Which of the processes this is; each takes its own rows of every global batch."""
+
+  index: int = 0
+  count: int = 1
+
+
+class _Reader:
+  """Reads the batch of a plan: a random-access sequence for grain."""
+
+  def __init__(self, source: Source, collate: Collate, share: Share):
+    self._source, self._collate, self._share = source, collate, share
+
+  def read(self, batches: Batches, number: int) -> Batch:
+    ids = batches.ids[number]
+    ids = ids[rows(len(ids), self._share.index, self._share.count)]
+    examples = [self._source[int(index)] for index in ids if index != FILL]
+    return self._collate(examples, ids, int(batches.lengths[number]))
+
+
+class _TrainingSteps:
+  """The batch of step first, first + 1, ...: without end, as far as anyone will train."""
+
+  def __init__(self, plan: TrainingPlan, reader: _Reader, first: int):
+    self._plan, self._reader, self._first = plan, reader, first
+
+  def __len__(self) -> int:
+    return 2**31 - 1
+
+  def __getitem__(self, index: int) -> Batch:
+    epoch, number = divmod(self._first + int(index), self._plan.steps_per_epoch)
+    return self._reader.read(self._plan.epoch(epoch), number)
+
+
+class _EvaluationSteps:
+  def __init__(self, batches: Batches, reader: _Reader):
+    self._batches, self._reader = batches, reader
+
+  def __len__(self) -> int:
+    return len(self._batches.ids)
+
+  def __getitem__(self, index: int) -> Batch:
+    return self._reader.read(self._batches, int(index))
+
+
+class TrainingPlan:
+  """The batches of every epoch.
+
+  Attributes:
+    examples: in an epoch.
+    steps_per_epoch: batches in an epoch; the last partial one counts.
+  """
+
+  def __init__(self, ids: np.ndarray, lengths: np.ndarray, batch_size: int, buckets: Sequence[int], seed: int):
+    self._ids, self._lengths, self._batch_size, self._buckets, self._seed = ids, lengths, batch_size, buckets, seed
+    self._epochs: dict[int, Batches] = {}
+    self.examples = len(ids)
+    self.steps_per_epoch = -(-len(ids) // batch_size)
+
+  def epoch(self, epoch: int) -> Batches:
+    """The batches of one epoch. Threads may ask at once: they would compute the same."""
+    found = self._epochs.get(epoch)
+    if found is None:
+      found = training_batches(self._ids, self._lengths, self._batch_size, self._buckets, self._seed, epoch)
+      self._epochs[epoch] = found
+      for old in [one for one in self._epochs if one < epoch - 1]:
+        self._epochs.pop(old, None)
+    return found
+
+
+class TrainLoader:
+  """An iterator over training batches that never ends.
+
+  Each example comes once an epoch. Where the batch size does not divide the epoch, one batch of it is filled up with
+  rows of weight 0.
+
+  Attributes:
+    examples: in an epoch.
+    steps_per_epoch: batches in an epoch.
+    measured: lengths of all examples of the split, and what was cut.
+  """
+
+  def __init__(
+    self, plan: TrainingPlan, reader: _Reader, measured: Measured, identity: Mapping[str, Any], workers: int
+  ):
+    self._plan, self._reader, self._identity, self._workers = plan, reader, dict(identity), workers
+    self.measured = measured
+    self.examples = plan.examples
+    self.steps_per_epoch = plan.steps_per_epoch
+    self._step = 0
+    self._batches: Iterator[Batch] | None = None
+
+  def __iter__(self) -> Iterator[Batch]:
+    return self
+
+  def __next__(self) -> Batch:
+    if self._batches is None:
+      steps = _TrainingSteps(self._plan, self._reader, self._step)
+      self._batches = _read_ahead(steps, self._workers)
+    batch = next(self._batches)
+    self._step += 1
+    return batch
+
+  def get_state(self) -> dict[str, Any]:
+    """The position, as plain JSON: the next batch is that of step ``state["step"]``."""
+    return {"step": self._step, "identity": dict(self._identity)}
+
+  def set_state(self, state: Mapping[str, Any]) -> None:
+    """Goes to a saved position, at once, however far it lies; the number of processes and workers may have changed.
+
+    Raises:
+      UserError: the state is of other data, or of the same data in another order.
+    """
+    saved = state["identity"]
+    for name, value in self._identity.items():
+      if saved.get(name) != value:
+        raise UserError(f"the saved position in the data does not fit: {name} was {saved.get(name)!r}, is {value!r}")
+    self._step = int(state["step"])
+    self._batches = None
+
+
+class EvalLoader:
+  """All batches of a split, in one order, as often as it is iterated; the split is first read when it is needed."""
+
+  def __init__(
+    self,
+    dataset: Dataset,
+    split: str,
+    tokenizer: Tokenizer,
+    batch_size: int,
+    buckets: Sequence[int] = (),
+    share: Share = Share(),
+  ):
+    _positive("train.eval_batch_size", batch_size)
+    rows(batch_size, share.index, share.count)
+    self.examples = dataset.splits[split]
+    self._dataset, self._split, self._tokenizer, self._share = dataset, split, tokenizer, share
+    self._batch_size, self._buckets = batch_size, bucket_lengths(buckets, tokenizer.max_length)
+
+  @functools.cached_property
+  def measured(self) -> Measured:
+    """Lengths of all examples, and what was cut."""
+    return measure(self._dataset, self._split, self._tokenizer)
+
+  @functools.cached_property
+  def _steps(self) -> _EvaluationSteps:
+    source = self._dataset.split(self._split)
+    reader = _Reader(source, TextCollate(self._tokenizer, source[0]), self._share)
+    return _EvaluationSteps(evaluation_batches(self.measured.lengths, self._batch_size, self._buckets), reader)
+
+  def __len__(self) -> int:
+    return -(-self.examples // self._batch_size)
+
+  def __iter__(self) -> Iterator[Batch]:
+    return _read_ahead(self._steps, workers=0)
+
+
+def _read_ahead(steps: Any, workers: int) -> Iterator[Batch]:
+  options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
+  batches = grain.MapDataset.source(steps).to_iter_dataset(options)
+  if workers:
+    if not flags.FLAGS.is_parsed():  # grain reads absl flags, which a program that is no absl app never parses
+      flags.FLAGS(sys.argv[:1])
+    batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_AHEAD))
+  return iter(batches)
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaders:
+  """What a run reads.
+
+  Attributes:
+    dataset: what was opened.
+    train: batches of the training split.
+    evals: split name -> all its batches, for every other split.
+  """
+
+  dataset: Dataset
+  train: TrainLoader
+  evals: dict[str, EvalLoader]
+
+
+def make_loaders(
+  config: ConfigDict,
+  tokenizer: Tokenizer,
+  dataset: Dataset | None = None,
+  process_index: int = 0,
+  process_count: int = 1,
+) -> Loaders:
+  """The loaders of a run, from `config.data`, `config.train`, `config.seed` and `config.task.name`.
+
+  Args:
+    config: see `peftjax.config`.
+    tokenizer: the model's; cut to `config.data.max_length` here.
+    dataset: opened already; else `config.data.name` is opened.
+    process_index: which process of `process_count` this is.
+    process_count: each feeds its own rows of every batch.
+
+  Raises:
+    UserError: the data cannot be opened, does not suit the task, or a size does not fit.
+  """
+  data, share = config.data, Share(process_index, process_count)
+  if dataset is None:
+    dataset = open_data(data.name, data.text_column, data.label_column)
+  _check_task(config.task.name, dataset)
+  _positive("train.batch_size", config.train.batch_size)
+  rows(config.train.batch_size, share.index, share.count)
+  tokenizer = tokenizer.cut_to(data.max_length)
+  buckets = bucket_lengths(data.buckets, data.max_length)
+  source = dataset.split("train")
+  measured = measure(dataset, "train", tokenizer)
+  ids = subset(len(source), data.train_examples)
+  plan = TrainingPlan(ids, measured.lengths[ids], config.train.batch_size, buckets, config.seed)
+  identity = {
+    "data.name": dataset.name,
+    "data's content": dataset.fingerprint(),
+    "tokenizer": tokenizer.fingerprint(),
+    "data.train_examples": int(data.train_examples),
+    "data.buckets": list(buckets),
+    "train.batch_size": int(config.train.batch_size),
+    "seed": int(config.seed),
+  }
+  reader = _Reader(source, TextCollate(tokenizer, source[0]), share)
+  train = TrainLoader(plan, reader, measured, identity, int(data.workers))
+  evals = {
+    split: EvalLoader(dataset, split, tokenizer, config.train.eval_batch_size, buckets, share)
+    for split in dataset.splits
+    if split != "train"
+  }
+  return Loaders(dataset, train, evals)
+
+
+def _check_task(task: str, dataset: Dataset) -> None:
+  if dataset.task == CAUSAL_LM:
+    raise UserError(
+      f"{dataset.name} has no label column that is known by its name; "
+      f"set data.label_column to one of {', '.join(dataset.columns)}"
+    )
+  if task not in ("auto", dataset.task):
+    raise UserError(f"task.name={task!r}, but {dataset.name} holds data for {dataset.task!r}")
+
+
+def _positive(name: str, value: int) -> None:
+  if value < 1:
+    raise UserError(f"{name}={value}: expected a positive number of examples")

@@ -1,0 +1,69 @@
+"""How long every example of a split is in tokens: what buckets are chosen by, found once and kept in the cache."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from peftjax.data.collating import encode_examples
+from peftjax.data.packages import cache_folder
+from peftjax.data.sources import Dataset
+from peftjax.data.tokenizing import Tokenizer
+
+_CHUNK = 512  # examples tokenised together
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+  """What tokenising a split showed.
+
+  Attributes:
+    lengths: [n] int32, tokens of each example after cutting.
+    cut: examples that did not fit.
+    lost_words: words whose tag no token carries.
+  """
+
+  lengths: np.ndarray
+  cut: int
+  lost_words: int
+
+  def notes(self, what: str, max_length: int) -> list[str]:
+    """Lines for the log about what does not reach the model; none if everything does."""
+    lines = []
+    if self.cut:
+      share = self.cut / len(self.lengths)
+      lines.append(f"{what}: {self.cut:,} of {len(self.lengths):,} texts ({share:.1%}) are cut at {max_length} tokens")
+    if self.lost_words:
+      lines.append(f"{what}: {self.lost_words:,} words lose their tags, being cut off or unknown to the tokenizer")
+    return lines
+
+
+def measure(dataset: Dataset, split: str, tokenizer: Tokenizer) -> Measured:
+  """Tokenises a split once; later calls with equal data and tokenizer read the cache."""
+  key = hashlib.sha256(f"{dataset.fingerprint()} {split} {tokenizer.fingerprint()}".encode()).hexdigest()
+  path = cache_folder("lengths") / f"{key}.npz"
+  if path.is_file():
+    with np.load(path) as saved:
+      return Measured(saved["lengths"], int(saved["cut"]), int(saved["lost_words"]))
+  source = dataset.split(split)
+  lengths, cut, lost = [np.zeros(0, np.int32)], 0, 0
+  for start in range(0, len(source), _CHUNK):
+    examples = [source[index] for index in range(start, min(start + _CHUNK, len(source)))]
+    encoded = encode_examples(tokenizer, examples)
+    lengths.append(np.array([len(ids) for ids in encoded.ids], np.int32))
+    cut += int(encoded.cut.sum())
+    lost += encoded.lost_words
+  measured = Measured(np.concatenate(lengths), cut, lost)
+  _save(path, measured)
+  return measured
+
+
+def _save(path: Path, measured: Measured) -> None:
+  with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+    np.savez(file, **dataclasses.asdict(measured))
+  os.replace(file.name, path)

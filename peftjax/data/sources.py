@@ -1,0 +1,103 @@
+"""Data by one string: ``packaged:NAME``, ``jsonl:FILE``, ``csv:FILE`` or ``tfds:NAME``; all read by random access.
+
+dataset = open_data("csv:reviews/{split}.csv", text_column="review")
+dataset.task, dataset.label_names, dataset.splits     # "text_classification", ("bad", "good"), {"train": 900, ...}
+dataset.split("train")[17]                            # {"text": "Dull from start to end.", "label": 0}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from peftjax.errors import UserError, nearest
+
+TEXT_CLASSIFICATION = "text_classification"
+TOKEN_CLASSIFICATION = "token_classification"
+CAUSAL_LM = "causal_lm"
+
+Example = dict[str, Any]
+
+
+class Source(Protocol):
+  """Examples by number, as grain reads them.
+
+  An example has `text` str and perhaps `text_pair` str, or `tokens` list of str; and `label` (int, float, or [C]
+  float32 of zeros and ones), or `tags`, an int for each token; or neither.
+  """
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> Example: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """What `open_data` gives.
+
+  Attributes:
+    name: the string it was opened by.
+    task: "text_classification", "token_classification" or, without labels, "causal_lm".
+    label_names: the label with number i at place i; empty where numbers are predicted or nothing is.
+    splits: split name -> number of examples.
+    columns: all columns that the data has.
+    identity: what `fingerprint` hashes.
+    read: split name -> source.
+  """
+
+  name: str
+  task: str
+  label_names: tuple[str, ...]
+  splits: Mapping[str, int]
+  columns: tuple[str, ...]
+  identity: Mapping[str, Any]
+  read: Callable[[str], Source]
+
+  def split(self, name: str) -> Source:
+    """The examples of one split.
+
+    Raises:
+      UserError: no such split.
+    """
+    if name not in self.splits:
+      raise UserError(f"{self.name} has no split {name!r}; {nearest(name, self.splits)}")
+    return self.read(name)
+
+  def fingerprint(self) -> str:
+    """Hex sha256: equal for equal data read through the same columns, wherever it lies."""
+    return self._fingerprint
+
+  @functools.cached_property
+  def _fingerprint(self) -> str:
+    return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+
+
+def open_data(spec: str, text_column: str = "", label_column: str = "") -> Dataset:
+  """Opens a data set.
+
+  Args:
+    spec: ``packaged:NAME`` (`peftjax.data.packaged`), ``tfds:NAME`` (any prepared TFDS data set, or the folder of one),
+      ``jsonl:PATH`` or ``csv:PATH``. A path is a file, which a hash of the text divides 80 / 10 / 10; a folder with
+      ``train.jsonl``, ``validation.jsonl``, ``test.jsonl``; or a pattern with ``{split}`` in it.
+    text_column: the column of the text, ``a,b`` for a pair; empty: found by its name.
+    label_column: empty: found by its name.
+
+  Raises:
+    UserError: whatever is wrong with the string, the files or the labels, with file and line.
+  """
+  from peftjax.data import file_data, tfds_data
+
+  openers: dict[str, Callable[[str, str, str], Dataset]] = {
+    "packaged": tfds_data.open_packaged,
+    "tfds": tfds_data.open_tfds,
+    "jsonl": functools.partial(file_data.open_files, "jsonl"),
+    "csv": functools.partial(file_data.open_files, "csv"),
+  }
+  kind, _, rest = spec.partition(":")
+  if kind not in openers or not rest:
+    raise UserError(f"data.name={spec!r}: expected one of {', '.join(f'{one}:NAME' for one in openers)}")
+  return openers[kind](rest, text_column, label_column)

@@ -1,0 +1,146 @@
+"""Data sets prepared by TFDS, the packaged ones among them, read through `as_data_source`: no TensorFlow."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from peftjax.data.file_data import PAIR_NAMES, TEXT_NAMES
+from peftjax.data.packaged import prepared
+from peftjax.data.sources import CAUSAL_LM, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION, Dataset, Example, Source
+from peftjax.errors import UserError, nearest
+
+if TYPE_CHECKING:
+  import tensorflow_datasets as tfds
+
+
+@dataclasses.dataclass(frozen=True)
+class TfdsSource:
+  """A `Source`: examples of one split, their features under our names."""
+
+  name: str  # for errors
+  records: Any  # a TFDS data source
+  features: tuple[tuple[str, str], ...]  # (our name, feature)
+
+  def __len__(self) -> int:
+    return len(self.records)
+
+  def __getitem__(self, index: int) -> Example:
+    record = self.records[index]
+    example = {ours: _plain(record[feature]) for ours, feature in self.features}
+    if example.get("label") == -1:  # how TFDS marks a hidden label
+      raise UserError(f"{self.name}: example {index} has no label (-1); this split was published without")
+    return example
+
+
+def _plain(value: Any) -> Any:
+  if isinstance(value, bytes):
+    return value.decode("utf-8")
+  if isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim):
+    return [_plain(one) for one in value]
+  return value.item() if hasattr(value, "item") else value
+
+
+def open_packaged(name: str, text_column: str, label_column: str) -> Dataset:
+  """A data set of `peftjax.data.packaged`, prepared if need be."""
+  return _open(f"packaged:{name}", prepared(name), text_column, label_column)
+
+
+def open_tfds(name: str, text_column: str, label_column: str) -> Dataset:
+  """A prepared TFDS data set, by name (under ``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``) or by its folder.
+
+  Raises:
+    UserError: unknown, not prepared, or not prepared as array_record.
+  """
+  import tensorflow_datasets as tfds
+
+  root = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+  try:
+    if (Path(name) / "dataset_info.json").is_file():
+      builder = tfds.builder_from_directory(name)
+    else:
+      builder = tfds.builder(name, data_dir=str(root))
+  except (tfds.core.DatasetNotFoundError, ImportError, ValueError) as error:
+    first_line = str(error).strip().splitlines()[0]
+    raise UserError(f"data.name=tfds:{name}: {first_line}") from None
+  if not builder.is_prepared():
+    raise UserError(
+      f'data.name=tfds:{name} is not prepared in {root}; run python -c "import tensorflow_datasets as tfds; '
+      f"tfds.builder({name!r}, file_format='array_record').download_and_prepare()\""
+    )
+  if "array_record" not in str(builder.info.file_format.value):
+    raise UserError(
+      f"data.name=tfds:{name} is prepared as {builder.info.file_format.value}, which has no random access; "
+      "prepare it with file_format='array_record'"
+    )
+  return _open(f"tfds:{name}", builder, text_column, label_column)
+
+
+def _open(name: str, builder: tfds.core.DatasetBuilder, text_column: str, label_column: str) -> Dataset:
+  features = dict(builder.info.features or {})
+  chosen = _choose(name, features, text_column, label_column)
+  target = features.get(chosen.get("label") or chosen.get("tags", ""))
+  task = TOKEN_CLASSIFICATION if "tokens" in chosen else TEXT_CLASSIFICATION if "label" in chosen else CAUSAL_LM
+
+  def read(split: str) -> Source:
+    return TfdsSource(f"{name} {split}", builder.as_data_source(split), tuple(chosen.items()))
+
+  return Dataset(
+    name=name,
+    task=task,
+    label_names=tuple(getattr(getattr(target, "feature", target), "names", None) or ()),
+    splits={split: info.num_examples for split, info in builder.info.splits.items()},
+    columns=tuple(features),
+    identity={"files": _file_hashes(Path(builder.data_path)), "columns": sorted(chosen.items())},
+    read=read,
+  )
+
+
+def _choose(name: str, features: dict[str, Any], text_column: str, label_column: str) -> dict[str, str]:
+  """Our name -> the feature that holds it."""
+  import tensorflow_datasets as tfds
+
+  def of(kind: type, sequence: bool = False) -> list[str]:
+    inner = {key: getattr(one, "feature", None) if sequence else one for key, one in features.items()}
+    return [key for key, one in inner.items() if isinstance(one, kind)]
+
+  named = text_column.split(",") if text_column else []
+  for column in [*named, *([label_column] if label_column else [])]:
+    if column not in features:
+      raise UserError(f"{name} has no column {column!r}; {nearest(column, features)}")
+  words, texts = of(tfds.features.Text, sequence=True), of(tfds.features.Text)
+  tags, classes = of(tfds.features.ClassLabel, sequence=True), of(tfds.features.ClassLabel)
+  if words and tags and (not named or named[0] in words):
+    tokens = named[0] if named else words[0]
+    return {"tokens": tokens, "tags": _one(name, "label", label_column, tags, ("tags", "ner"))}
+  chosen = {"text": named[0] if named else _one(name, "text", "", texts, TEXT_NAMES)}
+  pair = named[1:] or ([] if named else [column for column in PAIR_NAMES if column in texts])
+  chosen |= {"text_pair": pair[0]} if pair else {}
+  numbers = [key for key, one in features.items() if one.shape == () and np.issubdtype(one.np_dtype, np.floating)]
+  if label_column or classes:
+    chosen["label"] = _one(name, "label", label_column, classes + (numbers if label_column else []), ("label",))
+  return chosen
+
+
+def _one(name: str, what: str, column: str, fitting: list[str], usual: Iterable[str]) -> str:
+  """The column asked for, the one with a usual name, or the only one that fits."""
+  if column:
+    if column not in fitting:
+      raise UserError(f"{name}: column {column!r} cannot be the {what}; {nearest(column, fitting)}")
+    return column
+  found = [one for one in usual if one in fitting] or fitting
+  if len(found) != 1 and not set(usual) & set(found):
+    raise UserError(f"{name}: which column is the {what}? Set data.{what}_column to one of {', '.join(fitting)}")
+  return found[0]
+
+
+def _file_hashes(folder: Path) -> dict[str, str]:
+  """What TFDS writes about the data. Two preparations of the same data differ in their record files' bytes."""
+  described = [path for path in sorted(folder.iterdir()) if path.suffix in (".json", ".txt")]
+  return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in described}

@@ -1,0 +1,133 @@
+"""Tokenizing: ids, alignment of tags, what is cut, and damaged folders."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from peftjax.data.tokenizing import IGNORED, first_tokens, load_tokenizer
+from peftjax.errors import UserError
+from tests.data.tiny import WORDS, tokenizer_folder
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+  return load_tokenizer(tokenizer_folder(tmp_path), max_length=8)
+
+
+def words(ids: np.ndarray) -> list[str]:
+  return [WORDS[index] for index in ids]
+
+
+def test_texts_and_pairs_carry_special_tokens_and_types(tokenizer):
+  encoded = tokenizer.encode(["Playing a.", ""])
+  assert words(encoded.ids[0]) == ["[CLS]", "play", "##ing", "a", ".", "[SEP]"]
+  assert words(encoded.ids[1]) == ["[CLS]", "[SEP]"]
+  pair = tokenizer.encode(["a"], ["b c"])
+  assert words(pair.ids[0]) == ["[CLS]", "a", "[SEP]", "b", "c", "[SEP]"]
+  assert pair.type_ids[0].tolist() == [0, 0, 0, 1, 1, 1]
+  assert tokenizer.gives_type_ids
+  assert tokenizer.pad_id == 0
+  assert tokenizer.size == len(WORDS)
+  assert tokenizer.decode(encoded.ids[0]) == "playing a."
+
+
+def test_long_texts_are_cut_and_counted(tokenizer):
+  encoded = tokenizer.encode(["a b c a b c a", "a b c a b c"])
+  assert [len(ids) for ids in encoded.ids] == [8, 8]
+  assert encoded.cut.tolist() == [True, False]
+  pair = tokenizer.encode(["a a a a a a a a"], ["b"])
+  assert words(pair.ids[0]) == ["[CLS]", "a", "a", "a", "a", "[SEP]", "b", "[SEP]"]
+  assert [len(ids) for ids in tokenizer.cut_to(4).encode(["a b c a b c"]).ids] == [4]
+
+
+def test_the_first_piece_of_a_word_carries_its_tag(tokenizer):
+  encoded = tokenizer.encode_words([["playing", "a", "unable"]], [[5, 6, 7]])
+  assert words(encoded.ids[0]) == ["[CLS]", "play", "##ing", "a", "un", "##able", "[SEP]"]
+  assert encoded.tags is not None
+  assert encoded.tags[0].tolist() == [IGNORED, 5, IGNORED, 6, 7, IGNORED, IGNORED]
+  assert encoded.lost_words == 0
+
+
+def test_words_without_a_token_lose_their_tags_and_are_counted(tokenizer):
+  encoded = tokenizer.encode_words(
+    [["playing", "playing", "playing", "plays", "a"], ["a", "\u200b", "b"]], [[1] * 5, [1, 2, 3]]
+  )
+  assert encoded.tags is not None
+  assert encoded.tags[0].tolist() == [IGNORED, 1, IGNORED, 1, IGNORED, 1, IGNORED, IGNORED]
+  assert encoded.tags[1].tolist() == [IGNORED, 1, 3, IGNORED]
+  assert encoded.lost_words == 3
+  assert encoded.cut.tolist() == [True, False]
+
+
+@given(st.lists(st.integers(0, 9).map(lambda word: None if word == 9 else word)))
+def test_first_tokens_are_first(word_ids):
+  places = first_tokens(word_ids)
+  assert set(places) == {word for word in word_ids if word is not None}
+  for word, place in places.items():
+    assert word_ids.index(word) == place
+
+
+def test_what_a_folder_stored_of_padding_and_cutting_does_not_matter(tmp_path):
+  plain = load_tokenizer(tokenizer_folder(tmp_path / "a"), max_length=16)
+  fast = plain._fast
+  fast.enable_padding(length=16)
+  fast.enable_truncation(3)
+  (tmp_path / "b").mkdir()
+  fast.save(str(tmp_path / "b" / "tokenizer.json"))
+  loaded = load_tokenizer(tmp_path / "b", max_length=16)
+  assert loaded.encode(["a b c a"]).ids[0].tolist() == [2, 5, 6, 7, 5, 3]
+
+
+def test_equal_tokenizers_have_equal_fingerprints_and_travel(tmp_path, tokenizer):
+  other = load_tokenizer(tokenizer_folder(tmp_path / "other"), max_length=8)
+  assert other.fingerprint() == tokenizer.fingerprint()
+  assert other.cut_to(9).fingerprint() != tokenizer.fingerprint()
+  travelled = pickle.loads(pickle.dumps(tokenizer))
+  assert travelled.fingerprint() == tokenizer.fingerprint()
+  np.testing.assert_array_equal(travelled.encode(["unable"]).ids, tokenizer.encode(["unable"]).ids)
+
+
+def test_the_padding_id_is_found_in_the_settings(tmp_path):
+  folder = tokenizer_folder(tmp_path)
+  (folder / "tokenizer_config.json").write_text(json.dumps({"pad_token": {"content": "[MASK]"}}))
+  assert load_tokenizer(folder).pad_id == WORDS.index("[MASK]")
+
+
+def test_a_model_that_does_not_fit_is_said(tokenizer):
+  tokenizer.check_fits(len(WORDS), positions=8)
+  with pytest.raises(UserError, match="14 ids but the model embeds 13"):
+    tokenizer.check_fits(13)
+  with pytest.raises(UserError, match="max_length=8, but the model has 7 positions"):
+    tokenizer.check_fits(14, positions=7)
+  with pytest.raises(UserError, match="max_length=2: expected more than the 2 special tokens"):
+    tokenizer.cut_to(2)
+
+
+@pytest.mark.parametrize(
+  ("name", "content", "message"),
+  [
+    ("tokenizer.json", '{"model": ', "tokenizer files .* are damaged"),
+    ("tokenizer_config.json", "{", "tokenizer_config.json is damaged"),
+    ("config.json", "{}", "no tokenizer.json, vocab.txt"),
+  ],
+)
+def test_damaged_and_empty_folders_are_one_line(tmp_path, name, content, message):
+  (tmp_path / name).write_text(content)
+  with pytest.raises(UserError, match=message):
+    load_tokenizer(tmp_path)
+
+
+def test_a_decoder_without_padding_fills_with_its_end(tmp_path):
+  (tmp_path / "vocab.json").write_text(json.dumps({"x": 0, "y": 1, "<end>": 2}))
+  (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+  (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<end>"}))
+  tokenizer = load_tokenizer(tmp_path)
+  assert tokenizer.pad_id == 2
+  assert not tokenizer.gives_type_ids
+  assert tokenizer.encode(["xy<end>"]).ids[0].tolist() == [0, 1, 2]
