@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 README = Path(__file__).parent / "README.md"
 
 RUNTIME = [
+  "absl-py>=2.1",
   "array_record>=0.8",
   "chex>=0.1.90",
   "flax>=0.12",

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import os
 import tempfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -47,9 +48,8 @@ def measure(dataset: Dataset, split: str, tokenizer: Tokenizer) -> Measured:
   """Tokenises a split once; later calls with equal data and tokenizer read the cache."""
   key = hashlib.sha256(f"{dataset.fingerprint()} {split} {tokenizer.fingerprint()}".encode()).hexdigest()
   path = cache_folder("lengths") / f"{key}.npz"
-  if path.is_file():
-    with np.load(path) as saved:
-      return Measured(saved["lengths"], int(saved["cut"]), int(saved["lost_words"]))
+  if (saved := _load(path)) is not None:
+    return saved
   source = dataset.split(split)
   lengths, cut, lost = [np.zeros(0, np.int32)], 0, 0
   for start in range(0, len(source), _CHUNK):
@@ -61,6 +61,14 @@ def measure(dataset: Dataset, split: str, tokenizer: Tokenizer) -> Measured:
   measured = Measured(np.concatenate(lengths), cut, lost)
   _save(path, measured)
   return measured
+
+
+def _load(path: Path) -> Measured | None:
+  try:
+    with np.load(path) as saved:
+      return Measured(saved["lengths"], int(saved["cut"]), int(saved["lost_words"]))
+  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # not there, or cut short by a crash
+    return None
 
 
 def _save(path: Path, measured: Measured) -> None:

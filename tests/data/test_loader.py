@@ -210,6 +210,9 @@ def test_what_is_cut_is_told(tokenizer, tmp_path):
   ]
   again = make_loaders(tiny_config(tmp_path / "long"), tokenizer).train.measured
   assert (again.lengths.tolist(), again.cut, again.lost_words) == ([12, 3], 1, 10)
+  for saved in (tmp_path / "cache" / "lengths").iterdir():
+    saved.write_bytes(saved.read_bytes()[:40])
+  assert make_loaders(tiny_config(tmp_path / "long"), tokenizer).train.measured.lengths.tolist() == [12, 3]
 
 
 def test_a_file_that_breaks_while_training_is_one_error(config, tokenizer, tmp_path):
