@@ -65,7 +65,7 @@ def measure(dataset: Dataset, split: str, tokenizer: Tokenizer) -> Measured:
 
 def _load(path: Path) -> Measured | None:
   try:
-    with np.load(path) as saved:
+    with path.open("rb") as file, np.load(file) as saved:
       return Measured(saved["lengths"], int(saved["cut"]), int(saved["lost_words"]))
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # not there, or cut short by a crash
     return None
