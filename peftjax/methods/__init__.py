@@ -17,12 +17,15 @@ from typing import Any
 
 from peftjax.errors import UserError, nearest
 from peftjax.methods.base import Call, Context, Leaves, Method, Site, Targeted, field_error
+from peftjax.methods.fourierft import FourierFT
 from peftjax.methods.houlsby import Bottleneck, Houlsby
 from peftjax.methods.hybrid import Hybrid, expand
 from peftjax.methods.ia3 import IA3
 from peftjax.methods.lora import LoRA
 from peftjax.methods.prompt import Prompt
 from peftjax.methods.selective import BitFit, Full, Head, LastK, LayerNormTuning, MaskMethod, Patterns
+from peftjax.methods.vblora import VBLoRA
+from peftjax.methods.vera import VeRA
 
 METHODS: dict[str, type[Method]] = {
   method.name: method
@@ -34,6 +37,9 @@ METHODS: dict[str, type[Method]] = {
     LastK,
     Patterns,
     LoRA,
+    VeRA,
+    FourierFT,
+    VBLoRA,
     IA3,
     Houlsby,
     Prompt,
@@ -48,6 +54,7 @@ __all__ = [
   "Bottleneck",
   "Call",
   "Context",
+  "FourierFT",
   "Full",
   "Head",
   "Houlsby",
@@ -62,6 +69,8 @@ __all__ = [
   "Prompt",
   "Site",
   "Targeted",
+  "VBLoRA",
+  "VeRA",
   "build",
   "expand",
 ]

@@ -53,3 +53,10 @@ IA3_FEEDFORWARD: dict[str, tuple[str, ...]] = {
   "mixtral": ("w2",),
   **dict.fromkeys(("llama", "mistral", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3"), ("down_proj",)),
 }
+
+# Where VB-LoRA's published lists are wider than LoRA's; the rest are ATTENTION.
+VBLORA: dict[str, tuple[str, ...]] = {
+  "opt": ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
+  "t5": ("q", "k", "v", "o", "wi", "wo"),
+  "mt5": ("q", "k", "v", "o", "wi_0", "wi_1", "wo"),
+}

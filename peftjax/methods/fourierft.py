@@ -1,0 +1,79 @@
+"""FourierFT (Gao et al. 2024, arXiv 2405.03003): a few learned coefficients of the update's 2-D Fourier spectrum.
+
+    ΔW[o, i] = s · Re ifft2(F)[o, i],  F zero but for F[p_k, q_k] = c_k        (torch's [out, in])
+
+The frozen locations (p_k, q_k) are the same for all sites of one shape. The update is never formed: with u the inverse
+transform of x along features, the output's spectrum at p_k gains c_k · u[q_k], and a second transform gives
+x ΔWᵀ = s · Re ifft(spectrum), O(d log d + n) a token instead of O(d²).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from peftjax.errors import UserError
+from peftjax.methods import torch_random
+from peftjax.methods.base import Call, Leaves, Site
+from peftjax.methods.linear import LinearMethod, by_pattern
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FourierFT(LinearMethod):
+  """Sparse spectra at frozen locations.
+
+  Attributes:
+    n_frequency: coefficients a site.
+    scaling: s.
+    random_loc_seed: torch's seed for the locations; the same ones as PEFT's.
+    n_frequency_pattern: name pattern -> n_frequency for modules that differ.
+    init_weights: start at zero, and so as the base; otherwise from N(0, 1), the published way.
+  """
+
+  name: ClassVar[str] = "fourierft"
+  leaf_names: ClassVar[tuple[str, ...]] = ("fourierft_spectrum",)
+  buffer_names: ClassVar[tuple[str, ...]] = ("fourierft_indices",)
+  patterns: ClassVar[tuple[str, ...]] = ("n_frequency_pattern",)
+  learning_rate: ClassVar[float] = 3e-2
+
+  n_frequency: int = 1000
+  scaling: float = 150.0
+  random_loc_seed: int = 777
+  n_frequency_pattern: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  init_weights: bool = False
+
+  def settings(self, name: str) -> int:
+    """n_frequency at a module."""
+    return int(by_pattern(self.n_frequency_pattern, name, self.n_frequency))
+
+  def create(self, key: jax.Array, site: Site, base: Leaves) -> Leaves:
+    del base
+    count, (features_in, features_out) = self.settings(site.names[0]), site.shape
+    if count > features_in * features_out:
+      raise UserError(f"fourierft.n_frequency: {count} exceeds the {features_in * features_out} weights of {site.name}")
+    bits = torch_random.generator(self.random_loc_seed)
+    flat = torch_random.permutation(bits, features_in * features_out, count)
+    indices = np.stack([flat // features_in, flat % features_in])
+    spectrum = jnp.zeros(count) if self.init_weights else jax.random.normal(key, (count,))
+    return {"fourierft_spectrum": spectrum, "fourierft_indices": jnp.asarray(indices, jnp.int32)}
+
+  def after(self, leaves: Leaves, x: jax.Array, y: jax.Array, site: Site, call: Call) -> jax.Array:
+    rows, columns = leaves["fourierft_indices"]
+    features_out = site.shape[1]
+    # Features first: a frequency's row of all tokens is contiguous, and is gathered and added as one.
+    x_FxT = x.astype(jnp.float32).reshape(-1, site.shape[0]).T
+    chosen_NxT = jnp.fft.ifft(x_FxT, axis=0)[columns] * leaves["fourierft_spectrum"][:, None]
+    spectrum_FxT = jax.ops.segment_sum(chosen_NxT, rows, num_segments=features_out)
+    update_FxT = jnp.fft.ifft(spectrum_FxT, axis=0).real
+    return y + self.scaling * update_FxT.T.reshape(y.shape).astype(y.dtype)
+
+  def delta(self, leaves: Leaves, base: Leaves, site: Site, shared: Leaves) -> Leaves:
+    del base, shared
+    rows, columns = leaves["fourierft_indices"]
+    spectrum = jnp.zeros(site.shape).at[columns, rows].set(leaves["fourierft_spectrum"])
+    return {"kernel": self.scaling * jnp.fft.ifft2(spectrum).real}

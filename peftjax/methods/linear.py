@@ -1,0 +1,68 @@
+"""What the methods on linear sites share: PEFT's usual default targets, and settings by name pattern."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+from peftjax import masks
+from peftjax.errors import UserError, nearest
+from peftjax.methods import targets as default_targets
+from peftjax.methods.base import Context, Method, Targeted
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LinearMethod(Targeted):
+  """A method on linear sites whose default targets are LoRA's: attention's query and value.
+
+  Class attributes:
+    patterns: its fields that map a name pattern to a value for modules that differ.
+  """
+
+  kinds: ClassVar[tuple[str, ...]] = ("linear",)
+  patterns: ClassVar[tuple[str, ...]] = ()
+
+  def default_targets(self, model_type: str) -> masks.Patterns:
+    return default_targets.ATTENTION.get(model_type, ())
+
+  def bind(self, context: Context) -> Method:
+    bound = super().bind(context)
+    names = [name for site in self.candidates(context) for name in site.names]
+    for field in self.patterns:
+      check_patterns(f"{self.name}.{field}", getattr(self, field), names)
+    return bound
+
+
+def check_patterns(what: str, patterns: Iterable[str], names: list[str]) -> None:
+  """Raises a `UserError` if a pattern of a field such as `rank_pattern` matches no name."""
+  for pattern in patterns:
+    if not any(ends_with(pattern, name) for name in names):
+      tails = {name.rpartition(".")[2] for name in names}
+      raise UserError(f"{what}: {pattern!r} matches no module; {nearest(pattern, tails)}")
+
+
+def ends_with(pattern: str, name: str) -> bool:
+  """Whether a regular expression matches a dotted name from some component to its end."""
+  return re.match(rf"(.*\.)?({pattern})$", name) is not None
+
+
+def by_pattern(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
+  """The value of the first pattern that matches, or the default.
+
+  >>> by_pattern({"query": 4}, "layer.0.query", 8), by_pattern({"query": 4}, "layer.0.key", 8)
+  (4, 8)
+  """
+  for pattern, value in patterns.items():
+    if ends_with(pattern, name):
+      return value
+  return default
+
+
+def low_rank(x: Any, *factors: Any, dtype: Any) -> Any:
+  """((x A) B) ..., left-associated, in `dtype`: thin products instead of a full-size one."""
+  product = x.astype(dtype)
+  for factor in factors:
+    product = product @ factor.astype(dtype)
+  return product
