@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from peftjax import masks
 from peftjax.errors import UserError, nearest
 from peftjax.methods import targets as default_targets
-from peftjax.methods.base import Context, Method, Targeted
+from peftjax.methods.base import Context, Targeted
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class LinearMethod(Targeted):
   def default_targets(self, model_type: str) -> masks.Patterns:
     return default_targets.ATTENTION.get(model_type, ())
 
-  def bind(self, context: Context) -> Method:
+  def bind(self, context: Context) -> Self:
     bound = super().bind(context)
     names = [name for site in self.candidates(context) for name in site.names]
     for field in self.patterns:

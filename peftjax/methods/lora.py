@@ -10,24 +10,23 @@ frozen leaves and y = x W + s · ((x A) B - (x A₀) B₀), which is the same fu
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from peftjax import masks
 from peftjax.errors import UserError, nearest
-from peftjax.methods import targets as default_targets
-from peftjax.methods.base import Call, Context, Leaves, Site, Targeted
+from peftjax.methods.base import Call, Leaves, Site
+from peftjax.methods.linear import LinearMethod, by_pattern
 
 INITS = ("kaiming", "gaussian", "orthogonal", "pissa", "olora")
 _FROM_WEIGHT = ("pissa", "olora")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LoRA(Targeted):
+class LoRA(LinearMethod):
   """Low-rank updates of linear and embedding sites.
 
   Attributes:
@@ -47,6 +46,7 @@ class LoRA(Targeted):
   kinds: ClassVar[tuple[str, ...]] = ("linear", "embedding")
   leaf_names: ClassVar[tuple[str, ...]] = ("lora_a", "lora_b", "lora_b_bias")
   buffer_names: ClassVar[tuple[str, ...]] = ("lora_a_init", "lora_b_init")
+  patterns: ClassVar[tuple[str, ...]] = ("rank_pattern", "alpha_pattern")
   learning_rate: ClassVar[float] = 1e-3
 
   rank: int = 8
@@ -68,23 +68,10 @@ class LoRA(Targeted):
     if self.lora_bias and self.init in _FROM_WEIGHT:
       raise UserError(f"{self.name}.lora_bias cannot go with init={self.init!r}")
 
-  def default_targets(self, model_type: str) -> masks.Patterns:
-    return default_targets.ATTENTION.get(model_type, ())
-
-  def bind(self, context: Context) -> Self:
-    bound = super().bind(context)
-    names = [name for site in self.candidates(context) for name in site.names]
-    for field in ("rank_pattern", "alpha_pattern"):
-      for pattern in getattr(self, field):
-        if not any(_ends_with(pattern, name) for name in names):
-          tails = {name.rpartition(".")[2] for name in names}
-          raise UserError(f"{self.name}.{field}: {pattern!r} matches no targeted module; {nearest(pattern, tails)}")
-    return bound
-
   def settings(self, name: str) -> tuple[int, float]:
     """(rank, scale) at a module."""
-    rank = _by_pattern(self.rank_pattern, name, self.rank)
-    alpha = _by_pattern(self.alpha_pattern, name, self.alpha)
+    rank = by_pattern(self.rank_pattern, name, self.rank)
+    alpha = by_pattern(self.alpha_pattern, name, self.alpha)
     return rank, alpha / (rank**0.5 if self.rslora else rank)
 
   def create(self, key: jax.Array, site: Site, base: Leaves) -> Leaves:
@@ -162,14 +149,3 @@ def _product(x: jax.Array, a: jax.Array, b: jax.Array, site: Site, dtype: Any, c
   if site.kind == "embedding":
     return jnp.take(a, x, axis=0).astype(dtype) @ b.astype(dtype)
   return call.dropout(x.astype(dtype), rate) @ a.astype(dtype) @ b.astype(dtype)
-
-
-def _ends_with(pattern: str, name: str) -> bool:
-  return re.match(rf"(.*\.)?({pattern})$", name) is not None
-
-
-def _by_pattern(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
-  for pattern, value in patterns.items():
-    if _ends_with(pattern, name):
-      return value
-  return default

@@ -2,7 +2,7 @@
 
 Hugging Face PEFT redraws FourierFT's locations, VeRA's projections and others from a seed when it loads an adapter, so
 the same numbers are needed where torch is absent. torch draws from MT19937 (Matsumoto and Nishimura 1998): a float32 in
-[0, 1) is the low 24 bits of one word, and a permutation is Fisher and Yates' shuffle from the front with one word a step.
+[0, 1) is the low 24 bits of one word, and a permutation is Fisher and Yates' shuffle from the front with a word a step.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +57,7 @@ class VBLoRA(LinearMethod):
   def default_targets(self, model_type: str) -> masks.Patterns:
     return default_targets.VBLORA.get(model_type, ()) or super().default_targets(model_type)
 
-  def bind(self, context: Context) -> Method:
+  def bind(self, context: Context) -> Self:
     bound = super().bind(context)
     for site in bound.select(context):
       for size in site.shape:
