@@ -86,7 +86,7 @@ def _finish(parsed: argparse.Namespace, result: Result, show: Callable[[Console]
   if parsed.json:
     print(json.dumps(result, allow_nan=False, default=str))
   else:
-    show(Console(soft_wrap=True))
+    show(Console(soft_wrap=True, width=None if sys.stdout.isatty() else 200))
   return 0
 
 

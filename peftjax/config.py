@@ -144,7 +144,8 @@ def _apply(config: ConfigDict, override: str) -> None:
       section[field] = _cast(key, value, text, section[field])
   elif _is_open(".".join(sections)):
     with section.unlocked():
-      section[field] = value
+      # Patterns hold dots, which a ConfigDict refuses as keys: they travel as pairs.
+      section[field] = tuple(value.items()) if isinstance(value, dict) else value
   else:
     raise UserError(f"--config.{key}: no field {field!r}; {nearest(field, section.keys())}")
 

@@ -164,11 +164,7 @@ class Model:
         continue
       name = masks.layer_names(path, self.stacks)[0]
       owner = next((one.method for one in self.bound if one.mask(name, None) != masks.FROZEN), None)
-      rates[group] = owner.learning_rate if owner else max([m.learning_rate for m in self.methods], default=1e-3)
-    for method in self.methods:
-      ratio = getattr(method, "lr_ratio", 1.0)
-      if "lora_b" in rates:
-        rates["lora_b"] = method.learning_rate * ratio
+      rates[group] = owner.rate_of(group) if owner else max([m.learning_rate for m in self.methods], default=1e-3)
     return rates
 
   # Layout ---------------------------------------------------------------------------------------------------------

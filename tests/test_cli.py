@@ -25,7 +25,7 @@ from peftjax import cli
     (["inspect", "--config.method.targets=query"], "targets=('query',)"),
     (["inspect", "--config.method.exclude=('nothing',)"], "lora.exclude"),
     (["inspect", "--config.method.layers=(6,)"], "no layer 6; the model has 6"),
-    (["inspect", "--config.method.rank_pattern={'kwery':3}"], "did you mean 'query'"),
+    (["inspect", "--config.method.rank_pattern={'qeury':3}"], "did you mean 'query'"),
     (["inspect", "--config.method.modules_to_save=('poler',)"], "did you mean 'pooler'"),
     (["inspect", "--config.method.name=no_such_module:Mine"], "cannot import 'no_such_module'"),
     (["inspect", "--config.method.name=json:Mine"], "json has no 'Mine'"),

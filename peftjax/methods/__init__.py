@@ -112,6 +112,11 @@ def _checked(what: str, value: Any, hint: Any, field: dataclasses.Field[Any]) ->
       raise UserError(f"{what}={value!r}: expected {hint.__name__}, such as {field.default!r}")
     if hint is int and value < 1 and isinstance(field.default, int) and field.default >= 1:
       raise UserError(f"{what}={value!r}: expected a positive number, such as {field.default!r}")
+  elif typing.get_origin(hint) is Mapping:
+    try:
+      return dict(value)
+    except (TypeError, ValueError):
+      raise UserError(f"{what}={value!r}: expected a dict, or pairs, from pattern to value") from None
   elif typing.get_origin(hint) is tuple and (isinstance(value, str) or not isinstance(value, Sequence)):
     raise UserError(f"{what}={value!r}: expected a tuple, such as ({value!r},)")
   return value

@@ -124,7 +124,6 @@ class Method:
   leaf_names: ClassVar[tuple[str, ...]] = ()
   buffer_names: ClassVar[tuple[str, ...]] = ()
   learning_rate: ClassVar[float] = 1e-3
-  group_learning_rates: ClassVar[Mapping[str, float]] = {}
 
   modules_to_save: tuple[str, ...] = ()
 
@@ -173,6 +172,11 @@ class Method:
     """
     del leaves, base, site, shared
     raise UserError(f"{self.name} cannot be merged: it is not a change of the base's weights")
+
+  def rate_of(self, group: str) -> float:
+    """Default peak learning rate of one of its groups."""
+    del group
+    return self.learning_rate
 
   def mask(self, name: str, leaf: Any) -> str:
     """The group of a leaf by its name."""
@@ -249,7 +253,7 @@ class Targeted(Method):
     """The matched sites, in the model's order."""
     chosen = []
     for site in self.candidates(context):
-      wanted = {self._wants(name, site, context) for name in site.names}
+      wanted = {self.wants(name, site, context) for name in site.names}
       if wanted == {True, False} or len({self.settings(name) for name in site.names if wanted == {True}}) > 1:
         raise masks.LayersDiffer(f"{self.name} treats the layers of {site.names[0]} differently")
       if wanted == {True}:
@@ -258,7 +262,8 @@ class Targeted(Method):
       raise UserError(f"{self.name}: targets, exclude and layers leave no module to act on")
     return chosen
 
-  def _wants(self, name: str, site: Site, context: Context) -> bool:
+  def wants(self, name: str, site: Site, context: Context) -> bool:
+    """Whether targets, exclude and layers choose the module."""
     if self.targets == masks.ALL_LINEAR:
       hit = site.kind == "linear" and not context.in_head(name) and not name.endswith(("lm_head", "embed_out"))
     else:

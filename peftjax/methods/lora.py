@@ -110,6 +110,9 @@ class LoRA(LinearMethod):
       deltas["bias"] = scale * leaves["lora_b_bias"]
     return deltas
 
+  def rate_of(self, group: str) -> float:
+    return self.learning_rate * (self.lr_ratio if group == "lora_b" else 1.0)
+
   def mask(self, name: str, leaf: Any) -> str:
     group = super().mask(name, leaf)
     if name.endswith(".lora_a") and self.freeze_a:
