@@ -92,7 +92,9 @@ def test_lora_and_ia3_start_bitwise_as_the_base():
     np.testing.assert_array_equal(make().add(method)(**INPUTS)["logits"], make()(**INPUTS)["logits"])
 
 
-@pytest.mark.parametrize("method", [LoRA(rank=5), methods.IA3(), methods.Houlsby(), methods.Prompt(num_virtual_tokens=4)], ids=str)
+@pytest.mark.parametrize(
+  "method", [LoRA(rank=5), methods.IA3(), methods.Houlsby(), methods.Prompt(num_virtual_tokens=4)], ids=str
+)
 def test_the_layout_of_layers_changes_nothing(method):
   stacked = randomised(make().add(method, jax.random.key(3)))
   unrolled = stacked.unrolled()

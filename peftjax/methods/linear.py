@@ -29,7 +29,7 @@ class LinearMethod(Targeted):
 
   def bind(self, context: Context) -> Self:
     bound = super().bind(context)
-    names = [name for site in self.candidates(context) for name in site.names]
+    names = [name for site in self.candidates(context) for name in site.names if bound.wants(name, site, context)]
     for field in self.patterns:
       check_patterns(f"{self.name}.{field}", getattr(self, field), names)
     return bound
@@ -40,7 +40,7 @@ def check_patterns(what: str, patterns: Iterable[str], names: list[str]) -> None
   for pattern in patterns:
     if not any(ends_with(pattern, name) for name in names):
       tails = {name.rpartition(".")[2] for name in names}
-      raise UserError(f"{what}: {pattern!r} matches no module; {nearest(pattern, tails)}")
+      raise UserError(f"{what}: {pattern!r} matches no targeted module; {nearest(pattern, tails)}")
 
 
 def ends_with(pattern: str, name: str) -> bool:
