@@ -105,6 +105,31 @@ def training_batches(
   return Batches(batches.ids[shuffled], batches.lengths[shuffled])
 
 
+class TrainingPlan:
+  """The batches of every epoch.
+
+  Attributes:
+    examples: in an epoch.
+    steps_per_epoch: batches in an epoch; the last partial one counts.
+  """
+
+  def __init__(self, ids: np.ndarray, lengths: np.ndarray, batch_size: int, buckets: Sequence[int], seed: int):
+    self._ids, self._lengths, self._batch_size, self._buckets, self._seed = ids, lengths, batch_size, buckets, seed
+    self._epochs: dict[int, Batches] = {}
+    self.examples = len(ids)
+    self.steps_per_epoch = -(-len(ids) // batch_size)
+
+  def epoch(self, epoch: int) -> Batches:
+    """The batches of one epoch. Threads may ask at once: they would compute the same."""
+    found = self._epochs.get(epoch)
+    if found is None:
+      found = training_batches(self._ids, self._lengths, self._batch_size, self._buckets, self._seed, epoch)
+      self._epochs[epoch] = found
+      for old in [one for one in self._epochs if one < epoch - 1]:
+        self._epochs.pop(old, None)
+    return found
+
+
 def evaluation_batches(lengths: np.ndarray, batch_size: int, buckets: Sequence[int]) -> Batches:
   """All examples once, shortest first, in an order that never changes; `FILL` rows in the last batch."""
   order = np.argsort(lengths, kind="stable")

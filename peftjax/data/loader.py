@@ -15,19 +15,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
-import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from peftjax.data.batching import (
-  FILL,
-  Batches,
-  bucket_lengths,
-  evaluation_batches,
-  rows,
-  subset,
-  training_batches,
-)
+from peftjax.data.batching import FILL, Batches, TrainingPlan, bucket_lengths, evaluation_batches, rows, subset
 from peftjax.data.collating import Batch, Collate, TextCollate
 from peftjax.data.measuring import Measured, measure
 from peftjax.data.sources import CAUSAL_LM, Dataset, Source, open_data
@@ -82,31 +73,6 @@ class _EvaluationSteps:
 
   def __getitem__(self, index: int) -> Batch:
     return self._reader.read(self._batches, int(index))
-
-
-class TrainingPlan:
-  """The batches of every epoch.
-
-  Attributes:
-    examples: in an epoch.
-    steps_per_epoch: batches in an epoch; the last partial one counts.
-  """
-
-  def __init__(self, ids: np.ndarray, lengths: np.ndarray, batch_size: int, buckets: Sequence[int], seed: int):
-    self._ids, self._lengths, self._batch_size, self._buckets, self._seed = ids, lengths, batch_size, buckets, seed
-    self._epochs: dict[int, Batches] = {}
-    self.examples = len(ids)
-    self.steps_per_epoch = -(-len(ids) // batch_size)
-
-  def epoch(self, epoch: int) -> Batches:
-    """The batches of one epoch. Threads may ask at once: they would compute the same."""
-    found = self._epochs.get(epoch)
-    if found is None:
-      found = training_batches(self._ids, self._lengths, self._batch_size, self._buckets, self._seed, epoch)
-      self._epochs[epoch] = found
-      for old in [one for one in self._epochs if one < epoch - 1]:
-        self._epochs.pop(old, None)
-    return found
 
 
 class TrainLoader:

@@ -14,6 +14,7 @@ import tokenizers
 from tokenizers import models, pre_tokenizers, processors
 
 from peftjax.errors import UserError
+from peftjax.files import read_json
 
 IGNORED = -100  # the tag of a token that has none
 
@@ -162,10 +163,7 @@ def load_tokenizer(folder: str | Path, max_length: int = 128) -> Tokenizer:
 
 
 def _json(path: Path) -> dict[str, Any]:
-  try:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-  except (ValueError, OSError) as error:
-    raise UserError(f"{path} is damaged: {error}") from None
+  return read_json(path) if path.is_file() else {}
 
 
 def _token(settings: dict[str, Any], name: str) -> str:

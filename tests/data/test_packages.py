@@ -85,9 +85,9 @@ def test_two_processes_at_once_agree(cache, monkeypatch):
   workers = [context.Process(target=_fetch_tiny, args=(str(cache), package, results)) for _ in range(2)]
   for worker in workers:
     worker.start()
-  folders = {results.get(timeout=60) for _ in workers}
+  folders = {results.get(timeout=300) for _ in workers}
   for worker in workers:
-    worker.join(timeout=60)
+    worker.join(timeout=300)
   assert [worker.exitcode for worker in workers] == [0, 0]
   assert len(folders) == 1
   assert (Path(folders.pop()) / "tiny/data/a.txt").read_text() == "A"
