@@ -91,6 +91,9 @@ def default() -> ConfigDict:
   config.compare.seeds = (0, 1)
   config.compare.reference = "full"  # the row that others are compared with
   config.compare.baseline = "head"  # the row that every method should beat
+  config.compare.split = "test"  # what conclusions rest on; each trial opens it once, after its last step
+  config.compare.margin = 0.01  # differences of the main metric below it do not matter: "matches" is inside it
+  config.compare.timing_rounds = 20  # steps of each row, taken in turns, that step times come from; 0: each run's own
   return config
 
 

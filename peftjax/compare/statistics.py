@@ -21,6 +21,7 @@ where they must be wide: two runs hardly tell how much runs differ.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -127,8 +128,7 @@ def paired_spread(scores: Array, reference: Array) -> Spread:
   """
   scores, reference = np.asarray(scores, dtype=np.float64), np.asarray(reference, dtype=np.float64)
   parts = spread(scores - reference)
-  binary = all(np.isin(one, (0.0, 1.0)).all() for one in (scores, reference))
-  if not binary:
+  if parts.examples == 1 or not all(np.isin(one, (0.0, 1.0)).all() for one in (scores, reference)):
     return parts
   return dataclasses.replace(parts, example_variance=np.maximum(parts.example_variance, 2 / parts.examples**2))
 
@@ -197,9 +197,7 @@ def bootstrap_interval(
   stacked = np.moveaxis(scores.reshape(*scores.shape[:2], -1), -1, 0)  # [K, S, E]
   seeds, examples = stacked.shape[1:]
   parts = spread(stacked)
-  rng = np.random.default_rng(seed)
-  seed_weights = rng.multinomial(seeds, np.full(seeds, 1 / seeds), draws) / seeds - 1 / seeds
-  example_weights = rng.multinomial(examples, np.full(examples, 1 / examples), draws) / examples - 1 / examples
+  seed_weights, example_weights = _weights(seeds, draws, 2 * seed), _weights(examples, draws, 2 * seed + 1)
   by_example = stacked.mean(1)
   raw = by_example.var(-1) / examples
   shrink = np.sqrt(np.divide(parts.example_variance, raw, out=np.ones_like(raw), where=raw > 0))
@@ -216,6 +214,13 @@ def bootstrap_interval(
     drawn, centre = statistic(drawn), statistic(centre)
   low, high = np.quantile(drawn, ((1 - level) / 2, (1 + level) / 2))
   return Interval(centre[0], low, high)
+
+
+@functools.lru_cache(maxsize=4)
+def _weights(count: int, draws: int, seed: int) -> Array:
+  """[draws, count]: how much more than its share each of `count` is drawn, in resamples with replacement."""
+  drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), draws)
+  return (drawn / count - 1 / count).astype(np.float32)
 
 
 # Tests ------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,394 @@
+"""Published claims about full fine-tuning and PEFT, each held against what this study measured.
+
+A claim is judged only where the study holds the measurement that it needs; otherwise its verdict is "not testable
+here" and `needs` names the run that would test it. A claim about "PEFT" as a whole says that it *can* do something, so
+accuracy claims are supported by one method that does, and contradicted when every method does not; claims about cost
+speak of all methods. `counts` tells which reading was taken.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+from peftjax.compare import formatting as fmt
+from peftjax.compare import shapes
+from peftjax.compare.analysis import Summary
+from peftjax.compare.records import Record
+from peftjax.compare.trials import changes
+
+SUPPORTED, CONTRADICTED, INCONCLUSIVE = "supported", "contradicted", "inconclusive"
+UNTESTABLE = "not testable here"
+VERDICTS = (SUPPORTED, CONTRADICTED, INCONCLUSIVE, UNTESTABLE)
+
+NOT_PEFT = ("full", "head", "last_k", "frozen")  # methods that are the reference or a baseline
+
+Verdict = dict[str, Any]
+
+
+def published() -> list[dict[str, str]]:
+  """The claims: id, claim, dimension, measure."""
+  return json.loads(resources.files("peftjax.compare").joinpath("claims.json").read_text(encoding="utf-8"))
+
+
+def judge(summary: Summary, results: Sequence[Record]) -> list[Verdict]:
+  """A verdict on every published claim.
+
+  Returns:
+    for each claim its id, claim, dimension, measure and "verdict", one of `VERDICTS`; "effect" with "unit" and
+    "interval" [low, high] (None where the effect is exact or there is none), "runs" (ids), "counts" (what the verdict
+    counts, empty if there is nothing to count), "reason", and "needs": the run that would test it, empty if it was.
+  """
+  verdicts: list[Verdict] = []
+  for claim in published():
+    rule = RULES.get(claim["id"])
+    found = rule(summary, results) if rule else _untestable(NEEDS[claim["id"]])
+    verdicts.append(
+      claim | {"effect": None, "unit": "", "interval": None, "runs": [], "counts": "", "needs": ""} | found
+    )
+  return verdicts
+
+
+# Parts of rules ---------------------------------------------------------------------------------------------------
+
+
+def _untestable(needs: str, reason: str = "this study does not measure it", **more: Any) -> Verdict:
+  return {"verdict": UNTESTABLE, "reason": reason, "needs": needs} | more
+
+
+def _peft(summary: Summary) -> list[dict[str, Any]]:
+  return [row for row in summary["rows"] if (row["method"] or {}).get("name") not in NOT_PEFT]
+
+
+def _runs(*rows: Mapping[str, Any] | None) -> list[str]:
+  return [run for row in rows if row for run in row["runs"]]
+
+
+def _reference(summary: Summary) -> dict[str, Any] | None:
+  """The row of full fine-tuning, where it is what others were compared with."""
+  rows = [row for row in summary["rows"] if row["row"] == summary["reference"]]
+  return rows[0] if rows and (rows[0]["method"] or {}).get("name") == "full" else None
+
+
+def _difference(row: Mapping[str, Any], metric: str) -> Verdict:
+  one = row["difference"]
+  scale, unit = (100, "points of ") if fmt.is_share(metric) else (1, "")
+  return {
+    "effect": scale * one["estimate"],
+    "interval": None if one["low"] is None else [scale * one["low"], scale * one["high"]],
+    "unit": f"{unit}{metric}, {row['row']} less {one['to']}",
+  }
+
+
+def _each(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
+  shown = [f"{row['row']} {fmt.difference(row['difference'], metric)} ({row['difference']['verdict']})" for row in rows]
+  return "; ".join(shown)
+
+
+# Rules ------------------------------------------------------------------------------------------------------------
+
+
+def _accuracy_reaches_full(summary: Summary, results: Sequence[Record]) -> Verdict:
+  full, rows = _reference(summary), [row for row in _peft(summary) if row["difference"]]
+  if full is None or not rows:
+    return _untestable("rows of full fine-tuning, as the reference, and of at least one PEFT method")
+  metric = summary["metric"]
+  reaching = [row for row in rows if row["difference"]["verdict"] in ("better", "matches")]
+  if reaching:
+    verdict = SUPPORTED
+  else:
+    verdict = CONTRADICTED if all(row["difference"]["verdict"] == "worse" for row in rows) else INCONCLUSIVE
+  shown = max(reaching or rows, key=lambda row: row["difference"]["estimate"])
+  return {
+    "verdict": verdict,
+    **_difference(shown, metric),
+    "runs": _runs(full, *rows),
+    "counts": "one method that is better than full fine-tuning or matches it",
+    "reason": _each(rows, metric),
+  }
+
+
+def _comparable_at_a_fraction(summary: Summary, results: Sequence[Record]) -> Verdict:
+  found = _accuracy_reaches_full(summary, results)
+  if found["verdict"] != SUPPORTED:
+    return found
+  rows = [row for row in _peft(summary) if (row["difference"] or {}).get("verdict") in ("better", "matches")]
+  costs = [row for row in rows if row["flops_ratio"] is not None]
+  if not costs:
+    return _untestable("FLOPs of a step for every row", "accuracy was compared, cost was not")
+  cheap = [row for row in costs if row["flops_ratio"] < 1 and (row["step_ratio"] or {"high": 0})["high"] < 1]
+  shown = "; ".join(f"{row['row']} {row['flops_ratio']:.2f} of the FLOPs{_time(row)}" for row in costs)
+  found["reason"] += f". Cost against full: {shown}"
+  found["counts"] += ", with fewer FLOPs a step and less time"
+  return found | {"verdict": SUPPORTED if cheap else CONTRADICTED}
+
+
+def _time(row: Mapping[str, Any]) -> str:
+  ratio = row["step_ratio"]
+  return f", {ratio['estimate']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}] of the time" if ratio else ""
+
+
+def _time_30_50(summary: Summary, results: Sequence[Record]) -> Verdict:
+  full = _reference(summary)
+  rows = [row for row in _peft(summary) if row["step_ratio"] and row["difference"]]
+  if full is None or not rows:
+    return _untestable("step times of full fine-tuning and PEFT rows taken in turns (compare.timing_rounds)")
+  reach = {row["row"]: row["difference"]["verdict"] for row in rows}
+  within = [row for row in rows if row["step_ratio"]["low"] <= 0.7 and row["step_ratio"]["high"] >= 0.5]
+  keep = [row for row in within if reach[row["row"]] in ("better", "matches")]
+  lose = all(row["step_ratio"]["low"] > 0.7 or reach[row["row"]] == "worse" for row in rows)
+  shown = min(keep or rows, key=lambda row: row["step_ratio"]["estimate"])
+  ratio = shown["step_ratio"]
+  return {
+    "verdict": SUPPORTED if keep else CONTRADICTED if lose else INCONCLUSIVE,
+    "effect": 1 - ratio["estimate"],
+    "interval": [1 - ratio["high"], 1 - ratio["low"]],
+    "unit": f"share of the step time saved, {shown['row']} against full",
+    "runs": _runs(full, *rows),
+    "counts": "one method whose step takes 30 to 50% less time, for as many steps, and that loses no accuracy",
+    "reason": "; ".join(f"{row['row']}{_time(row)[1:]}, accuracy {reach[row['row']]}" for row in rows),
+  }
+
+
+def _energy(summary: Summary, results: Sequence[Record]) -> Verdict:
+  full, rows = _reference(summary), [row for row in _peft(summary) if row["flops_ratio"] is not None]
+  if full is None or not rows:
+    return _untestable("FLOPs of a step for full fine-tuning and PEFT rows, or joules where the machine tells")
+  ratios = [row["flops_ratio"] for row in rows]
+  shown = rows[int(np.argsort(ratios)[len(ratios) // 2])]
+  return {
+    "verdict": SUPPORTED if max(ratios) < 1 else CONTRADICTED if min(ratios) >= 1 else INCONCLUSIVE,
+    "effect": shown["flops_ratio"],
+    "unit": f"FLOPs of a step, {shown['row']} over full (the middle method); joules were not read",
+    "runs": _runs(full, *rows),
+    "counts": "all methods, at the same number of steps",
+    "reason": "FLOPs stand for energy: " + "; ".join(f"{row['row']} {row['flops_ratio']:.2f}" for row in rows),
+  }
+
+
+def _best_with_data(summary: Summary, results: Sequence[Record]) -> Verdict:
+  full, rows = _reference(summary), [row for row in _peft(summary) if row["difference"]]
+  if full is None or not rows:
+    return _untestable("rows of full fine-tuning and of PEFT methods on all training examples")
+  if any((record.get("config") or {}).get("data", {}).get("train_examples") for record in results):
+    return _untestable(
+      "the same study on all training examples (data.train_examples=0), as the right end of a curve over n",
+      "this study trained on a part of the data",
+    )
+  metric, words = summary["metric"], [row["difference"]["verdict"] for row in rows]
+  verdict = SUPPORTED if set(words) == {"worse"} else INCONCLUSIVE
+  if {"better", "matches"} & set(words):
+    verdict = CONTRADICTED
+  return {
+    "verdict": verdict,
+    **_difference(max(rows, key=lambda row: row["difference"]["estimate"]), metric),
+    "runs": _runs(full, *rows),
+    "counts": "all methods are worse than full fine-tuning",
+    "reason": f"on all training examples of this data set: {_each(rows, metric)}",
+  }
+
+
+def _hybrid(summary: Summary, results: Sequence[Record]) -> Verdict:
+  full = _reference(summary)
+  rows = [row for row in summary["rows"] if (row["method"] or {}).get("name") == "hybrid" and row["difference"]]
+  if full is None or not rows:
+    return _untestable("a row of the method hybrid beside full fine-tuning and the adapter that it contains")
+  words = {row["difference"]["verdict"] for row in rows}
+  verdict = SUPPORTED if "better" in words else CONTRADICTED if words <= {"worse", "matches"} else INCONCLUSIVE
+  return {
+    "verdict": verdict,
+    **_difference(max(rows, key=lambda row: row["difference"]["estimate"]), summary["metric"]),
+    "runs": _runs(full, *rows),
+    "counts": "one hybrid that is better than full fine-tuning",
+    "reason": _each(rows, summary["metric"]) + ". Staged runs were not made",
+  }
+
+
+def _adapter_share(summary: Summary, results: Sequence[Record]) -> Verdict:
+  shares = _shares(summary)
+  if not shares:
+    return _untestable("adapter files saved beside the size of the base")
+  row, share = min(shares, key=lambda one: one[1])
+  gpt3 = 100 * shapes.GPT3_LORA_R4 / shapes.GPT3_TOTAL
+  return {
+    "verdict": SUPPORTED if share <= 0.015 else CONTRADICTED,
+    "effect": share,
+    "unit": f"% of the base's bytes, {row['row']}",
+    "runs": _runs(*(one for one, _ in shares)),
+    "counts": "one method at 0.01%, rounded",
+    "reason": "; ".join(f"{one['row']} {fmt.percent(value)}" for one, value in shares)
+    + f". From shapes, LoRA of rank 4 on query and value of GPT-3 175B is {gpt3:.3f}%: it holds at that size",
+  }
+
+
+def _adapter_megabytes(summary: Summary, results: Sequence[Record]) -> Verdict:
+  shares = _shares(summary)
+  needs = "adapter files of a base of several GB"
+  if not shares:
+    return _untestable(needs)
+  base = max(row["bytes"]["weights"] for row, _ in shares)
+  sizes = [row["bytes"]["adapter_file"] for row, _ in shares]
+  middle = float(np.median(sizes))
+  shown: Verdict = {
+    "effect": middle,
+    "unit": "bytes of an adapter file, the middle method",
+    "runs": _runs(*(row for row, _ in shares)),
+    "counts": "the middle method is below 20 MB",
+  }
+  listed = "; ".join(f"{row['row']} {fmt.size(row['bytes']['adapter_file'])}" for row, _ in shares)
+  reason = f"{listed}; the base is {fmt.size(base)}"
+  if base < 2e9:
+    return _untestable(needs, reason, **shown)
+  return shown | {"verdict": SUPPORTED if middle < 2e7 else CONTRADICTED, "reason": reason}
+
+
+def _shares(summary: Summary) -> list[tuple[dict[str, Any], float]]:
+  rows = [row for row in _peft(summary) if row["bytes"] and row["bytes"].get("adapter_file")]
+  return [(row, 100 * row["bytes"]["adapter_file"] / row["bytes"]["weights"]) for row in rows]
+
+
+def _many_adapters(summary: Summary, results: Sequence[Record]) -> Verdict:
+  needs = "switching between adapters on one compiled model: latency and recompiles"
+  shares = _shares(summary)
+  if not shares:
+    return _untestable(needs)
+  row, _ = min(shares, key=lambda one: one[1])
+  base, tasks = row["bytes"]["weights"], 100
+  together = base + tasks * row["bytes"]["adapter_file"]
+  reason = (
+    f"{tasks} tasks take {fmt.size(together)} as one base and adapters of {row['row']}, "
+    f"{fmt.size(tasks * base)} as full models; switching was not measured"
+  )
+  effect = together / (tasks * base)
+  return _untestable(needs, reason, effect=effect, unit=f"bytes for {tasks} tasks over full models'", runs=_runs(row))
+
+
+def _memory(summary: Summary, results: Sequence[Record]) -> Verdict:
+  needs = "the compiled step's bytes for a decoder of the 7B class (`peftjax plan`), full against LoRA"
+  full = _reference(summary)
+  rows = [row for row in _peft(summary) if _state(row) and (row["method"] or {}).get("name") == "lora"]
+  if full is None or not _state(full) or not rows:
+    return _untestable(needs)
+  ratio = _state(full) / _state(rows[0])
+  reason = (
+    f"weights, gradients and optimizer take {fmt.size(_state(full))} in full fine-tuning and "
+    f"{fmt.size(_state(rows[0]))} with {rows[0]['row']}; activations, which both need, are not in these figures"
+  )
+  return _untestable(needs, reason, effect=ratio, unit="state bytes, full over LoRA", runs=_runs(full, rows[0]))
+
+
+def _state(row: Mapping[str, Any]) -> float:
+  held = row["bytes"] or {}
+  return float(sum(held.get(key) or 0 for key in ("weights", "gradients", "optimizer")))
+
+
+def _config_lines(summary: Summary, results: Sequence[Record]) -> Verdict:
+  needs = "a study with people; lines of config are all that can be counted"
+  full, rows = _reference(summary), _peft(summary)
+  configs = {record["row"]: record["config"] for record in reversed(results) if record.get("config")}
+  if full is None or full["row"] not in configs:
+    return _untestable(needs)
+  base = configs[full["row"]] | {"seed": 0}
+  differ = {row["row"]: len(changes(base, configs[row["row"]] | {"seed": 0})) for row in rows if row["row"] in configs}
+  if not differ:
+    return _untestable(needs)
+  return _untestable(
+    needs,
+    "fields of the config that differ from full fine-tuning's: " + "; ".join(f"{k} {n}" for k, n in differ.items()),
+    effect=float(np.median(list(differ.values()))),
+    unit="fields that differ, the middle method",
+    runs=_runs(full, *rows),
+  )
+
+
+def _mt0_share(summary: Summary, results: Sequence[Record]) -> Verdict:
+  model = shapes.MT0_LARGE
+  trainable, total = model.lora(8), model.total + model.lora(8)
+  exact = (trainable, total) == (2_359_296, 1_231_940_608)
+  return {
+    "verdict": SUPPORTED if exact else CONTRADICTED,
+    "effect": 100 * trainable / total,
+    "unit": "% of parameters",
+    "reason": f"from shapes, rank 8 on query and value: {fmt.whole(trainable)} of {fmt.whole(total)}",
+  }
+
+
+def _checkpoint_11b(summary: Summary, results: Sequence[Record]) -> Verdict:
+  model = shapes.T5_XXL
+  base, ia3, lora = 4 * model.total, 4 * model.ia3(), 4 * model.lora(8)
+  return {
+    "verdict": SUPPORTED,
+    "effect": ia3 / 1e6,
+    "unit": "MB, (IA)3 in float32",
+    "reason": f"from the shapes of an 11B encoder-decoder in float32: {fmt.size(base)} whole; (IA)3 {fmt.size(ia3)}; "
+    f"LoRA of rank 8 on query and value {fmt.size(lora)}, which is tens of MB rather than a few",
+  }
+
+
+def _scaling(summary: Summary, results: Sequence[Record]) -> Verdict:
+  totals = np.array([model.total for model in shapes.DECODERS], dtype=np.float64)
+  curves = {
+    "trainable parameters": np.array([model.lora(8) for model in shapes.DECODERS], dtype=np.float64),
+    "state bytes (bf16 base, float32 adapter and AdamW)": np.array(
+      [2 * model.total + 16 * model.lora(8) for model in shapes.DECODERS], dtype=np.float64
+    ),
+    "FLOPs a token": np.array([model.lora_step_flops(8) for model in shapes.DECODERS], dtype=np.float64),
+  }
+  powers = {name: float(np.polyfit(np.log(totals), np.log(curve), 1)[0]) for name, curve in curves.items()}
+  first, last = shapes.DECODERS[0], shapes.DECODERS[-1]
+  return {
+    "verdict": CONTRADICTED,
+    "effect": powers["FLOPs a token"],
+    "unit": "power of model size by which FLOPs a token grow with LoRA of rank 8",
+    "reason": f"from shapes, {first.name} to {last.name}: "
+    + "; ".join(f"{name} grow as size^{power:.2f}" for name, power in powers.items())
+    + ". Only what trains grows slower than the model; the frozen base is still held and computed with",
+  }
+
+
+RULES: dict[str, Callable[[Summary, Sequence[Record]], Verdict]] = {
+  "trainable-share-mt0": _mt0_share,
+  "memory-3x": _memory,
+  "storage-0.01pct": _adapter_share,
+  "adapter-mb": _adapter_megabytes,
+  "single-base-many-adapters": _many_adapters,
+  "peft-harder-to-debug": _config_lines,
+  "hybrid-useful": _hybrid,
+  "full-best-with-data": _best_with_data,
+  "checkpoint-40gb-to-mb": _checkpoint_11b,
+  "comparable-at-fraction": _comparable_at_a_fraction,
+  "time-30-50": _time_30_50,
+  "accuracy-comparable-or-superior": _accuracy_reaches_full,
+  "scales-without-proportional-cost": _scaling,
+  "less-energy": _energy,
+}
+
+_FORGETTING = "loss on the pretraining distribution before, along and after training, and at matched target accuracy"
+_SHIFT = "the same study on tasks ordered by their distance from pretraining"
+_CURVE = "a curve over data.train_examples, 32 to all, for every method"
+_SWITCH = "switching between adapters on one compiled model: latency and recompiles"
+
+NEEDS = {
+  "few-hundred-examples": _CURVE,
+  "forgetting-full": _FORGETTING,
+  "full-more-accurate-niche": _SHIFT + "; this is about the farthest",
+  "full-slower-convergence": "test scores along training (train.eval_every), to find the steps to 95% of full's gain",
+  "pet-performance-gap": "a study on a hard generation task",
+  "full-overfits-small": _CURVE + ", with the score on training examples, and runs with flipped labels",
+  "modular-switch": _SWITCH,
+  "inference-complexity": "inference times of the base, of merged and of unmerged adapters",
+  "hp-sensitivity": "a learning-rate grid for every method, with divergences counted",
+  "knowledge-retained": _FORGETTING + "; and the base restored bitwise by taking the adapter off",
+  "checkpointing-11gb": "`peftjax plan` on the shapes of T0_3B with model.remat=full",
+  "t0-3b-on-2080ti": "`peftjax plan` on the shapes of T0_3B, by the base's precision",
+  "no-forgetting": _FORGETTING,
+  "less-overfitting": _CURVE + ", with the score on training examples and on test sets of other domains",
+  "low-data": _CURVE + ", with the interval of where the curves cross",
+  "soft-beats-hard-prompt": "a row of the frozen model with a written prompt beside prompt tuning",
+  "peft-when-far": _SHIFT,
+  "full-when-far": _SHIFT,
+}

@@ -1,0 +1,187 @@
+"""Numbers as people read them: percentages with their interval, bytes, counts. A dash stands for "not measured"."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+NONE = "–"
+MINUS = "−"
+SHARES = ("accuracy", "f1", "macro_f1", "micro_f1", "precision", "recall", "exact_match")  # metrics shown as percent
+
+
+def is_share(metric: str) -> bool:
+  """Whether a metric lies in [0, 1] and is shown in percent."""
+  return metric in SHARES
+
+
+def score(value: float | None, metric: str) -> str:
+  """
+  >>> score(0.8371, "accuracy"), score(0.8371, "pearson")
+  ('83.7', '0.837')
+  """
+  if value is None:
+    return NONE
+  return f"{100 * value:.1f}" if is_share(metric) else f"{value:.3f}"
+
+
+def signed(value: float | None, metric: str) -> str:
+  """
+  >>> signed(-0.0171, "accuracy"), signed(0.0171, "accuracy"), signed(0.00001, "accuracy")
+  ('−1.7', '+1.7', '0.0')
+  """
+  if value is None:
+    return NONE
+  text = score(abs(value), metric)
+  if not float(text):
+    return text
+  return ("+" if value > 0 else MINUS) + text
+
+
+def estimate(row: Mapping[str, Any] | None, metric: str) -> str:
+  """
+  >>> estimate({"estimate": 0.8371, "low": 0.821, "high": 0.852}, "accuracy")
+  '83.7 [82.1, 85.2]'
+  """
+  if row is None or row["estimate"] is None:
+    return NONE
+  if row["low"] is None:
+    return score(row["estimate"], metric)
+  return f"{score(row['estimate'], metric)} [{score(row['low'], metric)}, {score(row['high'], metric)}]"
+
+
+def difference(row: Mapping[str, Any] | None, metric: str) -> str:
+  """
+  >>> difference({"estimate": -0.017, "low": -0.033, "high": 0.001}, "accuracy")
+  '−1.7 [−3.3, +0.1]'
+  """
+  if row is None or row["estimate"] is None:
+    return NONE
+  if row["low"] is None:
+    return signed(row["estimate"], metric)
+  return f"{signed(row['estimate'], metric)} [{signed(row['low'], metric)}, {signed(row['high'], metric)}]"
+
+
+def unit(metric: str) -> str:
+  """What a difference of the metric is counted in, with the space before it; empty if it has no unit."""
+  return " points" if is_share(metric) else ""
+
+
+def size(count: float | None) -> str:
+  """Decimal units, three digits.
+
+  >>> size(768), size(589824), size(90_900_000), size(44_500_000_000)
+  ('768 B', '590 kB', '90.9 MB', '44.5 GB')
+  """
+  if count is None:
+    return NONE
+  for unit_name, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+    if count >= 0.9995 * scale:
+      return f"{_three(count / scale)} {unit_name}"
+  return f"{count:.0f} B"
+
+
+def short(count: float | None) -> str:
+  """
+  >>> short(769), short(147456), short(22_714_370)
+  ('769', '147k', '22.7M')
+  """
+  if count is None:
+    return NONE
+  for suffix, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+    if count >= 0.9995 * scale:
+      return _three(count / scale) + suffix
+  return f"{count:.0f}"
+
+
+def trimmed(text: str) -> str:
+  """Without the zeros after the point, for the ticks of an axis.
+
+  >>> trimmed("1.00k"), trimmed("60.0 MB"), trimmed("100 kB")
+  ('1k', '60 MB', '100 kB')
+  """
+  return re.sub(r"\.0+(?=\D|$)", "", text)
+
+
+def whole(count: float | None) -> str:
+  """
+  >>> whole(22714370)
+  '22,714,370'
+  """
+  return NONE if count is None else f"{count:,.0f}"
+
+
+def percent(value: float | None) -> str:
+  """Of a number that is in percent already; two significant digits below 10.
+
+  >>> percent(0.0108), percent(1.285), percent(100.0), percent(12.3)
+  ('0.011%', '1.3%', '100%', '12%')
+  """
+  if value is None:
+    return NONE
+  if value >= 9.95:
+    return f"{value:.0f}%"
+  text = f"{value:.2g}"
+  return (f"{value:.6f}".rstrip("0") if "e" in text else text) + "%"
+
+
+def ratio(value: float | None) -> str:
+  """
+  >>> ratio(0.6702), ratio(None)
+  ('0.67×', '–')
+  """
+  return NONE if value is None else f"{value:.2f}×"
+
+
+def seconds(value: float | None) -> str:
+  """
+  >>> seconds(0.1234), seconds(2.5), seconds(93.0), seconds(7260)
+  ('123 ms', '2.50 s', '1 min 33 s', '2 h 1 min')
+  """
+  if value is None:
+    return NONE
+  if value < 1:
+    return f"{_three(1000 * value)} ms"
+  if value < 60:
+    return f"{value:.2f} s"
+  minutes, rest = divmod(round(value), 60)
+  return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def rate(value: float | None) -> str:
+  """
+  >>> rate(0.001), rate(3e-05), rate(0.005)
+  ('1e-3', '3e-5', '5e-3')
+  """
+  if value is None:
+    return NONE
+  digits, _, exponent = f"{value:.1e}".partition("e")
+  return f"{digits.removesuffix('.0')}e{int(exponent)}"
+
+
+def runs(ids: list[str]) -> str:
+  """Run ids, those of one row together.
+
+  >>> runs(["full/seed-0", "full/seed-1", "lora/seed-0"])
+  'full/seed-{0,1}, lora/seed-0'
+  """
+  seeds: dict[str, list[str]] = {}
+  for run in ids:
+    row, _, seed = run.partition("/seed-")
+    seeds.setdefault(row, []).append(seed)
+  return ", ".join(
+    f"{row}/seed-{own[0]}" if len(own) == 1 else f"{row}/seed-{{{','.join(own)}}}" for row, own in seeds.items()
+  )
+
+
+def names(items: list[str]) -> str:
+  """
+  >>> names(["a"]), names(["a", "b", "c"])
+  ('a', 'a, b and c')
+  """
+  return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1] if items else "none"
+
+
+def _three(value: float) -> str:
+  return f"{value:.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"

@@ -1,0 +1,203 @@
+"""The study's report: one HTML file that needs nothing else, and the same in Markdown.
+
+What is in it follows from the summary and the records alone. The page holds its plots as SVG, its style and its data;
+it loads nothing, works without scripts, follows the reader's light or dark setting, and fits phones and paper.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import markupsafe
+
+from peftjax.compare import answer, plots, table
+from peftjax.compare import formatting as fmt
+from peftjax.compare.analysis import Summary
+from peftjax.compare.records import Record
+from peftjax.files import write_text
+
+PACKAGES = ("peftjax", "jax", "jaxlib", "flax", "optax", "numpy", "scipy", "matplotlib")
+
+
+def write(
+  workdir: Path,
+  config: Mapping[str, Any],
+  summary: Summary,
+  results: Sequence[Record],
+  verdicts: Sequence[Mapping[str, Any]],
+) -> Path:
+  """``D/report.html`` and ``D/report.md``; the path of the first."""
+  page = html(config, summary, results, verdicts)
+  write_text(workdir / "report.md", markdown(config, summary, results, verdicts))
+  write_text(workdir / "report.html", page)
+  return workdir / "report.html"
+
+
+def environment() -> dict[str, str]:
+  """The command that runs now, the versions of what computes, and the machine."""
+  versions = {}
+  for package in PACKAGES:
+    try:
+      versions[package] = metadata.version(package)
+    except metadata.PackageNotFoundError:
+      versions[package] = "from source"
+  arguments = sys.argv[1:] if Path(sys.argv[0]).name in ("peftjax", "__main__.py", "cli.py") else []
+  return {
+    "command": shlex.join(["peftjax", *arguments]) if arguments else "peftjax compare --config=... --workdir=...",
+    "python": platform.python_version(),
+    **versions,
+    "machine": f"{platform.system()} {platform.machine()}, {_cores()} cores",
+  }
+
+
+def html(
+  config: Mapping[str, Any], summary: Summary, results: Sequence[Record], verdicts: Sequence[Mapping[str, Any]]
+) -> str:
+  """The page."""
+  loader = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+  template = loader.from_string(
+    resources.files("peftjax.compare").joinpath("report.html.j2").read_text(encoding="utf-8")
+  )
+  drawn = {
+    name: (markupsafe.Markup(wide), markupsafe.Markup(narrow))
+    for name, (wide, narrow) in plots.all_plots(summary, results).items()
+  }
+  return template.render(
+    title=_title(config),
+    headline=answer.headline(summary),
+    sentences=answer.sentences(summary),
+    summary=summary,
+    columns=table.columns(summary),
+    cells=[table.cells(row, summary) for row in summary["rows"]],
+    notes=table.notes(summary),
+    heading=table.heading(summary),
+    plots=drawn,
+    timed=any(row["step_ratio"] for row in summary["rows"]),
+    seeds=seed_table(summary, results),
+    tests=test_table(summary),
+    verdicts=[dict(one) | {"shown": _effect(one)} for one in verdicts],
+    tally=_tally(verdicts),
+    environment=environment(),
+    config=json.dumps(config, indent=2, sort_keys=True),
+    fmt=fmt,
+  )
+
+
+def markdown(
+  config: Mapping[str, Any], summary: Summary, results: Sequence[Record], verdicts: Sequence[Mapping[str, Any]]
+) -> str:
+  """The same without plots."""
+  columns, rows = seed_table(summary, results)
+  around = environment()
+  parts = [
+    f"# {_title(config)}",
+    f"**{answer.headline(summary)}.** " + " ".join(answer.sentences(summary)),
+    f"## The methods\n\n{table.heading(summary)}\n\n" + table.markdown(summary),
+    "## All seeds\n\n" + _grid(columns, rows),
+    "## Published claims\n\n"
+    + _grid(
+      ["claim", "verdict", "effect", "reason", "runs"],
+      [[one["claim"], one["verdict"], _effect(one), _reason(one), fmt.runs(one["runs"])] for one in verdicts],
+    ),
+    "## How to repeat it\n\n```\n"
+    + around.pop("command")
+    + "\n```\n\n"
+    + "\n".join(f"- {name}: {value}" for name, value in around.items())
+    + "\n\n```json\n"
+    + json.dumps(config, indent=2, sort_keys=True)
+    + "\n```",
+  ]
+  if summary["failed"]:
+    parts.insert(3, "## Failed trials\n\n" + _grid(["run", "error"], [list(one) for one in summary["failed"].items()]))
+  return "\n\n".join(part.rstrip() for part in parts) + "\n"
+
+
+def seed_table(summary: Summary, results: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
+  """Headings and one line a trial, so that every average can be followed to its runs."""
+  metric, split = summary["metric"], summary["split"]
+  others = sorted({name for record in results for name in record["metrics"].get(split, {})} - {metric})
+  headings = ["run", f"{split} {metric}", *others, "steps", "learning rate", "step", "trained for", "config"]
+  rows = []
+  for record in results:
+    scores = record["metrics"].get(split, {})
+    rows.append(
+      [
+        record["run"],
+        fmt.score(scores.get(metric), metric),
+        *(fmt.score(scores.get(name), name) for name in others),
+        fmt.whole(record.get("steps")),
+        fmt.rate(record.get("learning_rate")),
+        fmt.seconds(record.get("step_seconds")),
+        fmt.seconds(record.get("train_seconds")),
+        record.get("config_hash", fmt.NONE),
+      ]
+    )
+  return headings, rows
+
+
+def test_table(summary: Summary) -> tuple[list[str], list[list[str]]]:
+  """Headings and one line a comparison, with every p-value."""
+  metric = summary["metric"]
+  headings = ["method", "against", "difference [95%]", "p", "p, Holm", "p, equivalence", "p, sign flips", "verdict"]
+  rows = []
+  for key in ("difference", "over_baseline"):
+    for row in summary["rows"]:
+      if one := row[key]:
+        values = [_p(one[name]) for name in ("p", "p_holm", "p_equivalence", "p_sign_flip")]
+        rows.append([row["row"], one["to"], fmt.difference(one, metric), *values, one["verdict"]])
+  return headings, rows
+
+
+def _title(config: Mapping[str, Any]) -> str:
+  model = Path(str(config["model"]["path"]).removeprefix("packaged:")).name
+  data = Path(str(config["data"]["name"]).partition(":")[2] or str(config["data"]["name"])).stem
+  return f"{model} on {data.replace('_', ' ')}: full fine-tuning or PEFT?"
+
+
+def _effect(verdict: Mapping[str, Any]) -> str:
+  if verdict["effect"] is None:
+    return fmt.NONE
+  text = _figure(verdict["effect"])
+  if verdict["interval"]:
+    text += f" [{_figure(verdict['interval'][0])}, {_figure(verdict['interval'][1])}]"
+  return f"{text} {verdict['unit']}"
+
+
+def _figure(value: float) -> str:
+  return (fmt.whole(value) if abs(value) >= 1000 else f"{value:.3g}").replace("-", fmt.MINUS)
+
+
+def _reason(verdict: Mapping[str, Any]) -> str:
+  return verdict["reason"] + (f"; needs {verdict['needs']}" if verdict["needs"] else "")
+
+
+def _tally(verdicts: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
+  words = [one["verdict"] for one in verdicts]
+  return [(word, words.count(word)) for word in dict.fromkeys(sorted(words, key=_rank))]
+
+
+def _rank(word: str) -> int:
+  return ("supported", "contradicted", "inconclusive", "not testable here").index(word)
+
+
+def _p(value: float) -> str:
+  return "< 0.0001" if value < 1e-4 else f"{value:.4f}" if value < 0.01 else f"{value:.2f}"
+
+
+def _grid(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+  lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+  return "\n".join(lines)
+
+
+def _cores() -> int:
+  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,176 @@
+"""The study: every method under every seed, each an ordinary training run, then one table of what came out.
+
+    D/runs/ROW/seed-N/   a trial's folder, as `peftjax train --workdir` leaves it, and its record.json
+    D/config.json        the study's config
+    D/results.jsonl      one line a finished trial
+    D/timing.json        interleaved step times
+    D/summary.json       the conclusions: what --json prints
+    D/claims.json        verdicts on published claims
+    D/report.html, D/report.md
+
+The same command again goes on where it stopped: finished trials are kept, a trial under way goes on from
+its checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from peftjax.compare import analysis, claims, records, report, table, timing
+from peftjax.compare.records import Record
+from peftjax.compare.trials import Trial, plain, plan
+from peftjax.errors import UserError
+from peftjax.files import write_text
+
+Train = Callable[[ConfigDict, Path], Mapping[str, Any]]  # trains in a folder, or resumes there; the run's summary
+MakeStep = Callable[[ConfigDict], timing.Step]
+Check = Callable[[ConfigDict], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """A study's conclusions, and the trials that have none."""
+
+  summary: analysis.Summary
+  failed: dict[str, str]  # run -> the error's last line
+
+  @property
+  def exit_code(self) -> int:
+    return 1 if self.failed else 0
+
+
+def run(
+  config: ConfigDict,
+  workdir: str | Path,
+  train: Train | None = None,
+  make_step: MakeStep | None = None,
+  check: Check | None = None,
+) -> Outcome:
+  """Runs what the study still lacks, and writes its results and its report.
+
+  Args:
+    config: with the section `compare`.
+    workdir: D, the study's folder.
+    train: what trains a trial; `peftjax.train.loop.train` if left out.
+    make_step: what builds a trial's bare training step for the clock; `peftjax.compare.runs.training_step` if left out.
+    check: raises `UserError` where a trial's config cannot be built; `peftjax.compare.runs.check` if left out.
+
+  Raises:
+    UserError: a config that does not plan, or a folder that holds another study.
+  """
+  workdir = Path(workdir)
+  trials = plan(config)
+  if train is None or make_step is None or check is None:
+    from peftjax.compare import runs  # imported late: a report from records needs no JAX
+    from peftjax.train import loop
+
+    train, make_step, check = train or loop.train, make_step or runs.training_step, check or runs.check
+  _check_rows(trials, check)
+  done = {trial.run: record for trial in trials if (record := records.finished(trial, workdir))}
+  write_text(workdir / "config.json", json.dumps(plain(config), indent=2, sort_keys=True) + "\n")
+  failed: dict[str, str] = {}
+  for number, trial in enumerate(trials, 1):
+    if trial.run in done:
+      continue
+    say(f"trial {number} of {len(trials)}: {trial.row}, seed {trial.seed}")
+    try:
+      done[trial.run] = _train(trial, workdir, train)
+    except Exception as error:  # one method's failure is a result of that method; the others go on
+      failed[trial.run] = _keep_error(trial, workdir, error)
+      say(f"failed: {trial.run}: {failed[trial.run]}")
+    records.write_results([done[one.run] for one in trials if one.run in done], workdir)
+  times = _step_times(trials, done, config, workdir, make_step)
+  return conclude(config, workdir, [done[one.run] for one in trials if one.run in done], times, failed)
+
+
+def conclude(
+  config: ConfigDict,
+  workdir: Path,
+  results: Sequence[Record],
+  times: Mapping[str, Any] | None,
+  failed: Mapping[str, str],
+) -> Outcome:
+  """Writes the summary, the claims and the report of the trials that there are."""
+  if not results:
+    return Outcome({"rows": [], "failed": dict(failed)}, dict(failed))
+  question = analysis.Question(**{key: config.compare[key] for key in ("reference", "baseline", "margin", "split")})
+  summary = analysis.summarize(results, question, times) | {"failed": dict(failed)}
+  verdicts = claims.judge(summary, results)
+  write_text(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+  write_text(workdir / "claims.json", json.dumps(verdicts, indent=2) + "\n")
+  report.write(workdir, plain(config), summary, results, verdicts)
+  return Outcome(summary, dict(failed))
+
+
+def main(config: ConfigDict, workdir: str | Path, as_json: bool = False) -> int:
+  """The verb `compare`: runs the study, prints its table or its summary as JSON, and returns the exit code."""
+  outcome = run(config, workdir)
+  if as_json:
+    print(json.dumps(outcome.summary, allow_nan=False))
+  else:
+    table.show(outcome.summary)
+  if outcome.summary["rows"]:
+    say(f"report: {Path(workdir) / 'report.html'}")
+  return outcome.exit_code
+
+
+def say(line: str) -> None:
+  """One line on stderr: stdout is for results."""
+  print(line, file=sys.stderr, flush=True)
+
+
+def _check_rows(trials: Sequence[Trial], check: Check) -> None:
+  """Finds a row that cannot be built before hours go into the others."""
+  for trial in {trial.row: trial for trial in reversed(trials)}.values():
+    try:
+      check(trial.config)
+    except UserError as error:
+      raise UserError(f"compare.methods.{trial.row}: {error}") from None
+
+
+def _train(trial: Trial, workdir: Path, train: Train) -> Record:
+  folder = trial.folder(workdir)
+  summary = train(trial.config, folder)
+  record = records.make(trial, summary, folder)
+  write_text(folder / "record.json", json.dumps(record, sort_keys=True) + "\n")
+  (folder / "error.txt").unlink(missing_ok=True)
+  return record
+
+
+def _keep_error(trial: Trial, workdir: Path, error: Exception) -> str:
+  write_text(trial.folder(workdir) / "error.txt", "".join(traceback.format_exception(error)))
+  if isinstance(error, UserError):
+    return str(error)
+  return traceback.format_exception_only(error)[-1].strip().splitlines()[0]
+
+
+def _step_times(
+  trials: Sequence[Trial],
+  done: Mapping[str, Record],
+  config: ConfigDict,
+  workdir: Path,
+  make_step: MakeStep,
+) -> Mapping[str, Any] | None:
+  """Times the finished rows' steps in turns, once: what an earlier start of the same study measured is kept."""
+  first = {trial.row: trial for trial in reversed(trials) if trial.run in done}
+  rows = {trial.row: first[trial.row] for trial in trials if trial.row in first}
+  path = workdir / "timing.json"
+  if path.is_file():
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    if set(kept["rows"]) == set(rows):
+      return kept
+  if not config.compare.timing_rounds or not rows:
+    return None
+  say(f"timing the steps of {len(rows)} methods in turns")
+  steps = {row: make_step(trial.config) for row, trial in rows.items()}
+  times = timing.interleaved(steps, config.compare.reference, config.compare.timing_rounds)
+  write_text(path, json.dumps(times) + "\n")
+  return times

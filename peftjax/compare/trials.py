@@ -1,0 +1,126 @@
+"""Which runs a study consists of: every row of `config.compare.methods` under every seed.
+
+A trial is an ordinary training config. It differs from its neighbours only by its row's overrides and its seed, so that
+`peftjax train --config=... --config.seed=N` with the same overrides repeats it without the study.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from peftjax.config import OPEN
+from peftjax.errors import UserError, nearest
+
+DEFAULT_ROWS = ("full", "head", "bitfit", "lora", "ia3", "houlsby", "prompt")
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+  """One training run of the study."""
+
+  row: str
+  seed: int
+  config: ConfigDict
+
+  @property
+  def run(self) -> str:
+    """The run's id: its folder below ``D/runs``."""
+    return f"{self.row}/seed-{self.seed}"
+
+  def folder(self, workdir: Path) -> Path:
+    return workdir / "runs" / self.row / f"seed-{self.seed}"
+
+
+def plan(config: ConfigDict) -> list[Trial]:
+  """The trials of a study, all rows of a seed before the next seed: a study cut short still compares all methods.
+
+  Raises:
+    UserError: a reference or baseline that is no row, a row's name that is no folder name, an override that fits no
+      field, a seed given twice.
+  """
+  study = config.compare
+  rows = study.methods.to_dict() or {name: {} for name in DEFAULT_ROWS}
+  seeds = tuple(study.seeds)
+  if not seeds or len(set(seeds)) != len(seeds) or not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
+    raise UserError(f"compare.seeds={seeds}: expected different numbers from 0 on, such as (0, 1, 2)")
+  for field in ("reference", "baseline"):
+    if study[field] and study[field] not in rows:
+      raise UserError(f"compare.{field}={study[field]!r} is no row of compare.methods; {nearest(study[field], rows)}")
+  for row in rows:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", row):
+      raise UserError(f"compare.methods: the row {row!r} names a folder; use letters, digits, '.', '_', '+' and '-'")
+  return [Trial(row, seed, row_config(config, row, rows[row], seed)) for seed in seeds for row in rows]
+
+
+def row_config(config: ConfigDict, row: str, overrides: Mapping[str, Any], seed: int) -> ConfigDict:
+  """The study's config with a row's overrides, ready to train; its last step is followed by the study's split.
+
+  A `method` section replaces the config's whole; without one the row's name is the method's. Other sections change the
+  fields that they name.
+
+  Raises:
+    UserError: a section or field that does not exist, or a value of another type.
+  """
+  config = copy.deepcopy(config)
+  where = f"compare.methods.{row}"
+  sections = [name for name, value in config.items() if isinstance(value, ConfigDict) and name != "compare"]
+  with config.unlocked():
+    config.seed = seed
+    config.method = ConfigDict({"name": row, **overrides.get("method", {})})
+    if config.compare.split not in config.train.final_splits:
+      config.train.final_splits = (*config.train.final_splits, config.compare.split)
+    del config["compare"]
+    for section, fields in overrides.items():
+      if section not in sections:
+        raise UserError(f"{where}: no section {section!r}; {nearest(section, sections)}")
+      if not isinstance(fields, Mapping):
+        raise UserError(f"{where}.{section}={fields!r}: expected its fields, such as {{'learning_rate': 1e-3}}")
+      if section != "method":
+        _override(config[section], fields, f"{where}.{section}", section)
+  return config
+
+
+def _override(section: ConfigDict, fields: Mapping[str, Any], where: str, name: str) -> None:
+  is_open = any(name == one or name.startswith(one + ".") for one in OPEN)
+  for field, value in fields.items():
+    if field not in section and not is_open:
+      raise UserError(f"{where}: no field {field!r}; {nearest(field, section.keys())}")
+    if isinstance(section.get(field), ConfigDict) and isinstance(value, Mapping):
+      _override(section[field], value, f"{where}.{field}", f"{name}.{field}")
+      continue
+    try:
+      section[field] = ConfigDict(value) if isinstance(value, Mapping) else value
+    except TypeError:
+      expected = type(section[field]).__name__
+      raise UserError(f"{where}.{field}={value!r}: expected {expected}, such as {section[field]!r}") from None
+
+
+def plain(config: ConfigDict) -> dict[str, Any]:
+  """The config as JSON would give it back: nested dicts and lists."""
+  return json.loads(json.dumps(config.to_dict()))
+
+
+def fingerprint(config: Mapping[str, Any]) -> str:
+  """Twelve hex digits that change with any field of a `plain` config."""
+  return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+  """Each field in which two plain configs differ, as ``optim.learning_rate: 0.001 -> 0.002``."""
+  lines = []
+  for key in sorted({*old, *new}):
+    before, after = old.get(key), new.get(key)
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+      lines += changes(before, after, f"{prefix}{key}.")
+    elif before != after:
+      lines.append(f"{prefix}{key}: {before!r} -> {after!r}")
+  return lines

@@ -1,0 +1,186 @@
+"""The report says what the records say, needs nothing but itself, and no words in its plots cover each other."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from peftjax import config as config_lib
+from peftjax.compare import analysis, answer, claims, plots, report, table, timing, trials
+from peftjax.compare.analysis import Question
+from tests.compare import synthetic
+
+MANY = synthetic.METHODS | {
+  "lora_r32_all": (0.836, 1_327_104, 0.74, 1e-3),
+  "lora_r32_qkv": (0.835, 1_300_000, 0.74, 1e-3),
+  "pfeiffer": (0.818, 310_000, 0.69, 1e-3),
+  "layernorm": (0.809, 9_984, 0.66, 1e-3),
+  "last_k_2": (0.829, 3_549_696, 0.56, 1e-4),
+}
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+
+
+class Page(HTMLParser):
+  """Collects the text, the addresses and the ids, and checks that every tag is closed in order."""
+
+  def __init__(self, text):
+    super().__init__()
+    self.text, self.addresses, self.ids, self.used, self.open = [], [], [], [], []
+    self.feed(text)
+    self.close()
+    assert not self.open
+
+  def handle_starttag(self, tag, attributes):
+    if tag not in VOID:
+      self.open.append(tag)
+    self.note(attributes)
+
+  def handle_startendtag(self, tag, attributes):
+    self.note(attributes)
+
+  def note(self, attributes):
+    for name, value in attributes:
+      if name == "id":
+        self.ids.append(value)
+      if name in ("src", "href", "xlink:href", "action"):
+        self.addresses.append(value)
+      self.used += re.findall(r"url\(#([^)]+)\)", value or "")
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+  def handle_data(self, data):
+    if not self.open or self.open[-1] != "style":
+      self.text.append(data)
+
+
+def study(methods=synthetic.METHODS, seeds=4, **options):
+  results = synthetic.results(methods, seeds, examples=900, **options)
+  times = timing.summarize(synthetic.seconds(methods), "full")
+  return analysis.summarize(results, Question(), times) | {"failed": {}}, results
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+  summary, results = study()
+  summary["failed"] = {"lora/seed-4": "FloatingPointError: <loss> is not finite"}
+  folder = tmp_path_factory.mktemp("study")
+  config = trials.plain(config_lib.default())
+  report.write(folder, config, summary, results, claims.judge(summary, results))
+  return summary, results, (folder / "report.html").read_text(), (folder / "report.md").read_text()
+
+
+def test_the_page_stands_alone(made):
+  html = made[2]
+  page = Page(html)
+  assert page.addresses and all(address.startswith("#") for address in page.addresses)
+  assert not re.search(r"https?:|//[a-z]|@import|<script|url\((?!#)", html)
+  assert len(page.ids) == len(set(page.ids))
+  assert {address[1:] for address in page.addresses} | set(page.used) <= set(page.ids)
+
+
+def test_the_page_takes_its_colours_from_the_reader(made):
+  html = made[2]
+  assert "prefers-color-scheme: dark" in html and "@media print" in html and "width=device-width" in html
+  drawings = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
+  assert len(drawings) == 14
+  for drawing in drawings:
+    assert not re.search(r"#[0-9a-f]{6}\b", drawing), "a fixed colour would vanish in the dark"
+    assert set(re.findall(r"var\((--[a-z0-9-]+)\)", drawing)) <= {*plots_variables(), "--font"}
+
+
+def plots_variables():
+  from peftjax.compare import svg
+
+  return svg.VARIABLES.values()
+
+
+def test_numbers_on_the_page_are_those_of_the_summary(made):
+  summary, results, html, markdown = made
+  text = " ".join(" ".join(Page(html).text).split())
+  for row in summary["rows"]:
+    for cell in table.cells(row, summary):
+      assert cell in text and cell in markdown
+  for record in results:
+    assert record["run"] in text and record["config_hash"] in text
+    assert record["run"] in markdown
+  for sentence in answer.sentences(summary):
+    assert sentence in text and sentence in markdown
+  assert "FloatingPointError: <loss> is not finite" in text
+  assert "peftjax compare" in text and '"learning_rate": 0.0' in text
+
+
+def test_the_same_records_give_the_same_page(made):
+  summary, results, html, _ = made
+  again = report.html(trials.plain(config_lib.default()), summary, results, claims.judge(summary, results))
+  assert again == html
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+@pytest.mark.parametrize("methods", [synthetic.METHODS, MANY], ids=["seven", "twelve"])
+def test_no_words_cover_each_other(methods, narrow):
+  summary, results = study(methods, seeds=2)
+  drawn = [
+    plots.pareto(summary, narrow),
+    plots.forest(summary, narrow),
+    plots.curves(summary, results, narrow),
+    plots.memory(summary, narrow),
+    plots.times(summary, narrow),
+    plots.storage(summary, narrow),
+  ]
+  for figure in drawn:
+    renderer = figure.canvas.get_renderer()
+    figure.draw(renderer)
+    words = [text for text in figure.findobj(plots.Text) if text.get_text().strip() and text.get_visible()]
+    boxes = [(text.get_text(), plots.Text.get_window_extent(text, renderer)) for text in words]
+    width, height = figure.get_size_inches() * 72
+    for name, box in boxes:
+      assert box.x0 > -1 and box.x1 < width + 1 and box.y0 > -1 and box.y1 < height + 1, name
+    for (name, one), (other_name, other) in itertools.combinations(boxes, 2):
+      apart = one.x1 <= other.x0 or other.x1 <= one.x0 or one.y1 <= other.y0 + 1.5 or other.y1 <= one.y0 + 1.5
+      assert apart, (name, other_name)
+
+
+def test_methods_keep_their_look_and_have_no_twin():
+  summary, _ = study(MANY, seeds=1)
+  looks = plots.looks(summary)
+  assert len(set(looks.values())) == len(MANY)
+
+
+def one_row(name, estimate, low, high, verdict, **more):
+  difference = {"to": "full", "estimate": estimate, "low": low, "high": high, "verdict": verdict, "seeds": [0, 1]}
+  return {"row": name, "method": {"name": name}, "difference": difference, "over_baseline": None, **more}
+
+
+@pytest.mark.parametrize(
+  ("rows", "said"),
+  [
+    ([("lora", 0.03, "better"), ("ia3", 0.0, "matches")], "PEFT: lora beats full fine-tuning"),
+    ([("lora", 0.0, "matches"), ("ia3", 0.001, "matches")], "PEFT: ia3 matches full fine-tuning"),
+    ([("lora", -0.03, "worse"), ("ia3", -0.05, "worse")], "Full fine-tuning: every PEFT method is worse"),
+    ([("lora", -0.03, "worse"), ("ia3", -0.01, "inconclusive")], "Not decided: this study is too small to tell"),
+  ],
+)
+def test_headlines(rows, said):
+  sizes = {"lora": 100, "ia3": 10}
+  full = {"row": "full", "method": {"name": "full"}, "difference": None, "over_baseline": None}
+  summary = {
+    "reference": "full",
+    "baseline": None,
+    "rows": [full]
+    + [one_row(name, d, d - 0.01, d + 0.01, word, parameters={"trainable": sizes[name]}) for name, d, word in rows],
+  }
+  assert answer.headline(summary) == said
+
+
+def test_the_terminal_shows_the_table_and_what_failed(made, capsys):
+  from rich.console import Console
+
+  for width in (80, 160):
+    table.show(made[0], Console(width=width, force_terminal=False))
+    shown = capsys.readouterr().out
+    assert "houlsby" in shown and "worse" in shown and "failed: lora/seed-4" in shown
+    assert max(len(line.rstrip()) for line in shown.splitlines() if "failed" not in line) <= width
