@@ -79,6 +79,8 @@ def default() -> ConfigDict:
   config.train.keep = 2  # checkpoints kept
   config.train.log_every = 10  # updates
   config.train.nonfinite = "stop"  # on a loss or gradient that is not finite: stop, or skip the update
+  config.train.final_splits = ("validation",)  # evaluated after the last step; during training only validation is
+  config.train.predictions = True  # every example's result in predictions-SPLIT.npz after the last step
   config.train.tensorboard = True  # event files beside metrics.jsonl
 
   config.mesh = ConfigDict()

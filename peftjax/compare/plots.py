@@ -277,6 +277,7 @@ def times(summary: Summary, narrow: bool = False) -> Figure | None:
       )
   axes.set_xlim(0, None)
   axes.xaxis.set_major_locator(MaxNLocator(5 if narrow else 8))
+  axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
   axes.tick_params(axis="x", labelsize=size, pad=4)
   axes.set_xlabel(f"over {summary['reference']}'s: filled time, hollow FLOPs", fontsize=size)
   return figure

@@ -50,7 +50,8 @@ def environment() -> dict[str, str]:
       versions[package] = metadata.version(package)
     except metadata.PackageNotFoundError:
       versions[package] = "from source"
-  arguments = sys.argv[1:] if Path(sys.argv[0]).name in ("peftjax", "__main__.py", "cli.py") else []
+  program = Path(sys.argv[0])
+  arguments = sys.argv[1:] if program.name == "peftjax" or program.parent.name == "peftjax" else []
   return {
     "command": shlex.join(["peftjax", *arguments]) if arguments else "peftjax compare --config=... --workdir=...",
     "python": platform.python_version(),

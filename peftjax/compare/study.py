@@ -147,6 +147,10 @@ def _train(trial: Trial, workdir: Path, train: Train) -> Record:
 
 def _keep_error(trial: Trial, workdir: Path, error: Exception) -> str:
   write_text(trial.folder(workdir) / "error.txt", "".join(traceback.format_exception(error)))
+  return _last_line(error)
+
+
+def _last_line(error: Exception) -> str:
   if isinstance(error, UserError):
     return str(error)
   return traceback.format_exception_only(error)[-1].strip().splitlines()[0]
@@ -170,7 +174,11 @@ def _step_times(
   if not config.compare.timing_rounds or not rows:
     return None
   say(f"timing the steps of {len(rows)} methods in turns")
-  steps = {row: make_step(trial.config) for row, trial in rows.items()}
-  times = timing.interleaved(steps, config.compare.reference, config.compare.timing_rounds)
+  try:
+    steps = {row: make_step(trial.config) for row, trial in rows.items()}
+    times = timing.interleaved(steps, config.compare.reference, config.compare.timing_rounds)
+  except Exception as error:  # such as no memory for all methods at once; the study's results stand without it
+    say(f"steps were not timed in turns: {_last_line(error)}")
+    return None
   write_text(path, json.dumps(times) + "\n")
   return times

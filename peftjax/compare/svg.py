@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 VARIABLES = {  # a stand-in colour -> the page's variable
   "#0a0b01": "--ink",
@@ -112,8 +112,8 @@ def rows_figure(
   height = (pitch * len(names) + top + bottom) / 72
   figure, axes = new_figure(narrow, height)
   size = font_size(narrow)
-  left = 6 if narrow else 12 + max(text_size(figure, name, size)[0] for name in names)
-  right = 10 if narrow else 14 + max(text_size(figure, note, size)[0] for note in notes)
+  left = 14 if narrow else 12 + max(text_size(figure, name, size)[0] for name in names)
+  right = 14 if narrow else 14 + max(text_size(figure, note, size)[0] for note in notes)
   frame(figure, axes, left, right, top, bottom)
   axes.set_ylim(len(names) - 0.5, -0.5)
   axes.grid(visible=False, axis="y")
@@ -143,4 +143,4 @@ def log_ticks(axes: Axes, text: Callable[[float | None], str]) -> None:
   decades = np.log10(high / low)
   axes.xaxis.set_major_locator(LogLocator(base=10, numticks=4 if decades > 8 else 12))
   axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
-  axes.xaxis.set_minor_formatter(NullFormatter())
+  axes.xaxis.set_minor_locator(NullLocator())
