@@ -14,6 +14,7 @@ RUNTIME = [
   "grain>=0.2.12",
   "importlib_resources>=6",
   "jax>=0.8",
+  "jinja2>=3.1",
   "matplotlib>=3.9",
   "ml-collections>=1.1",
   "numpy>=2.0",
@@ -50,7 +51,9 @@ setup(
   license="Apache-2.0",
   license_files=["LICENSE"],
   packages=find_packages(include=["peftjax", "peftjax.*"]),
-  package_data={"peftjax": ["py.typed", "data/files/**/*", "data/builders/**/*"]},
+  package_data={
+    "peftjax": ["py.typed", "data/files/**/*", "data/builders/**/*", "compare/claims.json", "compare/report.html.j2"]
+  },
   python_requires=">=3.11",
   install_requires=RUNTIME,
   extras_require={
