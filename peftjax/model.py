@@ -70,8 +70,8 @@ class Model:
   def forward(self, params: masks.Tree, inputs: Mapping[str, Any], rng: jax.Array | None = None) -> dict[str, Any]:
     """A pure, traceable forward pass; with `rng` dropout is on."""
     rngs = None if rng is None else {"dropout": rng}
-    with acting(self.bound, params):
-      outputs: Any = self.module.apply({"params": params}, **inputs, rngs=rngs)
+    with acting(self.bound, params) as whole:
+      outputs: Any = self.module.apply({"params": whole}, **inputs, rngs=rngs)
     return outputs
 
   def __call__(self, **inputs: Any) -> dict[str, Any]:
@@ -237,8 +237,8 @@ class _Forward:
 @functools.lru_cache(maxsize=64)
 def _jitted(forward: _Forward) -> Any:
   def run(params: masks.Tree, inputs: dict[str, Any]) -> dict[str, Any]:
-    with acting(forward.bound, params):
-      outputs: Any = forward.module.apply({"params": params}, **inputs)
+    with acting(forward.bound, params) as whole:
+      outputs: Any = forward.module.apply({"params": whole}, **inputs)
     return outputs
 
   return jax.jit(run)

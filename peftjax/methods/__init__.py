@@ -22,7 +22,9 @@ from peftjax.methods.houlsby import Bottleneck, Houlsby
 from peftjax.methods.hybrid import Hybrid, expand
 from peftjax.methods.ia3 import IA3
 from peftjax.methods.lora import LoRA
+from peftjax.methods.prefix import Prefix
 from peftjax.methods.prompt import Prompt
+from peftjax.methods.reft import ReFT
 from peftjax.methods.selective import BitFit, Full, Head, LastK, LayerNormTuning, MaskMethod, Patterns
 from peftjax.methods.vblora import VBLoRA
 from peftjax.methods.vera import VeRA
@@ -43,6 +45,8 @@ METHODS: dict[str, type[Method]] = {
     IA3,
     Houlsby,
     Prompt,
+    Prefix,
+    ReFT,
     Hybrid,
   )
 }
@@ -66,7 +70,9 @@ __all__ = [
   "MaskMethod",
   "Method",
   "Patterns",
+  "Prefix",
   "Prompt",
+  "ReFT",
   "Site",
   "Targeted",
   "VBLoRA",

@@ -100,12 +100,14 @@ class Call:
     shared: leaves that all sites of the method share.
     dropout: drops elements of an array at a rate while training, the identity otherwise.
     module: the Linen module, for methods on attention and model sites.
+    notes: what the method's sites tell one another within one forward pass, such as the model site's attention mask.
   """
 
   base: Callable[[str], Any]
   shared: Leaves
   dropout: Callable[[jax.Array, float], jax.Array]
   module: Any = None
+  notes: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,6 +155,15 @@ class Method:
     """Leaves that all sites share; they stand at the root of the tree under the method's name."""
     del key, sites
     return {}
+
+  def derive(self, shared: Leaves, sites: Sequence[Site]) -> list[Leaves]:
+    """Leaves computed from the shared ones anew in every forward pass, for each site, with its stack axes leading.
+
+    They are laid at the sites before the module runs, where `before` and `after` find them like any other; a
+    reparametrised prefix reaches its layers this way. [] if there are none.
+    """
+    del shared, sites
+    return []
 
   def before(self, leaves: Leaves, x: Any, site: Site, call: Call) -> Any:
     """The input the base gets: an array for linear, conv, embedding and norm; a dict of arguments otherwise."""

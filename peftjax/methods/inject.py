@@ -22,6 +22,7 @@ from peftjax import masks
 from peftjax.errors import UserError
 from peftjax.methods.base import BIAS, Call, Context, Leaves, Method, Site
 
+_Entry = tuple[Method, Site, Leaves, dict[str, Any]]
 ARRAY_KINDS = ("linear", "conv", "embedding", "norm")
 _LEAF_MODULES: tuple[tuple[Any, str, str], ...] = (
   (nn.Dense, "linear", "kernel"),
@@ -182,29 +183,44 @@ def leaf_paths(bound: Sequence[Bound], params: masks.Tree) -> set[str]:
 
 
 @contextlib.contextmanager
-def acting(bound: Sequence[Bound], params: masks.Tree, read: set[str] | None = None) -> Iterator[None]:
+def acting(bound: Sequence[Bound], params: masks.Tree, read: set[str] | None = None) -> Iterator[masks.Tree]:
   """Within it, calls of the module's sites are acted on by the methods.
 
   Args:
     bound: methods with their sites, applied in order.
-    params: the tree that the module is applied to; only leaves shared between sites are taken from it.
+    params: the model's leaves.
     read: if given, collects the dotted paths of the leaves that were read.
+
+  Yields:
+    The tree to apply the module to: `params`, with what methods derive from their shared leaves.
   """
   if not bound:
-    yield
+    yield params
     return
-  table: dict[tuple[tuple[str, ...], str], list[tuple[Method, Site, Leaves]]] = {}
+  table: dict[tuple[tuple[str, ...], str], list[_Entry]] = {}
   for one in bound:
     shared = params.get(one.shared_path, {})
     if read is not None:
       read.update(f"{one.shared_path}.{name}" for name in masks.flatten(shared))
+    notes: dict[str, Any] = {}
     for site in one.sites:
-      table.setdefault((site.path, site.method), []).append((one.method, site, shared))
+      table.setdefault((site.path, site.method), []).append((one.method, site, shared, notes))
   with nn.intercept_methods(_interceptor(table, read)):
-    yield
+    yield _with_derived(bound, params)
 
 
-def _interceptor(table: Mapping[Any, list[tuple[Method, Site, Leaves]]], read: set[str] | None) -> Callable[..., Any]:
+def _with_derived(bound: Sequence[Bound], params: masks.Tree) -> masks.Tree:
+  derived = [(one.sites, one.method.derive(params.get(one.shared_path, {}), one.sites)) for one in bound]
+  if not any(leaves for _, leaves in derived):
+    return params
+  flat = masks.flatten(params)
+  for sites, leaves_of in derived:
+    for site, leaves in zip(sites, leaves_of):
+      flat.update({".".join((*site.leaf_path, name)): leaf for name, leaf in leaves.items()})
+  return masks.unflatten(flat)
+
+
+def _interceptor(table: Mapping[Any, list[_Entry]], read: set[str] | None) -> Callable[..., Any]:
   def intercept(next_fun: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
     module, method_name = context.module, context.method_name
     entries = table.get((module.path, method_name)) if module.scope is not None else None
@@ -214,7 +230,8 @@ def _interceptor(table: Mapping[Any, list[tuple[Method, Site, Leaves]]], read: s
     is_array = entries[0][1].kind in ARRAY_KINDS
     x = next(iter(arguments.values())) if is_array else arguments
     calls = [
-      (method, site, _leaves(module, method, site, read), _call(module, shared)) for method, site, shared in entries
+      (method, site, _leaves(module, method, site, read), _call(module, shared, notes))
+      for method, site, shared, notes in entries
     ]
     base_x = x
     for method, site, leaves, call in calls:
@@ -238,7 +255,7 @@ def _leaves(module: nn.Module, method: Method, site: Site, read: set[str] | None
   return held
 
 
-def _call(module: nn.Module, shared: Leaves) -> Call:
+def _call(module: nn.Module, shared: Leaves, notes: dict[str, Any]) -> Call:
   def base(name: str) -> Any:
     return module.get_variable("params", name) if module.has_variable("params", name) else None
 
@@ -248,7 +265,7 @@ def _call(module: nn.Module, shared: Leaves) -> Call:
     keep = jax.random.bernoulli(module.make_rng("dropout"), 1.0 - rate, x.shape)
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
 
-  return Call(base=base, shared=shared, dropout=drop, module=module)
+  return Call(base=base, shared=shared, dropout=drop, module=module, notes=notes)
 
 
 # Checks -----------------------------------------------------------------------------------------------------------
@@ -273,8 +290,8 @@ def check_all_read(module: nn.Module, params: masks.Tree, bound: Sequence[Bound]
   read: set[str] = set()
 
   def forward(tree: masks.Tree, batch: Mapping[str, Any]) -> Any:
-    with acting(bound, tree, read):
-      return module.apply({"params": tree}, **batch)
+    with acting(bound, tree, read) as whole:
+      return module.apply({"params": whole}, **batch)
 
   jax.eval_shape(forward, params, dict(inputs))
   unread = sorted(leaf_paths(bound, params) - read)

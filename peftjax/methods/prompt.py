@@ -100,3 +100,22 @@ def cut(outputs: dict[str, Any], count: int, length: int) -> dict[str, Any]:
     return jax.lax.slice_in_dim(value, count, count + length, axis=axis) if has_positions else value
 
   return {name: one(value) for name, value in outputs.items()}
+
+
+def positions_of(inputs: dict[str, Any], module: Any) -> jax.Array:
+  """The positions of the sequence, int[B, L]: those given, or those that the model would count itself."""
+  if inputs.get("position_ids") is not None:
+    return inputs["position_ids"]
+  if hasattr(module, "default_positions"):
+    return module.default_positions(inputs["embeds"])
+  return jnp.broadcast_to(jnp.arange(inputs["embeds"].shape[1]), inputs["embeds"].shape[:2])
+
+
+def check_room(name: str, module: Any, length: int, count: int) -> None:
+  """Raises a `UserError` if a sequence of `length` and `count` virtual tokens exceed the model's learned positions."""
+  limit = getattr(module, "position_limit", None)
+  if limit is not None and length + count > limit:
+    raise UserError(
+      f"{name}: {length} tokens and {count} virtual tokens do not fit the model's {limit} positions; "
+      f"shorten the texts to {limit - count} or use fewer virtual tokens"
+    )

@@ -48,6 +48,11 @@ class BertConfig:
     """Dropout rate before the classifier."""
     return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
 
+  @property
+  def first_position(self) -> int:
+    """The first token's position; RoBERTa counts on from the padding id."""
+    return 0 if self.model_type == "bert" else self.pad_token_id + 1
+
 
 class BertEmbeddings(nn.Module):
   """Word, position and token-type embeddings, normalised."""
@@ -238,6 +243,16 @@ class BertModel(nn.Module, HasSites):
     is_token = (input_ids != self.config.pad_token_id).astype(jnp.int32)
     return jnp.cumsum(is_token, axis=1) * is_token + self.config.pad_token_id
 
+  def default_positions(self, embeds: jax.Array) -> jax.Array:
+    """int[B, L] of a sequence known by its embeddings [B, L, hidden] alone."""
+    batch, length = embeds.shape[:2]
+    return jnp.broadcast_to(jnp.arange(length) + self.config.first_position, (batch, length))
+
+  @property
+  def position_limit(self) -> int:
+    """How many tokens have a learned position."""
+    return self.config.max_position_embeddings - self.config.first_position
+
   def from_embeds(
     self,
     embeds: jax.Array,
@@ -252,8 +267,7 @@ class BertModel(nn.Module, HasSites):
     if token_type_ids is None:
       token_type_ids = jnp.zeros((batch, length), jnp.int32)
     if position_ids is None:
-      first = 0 if self.config.model_type == "bert" else self.config.pad_token_id + 1
-      position_ids = jnp.broadcast_to(jnp.arange(length) + first, (batch, length))
+      position_ids = self.default_positions(embeds)
     embedded = self.embeddings(embeds, token_type_ids, position_ids)
     hidden, layers = self.encoder(embedded, padding_mask(attention_mask))
     outputs = {"last_hidden_state": hidden}
@@ -296,6 +310,15 @@ class _WithHead(nn.Module, HasSites):
   def embedding_path(self) -> tuple[str, ...]:
     """Where the word embeddings stand in the tree."""
     return (self.config.model_type, "embeddings", "word_embeddings")
+
+  def default_positions(self, embeds: jax.Array) -> jax.Array:
+    """The encoder's."""
+    return getattr(self, self.config.model_type).default_positions(embeds)
+
+  @property
+  def position_limit(self) -> int:
+    """How many tokens have a learned position."""
+    return self.config.max_position_embeddings - self.config.first_position
 
   def __call__(self, input_ids: jax.Array, **inputs: Any) -> dict[str, jax.Array]:
     encoder = getattr(self, self.config.model_type)

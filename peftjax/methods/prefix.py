@@ -1,0 +1,169 @@
+"""Prefix tuning (Li & Liang 2021, arXiv 2101.00190): learned keys and values before those of every attention layer.
+
+    softmax(q [P_k ; K]ᵀ / √D) [P_v ; V]        P_k, P_v: [n, key heads, head size], one pair a layer
+
+The prefix stands before the sequence, so the sequence's positions start at n, as where Hugging Face PEFT gives the
+prefix as past keys and values. Reparametrised, all pairs come from one small network,
+
+    [P_k ; P_v of all layers] = tanh(E W₁ + b₁) W₂ + b₂        E: [n, features], W₁: [features, hidden]
+
+which trains in their place and is applied once in a forward pass. P-tuning v2 (Liu et al. 2021, arXiv 2110.07602) is
+the prefix without it. A prefix cannot start as the identity: even P_k = 0 draws attention.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self
+
+import jax
+import jax.numpy as jnp
+
+from peftjax.errors import UserError, nearest
+from peftjax.masks import Patterns
+from peftjax.methods.base import Call, Context, Leaves, Site, Targeted
+from peftjax.methods.prompt import check_room, positions_of
+
+INITS = ("random", "zero")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prefix(Targeted):
+  """Learned keys and values in every attention layer.
+
+  Attributes:
+    num_virtual_tokens: n.
+    reparametrize: train the network that makes the prefixes instead of them (PEFT's `prefix_projection`).
+    encoder_hidden_size: its hidden size; 0: the features of one layer's keys.
+    init: random (N(0, 1), as in PEFT) or zero; of a network, its last layer.
+  """
+
+  name: ClassVar[str] = "prefix"
+  kinds: ClassVar[tuple[str, ...]] = ("attention",)
+  leaf_names: ClassVar[tuple[str, ...]] = (
+    "prefix_k",
+    "prefix_v",
+    "encoder_embedding",
+    "encoder_in_kernel",
+    "encoder_in_bias",
+    "encoder_out_kernel",
+    "encoder_out_bias",
+  )
+  learning_rate: ClassVar[float] = 1e-2
+
+  num_virtual_tokens: int = 20
+  reparametrize: bool = False
+  encoder_hidden_size: int = 0
+  init: str = "random"
+
+  def __post_init__(self) -> None:
+    if self.init not in INITS:
+      raise UserError(f"{self.name}.init: unknown {self.init!r}; {nearest(self.init, INITS)}")
+    if self.num_virtual_tokens < 1:
+      raise UserError(f"{self.name}.num_virtual_tokens: expected at least 1, got {self.num_virtual_tokens}")
+    if self.encoder_hidden_size and not self.reparametrize:
+      raise UserError(f"{self.name}.encoder_hidden_size belongs to the network of reparametrize=True")
+
+  def default_targets(self, model_type: str) -> Patterns:
+    del model_type
+    return ("*",)
+
+  def bind(self, context: Context) -> Self:
+    if not self.candidates(context):
+      raise UserError(f"method {self.name!r} needs attention layers, and this model declares none")
+    return super().bind(context)
+
+  def select(self, context: Context) -> list[Site]:
+    """The attention sites, and the model's, where positions are shifted."""
+    return [*super().select(context), *(site for site in context.sites if site.kind == "model")]
+
+  def create(self, key: jax.Array, site: Site, base: Leaves) -> Leaves:
+    del base
+    if site.kind != "attention" or self.reparametrize:
+      return {}
+    shape = _prefix_shape(self.num_virtual_tokens, site)
+    if self.init == "zero":
+      return {"prefix_k": jnp.zeros(shape), "prefix_v": jnp.zeros(shape)}
+    key_k, key_v = jax.random.split(key)
+    return {"prefix_k": jax.random.normal(key_k, shape), "prefix_v": jax.random.normal(key_v, shape)}
+
+  def create_shared(self, key: jax.Array, sites: Sequence[Site]) -> Leaves:
+    if not self.reparametrize:
+      return {}
+    attention = [site for site in sites if site.kind == "attention"]
+    features = math.prod(attention[0].shape[1:])
+    hidden = self.encoder_hidden_size or features
+    width = sum(2 * math.prod(site.shape[1:]) * len(site.names) for site in attention)
+    key_embedding, key_in, key_out = jax.random.split(key, 3)
+    in_kernel, in_bias = torch_linear(key_in, features, hidden)
+    out_kernel, out_bias = torch_linear(key_out, hidden, width)
+    if self.init == "zero":
+      out_kernel, out_bias = jnp.zeros_like(out_kernel), jnp.zeros_like(out_bias)
+    return {
+      "encoder_embedding": jax.random.normal(key_embedding, (self.num_virtual_tokens, features)),
+      "encoder_in_kernel": in_kernel,
+      "encoder_in_bias": in_bias,
+      "encoder_out_kernel": out_kernel,
+      "encoder_out_bias": out_bias,
+    }
+
+  def derive(self, shared: Leaves, sites: Sequence[Site]) -> list[Leaves]:
+    """The prefixes that the network makes; layer after layer, keys before values."""
+    if not self.reparametrize:
+      return []
+    hidden = jnp.tanh(shared["encoder_embedding"] @ shared["encoder_in_kernel"] + shared["encoder_in_bias"])
+    rest = hidden @ shared["encoder_out_kernel"] + shared["encoder_out_bias"]
+    derived: list[Leaves] = []
+    for site in sites:
+      if site.kind != "attention":
+        derived.append({})
+        continue
+      shape = (self.num_virtual_tokens, len(site.names), 2, *site.shape[1:])
+      width = math.prod(shape[1:])
+      pairs = jnp.moveaxis(rest[:, :width].reshape(shape), 0, 2)  # [layers, 2, n, key heads, head size]
+      rest = rest[:, width:]
+      pairs = pairs if site.stack else pairs[0]
+      derived.append({"prefix_k": pairs[..., 0, :, :, :], "prefix_v": pairs[..., 1, :, :, :]})
+    return derived
+
+  def before(self, leaves: Leaves, x: dict[str, Any], site: Site, call: Call) -> dict[str, Any]:
+    if site.kind == "model":
+      check_room(self.name, call.module, x["embeds"].shape[1], self.num_virtual_tokens)
+      return {**x, "position_ids": positions_of(x, call.module) + self.num_virtual_tokens}
+    return attend_to_prefix(x, leaves["prefix_k"], leaves["prefix_v"])
+
+
+def _prefix_shape(count: int, site: Site) -> tuple[int, int, int]:
+  _, kv_heads, head_dim = site.shape
+  return (count, kv_heads, head_dim)
+
+
+def attend_to_prefix(x: dict[str, Any], prefix_k: jax.Array, prefix_v: jax.Array) -> dict[str, Any]:
+  """Attention's arguments with n more keys and values [n, K, D] before the sequence's, which every query sees."""
+  batch, length = x["k"].shape[:2]
+  count = prefix_k.shape[0]
+
+  def joined(prefix: jax.Array, sequence: jax.Array) -> jax.Array:
+    prefix = jnp.broadcast_to(prefix.astype(sequence.dtype), (batch, *prefix.shape))
+    return jnp.concatenate([prefix, sequence], axis=1)
+
+  def widened(value: jax.Array, fill: Any) -> jax.Array:
+    value = jnp.broadcast_to(value, (*value.shape[:-1], length))
+    return jnp.concatenate([jnp.full((*value.shape[:-1], count), fill, value.dtype), value], axis=-1)
+
+  extended = {**x, "k": joined(prefix_k, x["k"]), "v": joined(prefix_v, x["v"])}
+  if x.get("mask") is not None:
+    extended["mask"] = widened(x["mask"], True)
+  if x.get("bias") is not None:
+    extended["bias"] = widened(x["bias"], 0)
+  return extended
+
+
+def torch_linear(key: jax.Array, features_in: int, features_out: int) -> tuple[jax.Array, jax.Array]:
+  """(kernel [in, out], bias [out]) drawn as `torch.nn.Linear` draws them: uniform within ±1/√in."""
+  bound = features_in**-0.5
+  key_kernel, key_bias = jax.random.split(key)
+  kernel = jax.random.uniform(key_kernel, (features_in, features_out), minval=-bound, maxval=bound)
+  return kernel, jax.random.uniform(key_bias, (features_out,), minval=-bound, maxval=bound)

@@ -1,0 +1,146 @@
+"""What every prompt, prefix, bottleneck, intervention and selective method must do, on a tiny encoder."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from peftjax import masks
+from peftjax.methods import Full, Houlsby, Prefix, Prompt, ReFT
+from peftjax.model import from_config, stack, unstack
+from peftjax.models.layers import Runtime
+from tests.methods import tiny
+
+N = 4
+METHODS = {
+  "prompt": Prompt(num_virtual_tokens=N),
+  "prefix": Prefix(num_virtual_tokens=N),
+  "prefix_network": Prefix(num_virtual_tokens=N, reparametrize=True, encoder_hidden_size=5),
+  "prefix_zero": Prefix(num_virtual_tokens=N, init="zero"),
+  "houlsby": Houlsby(bottleneck_dim=5),
+  "reft": ReFT(rank=2),
+  "reft_suffix": ReFT(rank=3, prefix_positions=0, suffix_positions=3, init="published"),
+  "direft": ReFT(rank=2, prefix_positions=2, orthogonal=False),
+}
+IDENTITY = ("houlsby", "reft", "direft")
+L, D = tiny.LAYERS, tiny.HIDDEN
+COUNTS = {
+  "prompt": N * D,
+  "prefix": 2 * L * N * D,
+  "prefix_network": N * D + (D + 1) * 5 + (5 + 1) * 2 * L * D,
+  "houlsby": 2 * L * (2 * D * 5 + D + 5),
+  "reft": L * 2 * (2 * D * 2 + 2),
+  "reft_suffix": L * (2 * D * 3 + 3),
+}
+
+every = pytest.mark.parametrize("name", METHODS)
+
+
+@functools.cache
+def case(name):
+  """(model, its leaves with noise, compiled value and gradient of the score by the leaves)."""
+  model = tiny.added(METHODS[name])
+  inputs = tiny.batch()
+  step = jax.jit(jax.value_and_grad(lambda flat: tiny.score(model, flat, inputs)))
+  return model, tiny.noise_on(tiny.trainable(model)), step
+
+
+@functools.cache
+def base_score():
+  model = tiny.encoder()
+  return jax.jit(lambda: tiny.score(model, {}, tiny.batch()))()
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_count(name):
+  assert tiny.adapter_count(case(name)[0]) == COUNTS[name]
+
+
+@every
+def test_base_leaves_stay_bitwise(name):
+  flat = masks.flatten(case(name)[0].params)
+  for path, leaf in masks.flatten(tiny.encoder().params).items():
+    np.testing.assert_array_equal(flat[path], leaf)
+
+
+@pytest.mark.parametrize("name", IDENTITY)
+def test_starts_as_the_base(name):
+  model, _, step = case(name)
+  np.testing.assert_allclose(step(tiny.trainable(model))[0], base_score(), rtol=1e-5)
+
+
+@every
+def test_every_leaf_of_its_own_has_a_gradient(name):
+  model, leaves, step = case(name)
+  assert {path for path in leaves if not model.context.in_head(path)} == model.adapter_paths()
+  value, grads = step(leaves)
+  assert abs(value - base_score()) > 1e-3
+  for path, grad in grads.items():
+    assert np.isfinite(grad).all(), path
+    assert np.abs(grad).max() > 1e-6, path
+
+
+@every
+def test_stacked_equals_unrolled(name):
+  model, leaves, step = case(name)
+  noisy = tiny.replaced(model, leaves)
+  unrolled = noisy.unrolled()
+  assert not unrolled.stacks
+  value = jax.jit(lambda: tiny.score(unrolled, {}, tiny.batch()))()
+  np.testing.assert_allclose(value, step(leaves)[0], rtol=1e-5)
+  back = stack(unstack(noisy.params, model.stacks), model.stacks)
+  jax.tree.map(np.testing.assert_array_equal, back, noisy.params)
+
+
+@every
+def test_several_at_once_with_remat_equal_one(name):
+  _, leaves, step = case(name)
+  remat = tiny.added(METHODS[name], tiny.encoder(runtime=Runtime(remat="full")))
+  several = {path: jnp.stack([leaf, 0.5 * leaf]) for path, leaf in leaves.items()}
+  mapped = jax.jit(jax.vmap(jax.grad(lambda flat: tiny.score(remat, flat, tiny.batch()))))(several)
+  for path, grad in step(leaves)[1].items():
+    np.testing.assert_allclose(mapped[path][0], grad, rtol=1e-4, atol=1e-5 * float(np.abs(grad).max()), err_msg=path)
+
+
+@every
+def test_flops_below_full(name):
+  model = from_config(
+    tiny.config(hidden_size=96, intermediate_size=384, max_position_embeddings=64), task="text_classification"
+  )
+  inputs = tiny.batch(length=32)
+  assert tiny.traced_flops(model.add(METHODS[name]), inputs) < 0.9 * tiny.traced_flops(model.add(Full()), inputs)
+
+
+@every
+@pytest.mark.parametrize("model_type", ["bert", "roberta"])
+def test_outputs_have_the_shapes_of_the_base(name, model_type):
+  base = from_config(tiny.config(model_type), task="token_classification")
+  shapes = [
+    jax.eval_shape(lambda tree, model=model: model.forward(tree, tiny.batch()), model.params)
+    for model in (base, base.add(METHODS[name]))
+  ]
+  assert shapes[0]["logits"].shape == (3, tiny.LENGTH, tiny.LABELS)
+  assert shapes[0] == shapes[1]
+
+
+@every
+def test_padding_changes_nothing(name):
+  model = tiny.added(METHODS[name], tiny.encoder(task="token_classification"))
+  model = tiny.replaced(model, tiny.noise_on(tiny.trainable(model)))
+  short = tiny.batch(padded=False)
+  longer = {key: jnp.pad(value, ((0, 0), (0, 5))) for key, value in short.items()}
+  np.testing.assert_allclose(
+    model(**longer)["logits"][:, : tiny.LENGTH], model(**short)["logits"], rtol=1e-4, atol=1e-5
+  )
+
+
+@every
+def test_shapes_alone_give_the_same_leaves(name):
+  shapes = from_config(tiny.config(), task="text_classification").add(METHODS[name])
+  assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), shapes.params) == jax.tree.map(
+    lambda leaf: (leaf.shape, leaf.dtype), case(name)[0].params
+  )
