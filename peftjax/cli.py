@@ -98,11 +98,11 @@ def _train(parsed: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _eval(parsed: argparse.Namespace, overrides: list[str]) -> int:
-  from peftjax.train import loop
+  from peftjax.train import finished
 
   if overrides or parsed.config:
     raise UserError("peftjax eval: the config is the run's own, in its workdir; it takes no --config")
-  result = loop.evaluate_run(parsed.workdir)
+  result = finished.evaluate_run(parsed.workdir)
   return _finish(parsed, result, lambda console: console.print_json(json.dumps(result, default=str)))
 
 
@@ -120,11 +120,11 @@ def _compare(parsed: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _export(parsed: argparse.Namespace, overrides: list[str]) -> int:
-  from peftjax.train import export
+  from peftjax.train import finished
 
   if overrides or parsed.config:
     raise UserError("peftjax export: the config is the run's own, in its workdir; it takes no --config")
-  result = export.export(parsed.workdir, parsed.format, parsed.out)
+  result = finished.export(parsed.workdir, parsed.format, parsed.out)
   return _finish(parsed, result, lambda console: console.print(f"wrote {result['out']} ({result['bytes']:,} bytes)"))
 
 

@@ -30,6 +30,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_text(path: Path, text: str) -> None:
+  """Writes a file that is never seen half written; see `write_bytes`."""
+  write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
   """Writes a file that is never seen half written.
 
   Raises:
@@ -38,7 +43,7 @@ def write_text(path: Path, text: str) -> None:
   temporary = path.with_name(f".{path.name}.{os.getpid()}")
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_bytes(content)
     temporary.replace(path)
   except OSError as error:
     raise UserError(f"cannot write {path}: {error.strerror}") from None

@@ -25,6 +25,7 @@ class Task(Protocol):
 
   name: str
   head: str  # the kind of head the model needs
+  label_names: tuple[str, ...]
   num_labels: int
   main_metric: str  # the metric that stands for the task where one number is wanted; more is better
 

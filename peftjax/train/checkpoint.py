@@ -77,6 +77,10 @@ class Checkpoints:
     """Waits for a save under way; raises its error if it failed."""
     self._manager.wait_until_finished()
 
+  def reached_preemption(self, step: int) -> bool:
+    """Whether any process of the run was asked to end; all processes agree on it."""
+    return self._manager.reached_preemption(step)
+
   def restore(self, like: TrainState, base: Base) -> tuple[TrainState, Any] | None:
     """(state, position) of the newest undamaged checkpoint, or None if there is no checkpoint.
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from peftjax.masks import Tree, flatten
 
@@ -58,11 +57,35 @@ def digest(tree: Tree) -> str:
   return hashlib.sha256(text.encode()).hexdigest()
 
 
-def unmoved(before: Mapping[str, np.ndarray], after: Tree, leaf_norms: Mapping[str, Any]) -> list[str]:
-  """Names of leaves whose gradient was not zero and that are nevertheless bit for bit what they were."""
-  values = flatten(after)
-  return [
-    name
-    for name, old in before.items()
-    if float(leaf_norms[name]) > 0 and np.array_equal(old, np.asarray(values[name]), equal_nan=True)
-  ]
+def check_moved(before: Tree, after: Tree, metrics: Mapping[str, Any]) -> None:
+  """Checks that an update moved every leaf whose gradient was not zero.
+
+  Args:
+    before, after: the trainable tree.
+    metrics: of the update, as `peftjax.train.step` gives them; nothing is checked if it was not finite.
+
+  Raises:
+    RuntimeError: a leaf stands still, by name.
+  """
+  if not metrics["finite"]:
+    return
+  changed = flatten(_changed(before, after))
+  stuck = [name for name, norm in metrics["leaf_norms"].items() if float(norm) > 0 and not bool(changed[name])]
+  if stuck:
+    raise RuntimeError(f"{len(stuck)} trainable leaves have a gradient and did not move: {', '.join(stuck[:4])}")
+
+
+@jax.jit
+def _changed(before: Tree, after: Tree) -> Tree:
+  return jax.tree.map(lambda old, new: jnp.any(old != new), before, after)
+
+
+def check_unchanged(before: Mapping[str, str], after: Mapping[str, str]) -> None:
+  """Compares the fingerprints of the frozen leaves.
+
+  Raises:
+    RuntimeError: a leaf changed, by name.
+  """
+  changed = [name for name, one in after.items() if before[name] != one]
+  if changed:
+    raise RuntimeError(f"{len(changed)} frozen leaves changed during training: {', '.join(changed[:4])}")

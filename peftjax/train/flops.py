@@ -18,7 +18,11 @@ from jax.interpreters import partial_eval
 
 def count_flops(function: Callable[..., Any], *args: Any) -> int:
   """2 · (multiply-adds) of all matrix products and convolutions in one call; `args` may be shapes."""
-  closed = jax.make_jaxpr(function)(*args)
+  return flops_of(jax.make_jaxpr(function)(*args))
+
+
+def flops_of(closed: Any) -> int:
+  """`count_flops` of a function that is traced already."""
   jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
   return _of_jaxpr(jaxpr)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import types
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +14,7 @@ import pytest
 
 from peftjax import config as config_lib
 from peftjax import masks, optim, tasks
+from peftjax import model as model_lib
 from peftjax.train import state as state_lib
 from peftjax.train import step as step_lib
 
@@ -92,3 +96,68 @@ def tiny():
   build.mask = lora_mask
   build.without_dropout = lambda params, inputs, rng=None: tiny_forward(params, inputs)
   return build
+
+
+GOOD = ["good", "fine", "great", "nice"]
+BAD = ["bad", "poor", "dull", "worse"]
+PLAIN = ["the", "a", "film", "plot", "was", "is", "it", "and"]
+
+
+def write_model(folder: Path, seed: int = 0) -> Path:
+  """A Hugging Face folder of a BERT with 2 layers of 8."""
+  folder.mkdir(parents=True)
+  vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, *PLAIN]
+  (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+  config = {
+    "model_type": "bert",
+    "architectures": ["BertModel"],
+    "vocab_size": len(vocabulary),
+    "hidden_size": 8,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 12,
+    "max_position_embeddings": 32,
+    "initializer_range": 0.5,
+  }
+  (folder / "config.json").write_text(json.dumps(config))
+  model = model_lib.initialise(model_lib.from_config(config), jax.random.key(seed))
+  model_lib.dataclasses.replace(model, folder=folder).save(folder.parent / "saved")
+  for path in (folder.parent / "saved").glob("*.safetensors"):
+    path.replace(folder / path.name)
+  return folder
+
+
+def write_data(path: Path, rows: int = 60, seed: int = 0) -> Path:
+  """Texts whose label is whether good words outnumber bad ones."""
+  random = np.random.default_rng(seed)
+  with path.open("w", newline="") as file:
+    writer = csv.writer(file)
+    writer.writerow(["text", "label"])
+    for index in range(rows):
+      good = bool(random.integers(2))
+      words = [*random.choice(PLAIN, random.integers(1, 9)), *random.choice(GOOD if good else BAD, 2)]
+      writer.writerow([f"{' '.join(random.permutation(words))} {index}", "good" if good else "bad"])
+  return path
+
+
+@pytest.fixture(scope="session")
+def material(tmp_path_factory):
+  """A folder with `model`, a tiny BERT, and `reviews.csv`."""
+  folder = tmp_path_factory.mktemp("material")
+  write_model(folder / "model")
+  write_data(folder / "reviews.csv")
+  return folder
+
+
+@pytest.fixture
+def config(material, monkeypatch):
+  """A run of 12 steps on the material."""
+  monkeypatch.setenv("PEFTJAX_CACHE", str(material / "cache"))
+  config = config_lib.default()
+  config.model.path = str(material / "model")
+  config.data.name = f"csv:{material / 'reviews.csv'}"
+  config.data.update({"max_length": 16, "buckets": (10,)})
+  config.train.update({"batch_size": 8, "eval_batch_size": 16, "steps": 12, "save_every": 5, "log_every": 3})
+  config.train.tensorboard = False
+  config.optim.learning_rate = 2e-2
+  return config

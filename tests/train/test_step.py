@@ -168,13 +168,22 @@ def test_flops_of_a_convolution_and_of_what_nobody_reads():
   assert flops.count_flops(convolve, kernel, image) == 2 * (2 * 8 * 8 * 7) * (3 * 3 * 5)
 
 
-def test_unmoved_leaves_are_named(tiny):
+def test_leaves_that_stand_still_are_named(tiny):
   run = tiny()
-  before = {name: np.array(leaf) for name, leaf in masks.flatten(run.state.trainable).items()}
   state, metrics = jax.jit(run.step)(run.state, run.frozen, tiny.batch())
-  assert checks.unmoved(before, state.trainable, metrics["leaf_norms"]) == []
-  stuck = masks.unflatten(masks.flatten(state.trainable) | {"classifier.bias": before["classifier.bias"]})
-  assert checks.unmoved(before, stuck, metrics["leaf_norms"]) == ["classifier.bias"]
+  checks.check_moved(run.state.trainable, state.trainable, metrics)
+  flat = masks.flatten(state.trainable) | {"classifier.bias": run.state.trainable["classifier"]["bias"]}
+  with pytest.raises(RuntimeError, match=r"1 trainable leaves .* did not move: classifier\.bias"):
+    checks.check_moved(run.state.trainable, masks.unflatten(flat), metrics)
+
+
+def test_frozen_leaves_that_change_are_named(tiny):
+  before = checks.fingerprints(tiny().frozen)
+  changed = masks.flatten(tiny().frozen)
+  changed["embeddings.embedding"] = changed["embeddings.embedding"].at[3, 2].add(1e-6)
+  checks.check_unchanged(before, checks.fingerprints(tiny().frozen))
+  with pytest.raises(RuntimeError, match=r"1 frozen leaves changed .*embeddings\.embedding"):
+    checks.check_unchanged(before, checks.fingerprints(masks.unflatten(changed)))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4", "bool", "uint32"])

@@ -1,0 +1,99 @@
+"""Compiling the step, once for each shape of batch, with what each compilation took and costs to run."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from peftjax.masks import Tree
+from peftjax.parallel.mesh import batch_sharding, replicated
+from peftjax.train.flops import flops_of
+from peftjax.train.state import TrainState
+from peftjax.train.step import Metrics, TrainStep
+
+
+def use_cache(folder: str) -> None:
+  """Keeps compiled programs in a folder, unless the environment or the caller has chosen one already."""
+  if not jax.config.values.get("jax_compilation_cache_dir"):
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+  """One compiled step.
+
+  Attributes:
+    shape: of the batch, "examples x tokens".
+    compile_seconds: tracing and compiling, or fetching from the cache.
+    flops: of matrix products, in all repetitions of scanned layers (`peftjax.train.flops`).
+    xla_flops: XLA's own count, which takes every loop's body once.
+    temp_bytes: activations and other buffers of the step.
+    argument_bytes: state, frozen leaves and batch.
+  """
+
+  shape: str
+  compile_seconds: float
+  flops: int
+  xla_flops: float
+  temp_bytes: int
+  argument_bytes: int
+
+
+class CompiledStep:
+  """A training step with donated state.
+
+  Attributes:
+    costs: one for each shape of batch seen.
+    just_compiled: whether the last call compiled.
+  """
+
+  def __init__(self, step: TrainStep, mesh: Mesh, state: TrainState, frozen: Tree, say: Callable[[str], None]):
+    place = (jax.tree.map(lambda x: x.sharding, state), jax.tree.map(lambda x: x.sharding, frozen))
+    self._jitted = jax.jit(
+      step,
+      in_shardings=(*place, batch_sharding(mesh)),
+      out_shardings=(place[0], replicated(mesh)),
+      donate_argnums=0,
+    )
+    self._compiled: dict[Any, Any] = {}
+    self._say = say
+    self.costs: dict[str, Cost] = {}
+    self.just_compiled = False
+
+  def __call__(self, state: TrainState, frozen: Tree, batch: Mapping[str, jax.Array]) -> tuple[TrainState, Metrics]:
+    key = tuple((name, array.shape, array.dtype) for name, array in sorted(batch.items()))
+    self.just_compiled = key not in self._compiled
+    if self.just_compiled:
+      self._compiled[key] = self._compile(state, frozen, batch)
+    return self._compiled[key](state, frozen, batch)
+
+  def _compile(self, state: TrainState, frozen: Tree, batch: Mapping[str, jax.Array]) -> Any:
+    start = time.perf_counter()
+    traced = self._jitted.trace(state, frozen, batch)
+    compiled = traced.lower().compile()
+    seconds = time.perf_counter() - start
+    memory, analysis = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    cost = Cost(
+      shape=shape_name(batch),
+      compile_seconds=round(seconds, 3),
+      flops=flops_of(traced.jaxpr),
+      xla_flops=float(analysis.get("flops", 0.0)),
+      temp_bytes=int(memory.temp_size_in_bytes) if memory else 0,
+      argument_bytes=int(memory.argument_size_in_bytes) if memory else 0,
+    )
+    self.costs[cost.shape] = cost
+    self._say(f"compiled the step for {cost.shape} in {seconds:.1f} s: {cost.flops / 1e9:.1f} GFLOP a step")
+    return compiled
+
+
+def shape_name(batch: Mapping[str, Any]) -> str:
+  """The shape of a batch's widest array of at most two axes, such as "32x64"."""
+  shapes = [array.shape for array in batch.values() if array.ndim <= 2]
+  return "x".join(str(size) for size in max(shapes, key=lambda shape: (len(shape), shape)))

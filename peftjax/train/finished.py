@@ -1,0 +1,101 @@
+"""What is done with a run after training: its model, its evaluation on other splits, its export."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from peftjax import masks
+from peftjax.data.packages import cache_folder
+from peftjax.errors import UserError, nearest
+from peftjax.files import write_text
+from peftjax.model import Model
+from peftjax.parallel.mesh import make_mesh, tree_shardings
+from peftjax.train import assemble
+from peftjax.train import folder as folder_lib
+from peftjax.train.checkpoint import Base, Checkpoints
+from peftjax.train.compiling import use_cache
+from peftjax.train.evaluate import evaluate, make_predict, save_rows
+from peftjax.train.run import base_hash, resolve
+
+FORMATS = ("peft", "merged")
+
+
+def load_model(workdir: str | Path) -> tuple[ConfigDict, int, Model]:
+  """(config, step, model) of a run's newest checkpoint; the base is loaded from where the run found it.
+
+  Raises:
+    UserError: no run, no checkpoint, or the base is not the one that the run was trained on.
+  """
+  folder = Path(workdir)
+  config, resolved = folder_lib.read_config(folder)
+  labels = tuple(resolved["label_names"])
+  model = assemble.make_model(config, resolved["task"], label_names=labels, num_labels=max(len(labels), 1))
+  trainable, frozen = masks.partition(model.params, model.labels())
+  step, trainable = _restore(folder, trainable, Base(str(config.model.path), base_hash(model)), make_mesh(config.mesh))
+  return config, step, model.with_params(masks.combine(trainable, frozen))
+
+
+def evaluate_run(workdir: str | Path, splits: Sequence[str] = ()) -> dict[str, Any]:
+  """Evaluates a run's newest checkpoint, and writes ``eval.json`` and ``predictions-SPLIT.npz`` beside it.
+
+  Args:
+    splits: of its data; empty: all but the training split.
+
+  Returns:
+    {"step", "metrics": {split: {name: value}}}.
+
+  Raises:
+    UserError: as `load_model`; no such split.
+  """
+  folder = Path(workdir)
+  config, _ = folder_lib.read_config(folder)
+  use_cache(str(cache_folder("compiled")))
+  run = resolve(config)
+  for split in splits:
+    if split not in run.loaders.evals:
+      raise UserError(f"no split {split!r} to evaluate; {nearest(split, run.loaders.evals)}")
+  step, trainable = _restore(folder, run.trainable, run.base, run.mesh)
+  predict = make_predict(run.model.forward, run.task, run.mesh)
+  metrics = {}
+  for split in splits or tuple(run.loaders.evals):
+    metrics[split], rows = evaluate(predict, trainable, run.frozen, run.loaders.evals[split], run.task, run.mesh)
+    if jax.process_index() == 0:
+      save_rows(folder, split, rows)
+  result = {"step": step, "metrics": metrics}
+  if jax.process_index() == 0:
+    write_text(folder / "eval.json", json.dumps(result, indent=2) + "\n")
+  return result
+
+
+def export(workdir: str | Path, form: str, out: str | Path) -> dict[str, Any]:
+  """Writes a run's adapter ("peft") or its merged model ("merged") in Hugging Face's format.
+
+  Returns:
+    {"out", "format", "step", "bytes"}.
+
+  Raises:
+    UserError: an unknown format, as `load_model`, or the method cannot be written so.
+  """
+  if form not in FORMATS:
+    raise UserError(f"--format={form}: {nearest(form, FORMATS)}")
+  _, step, model = load_model(workdir)
+  if form == "peft":
+    model.save_adapter(out)
+  else:
+    model.merge().save(out)
+  size = sum(path.stat().st_size for path in Path(out).rglob("*") if path.is_file())
+  return {"out": str(out), "format": form, "step": step, "bytes": size}
+
+
+def _restore(folder: Path, trainable: masks.Tree, base: Base, mesh: Any) -> tuple[int, masks.Tree]:
+  if not folder_lib.has_checkpoints(folder):
+    raise UserError(f"{folder} holds no checkpoint; train first")
+  like = jax.device_put(trainable, tree_shardings(mesh, trainable))
+  with Checkpoints(folder / "checkpoints") as checkpoints:
+    return checkpoints.restore_trainable(like, base)

@@ -1,0 +1,102 @@
+"""A run's folder: its config, and whether the run in it is this one, another one, or finished."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from peftjax.errors import UserError
+from peftjax.files import read_json, write_text
+
+# Fields that may change when a run goes on: they do not decide what is computed.
+MAY_CHANGE = ("mesh.", "compare.", "data.workers", "train.keep", "train.save_every", "train.tensorboard")
+
+
+def write_config(folder: Path, config: ConfigDict, resolved: Mapping[str, Any]) -> None:
+  """Writes ``config.json``: every section of the config, and "resolved", what its open fields became."""
+  text = json.dumps({**config.to_dict(), "resolved": resolved}, indent=2, default=list)
+  write_text(folder / "config.json", text + "\n")
+
+
+def read_config(folder: Path) -> tuple[ConfigDict, dict[str, Any]]:
+  """(config, resolved) of the run in a folder.
+
+  Raises:
+    UserError: there is no run in it.
+  """
+  if not (folder / "config.json").is_file():
+    raise UserError(f"{folder} holds no run: no config.json in it")
+  saved = read_json(folder / "config.json")
+  resolved = saved.pop("resolved", {})
+  return ConfigDict(_with_tuples(saved)), resolved
+
+
+def differing_fields(folder: Path, config: ConfigDict) -> list[str]:
+  """ "field: saved -> given" for every field in which the run in the folder is another one than this config's."""
+  if not (folder / "config.json").is_file():
+    return []
+  saved = _flat(read_config(folder)[0].to_dict())
+  given = _flat(_with_tuples(json.loads(json.dumps(config.to_dict(), default=list))))
+  names = sorted(name for name in saved.keys() | given.keys() if saved.get(name) != given.get(name))
+  return [f"{name}: {saved.get(name)!r} -> {given.get(name)!r}" for name in names if not name.startswith(MAY_CHANGE)]
+
+
+def check_same_run(folder: Path, config: ConfigDict) -> None:
+  """Raises `UserError`, naming the fields, if the folder holds the checkpoints of another config's run."""
+  if has_checkpoints(folder) and (changed := differing_fields(folder, config)):
+    more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
+    raise UserError(f"{folder} holds a run of another config ({'; '.join(changed[:4])}{more}); choose another folder")
+
+
+def has_checkpoints(folder: Path) -> bool:
+  """Whether there is a finished checkpoint in the folder."""
+  return any(path.name.isdigit() for path in (folder / "checkpoints").glob("*"))
+
+
+def finished_summary(folder: Path) -> dict[str, Any] | None:
+  """The summary of a finished run, or None."""
+  path = folder / "summary.json"
+  return read_json(path) if path.is_file() else None
+
+
+@contextlib.contextmanager
+def only_run(folder: Path) -> Iterator[None]:
+  """Makes the folder and holds it, so that two processes never train in one.
+
+  Raises:
+    UserError: another process holds it, or it cannot be made.
+  """
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = (folder / ".lock").open("w")
+  except OSError as error:
+    raise UserError(f"cannot write the folder {folder}: {error.strerror}") from None
+  with lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise UserError(f"another process is training in {folder}") from None
+    yield
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  flat: dict[str, Any] = {}
+  for name, value in tree.items():
+    if isinstance(value, Mapping):
+      flat |= _flat(value, f"{prefix}{name}.")
+    else:
+      flat[prefix + name] = value
+  return flat
+
+
+def _with_tuples(value: Any) -> Any:
+  """JSON's lists as the tuples that configs have."""
+  if isinstance(value, Mapping):
+    return {name: _with_tuples(one) for name, one in value.items()}
+  return tuple(_with_tuples(one) for one in value) if isinstance(value, list) else value

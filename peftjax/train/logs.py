@@ -1,0 +1,205 @@
+"""What a run tells: metrics.jsonl, timing.jsonl, TensorBoard events, and progress on stderr.
+
+metrics.jsonl holds only what the config determines, so a run that was killed and resumed writes the same bytes as one
+that was not. Whatever depends on the clock goes to timing.jsonl.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from peftjax.files import write_text
+from peftjax.train.run import Run
+
+Row = dict[str, Any]
+
+
+def read_rows(path: Path) -> list[Row]:
+  """The rows of a .jsonl file; a last line that was cut off by a kill is left out."""
+  if not path.is_file():
+    return []
+  lines = path.read_text(encoding="utf-8").split("\n")
+  return [json.loads(line) for line in lines[:-1]]
+
+
+class RowFile:
+  """A .jsonl file that grows by whole lines. Opening it drops the rows after `last_step`."""
+
+  def __init__(self, path: Path, last_step: int):
+    kept = [row for row in read_rows(path) if row["step"] <= last_step]
+    write_text(path, "".join(_line(row) for row in kept))
+    self._file: TextIO = path.open("a", encoding="utf-8")
+
+  def write(self, row: Row) -> None:
+    """Appends a row; a kill of this process after the return cannot undo it."""
+    self._file.write(_line(row))
+    self._file.flush()
+
+  def close(self) -> None:
+    """Closes the file."""
+    self._file.close()
+
+
+def _line(row: Row) -> str:
+  return json.dumps(_finite(row), allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+  """JSON knows no NaN and no infinity: they become null."""
+  if isinstance(value, Mapping):
+    return {key: _finite(one) for key, one in value.items()}
+  return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class RunLog:
+  """The files and the progress display of one run; silent in every process but the first.
+
+  Args:
+    folder: the run's.
+    start: the step the run starts from; later rows of an earlier attempt are dropped.
+    run: whose steps are logged.
+    silent: writes and shows nothing.
+  """
+
+  def __init__(self, folder: Path, start: int, run: Run, silent: bool = False):
+    config = run.config.train
+    self._silent = silent
+    self._total = run.total_steps
+    self._batch_size = config.batch_size
+    self._seconds: list[float] = []
+    self._window: list[tuple[float, int]] = []  # seconds and tokens of the steps since the last timing row
+    if silent:
+      return
+    self._metrics = RowFile(folder / "metrics.jsonl", start)
+    self._timing = RowFile(folder / "timing.jsonl", start)
+    self._events = _event_writer(folder / "tensorboard", start) if config.tensorboard else None
+    self._display = _Display(start, self._total)
+
+  def __enter__(self) -> RunLog:
+    return self
+
+  def __exit__(self, *error: object) -> None:
+    if self._silent:
+      return
+    self._display.close()
+    self._metrics.close()
+    self._timing.close()
+    if self._events is not None:
+      self._events.close()
+
+  def step_took(self, seconds: float, tokens: int) -> None:
+    """Remembers the time of one step that nothing else (compiling, saving, evaluating) fell into."""
+    self._seconds.append(seconds)
+    self._window.append((seconds, tokens))
+
+  @property
+  def median_step_seconds(self) -> float | None:
+    """The median over all steps timed by this process."""
+    return statistics.median(self._seconds) if self._seconds else None
+
+  def is_last(self, step: int) -> bool:
+    """Whether a step is the run's last."""
+    return step == self._total
+
+  def progress(self, step: int, loss: float) -> None:
+    """Moves the bar."""
+    if not self._silent:
+      rate = self._batch_size / self.median_step_seconds if self.median_step_seconds else None
+      self._display.update(step, loss, rate)
+
+  def train_row(self, step: int, row: Row) -> None:
+    """One row of training metrics, and the time of the steps since the last one."""
+    if self._silent:
+      return
+    self._metrics.write({"step": step, **row})
+    for name, value in _scalars(row):
+      self._event(f"train/{name}", value, step)
+    if self._window:
+      seconds = [one for one, _ in self._window]
+      timing = {
+        "step_seconds": round(statistics.mean(seconds), 6),
+        "examples_per_second": round(self._batch_size * len(seconds) / sum(seconds), 2),
+        "tokens_per_second": round(sum(tokens for _, tokens in self._window) / sum(seconds), 1),
+      }
+      self._timing.write({"step": step, **timing})
+      for name, value in timing.items():
+        self._event(f"timing/{name}", value, step)
+      self._window.clear()
+    self._display.row(step, f"loss {row['loss']:.4f}")
+
+  def evaluation_row(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
+    """One row of a split's metrics."""
+    if self._silent:
+      return
+    self._metrics.write({"step": step, "split": split, **metrics})
+    for name, value in metrics.items():
+      self._event(f"{split}/{name}", value, step)
+    self.say(f"step {step}: {split} " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+
+  def say(self, text: str) -> None:
+    """One line on stderr."""
+    if not self._silent:
+      self._display.say(text)
+
+  def _event(self, name: str, value: float, step: int) -> None:
+    if self._events is not None:
+      self._events.add_scalar(name, value, step)
+
+
+def _scalars(row: Row, prefix: str = "") -> Iterator[tuple[str, float]]:
+  for name, value in row.items():
+    if isinstance(value, Mapping):
+      yield from _scalars(dict(value), f"{prefix}{name}/")
+    elif isinstance(value, int | float):
+      yield prefix + name, float(value)
+
+
+def _event_writer(folder: Path, start: int) -> Any:
+  from tensorboardX import SummaryWriter  # slow to import where torch is installed
+
+  return SummaryWriter(str(folder), purge_step=start + 1, write_to_disk=True)
+
+
+class _Display:
+  """A progress bar where stderr is a terminal, a line now and then elsewhere."""
+
+  def __init__(self, start: int, total: int):
+    self._console = Console(stderr=True, soft_wrap=True)
+    self._total = total
+    self._last_line = time.monotonic()
+    self._bar: Progress | None = None
+    if self._console.is_terminal:
+      columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
+      self._bar = Progress(*columns, TimeRemainingColumn(), console=self._console, transient=True)
+      self._bar.start()
+      self._task = self._bar.add_task("", total=total, completed=start, text="")
+
+  def update(self, step: int, loss: float, rate: float | None) -> None:
+    if self._bar is not None:
+      shown = f"loss {loss:.4f}" + (f", {rate:.1f} examples/s" if rate else "")
+      self._bar.update(self._task, completed=step, text=shown)
+
+  def row(self, step: int, text: str, every: float = 5.0) -> None:
+    if self._bar is None and (step == self._total or time.monotonic() - self._last_line >= every):
+      self._last_line = time.monotonic()
+      self.say(f"step {step} of {self._total}: {text}")
+
+  def say(self, text: str) -> None:
+    if self._bar is not None:
+      self._console.print(text, highlight=False, markup=False)
+    else:
+      print(text, file=sys.stderr, flush=True)
+
+  def close(self) -> None:
+    if self._bar is not None:
+      self._bar.stop()

@@ -1,0 +1,125 @@
+"""Training, from a config to a summary. Reads from top to bottom; what it calls stands in the files beside it.
+
+D/config.json        the config, and what its open fields became
+D/metrics.jsonl      loss, gradient norm, learning rates, evaluations: the same bytes however often it was killed
+D/timing.jsonl       step times
+D/tensorboard/       both, as event files
+D/checkpoints/       trainable leaves, optimizer, step, data position
+D/predictions-*.npz  every example's result after the last step
+D/summary.json       written last: the run is finished
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from peftjax.data.packages import cache_folder
+from peftjax.files import write_text
+from peftjax.parallel.mesh import put_batch
+from peftjax.train import folder as folder_lib
+from peftjax.train import run as run_lib
+from peftjax.train.checkpoint import Checkpoints
+from peftjax.train.checks import check_moved, check_unchanged, fingerprints
+from peftjax.train.compiling import CompiledStep, use_cache
+from peftjax.train.evaluate import evaluate, make_predict, save_rows
+from peftjax.train.logs import RunLog, read_rows
+from peftjax.train.signals import PREEMPTED, EndRequests, Preempted
+from peftjax.train.summary import summarize
+from peftjax.train.watch import Watch
+
+Resolve = Callable[[ConfigDict], run_lib.Run]
+
+
+def train(config: ConfigDict, workdir: str | Path, resolve: Resolve = run_lib.resolve) -> dict[str, Any]:
+  """Trains, or goes on with, the run of `config` in the folder `workdir`, and returns its summary.
+
+  What it starts from, the first that there is: a finished run (nothing is done), the newest undamaged checkpoint, the
+  base model.
+
+  Args:
+    config: see `peftjax.config.default`.
+    workdir: D; holds one run.
+    resolve: what makes a `Run` of the config.
+
+  Raises:
+    UserError: a mistake in config, data or model; a folder with another run; `watch.Diverged`.
+    Preempted: after SIGTERM or SIGINT, with exit code 143; all is saved.
+  """
+  folder = Path(workdir)
+  with folder_lib.only_run(folder):
+    # A finished run
+    folder_lib.check_same_run(folder, config)
+    if (summary := folder_lib.finished_summary(folder)) is not None:
+      return summary
+
+    # Data, task, model, method, optimizer
+    use_cache(str(cache_folder("compiled")))
+    run = resolve(config)
+    frozen_prints = fingerprints(run.frozen)
+    writes = jax.process_index() == 0
+
+    # State: the newest checkpoint's, or else the start
+    state = run.start()
+    with Checkpoints(folder / "checkpoints", config.train.keep) as checkpoints:
+      if (found := checkpoints.restore(state, run.base)) is not None:
+        state, position = found
+        run.loaders.train.set_state(position)
+      start, total = int(state.step), run.total_steps
+
+      # Files
+      if writes:
+        folder_lib.write_config(folder, config, run_lib.describe(run))
+      with RunLog(folder, start, run, silent=not writes) as log, EndRequests() as requests:
+        log.say(f"{'going on after' if start else 'starting at'} step {start} of {total} in {folder}")
+        for note in run.notes:
+          log.say(note)
+
+        # Loop
+        step = CompiledStep(run.step(), run.mesh, state, run.frozen, log.say)
+        predict = make_predict(run.model.forward, run.task, run.mesh)
+        watch = Watch(config, log, run.loaders.train.examples)
+        for count in range(start + 1, total + 1):
+          batch = next(run.loaders.train)
+          first = jax.tree.map(jax.numpy.copy, state.trainable) if count == 1 else None
+          state, metrics = step(state, run.frozen, put_batch(run.mesh, batch))
+          watch.dispatched(count, metrics, batch, clean=not step.just_compiled)
+          if first is not None:
+            check_moved(first, state.trainable, metrics)
+
+          last, ending = count == total, requests.any(checkpoints, count)
+          if last or _due(count, config.train.eval_every):
+            watch.fetch()
+            for split in run.final_splits if last else run.eval_splits:
+              scores, rows = evaluate(
+                predict, state.trainable, run.frozen, run.loaders.evals[split], run.task, run.mesh
+              )
+              log.evaluation_row(count, split, scores)
+              if last and writes and config.train.predictions:
+                save_rows(folder, split, rows)
+            watch.restart_clock()
+          if last or ending or _due(count, config.train.save_every):
+            watch.fetch()
+            checkpoints.save(state, run.loaders.train.get_state(), run.base)
+            watch.restart_clock()
+          if ending and not last:
+            checkpoints.wait()
+            log.say(f"saved after step {count}; the same command goes on")
+            raise Preempted(PREEMPTED)
+        checkpoints.wait()
+
+      # Finish: the promises, then the summary
+      check_unchanged(frozen_prints, fingerprints(run.frozen))
+      summary = summarize(run, state, read_rows(folder / "metrics.jsonl"), step.costs, log.median_step_seconds)
+      if writes:
+        write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+      return summary
+
+
+def _due(count: int, every: int) -> bool:
+  return every > 0 and count % every == 0

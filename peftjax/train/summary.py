@@ -1,0 +1,88 @@
+"""What a finished run was: scores, counts, bytes, time and what it was made with."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from peftjax import inspection, masks, optim
+from peftjax.train.compiling import Cost
+from peftjax.train.run import Run
+from peftjax.train.state import TrainState
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def summarize(
+  run: Run,
+  state: TrainState,
+  rows: Sequence[Mapping[str, Any]],
+  costs: Mapping[str, Cost],
+  median_step_seconds: float | None,
+) -> dict[str, Any]:
+  """The content of ``summary.json``.
+
+  Args:
+    rows: of metrics.jsonl.
+    costs: the steps compiled by this process, by the shape of their batch.
+    median_step_seconds: of the steps taken by this process.
+
+  Returns:
+    step; metrics {split: {name: value}} and train {loss, ...}, of the last step; parameters {trainable, adapter, head,
+    total, percent}; bytes {weights, gradients, optimizer, adapter, head}; step {median_seconds, flops, shapes}; base
+    {path, hash}; method, task, seed, groups, devices, versions.
+  """
+  counts = inspection.report(run.model)
+  trainable, whole = masks.count(state.trainable), masks.count(run.model.params)
+  head = masks.count(_head(run, state.trainable))
+  train = [row for row in rows if "split" not in row]
+  last = {
+    row["split"]: {name: value for name, value in row.items() if name not in ("split", "step")}
+    for row in rows
+    if "split" in row and row["step"] == run.total_steps
+  }
+  largest = max(costs.values(), key=lambda cost: cost.flops, default=None)
+  return {
+    "step": int(state.step),
+    "metrics": last,
+    "main_metric": run.task.main_metric,
+    "train": {name: value for name, value in train[-1].items() if name != "step"} if train else {},
+    "parameters": {name: counts[name] for name in ("trainable", "adapter", "head", "total", "percent", "groups")},
+    "bytes": {
+      "weights": whole.bytes,
+      "gradients": trainable.bytes,
+      "optimizer": optim.optimizer_bytes(state.opt_state),
+      "adapter": trainable.bytes - head.bytes,
+      "head": head.bytes,
+    },
+    "step_seconds": median_step_seconds,
+    "step_flops": largest.flops if largest else None,
+    "compiled": [dataclasses.asdict(cost) for cost in costs.values()],
+    "base": dataclasses.asdict(run.base),
+    "method": str(run.config.method.name),
+    "task": run.task.name,
+    "seed": int(run.config.seed),
+    "examples": {"train": run.loaders.train.examples, **run.loaders.dataset.splits},
+    "learning_rates": {group: one.learning_rate for group, one in run.settings.items()},
+    "devices": f"{jax.device_count()} {jax.devices()[0].device_kind}",
+    "versions": versions(),
+  }
+
+
+def _head(run: Run, trainable: masks.Tree) -> masks.Tree:
+  prefixes = tuple(f"{prefix}." for prefix in run.model.head)
+  flat = masks.flatten(trainable)
+  return {name: leaf for name, leaf in flat.items() if name.startswith(prefixes)} if prefixes else {}
+
+
+def versions() -> dict[str, str]:
+  """Package -> version, of what decides the numbers."""
+  from peftjax import __version__
+
+  found = {"peftjax": __version__, "python": platform.python_version()}
+  return found | {name: importlib.metadata.version(name) for name in _PACKAGES}

@@ -1,0 +1,94 @@
+"""Reading a step's metrics one step late, so that the device never waits for the host."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from peftjax.errors import UserError
+from peftjax.train.logs import RunLog
+from peftjax.train.step import Metrics
+
+_NOT_LOGGED = ("finite", "leaf_norms", "weight")
+
+
+class Diverged(UserError):
+  """A loss or gradient was not finite, and the config says stop. The update was left out."""
+
+
+class Watch:
+  """Holds the metrics of the last dispatched step; `dispatched` and `fetch` log those that it held.
+
+  Args:
+    config: `train.log_every` and `train.nonfinite` say what is logged and when to stop.
+    log: where to.
+    examples: in an epoch.
+  """
+
+  def __init__(self, config: ConfigDict, log: RunLog, examples: int):
+    self._every, self._stop = config.train.log_every, config.train.nonfinite == "stop"
+    self._log, self._examples = log, examples
+    self._held: tuple[int, Metrics, Mapping[str, np.ndarray]] | None = None
+    self._clock: float | None = None
+
+  def dispatched(self, step: int, metrics: Metrics, batch: Mapping[str, np.ndarray], clean: bool = True) -> None:
+    """Takes the metrics of a step that runs now, and logs the one before.
+
+    Args:
+      clean: nothing but the step before ran since then, so the time between counts as a step's.
+
+    Raises:
+      Diverged: the step before was not finite.
+    """
+    if not clean:
+      self.restart_clock()
+    self.fetch()
+    self._held = step, metrics, batch
+
+  def restart_clock(self) -> None:
+    """Leaves the time until the next step out of the step times."""
+    self._clock = None
+
+  def fetch(self) -> None:
+    """Waits for the step whose metrics are held, and logs them.
+
+    Raises:
+      Diverged: it was not finite.
+    """
+    if self._held is None:
+      return
+    step, metrics, batch = self._held
+    self._held = None
+    seen = {name: float(metrics[name]) for name in ("loss", "grad_norm")}
+    now = time.perf_counter()
+    if self._clock is not None:
+      self._log.step_took(now - self._clock, int(np.sum(batch.get("attention_mask", 0))))
+    self._clock = now
+    self._log.progress(step, seen["loss"])
+    if not metrics["finite"]:
+      self._not_finite(step, seen, batch)
+    elif self._log.is_last(step) or (self._every and step % self._every == 0):
+      row = {name: _plain(value) for name, value in metrics.items() if name not in _NOT_LOGGED}
+      self._log.train_row(step, {"loss": row.pop("loss"), "grad_norm": row.pop("grad_norm"), **row})
+
+  def _not_finite(self, step: int, seen: Mapping[str, float], batch: Mapping[str, np.ndarray]) -> None:
+    ids = [int(one) for one in np.asarray(batch.get("index", ()))[:8]]
+    what = f"step {step}: loss {seen['loss']}, gradient norm {seen['grad_norm']}, on examples {ids} ..."
+    if self._stop:
+      raise Diverged(f"{what}; lower optim.learning_rate, or set train.nonfinite=skip to leave such updates out")
+    self._log.train_row(step, {"skipped": True, **seen})
+    self._log.say(f"{what}; the update is left out")
+
+
+def _plain(value: Any) -> Any:
+  return jax.tree.map(lambda one: _number(float(one)), value)
+
+
+def _number(value: float) -> float | None:
+  return value if math.isfinite(value) else None

@@ -1,0 +1,186 @@
+"""A run from its config to its summary, and what happens to it when something happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from peftjax import masks
+from peftjax.errors import UserError
+from peftjax.train import finished, logs, loop, run, watch
+from tests.train.conftest import write_model
+
+
+def rows_of(folder):
+  return logs.read_rows(folder / "metrics.jsonl")
+
+
+def test_a_run_and_its_files(config, tmp_path, capsys):
+  config.train.final_splits = ("validation", "test")
+  config.train.eval_every = 6
+  config.train.tensorboard = True
+  folder = tmp_path / "run"
+  summary = loop.train(config, folder)
+
+  rows = rows_of(folder)
+  assert [(row["step"], row.get("split")) for row in rows] == [
+    (3, None), (6, None), (6, "validation"), (9, None), (12, None), (12, "validation"), (12, "test"),
+  ]  # fmt: skip
+  assert rows[0]["loss"] > 0 and set(rows[0]["learning_rate"]) == {"adapter", "head"}
+  saved = json.loads((folder / "config.json").read_text())
+  assert saved["method"]["name"] == "lora" and saved["resolved"]["total_steps"] == 12
+  assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["10", "12"]
+  assert list((folder / "tensorboard").glob("events*"))
+  assert "step_seconds" in logs.read_rows(folder / "timing.jsonl")[-1]
+  with np.load(folder / "predictions-test.npz", allow_pickle=False) as rows_npz:
+    assert rows_npz["correct"].mean() == pytest.approx(summary["metrics"]["test"]["accuracy"])
+    assert (np.diff(rows_npz["index"]) > 0).all()
+
+  adapter = 2 * 2 * 2 * 8 * 8  # layers, query and value, A and B, width times rank
+  assert summary["parameters"]["adapter"] == adapter and summary["parameters"]["head"] == 2 * 8 + 2
+  assert summary["bytes"]["gradients"] == 4 * (adapter + 18)
+  assert summary["bytes"]["optimizer"] == 8 * (adapter + 18)
+  assert summary["step_flops"] > 0 and summary["compiled"][0]["compile_seconds"] > 0
+  assert json.loads((folder / "summary.json").read_text()) == summary
+  captured = capsys.readouterr()
+  assert captured.out == "" and "step 12 of 12" in captured.err and "\x1b" not in captured.err
+
+
+def test_a_finished_run_is_not_run_again(config, tmp_path, material):
+  data = tmp_path / "gone.csv"
+  shutil.copy(material / "reviews.csv", data)
+  config.data.name = f"csv:{data}"
+  first = loop.train(config, tmp_path / "run")
+  data.unlink()
+  assert loop.train(config, tmp_path / "run") == first
+  config.train.keep = 5  # decides nothing that is computed
+  assert loop.train(config, tmp_path / "run") == first
+
+
+def test_a_folder_with_another_run_is_left_alone(config, tmp_path):
+  loop.train(config, tmp_path / "run")
+  before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+  config.optim.learning_rate = 1e-3
+  config.method.rank = 4
+  with pytest.raises(UserError, match=r"method\.rank: None -> 4; optim\.learning_rate: 0\.02 -> 0\.001"):
+    loop.train(config, tmp_path / "run")
+  assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def interrupted(at_step):
+  """A `resolve` whose data sends SIGTERM to this process before a step."""
+
+  def resolve(config):
+    resolved = run.resolve(config)
+    plain = type(resolved.loaders.train).__next__
+
+    class Loader(type(resolved.loaders.train)):
+      def __next__(self):
+        if self.get_state()["step"] == at_step - 1:
+          os.kill(os.getpid(), signal.SIGTERM)
+        return plain(self)
+
+    resolved.loaders.train.__class__ = Loader
+    return resolved
+
+  return resolve
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(config, tmp_path):
+  config.model.dropout = 0.1
+  loop.train(config, tmp_path / "whole")
+  with pytest.raises(SystemExit) as caught:
+    loop.train(config, tmp_path / "parts", interrupted(7))
+  assert caught.value.code == 143
+  assert (tmp_path / "parts" / "checkpoints" / "7").is_dir()
+  assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+  assert not (tmp_path / "parts" / "summary.json").exists()
+  loop.train(config, tmp_path / "parts")
+  for name in ("metrics.jsonl", "predictions-validation.npz"):
+    assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+  whole, parts = (finished.load_model(tmp_path / name)[2].params for name in ("whole", "parts"))
+  jax.tree.map(np.testing.assert_array_equal, whole, parts)
+
+
+@pytest.mark.parametrize("name", ["full", "bitfit"])
+def test_other_masks_run_the_same_lines(config, tmp_path, name):
+  config.method.name = name
+  config.train.update({"steps": 3, "accumulate": 2, "predictions": False})
+  summary = loop.train(config, tmp_path / "run")
+  groups = summary["parameters"]["groups"]
+  assert summary["parameters"]["trainable"] == sum(n for group, n in groups.items() if group != "frozen") > 18
+  assert not (tmp_path / "run" / "predictions-validation.npz").exists()
+
+
+def test_it_learns(config, tmp_path):
+  config.method.name = "full"
+  config.model.dropout = 0.0
+  config.optim.learning_rate = 1e-2
+  config.train.update({"steps": 60, "log_every": 10, "save_every": 0})
+  loop.train(config, tmp_path / "run")
+  losses = [row["loss"] for row in rows_of(tmp_path / "run") if "split" not in row]
+  assert losses[-1] < 0.5 * losses[0]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
+  config.optim.update({"learning_rate": 1e30, "warmup": 0.0, "weight_decay": 0.0})
+  with pytest.raises(watch.Diverged, match=r"step 2: loss .*, gradient norm nan, on examples \[\d+, "):
+    loop.train(config, tmp_path / "run")
+
+
+def test_a_loss_that_is_not_finite_is_left_out(config, tmp_path):
+  config.optim.update({"learning_rate": 1e30, "warmup": 0.0, "weight_decay": 0.0})
+  config.train.nonfinite = "skip"
+  loop.train(config, tmp_path / "run")
+  skipped = [row for row in rows_of(tmp_path / "run") if row.get("skipped")]
+  assert skipped and skipped[0]["grad_norm"] is None
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"accumulate": 3}, r"train\.accumulate=3 does not divide train\.batch_size=8"),
+    ({"nonfinite": "ignore"}, "expected 'stop' or 'skip'"),
+    ({"final_splits": ("tset",)}, "did you mean 'test'"),
+    ({"steps": 0, "epochs": 0.0}, "expected a positive number"),
+  ],
+)
+def test_mistakes_are_named_before_anything_is_written(config, tmp_path, fields, message):
+  config.train.update(fields)
+  with pytest.raises(UserError, match=message):
+    loop.train(config, tmp_path / "run")
+  assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_after_the_run(config, tmp_path, material):
+  summary = loop.train(config, tmp_path / "run")
+  result = finished.evaluate_run(tmp_path / "run")
+  assert result["step"] == 12 and set(result["metrics"]) == {"validation", "test"}
+  assert result["metrics"]["validation"] == summary["metrics"]["validation"]
+  with pytest.raises(UserError, match="did you mean 'test'"):
+    finished.evaluate_run(tmp_path / "run", ("tests",))
+  _, step, model = finished.load_model(tmp_path / "run")
+  assert step == 12 and float(np.abs(masks.flatten(model.params)["classifier.kernel"]).max()) > 0
+  exported = finished.export(tmp_path / "run", "merged", tmp_path / "merged")
+  assert exported["bytes"] > 0 and (tmp_path / "merged" / "model.safetensors").is_file()
+  with pytest.raises(UserError, match="known: merged, peft"):
+    finished.export(tmp_path / "run", "onnx", tmp_path / "x")
+  with pytest.raises(UserError, match="holds no run"):
+    finished.load_model(tmp_path / "nowhere")
+
+
+def test_another_base_is_refused(config, tmp_path, material):
+  model = tmp_path / "model"
+  shutil.copytree(material / "model", model)
+  config.model.path = str(model)
+  loop.train(config, tmp_path / "run")
+  shutil.rmtree(model)
+  write_model(model, seed=1)
+  with pytest.raises(UserError, match="another base model"):
+    finished.evaluate_run(tmp_path / "run")
