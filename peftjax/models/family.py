@@ -54,6 +54,7 @@ class Family:
     untransposed: regular expressions of dotted module names whose kernel Hugging Face stores as [in, out].
     rename: (pattern, replacement) pairs from dotted tree path, layers numbered, to Hugging Face's key.
     default: the architecture built when config.json names none.
+    alike: config -> whether all layers of a stack have the same leaves; where not, they are never stacked.
   """
 
   model_types: tuple[str, ...]
@@ -65,6 +66,7 @@ class Family:
   untransposed: tuple[str, ...] = ()
   rename: tuple[tuple[str, str], ...] = ()
   default: str = ""
+  alike: Callable[[Any], bool] = lambda config: True
 
   def architecture(self, hf_config: Mapping[str, Any], task: str) -> str:
     """The class to build: `task`'s, else the one config.json names, else the default.
@@ -85,7 +87,7 @@ class Family:
 
   def stacks_of(self, architecture: str, config: Any, runtime: Runtime) -> dict[str, int]:
     """Dotted path of each scanned stack in the tree -> layers; {} when layers are unrolled."""
-    if not runtime.scan_layers:
+    if not runtime.scan_layers or not self.alike(config):
       return {}
     return self.all_stacks(architecture, config)
 
@@ -109,7 +111,7 @@ def token_inputs(length: int = 4) -> dict[str, jax.ShapeDtypeStruct]:
 
 # Names and layouts between the tree and a checkpoint --------------------------------------------------------------
 
-_LEAF_NAMES = {"kernel": "weight", "embedding": "weight", "scale": "weight"}
+_LEAF_NAMES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "scale_offset": "weight"}
 
 
 def checkpoint_key(family: Family, name: str) -> str:

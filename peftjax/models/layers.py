@@ -6,7 +6,7 @@ Shapes are in the names: B batch, L query length, S key length, H query heads, K
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -80,6 +80,10 @@ class Runtime:
     dtype = self.compute_dtype
     return nn.LayerNorm(epsilon=epsilon, dtype=dtype, param_dtype=self.dtype, use_fast_variance=False, **kwargs)
 
+  def rms_norm(self, epsilon: float, offset: bool = False) -> RMSNorm:
+    """Root-mean-square normalisation; with `offset` the scale is stored as its distance from one."""
+    return RMSNorm(epsilon, offset, self.compute_dtype, self.dtype)
+
 
 def activation(name: str) -> Any:
   """The activation function that config.json calls `name`."""
@@ -104,6 +108,36 @@ def dropout(key: jax.Array, x: jax.Array, rate: float) -> jax.Array:
   """Zeroes each element with probability `rate` and scales the rest by 1 / (1 - rate)."""
   keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
   return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+
+
+class HasSites:
+  """Modules declare with `sites` which of their methods adapters may act on: method name -> kind of site."""
+
+  sites: ClassVar[Mapping[str, str]] = {}
+
+
+class RMSNorm(nn.Module, HasSites):
+  """x / √(mean(x²) + ε) · scale, in float32 (Zhang and Sennrich 2019, arXiv 1910.07467).
+
+  With `offset` the leaf is the scale's distance from one, as Gemma stores it.
+  """
+
+  epsilon: float
+  offset: bool = False
+  dtype: Dtype | None = None
+  param_dtype: Dtype = jnp.float32
+  sites: ClassVar = {"__call__": "norm"}
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    dtype = self.dtype or jnp.promote_types(x.dtype, self.param_dtype)
+    wide = x.astype(jnp.float32)
+    normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
+    if self.offset:
+      offset = self.param("scale_offset", nn.initializers.zeros, (x.shape[-1],), self.param_dtype)
+      return (normed * (1.0 + offset.astype(jnp.float32))).astype(dtype)
+    scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.param_dtype)
+    return normed.astype(dtype) * scale.astype(dtype)
 
 
 # Attention --------------------------------------------------------------------------------------------------------
@@ -209,49 +243,61 @@ def _attention_by_head(
 
 # Stacks of layers -------------------------------------------------------------------------------------------------
 
+# Variables beside the parameters that a stack holds once a layer: the keys and values of earlier tokens.
+CACHE = "cache"
+
 
 class _Unrolled(nn.Module):
   """Layers one after the other under the names "0", "1", ..., as Hugging Face names them."""
 
   block: type[nn.Module]
-  args: tuple[Any, ...]
-  length: int
+  args: tuple[tuple[Any, ...], ...]
+  per_layer: bool
 
   @nn.compact
-  def __call__(self, x: jax.Array, *broadcast: Any) -> tuple[jax.Array, Any]:
+  def __call__(self, x: jax.Array, *inputs: Any) -> tuple[jax.Array, Any]:
     outputs = []
-    for index in range(self.length):
-      x, output = self.block(*self.args, name=str(index))(x, *broadcast)
+    for index, args in enumerate(self.args):
+      given = inputs
+      if self.per_layer:
+        given = (jax.tree.map(lambda leaf, at=index: leaf[at], inputs[0]), *inputs[1:])
+      x, output = self.block(*args, name=str(index))(x, *given)
       outputs.append(output)
     stacked = None if outputs[0] is None else jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
     return x, stacked
 
 
-def stack_of(block: type[nn.Module], args: tuple[Any, ...], length: int, runtime: Runtime) -> nn.Module:
-  """`length` equal layers as one module: scanned over stacked leaves, or unrolled.
+def stack_of(
+  block: type[nn.Module],
+  args: tuple[Any, ...] | Sequence[tuple[Any, ...]],
+  length: int,
+  runtime: Runtime,
+  *,
+  per_layer: bool = False,
+  alike: bool = True,
+) -> nn.Module:
+  """`length` layers as one module: scanned over stacked leaves where they are alike, or unrolled.
 
-  A block's call takes (hidden, *broadcast) and returns (hidden, per-layer output or None).
+  A block's call takes (hidden, *inputs) and returns (hidden, per-layer output or None).
+
+  Args:
+    args: what every block is made from; where they are not `alike`, a sequence of that for each.
+    per_layer: the block has two inputs; the first is a tree whose leaves have a leading layer axis, of which each layer
+      gets its own slice. Otherwise all inputs are the same for all layers.
   """
   policy = None if runtime.remat == "none" else REMAT_POLICIES[runtime.remat]
+  scanned = runtime.scan_layers and alike
   if policy is not None:
     # Under scan the loop body is compiled once and cannot be merged with its recomputation.
-    block = nn.remat(block, policy=policy, prevent_cse=not runtime.scan_layers)
-  if not runtime.scan_layers:
-    return _Unrolled(block, args, length)
-  scanned = nn.scan(
+    block = nn.remat(block, policy=policy, prevent_cse=not scanned)
+  if not scanned:
+    each = tuple(args) if not alike else (tuple(args),) * length
+    return _Unrolled(block, each, per_layer)
+  stack = nn.scan(
     block,
-    variable_axes={"params": 0},
+    variable_axes={"params": 0, CACHE: 0},
     split_rngs={"params": True, "dropout": True},
-    in_axes=nn.broadcast,
+    in_axes=(0, nn.broadcast) if per_layer else nn.broadcast,
     length=length,
   )
-  return scanned(*args)
-
-
-# Declared sites ---------------------------------------------------------------------------------------------------
-
-
-class HasSites:
-  """Modules declare with `sites` which of their methods adapters may act on: method name -> kind of site."""
-
-  sites: ClassVar[Mapping[str, str]] = {}
+  return stack(*args)

@@ -220,7 +220,7 @@ def _tensor(
 def draw(name: str, shape: tuple[int, ...], dtype: Any, key: jax.Array, std: float = 0.02) -> jax.Array:
   """A fresh leaf, as Hugging Face initialises: N(0, std²), biases zero, normalisation scales one."""
   kind = name.rpartition(".")[2]
-  if kind == "bias":
+  if kind in ("bias", "scale_offset"):
     return jnp.zeros(shape, dtype)
   if kind == "scale":
     return jnp.ones(shape, dtype)

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from peftjax.errors import UserError, nearest
-from peftjax.models import bert
+from peftjax.models import bert, llama
 from peftjax.models.family import Family
 
 FAMILIES: dict[str, Family] = {
-  model_type: family for family in (bert.BERT, bert.ROBERTA) for model_type in family.model_types
+  model_type: family for family in (bert.BERT, bert.ROBERTA, *llama.LLAMA.values()) for model_type in family.model_types
 }
 
 

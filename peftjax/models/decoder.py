@@ -1,0 +1,140 @@
+"""What decoder-only language models share around their layers: the output layer, the loss, the sequence classifier."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from peftjax.models.family import CAUSAL_LM, ENCODER, TEXT_CLASSIFICATION, Architecture
+from peftjax.models.layers import HasSites, Runtime
+from peftjax.models.token_loss import token_losses
+
+Outputs = dict[str, jax.Array]
+
+
+class _OnDecoder(nn.Module, HasSites):
+  """A bare decoder under its Hugging Face name (`prefix`) and what is computed from its hidden states.
+
+  The bare decoder has `embed`, `from_embeds`, `embedding_path` and `attend_embedding`.
+  """
+
+  config: Any
+  runtime: Runtime
+  sites: ClassVar = {"from_embeds": "model"}
+  bare: ClassVar[Any] = None
+  prefix: ClassVar[str] = "model"
+
+  @property
+  def decoder(self) -> Any:
+    """The bare decoder."""
+    return getattr(self, self.prefix)
+
+  @property
+  def embedding_path(self) -> tuple[str, ...]:
+    """Where the word embeddings stand in the tree."""
+    return (self.prefix, *self.decoder.embedding_path)
+
+  def from_embeds(
+    self,
+    embeds: jax.Array,
+    attention_mask: jax.Array | None = None,
+    position_ids: jax.Array | None = None,
+    segment_ids: jax.Array | None = None,
+  ) -> Outputs:
+    """The bare decoder after its word embeddings; where a prompt enters."""
+    return self.decoder.from_embeds(embeds, attention_mask, position_ids, segment_ids)
+
+
+class CausalLM(_OnDecoder):
+  """Next-token prediction.
+
+  Inputs: input_ids int[B, L]; attention_mask int[B, L], 1 for tokens; position_ids int[B, L]; segment_ids int[B, L] of
+  packed sequences, whose positions restart; targets int[B, L], the token after each, -100 for none.
+  Outputs: "last_hidden_state" [B, L, hidden]; "logits" [B, L, vocabulary], or with `targets` "token_losses"
+  float32[B, L] instead, and then the logits never exist as a whole.
+  """
+
+  head_name: ClassVar[str] = "lm_head"
+  head_bias: ClassVar[bool] = False
+
+  def setup(self) -> None:
+    setattr(self, self.prefix, self.bare(self.config, self.runtime))
+    if not self.config.tie_word_embeddings:
+      setattr(self, self.head_name, self.runtime.dense(self.config.vocab_size, self.head_bias))
+
+  def __call__(
+    self,
+    input_ids: jax.Array,
+    attention_mask: jax.Array | None = None,
+    position_ids: jax.Array | None = None,
+    segment_ids: jax.Array | None = None,
+    targets: jax.Array | None = None,
+  ) -> Outputs:
+    outputs = self.from_embeds(self.decoder.embed(input_ids), attention_mask, position_ids, segment_ids)
+    hidden = outputs["last_hidden_state"]
+    if targets is not None:
+      return {**outputs, "token_losses": token_losses(self, hidden, targets, self.config.vocab_size)}
+    return {**outputs, "logits": self.head(hidden)}
+
+  def head(self, hidden: jax.Array) -> jax.Array:
+    """Logits [..., vocabulary] from hidden states [..., hidden]."""
+    if self.config.tie_word_embeddings:
+      return self.shape_logits(self.decoder.attend_embedding(hidden))
+    return self.shape_logits(getattr(self, self.head_name)(hidden))
+
+  def shape_logits(self, logits: jax.Array) -> jax.Array:
+    """What the family does to logits before they are returned."""
+    return logits
+
+  def prefill(self, input_ids: jax.Array, attention_mask: jax.Array) -> jax.Array:
+    """Logits [B, vocabulary] after the last position of prompts that are padded on the left; fills the cache."""
+    outputs = self.from_embeds(self.decoder.embed(input_ids), attention_mask, None, None)
+    return self.head(outputs["last_hidden_state"][:, -1])
+
+  def step(self, input_ids: jax.Array) -> jax.Array:
+    """Logits [B, vocabulary] after one more token a row, int[B, 1], from the cache. No prompt enters here."""
+    outputs = self.decoder.from_embeds(self.decoder.embed(input_ids))
+    return self.head(outputs["last_hidden_state"][:, -1])
+
+
+class DecoderForSequenceClassification(_OnDecoder):
+  """One label a sequence from its last token: "logits" [B, labels].
+
+  The last token is the last that `attention_mask` marks; without a mask, the last that is not the padding id.
+  """
+
+  def setup(self) -> None:
+    setattr(self, self.prefix, self.bare(self.config, self.runtime))
+    self.score = self.runtime.dense(self.config.num_labels, use_bias=False)
+
+  def __call__(
+    self,
+    input_ids: jax.Array,
+    attention_mask: jax.Array | None = None,
+    position_ids: jax.Array | None = None,
+  ) -> Outputs:
+    outputs = self.from_embeds(self.decoder.embed(input_ids), attention_mask, position_ids, None)
+    hidden = outputs["last_hidden_state"]
+    is_token = attention_mask
+    if is_token is None and self.config.pad_token_id is not None:
+      is_token = input_ids != self.config.pad_token_id
+    if is_token is None:
+      return {**outputs, "logits": self.score(hidden[:, -1])}
+    last = (jnp.arange(input_ids.shape[1]) * is_token.astype(jnp.int32)).argmax(axis=1)
+    pooled = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+    return {**outputs, "logits": self.score(pooled)}
+
+
+def architectures(name: str, bare: type[nn.Module], lm: type[nn.Module], classifier: type[nn.Module] | None,
+                  prefix: str) -> dict[str, Architecture]:  # fmt: skip
+  """The three architectures of a decoder family whose Hugging Face classes start with `name`."""
+  found = {
+    f"{name}ForCausalLM": Architecture(lm, CAUSAL_LM, prefix),
+    f"{name}Model": Architecture(bare, ENCODER),
+  }
+  if classifier is not None:
+    found[f"{name}ForSequenceClassification"] = Architecture(classifier, TEXT_CLASSIFICATION, prefix, ("score",))
+  return found

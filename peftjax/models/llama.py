@@ -1,0 +1,247 @@
+"""The LLaMA family (Touvron et al. 2023, arXiv 2302.13971), whose members differ in fields of `LlamaConfig`.
+
+LLaMA 1 to 3, SmolLM2, Mistral, Mixtral, Qwen 2 and 3, Qwen3-MoE, Gemma 1 to 3 (text), Granite, DeciLM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from peftjax.models.decoder import CausalLM, DecoderForSequenceClassification, Outputs, architectures
+from peftjax.models.family import Family, token_inputs
+from peftjax.models.kv_cache import place, remember, visible
+from peftjax.models.layers import HasSites, Runtime, activation, attention, stack_of
+from peftjax.models.llama_config import MODEL_TYPES, SLIDING, LlamaConfig, parse
+from peftjax.models.rope import rotate, rotations
+
+Frame = dict[str, jax.Array]
+"""What all layers of a call share: "mask" bool[kinds, B, 1, L, S], "rotations" f32[kinds, 2, B, L, D/2], "index"."""
+
+
+class LlamaAttention(nn.Module, HasSites):
+  """Grouped-query attention with rotary positions."""
+
+  config: LlamaConfig
+  runtime: Runtime
+  kv_heads: int
+  sites: ClassVar = {"attend": "attention"}
+
+  def setup(self) -> None:
+    config, runtime = self.config, self.runtime
+    size = config.head_dim
+    self.q_proj = runtime.dense(config.num_attention_heads * size, config.attention_bias)
+    self.k_proj = runtime.dense(self.kv_heads * size, config.attention_bias)
+    self.v_proj = runtime.dense(self.kv_heads * size, config.attention_bias)
+    self.o_proj = runtime.dense(config.hidden_size, config.output_bias)
+    if config.qk_norm:
+      self.q_norm = runtime.rms_norm(config.rms_norm_eps, config.norm_offset)
+      self.k_norm = runtime.rms_norm(config.rms_norm_eps, config.norm_offset)
+
+  def __call__(self, x: jax.Array, frame: Frame) -> jax.Array:
+    split = (*x.shape[:2], -1, self.config.head_dim)
+    q, k, v = (layer(x).reshape(split) for layer in (self.q_proj, self.k_proj, self.v_proj))
+    if self.config.qk_norm:
+      q, k = self.q_norm(q), self.k_norm(k)
+    q, k = rotate(q, frame["rotations"]), rotate(k, frame["rotations"])
+    k, v = remember(self, k, v, frame.get("index"))
+    return self.o_proj(self.attend(q, k, v, frame["mask"]).reshape(*x.shape[:2], -1))
+
+  def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """[B, L, H, D] from queries [B, L, H, D], keys and values [B, S, K, D], mask [B, 1, L, S]."""
+    config = self.config
+    rate = self.runtime.rate(config.attention_dropout)
+    return attention(
+      q,
+      k,
+      v,
+      mask,
+      scale=config.attention_scale,
+      softcap=config.attn_logit_softcapping,
+      backend=self.runtime.attention,
+      dropout_rate=rate,
+      dropout_key=self.make_rng("dropout") if rate > 0.0 and self.has_rng("dropout") else None,
+    )
+
+
+class LlamaMLP(nn.Module):
+  """down(act(gate(x)) ⊙ up(x))."""
+
+  config: LlamaConfig
+  runtime: Runtime
+
+  def setup(self) -> None:
+    config, dense = self.config, self.runtime.dense
+    self.gate_proj = dense(config.intermediate_size, config.mlp_bias)
+    self.up_proj = dense(config.intermediate_size, config.mlp_bias)
+    self.down_proj = dense(config.hidden_size, config.mlp_bias)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return self.down_proj(activation(self.config.hidden_act)(self.gate_proj(x)) * self.up_proj(x))
+
+
+class LlamaLayer(nn.Module, HasSites):
+  """x ← x + attention(norm(x)); x ← x + mlp(norm(x))."""
+
+  config: LlamaConfig
+  runtime: Runtime
+  kv_heads: int
+  sites: ClassVar = {"attention_branch": "sublayer", "mlp_branch": "sublayer", "__call__": "block"}
+
+  def setup(self) -> None:
+    config = self.config
+
+    def norm() -> nn.Module:
+      return self.runtime.rms_norm(config.rms_norm_eps, config.norm_offset)
+
+    self.self_attn = LlamaAttention(config, self.runtime, self.kv_heads)
+    self.mlp = LlamaMLP(config, self.runtime)
+    self.input_layernorm, self.post_attention_layernorm = norm(), norm()
+    if config.post_norms:
+      self.pre_feedforward_layernorm, self.post_feedforward_layernorm = norm(), norm()
+
+  def attention_branch(self, x: jax.Array, frame: Frame) -> jax.Array:
+    """The attention sublayer without its residual sum."""
+    y = self.self_attn(self.input_layernorm(x), frame)
+    return self.post_attention_layernorm(y) if self.config.post_norms else y
+
+  def mlp_branch(self, x: jax.Array) -> jax.Array:
+    """The feed-forward sublayer without its residual sum."""
+    if self.config.post_norms:
+      return self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+    return self.mlp(self.post_attention_layernorm(x))
+
+  def __call__(self, x: jax.Array, kind: jax.Array, frame: Frame) -> tuple[jax.Array, jax.Array | None]:
+    weight = self.config.residual_multiplier
+    own = {name: value[kind] if name in ("mask", "rotations") else value for name, value in frame.items()}
+    x = x + weight * self.attention_branch(x, own)
+    x = x + weight * self.mlp_branch(x)
+    return x, x if self.runtime.output_hidden_states else None
+
+
+class LlamaModel(nn.Module, HasSites):
+  """The decoder without an output layer.
+
+  Inputs as `CausalLM`'s. Outputs: "last_hidden_state" [B, L, hidden], normalised.
+  """
+
+  config: LlamaConfig
+  runtime: Runtime
+  sites: ClassVar = {"from_embeds": "model"}
+
+  def setup(self) -> None:
+    config, runtime = self.config, self.runtime
+    self.embed_tokens = runtime.embed(config.vocab_size, config.hidden_size)
+    each = [(config, runtime, heads) for heads in config.kv_heads]
+    alike = config.layers_alike
+    self.layers = stack_of(
+      LlamaLayer, each[0] if alike else each, config.num_hidden_layers, runtime, per_layer=True, alike=alike
+    )
+    self.norm = runtime.rms_norm(config.rms_norm_eps, config.norm_offset)
+
+  def __call__(
+    self,
+    input_ids: jax.Array,
+    attention_mask: jax.Array | None = None,
+    position_ids: jax.Array | None = None,
+    segment_ids: jax.Array | None = None,
+  ) -> Outputs:
+    return self.from_embeds(self.embed(input_ids), attention_mask, position_ids, segment_ids)
+
+  @property
+  def embedding_path(self) -> tuple[str, ...]:
+    """Where the word embeddings stand in the tree."""
+    return ("embed_tokens",)
+
+  def embed(self, input_ids: jax.Array) -> jax.Array:
+    """Word embeddings as they enter the first layer, [B, L, hidden]."""
+    embeds = self.embed_tokens(input_ids)
+    return embeds * jnp.asarray(self.config.embedding_multiplier, embeds.dtype)
+
+  def attend_embedding(self, hidden: jax.Array) -> jax.Array:
+    """Products with the word embeddings: a tied output layer."""
+    return self.embed_tokens.attend(hidden)
+
+  def from_embeds(
+    self,
+    embeds: jax.Array,
+    attention_mask: jax.Array | None = None,
+    position_ids: jax.Array | None = None,
+    segment_ids: jax.Array | None = None,
+  ) -> Outputs:
+    """The model after its word embeddings."""
+    config = self.config
+    tokens = place(self, embeds, attention_mask, position_ids, segment_ids)
+    windows = [config.sliding_window if kind == SLIDING else None for kind in config.kinds]
+    frame = {
+      "mask": jnp.stack([visible(tokens, window) for window in windows]),
+      "rotations": jnp.stack([rotations(rope, tokens.positions) for rope in config.ropes]),
+    }
+    if tokens.slot is not None:
+      frame["index"] = tokens.slot
+    kinds = jnp.asarray([config.kinds.index(kind) for kind in config.layer_types])
+    hidden, layers = self.layers(embeds, kinds, frame)
+    normed = self.norm(hidden)
+    outputs = {"last_hidden_state": normed}
+    if layers is not None:
+      outputs["hidden_states"] = jnp.concatenate([embeds[None], layers[:-1], normed[None]])
+    return outputs
+
+
+class LlamaForCausalLM(CausalLM):
+  """The decoder with its output layer."""
+
+  bare: ClassVar[Any] = LlamaModel
+
+  def shape_logits(self, logits: jax.Array) -> jax.Array:
+    """Scales (Granite) and caps (Gemma 2) the logits."""
+    logits = logits / self.config.logits_scaling if self.config.logits_scaling != 1.0 else logits
+    cap = self.config.final_logit_softcapping
+    return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+
+class LlamaForSequenceClassification(DecoderForSequenceClassification):
+  """The decoder with a classifier on the last token."""
+
+  bare: ClassVar[Any] = LlamaModel
+
+
+# Checkpoints ------------------------------------------------------------------------------------------------------
+
+_CLASS_NAMES = {
+  "llama": "Llama",
+  "mistral": "Mistral",
+  "mixtral": "Mixtral",
+  "qwen2": "Qwen2",
+  "qwen3": "Qwen3",
+  "qwen3_moe": "Qwen3Moe",
+  "gemma": "Gemma",
+  "gemma2": "Gemma2",
+  "gemma3_text": "Gemma3",
+  "granite": "Granite",
+  "deci": "DeciLM",
+}
+
+
+def _family(model_type: str) -> Family:
+  name = _CLASS_NAMES[model_type]
+  found = architectures(name, LlamaModel, LlamaForCausalLM, LlamaForSequenceClassification, "model")
+  if model_type == "gemma3_text":
+    found = {key.replace("Gemma3Model", "Gemma3TextModel"): value for key, value in found.items()}
+    found["Gemma3TextForSequenceClassification"] = found.pop("Gemma3ForSequenceClassification")
+  return Family(
+    model_types=(model_type,),
+    parse=parse,
+    architectures=found,
+    stacks=lambda config: {"layers": config.num_hidden_layers},
+    inputs=lambda config: token_inputs(),
+    unused=(r"lm_head\.weight", r"score\.weight", r"(.*\.)?rotary_emb\.inv_freq"),
+    alike=lambda config: config.layers_alike,
+  )
+
+
+LLAMA: Mapping[str, Family] = {model_type: _family(model_type) for model_type in MODEL_TYPES}
