@@ -1,0 +1,120 @@
+"""What a method's file format is: its PEFT type, the keys of its config, and where its leaves go."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from peftjax.methods.base import Context, Leaves, Method, Site
+from peftjax.methods.inject import Bound
+
+Config = dict[str, Any]
+Tensors = dict[str, np.ndarray]
+Layers = dict[str, Leaves]
+
+# Keys of every adapter_config.json.
+COMMON = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision",
+          "task_type")  # fmt: skip
+# Which modules an adapter is on; they become the fields `targets`, `exclude` and `layers`.
+TARGETS: Config = {
+  "target_modules": None,
+  "exclude_modules": None,
+  "layers_to_transform": None,
+  "layers_pattern": None,
+}
+
+
+def _same(value: np.ndarray) -> np.ndarray:
+  return value
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+  """A leaf as PEFT stores it.
+
+  Attributes:
+    key: what follows the module's name in the tensor's key.
+    out: the leaf of one layer -> PEFT's layout.
+    into: the inverse.
+  """
+
+  key: str
+  out: Callable[[np.ndarray], np.ndarray] = _same
+  into: Callable[[np.ndarray], np.ndarray] = _same
+
+
+def transposed(key: str) -> Tensor:
+  """A matrix that torch stores as [out, in]."""
+  return Tensor(key, np.transpose, np.transpose)
+
+
+def column(key: str) -> Tensor:
+  """A vector [n] that PEFT stores as [n, 1]."""
+  return Tensor(key, lambda leaf: leaf.reshape(-1, 1), np.ravel)
+
+
+def row(key: str) -> Tensor:
+  """A vector [n] that PEFT stores as [1, n]."""
+  return Tensor(key, lambda leaf: leaf.reshape(1, -1), np.ravel)
+
+
+def _no_tensors(method: Any, site: Site) -> Mapping[str, Tensor]:
+  del method, site
+  return {}
+
+
+def _no_config(method: Any, config: Config, names: Mapping[str, str], context: Context) -> Config:
+  del method, config, names, context
+  return {}
+
+
+def _no_fields(config: Config, names: Mapping[str, str], context: Context) -> Config:
+  del config, names, context
+  return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+  """How one method is written as a PEFT adapter and read from one.
+
+  Attributes:
+    peft_type: adapter_config.json's.
+    method: the method's class.
+    defaults: the config's keys beside `COMMON`, with PEFT's defaults. A key that neither `fields` nor `free` names must
+      be at its default.
+    fields: key -> field of the method that means the same.
+    free: keys that may hold anything: those that `fields_of` reads, and those that do not change what the adapter
+      computes, such as how it was initialised.
+    tensors: (method, site) -> {leaf: where it is stored}.
+    shared: leaves that all sites share -> where they are stored, after "base_model.".
+    applies: whether a config of this type is this method's, where several methods share one type.
+    prefix: of tensors on modules.
+    bias_mode: PEFT's word for the biases of the targeted modules, where it has that knob.
+    config_of: (method, config so far, {targeted module's name in the tree: in PEFT}, context) -> entries that no field
+      gives.
+    fields_of: (config, the same names, context) -> fields that no key gives.
+    saved_as: the method that is written for a method, where PEFT stores another, equivalent one.
+    leaves_as: (method, site, leaves) -> the leaves of `saved_as(method)`.
+    write, read: for formats whose tensors are not one for one leaf: (bound, layers, shared) -> tensors, and
+      (bound, tensors, layers, shared) -> (layers, shared).
+  """
+
+  peft_type: str
+  method: type[Method]
+  defaults: Config
+  fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  free: tuple[str, ...] = ()
+  tensors: Callable[[Any, Site], Mapping[str, Tensor]] = _no_tensors
+  shared: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+  applies: Callable[[Config], bool] = lambda config: True
+  prefix: str = "base_model.model."
+  bias_mode: str = ""
+  config_of: Callable[[Any, Config, Mapping[str, str], Context], Config] = _no_config
+  fields_of: Callable[[Config, Mapping[str, str], Context], Config] = _no_fields
+  saved_as: Callable[[Any], Any] | None = None
+  leaves_as: Callable[[Any, Site, Leaves], Leaves] | None = None
+  write: Callable[[Bound, Layers, Leaves], Tensors] | None = None
+  read: Callable[[Bound, Tensors, Layers, Leaves], tuple[Layers, Leaves]] | None = None

@@ -1,0 +1,154 @@
+"""LoRA as PEFT writes it.
+
+PiSSA and OLoRA act here on the unchanged base as A B - A₀ B₀. PEFT's word for that is a LoRA of twice the rank with
+factors [A | A₀] and [B ; -B₀], which is what is written, so that it loads on the base as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from peftjax.errors import UserError, nearest
+from peftjax.interop.formats.base import TARGETS, Config, Format, Tensor, transposed
+from peftjax.interop.rules import by_pattern
+from peftjax.methods.base import Context, Leaves, Site
+from peftjax.methods.lora import LoRA
+
+# PEFT's `init_lora_weights` -> ours. The values come from the file, so all that matters is what they act on.
+_INITS = {
+  True: "kaiming", False: "kaiming", "gaussian": "gaussian", "orthogonal": "orthogonal", "eva": "kaiming",
+  "pissa": "pissa", "olora": "olora",
+}  # fmt: skip
+_CHANGES_BASE = ("loftq", "corda", "lora_ga")
+
+DEFAULTS: Config = {
+  **TARGETS,
+  "r": 8,
+  "lora_alpha": 8,
+  "lora_dropout": 0.0,
+  "fan_in_fan_out": False,
+  "bias": "none",
+  "use_rslora": False,
+  "modules_to_save": None,
+  "init_lora_weights": True,
+  "rank_pattern": {},
+  "alpha_pattern": {},
+  "megatron_config": None,
+  "megatron_core": "megatron.core",
+  "trainable_token_indices": None,
+  "loftq_config": {},
+  "eva_config": None,
+  "corda_config": None,
+  "lora_ga_config": None,
+  "use_dora": False,
+  "velora_config": None,
+  "alora_invocation_tokens": None,
+  "use_qalora": False,
+  "qalora_group_size": 16,
+  "monteclora_config": None,
+  "layer_replication": None,
+  "lora_bias": False,
+  "target_parameters": None,
+  "use_bdlora": None,
+  "arrow_config": None,
+  "kasa_config": None,
+  "ensure_weight_tying": False,
+}
+FIELDS = {
+  "r": "rank",
+  "lora_alpha": "alpha",
+  "lora_dropout": "dropout",
+  "use_rslora": "rslora",
+  "rank_pattern": "rank_pattern",
+  "alpha_pattern": "alpha_pattern",
+  "lora_bias": "lora_bias",
+}
+FREE = ("init_lora_weights", "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
+        "qalora_group_size")  # fmt: skip
+
+
+def tensors(method: Any, site: Site) -> Mapping[str, Tensor]:
+  """A and B, transposed; an embedding's have names of their own."""
+  del method
+  if site.kind == "embedding":
+    return {"lora_a": transposed("lora_embedding_A"), "lora_b": transposed("lora_embedding_B")}
+  return {
+    "lora_a": transposed("lora_A.weight"),
+    "lora_b": transposed("lora_B.weight"),
+    "lora_b_bias": Tensor("lora_B.bias"),
+  }
+
+
+def fields_of(config: Config, names: Mapping[str, str], context: Context) -> Config:
+  """The initialisation, and the patterns that apply somewhere."""
+  del context
+  init = config["init_lora_weights"]
+  if str(init).startswith("pissa_niter") or init in _CHANGES_BASE:
+    raise UserError(
+      f"init_lora_weights {init!r} changes the base in a way that its name does not fix; convert the adapter in PEFT, "
+      "save_pretrained(path_initial_model_for_weight_conversion=...)"
+    )
+  if init not in _INITS:
+    raise UserError(f"init_lora_weights {init!r} is not supported; {nearest(str(init), map(str, _INITS))}")
+  found: Config = {"init": _INITS[init]}
+  for field in ("rank_pattern", "alpha_pattern"):
+    entries = config[field] or {}
+    found[field] = {key: entries[key] for key in entries if any(by_pattern(one, {key: 0}) for one in names.values())}
+  return found
+
+
+def saved_as(method: LoRA) -> LoRA:
+  """The method of twice the rank and the same scale where the update is a difference of two products."""
+  if method.init not in ("pissa", "olora"):
+    return method
+  factor = 2**0.5 if method.rslora else 2
+  return dataclasses.replace(
+    method,
+    init="kaiming",
+    rank=2 * method.rank,
+    alpha=factor * method.alpha,
+    rank_pattern={key: 2 * rank for key, rank in method.rank_pattern.items()},
+    alpha_pattern={key: factor * alpha for key, alpha in method.alpha_pattern.items()},
+  )
+
+
+def leaves_as(method: LoRA, site: Site, leaves: Leaves) -> Leaves:
+  """The leaves of `saved_as(method)`."""
+  if method.init not in ("pissa", "olora"):
+    return leaves
+  if "lora_a_init" in leaves:
+    other_a, other_b = leaves["lora_a_init"], -leaves["lora_b_init"]
+  else:
+    other_a, other_b = np.zeros_like(leaves["lora_a"]), np.zeros_like(leaves["lora_b"])
+  return {
+    "lora_a": np.concatenate([leaves["lora_a"], other_a], axis=1),
+    "lora_b": np.concatenate([leaves["lora_b"], other_b], axis=0),
+  }
+
+
+def config_of(method: LoRA, config: Config, names: Mapping[str, str], context: Context) -> Config:
+  """How PEFT would have initialised it."""
+  del config, names, context
+  return {"init_lora_weights": {"kaiming": True}.get(method.init, method.init)}
+
+
+FORMATS = (
+  Format(
+    peft_type="LORA",
+    method=LoRA,
+    defaults=DEFAULTS,
+    fields=FIELDS,
+    free=FREE,
+    tensors=tensors,
+    applies=lambda config: not config.get("use_dora"),
+    bias_mode="lora_only",
+    config_of=config_of,
+    fields_of=fields_of,
+    saved_as=saved_as,
+    leaves_as=leaves_as,
+  ),
+)

@@ -1,0 +1,61 @@
+"""(IA)³ as PEFT writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from peftjax import masks
+from peftjax.interop.formats.base import Config, Format, Tensor, column, row
+from peftjax.interop.rules import exact_patterns, is_targeted
+from peftjax.methods import targets
+from peftjax.methods.base import Context, Site
+from peftjax.methods.ia3 import IA3
+
+
+def _tensors(method: IA3, site: Site) -> Mapping[str, Tensor]:
+  return {"ia3_l": (row if method.settings(site.names[0]) else column)("ia3_l")}
+
+
+def _config(method: IA3, config: Config, names: Mapping[str, str], context: Context) -> Config:
+  del context
+  scaled = {names[name] for name in names if method.settings(name)}
+  entries = method.feedforward or ()
+  # PEFT wants the one list to be a part of the other, and asks only how a name ends.
+  is_part = not isinstance(entries, str) and set(entries) <= set(config["target_modules"])
+  if is_part and {name for name in names.values() if name.endswith(tuple(entries))} == scaled:
+    return {"feedforward_modules": list(entries)}
+  return {"target_modules": sorted(names.values()), "feedforward_modules": sorted(scaled)}
+
+
+def _fields(config: Config, names: Mapping[str, str], context: Context) -> Config:
+  entries = config["feedforward_modules"]
+  if entries is None:
+    entries = targets.IA3_FEEDFORWARD.get(context.model_type, ())
+  if isinstance(entries, str):
+    scaled = {name for name, key in names.items() if is_targeted({"target_modules": entries}, key)}
+  else:
+    # PEFT asks only how the name ends here, not whether a component starts there.
+    scaled = {name for name, key in names.items() if key.endswith(tuple(entries))}
+    entries = tuple(entry for entry in entries if any(masks.matches((entry,), name) for name in names))
+  simple = {name for name in names if entries and masks.matches(entries, name)} == scaled
+  return {"feedforward": entries if simple else exact_patterns(scaled, names)}
+
+
+FORMATS = (
+  Format(
+    peft_type="IA3",
+    method=IA3,
+    defaults={
+      "target_modules": None,
+      "exclude_modules": None,
+      "feedforward_modules": None,
+      "fan_in_fan_out": False,
+      "modules_to_save": None,
+      "init_ia3_weights": True,
+    },
+    free=("init_ia3_weights", "feedforward_modules"),
+    tensors=_tensors,
+    config_of=_config,
+    fields_of=_fields,
+  ),
+)

@@ -1,0 +1,261 @@
+"""Hugging Face PEFT 0.21 adapter folders in and out: adapter_config.json and adapter_model.safetensors.
+
+    model = load(model, "some-adapter")         # an adapter that PEFT or peftjax wrote; it can go on training
+    save(model, "my-adapter")                   # peft.PeftModel.from_pretrained(base, "my-adapter")
+
+The set of tensors and every shape must be what adapter_config.json implies on this model, and each key of the config
+must be one whose meaning is supported. Beside PEFT's two files stands peftjax.json with what PEFT has no place for: the
+base's content hash, the names of the labels, and settings that only training needs. PEFT passes over it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from peftjax import masks
+from peftjax.errors import UserError, nearest
+from peftjax.files import atomic_folder, read_json
+from peftjax.interop import rules
+from peftjax.interop.config import TASK_TYPES, Written, check_task, checked, config_of, format_of, method_of
+from peftjax.interop.formats import FORMATS
+from peftjax.interop.formats.base import Format, Tensors
+from peftjax.interop.leaves import (
+  base_key,
+  base_names,
+  base_shapes,
+  module_key,
+  put_base,
+  read_adapter,
+  read_base,
+  write_adapter,
+)
+from peftjax.methods.base import Method
+from peftjax.methods.inject import Bound
+from peftjax.model import Model
+from peftjax.models import pretrained
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+PICKLE = "adapter_model.bin"
+OURS = "peftjax.json"
+DEFAULT = "default"
+_EMBEDDINGS = ("embed_tokens", "lm_head")  # PEFT stores their base along with an adapter on them
+
+log = logging.getLogger(__name__)
+
+
+# Saving -----------------------------------------------------------------------------------------------------------
+
+
+def save(model: Model, folder: str | Path) -> None:
+  """Writes the model's adapter, and the task's head, as a PEFT folder: all of it, or nothing.
+
+  Raises:
+    UserError: there is no adapter, or PEFT has no way to say what it does; the folder holds something else.
+  """
+  one, form = _written_bound(model)
+  written = config_of(model, one, form)
+  tensors = {**write_adapter(model, one, form), **_base_tensors(model, one, form, written)}
+  with atomic_folder(folder, expects=CONFIG) as temporary:
+    (temporary / CONFIG).write_text(json.dumps(written.config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (temporary / OURS).write_text(
+      json.dumps(_ours(model, one, form), indent=2, sort_keys=True) + "\n", encoding="utf-8"
+    )
+    save_file(tensors, str(temporary / WEIGHTS), {"format": "pt"})
+
+
+def _written_bound(model: Model) -> tuple[Bound, Format]:
+  forms = {form.method: form for form in FORMATS}
+  adapters = [one for one in model.bound if type(one.method) in forms]
+  if len(adapters) == 1:
+    return adapters[0], forms[type(adapters[0].method)]
+  if not model.bound:
+    raise UserError("the model has no adapter to save; add a method first, or save the model itself")
+  names = ", ".join(repr(one.method.name) for one in model.bound)
+  if adapters:
+    raise UserError(f"a PEFT adapter holds one method, and the model has {names}; merge it and save the model")
+  known = ", ".join(sorted(form.method.name for form in FORMATS))
+  raise UserError(f"PEFT has no format for {names}; merge and save the model, or use one of {known}")
+
+
+def _base_tensors(model: Model, one: Bound, form: Format, written: Written) -> Tensors:
+  wrapped = {name for site in one.sites for name in site.names}
+  plain = read_base(model, written.saved)
+  tensors = {base_key(model, name, form.prefix): value for name, value in plain.items()}
+  for name, value in read_base(model, written.biases).items():
+    tensors[base_key(model, name, form.prefix, wrapped)] = value
+  targets = written.config.get("target_modules")
+  if not isinstance(targets, str) and set(targets or ()) & set(_EMBEDDINGS):
+    along = [name for name in base_names(model) if _is_embedding_base(model, name, wrapped)]
+    for name, value in read_base(model, along).items():
+      tensors[base_key(model, name, form.prefix, wrapped)] = value
+  return tensors
+
+
+def _is_embedding_base(model: Model, name: str, wrapped: set[str]) -> bool:
+  module = name.rpartition(".")[0]
+  return module in wrapped and module_key(model, module).rpartition(".")[2] in _EMBEDDINGS
+
+
+def _ours(model: Model, one: Bound, form: Format) -> dict[str, Any]:
+  """What PEFT's config has no place for."""
+  method = form.saved_as(one.method) if form.saved_as else one.method
+  said = {*form.fields.values(), "targets", "exclude", "layers", "bias", "modules_to_save", "init"}
+  training = {
+    field.name: getattr(method, field.name)
+    for field in dataclasses.fields(method)
+    if field.repr and field.name not in said and _is_plain(getattr(method, field.name))
+    if getattr(method, field.name) != field.default
+  }
+  found: dict[str, Any] = {"method": method.name, "settings": training, "architecture": model.architecture}
+  if model.head:
+    found["id2label"] = model.hf_config.get("id2label")
+  if model.folder and (model.folder / pretrained.CONFIG).is_file():
+    found["base_sha256"] = pretrained.content_hash(model.folder)
+  return found
+
+
+def _is_plain(value: Any) -> bool:
+  return isinstance(value, bool | int | float | str)
+
+
+# Loading ----------------------------------------------------------------------------------------------------------
+
+
+def load(model: Model, folder: str | Path, name: str = DEFAULT, inference: bool = False) -> Model:
+  """The model with the adapter of a PEFT folder added, and its head's values in place of the model's own.
+
+  Args:
+    name: the adapter's name; PEFT keeps those that are not "default" in a folder of that name inside.
+    inference: leave out what only training needs: the settings and leaves in peftjax.json that PEFT has no place for.
+
+  Raises:
+    UserError: the folder, the config or a tensor is not what was expected; the adapter is for another base model.
+  """
+  folder = Path(folder).expanduser() / ("" if name == DEFAULT else name)
+  config = read_config(folder)
+  try:
+    form = format_of(config)
+    full = checked(config, form)
+    check_task(full, model)
+    method = method_of(full, form, model)
+    if not inference:
+      method = _with_settings(method, folder)
+    added = model.add(method)
+    tensors = _read_tensors(folder)
+    return _filled(added, form, full, tensors)
+  except UserError as error:
+    base = config.get("base_model_name_or_path")
+    raise UserError(f"{folder}: {error}" + (f" (its base model is {base!r})" if base else "")) from None
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+  """The adapter_config.json of an adapter folder.
+
+  Raises:
+    UserError: no such folder or file, or the file is no JSON object.
+  """
+  folder = Path(folder).expanduser()
+  if not folder.is_dir():
+    siblings = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
+    raise UserError(f"no adapter folder {str(folder)!r}; {nearest(folder.name, siblings)}")
+  if not (folder / CONFIG).is_file():
+    inside = [path.parent.name for path in folder.glob(f"*/{CONFIG}")]
+    hint = f"; it has adapters named {', '.join(sorted(inside))}" if inside else ""
+    raise UserError(f"{folder} has no {CONFIG}; expected a PEFT adapter folder{hint}")
+  return read_json(folder / CONFIG)
+
+
+def implied_head(folder: str | Path) -> tuple[str, list[str], int]:
+  """(task, names of the labels, their number) that an adapter's head is for; ("", [], 0) if it has none."""
+  folder = Path(folder).expanduser()
+  config = read_config(folder)
+  task = next((task for task, name in TASK_TYPES.items() if name == config.get("task_type")), "")
+  if config.get("task_type") not in rules.TASK_HEADS:
+    return "", [], 0
+  for key, value in _read_tensors(folder).items():
+    if key.endswith(("classifier.weight", "classifier.out_proj.weight", "score.weight", "qa_outputs.weight")):
+      labels = read_json(folder / OURS).get("id2label") if (folder / OURS).is_file() else None
+      names = [labels[str(index)] for index in range(len(labels))] if labels else []
+      return task, names if len(names) == len(value) else [], len(value)
+  return "", [], 0
+
+
+def _with_settings(method: Method, folder: Path) -> Method:
+  if not (folder / OURS).is_file():
+    return method
+  settings = read_json(folder / OURS).get("settings") or {}
+  known = {field.name for field in dataclasses.fields(method)}
+  for key in settings:
+    if key not in known:
+      raise UserError(f"{OURS}: method {method.name!r} has no setting {key!r}; {nearest(key, known)}")
+  return dataclasses.replace(method, **settings)
+
+
+def _read_tensors(folder: Path) -> Tensors:
+  if not (folder / WEIGHTS).is_file():
+    pickled = f"; {PICKLE} is a pickle, which is never read: save it with safe_serialization=True"
+    raise UserError(f"no {WEIGHTS}" + (pickled if (folder / PICKLE).is_file() else ""))
+  checkpoint = pretrained.Checkpoint([folder / WEIGHTS])
+  return {key: checkpoint.read(key) for key in checkpoint.keys()}  # noqa: SIM118
+
+
+def _filled(added: Model, form: Format, config: Mapping[str, Any], tensors: Tensors) -> Model:
+  one = added.bound[-1]
+  if config.get("bias") == "all":
+    tensors = _without_copies(tensors)
+  places = _base_places(added, one, form, config, set(tensors))
+  shapes = {key: tuple(leaf.shape) for key, leaf in write_adapter(added, one, form, shapes=True).items()}
+  base = base_shapes(added, places.values())
+  shapes |= {key: base[name] for key, name in places.items()}
+  _check_keys(tensors, shapes)
+  leaves = read_adapter(added, one, form, tensors)
+  leaves |= put_base(added, {name: tensors[key] for key, name in places.items()})
+  return added.with_params(masks.unflatten({**masks.flatten(added.params), **leaves}))
+
+
+def _base_places(added: Model, one: Bound, form: Format, config: Mapping[str, Any], found: set[str]) -> dict[str, str]:
+  """{PEFT's key: name} of the base leaves that the config says are in the file, and of embeddings that may be."""
+  wrapped = {name for site in one.sites for name in site.names}
+  entries, mode = config.get("modules_to_save") or (), str(config.get("bias") or "none")
+  places = {}
+  for name in base_names(added):
+    module, _, leaf = name.rpartition(".")
+    key = base_key(added, name, form.prefix, wrapped)
+    if rules.is_saved(entries, module_key(added, module)):
+      places[base_key(added, name, form.prefix)] = name
+    elif (
+      (leaf == "embedding" and key in found)
+      or (leaf == "bias" and mode == "all")
+      or (leaf == "bias" and mode.endswith("_only") and module in wrapped)
+    ):
+      places[key] = name
+  return places
+
+
+def _without_copies(tensors: Tensors) -> Tensors:
+  """Without the second and third copy of a bias that PEFT writes for each module to save when bias is "all"."""
+  inner = (".modules_to_save.", ".original_module.")
+  return {key: value for key, value in tensors.items() if not any(part in key for part in inner)}
+
+
+def _check_keys(tensors: Tensors, shapes: Mapping[str, tuple[int, ...]]) -> None:
+  missing = [key for key in shapes if key not in tensors]
+  extra = [key for key in tensors if key not in shapes]
+  if missing:
+    raise UserError(f"{len(missing)} tensors are missing, such as {missing[0]!r}; {nearest(missing[0], extra, 1)}")
+  if extra:
+    raise UserError(f"{len(extra)} tensors are not implied by {CONFIG}, such as {extra[0]!r}")
+  for key, shape in shapes.items():
+    found = tuple(np.shape(tensors[key]))
+    if found != tuple(shape):
+      hint = "it is transposed" if found == tuple(reversed(shape)) else "the adapter is for another base model"
+      raise UserError(f"{key!r} has shape {found}, and this model needs {tuple(shape)}; {hint}")

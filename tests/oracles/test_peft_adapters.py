@@ -1,0 +1,302 @@
+"""Adapters go to Hugging Face PEFT and come back: equal logits, equal bytes, equal training."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from safetensors.numpy import load_file
+
+import peftjax
+from peftjax import masks, methods
+from peftjax.interop import peft as adapters
+from peftjax.methods.base import Method
+from peftjax.model import Model
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+peft = pytest.importorskip("peft")
+
+SIZES = {"vocab_size": 47, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40}
+LABELS = 5
+INPUTS = {
+  "input_ids": np.array([[5, 6, 7, 8, 9, 11], [3, 4, 9, 1, 1, 1]], np.int32),
+  "attention_mask": np.array([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]], np.int32),
+}
+QUERY = ("query",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """A PEFT config and the method that it is here."""
+
+  config: Callable[..., Any]
+  method: Method
+  base: str = "bert-seq"
+  merges: bool = True
+  trains: bool = True
+
+
+CASES: dict[str, Case] = {
+  "lora": Case(lambda **c: peft.LoraConfig(r=3, target_modules=["query"], **c), methods.LoRA(rank=3, targets=QUERY)),
+  "lora-defaults": Case(lambda **c: peft.LoraConfig(**c), methods.LoRA(), base="roberta-seq"),
+  "lora-patterns": Case(
+    lambda **c: peft.LoraConfig(
+      r=3,
+      lora_alpha=7,
+      target_modules=["query", "dense"],
+      exclude_modules=["output.dense"],
+      use_rslora=True,
+      rank_pattern={"layer.1.*query": 5},
+      alpha_pattern={"intermediate.dense": 2},
+      **c,
+    ),
+    methods.LoRA(
+      rank=3,
+      alpha=7.0,
+      targets=("query", "dense"),
+      exclude=("output.dense",),
+      rslora=True,
+      rank_pattern={"layer.1.*query": 5},
+      alpha_pattern={"intermediate.dense": 2},
+    ),
+    trains=False,
+  ),
+  "lora-layers": Case(
+    lambda **c: peft.LoraConfig(
+      r=3, target_modules=["query", "dense"], layers_to_transform=[1], bias="lora_only", lora_bias=True, **c
+    ),
+    methods.LoRA(rank=3, targets=("query", "dense"), layers=(1,), bias="lora_only", lora_bias=True),
+    base="roberta-seq",
+  ),
+  "lora-embedding": Case(
+    lambda **c: peft.LoraConfig(r=3, target_modules=["query", "word_embeddings"], **c),
+    methods.LoRA(rank=3, targets=("query", "word_embeddings")),
+    trains=False,
+  ),
+  "lora-modules-to-save": Case(
+    lambda **c: peft.LoraConfig(r=3, target_modules=["query"], modules_to_save=["value", "LayerNorm"], **c),
+    methods.LoRA(rank=3, targets=QUERY, modules_to_save=("value", "LayerNorm")),
+    base="bert-token",
+  ),
+  "lora-regex": Case(
+    lambda **c: peft.LoraConfig(r=3, target_modules=r".*layer\.1\..*(query|key)", **c),
+    methods.LoRA(rank=3, targets=r".*layer\.1\..*(query|key)"),
+    trains=False,
+  ),
+  "lora-all-linear": Case(
+    lambda **c: peft.LoraConfig(r=3, target_modules="all-linear", **c),
+    methods.LoRA(rank=3, targets="all-linear"),
+    trains=False,
+  ),
+  "ia3": Case(lambda **c: peft.IA3Config(**c), methods.IA3()),
+  "ia3-output-only": Case(
+    lambda **c: peft.IA3Config(target_modules=["query", "value"], feedforward_modules=[], **c),
+    methods.IA3(targets=("query", "value"), feedforward=()),
+    base="bert-token",
+    trains=False,
+  ),
+  "prompt": Case(
+    lambda **c: peft.PromptTuningConfig(num_virtual_tokens=3, **c),
+    methods.Prompt(num_virtual_tokens=3, init="random"),
+    merges=False,
+  ),
+  "prompt-token": Case(
+    lambda **c: peft.PromptTuningConfig(num_virtual_tokens=3, **c),
+    methods.Prompt(num_virtual_tokens=3, init="random"),
+    base="roberta-token",
+    merges=False,
+    trains=False,
+  ),
+}
+
+cases = pytest.mark.parametrize("name", CASES)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quiet() -> Iterator[None]:
+  threads = torch.get_num_threads()
+  torch.set_num_threads(1)
+  jax.config.update("jax_disable_most_optimizations", True)  # models this small spend their time in the compiler
+  transformers.utils.logging.disable_progress_bar()
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    yield
+  torch.set_num_threads(threads)
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+  """Tiny random models without dropout."""
+  folders = {}
+  for family, extra in (("Bert", {}), ("Roberta", {"pad_token_id": 1})):
+    for head in ("Sequence", "Token"):
+      config = getattr(transformers, f"{family}Config")(
+        **SIZES,
+        **extra,
+        num_labels=LABELS,
+        max_position_embeddings=32,
+        initializer_range=0.3,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+      )
+      torch.manual_seed(len(folders))
+      model = getattr(transformers, f"{family}For{head}Classification")(config)
+      name = f"{family.lower()}-{'seq' if head == 'Sequence' else 'token'}"
+      folders[name] = tmp_path_factory.mktemp(name)
+      model.save_pretrained(folders[name])
+  return folders
+
+
+def torch_base(bases: dict[str, Path], case: Case) -> Any:
+  kind = "Sequence" if case.base.endswith("seq") else "Token"
+  auto = getattr(transformers, f"AutoModelFor{kind}Classification")
+  return auto.from_pretrained(bases[case.base])
+
+
+def torch_adapted(bases: dict[str, Path], case: Case) -> Any:
+  """A PEFT model whose trainable parameters have random values."""
+  task_type = "SEQ_CLS" if case.base.endswith("seq") else "TOKEN_CLS"
+  model = peft.get_peft_model(torch_base(bases, case), case.config(task_type=task_type))
+  torch.manual_seed(7)
+  for parameter in model.parameters():
+    if parameter.requires_grad:
+      parameter.data += 0.3 * torch.randn_like(parameter)
+  return model.eval()
+
+
+def torch_logits(model: Any) -> np.ndarray:
+  """Of the input's tokens: PEFT also returns those of virtual tokens."""
+  with torch.no_grad():
+    output = model(**{name: torch.tensor(value) for name, value in INPUTS.items()}).logits.numpy()
+  return output[:, -INPUTS["input_ids"].shape[1] :] if output.ndim == 3 else output
+
+
+def torch_loaded(bases: dict[str, Path], case: Case, folder: Path) -> Any:
+  with warnings.catch_warnings():
+    warnings.filterwarnings("error", message="Found missing adapter keys")
+    return peft.PeftModel.from_pretrained(torch_base(bases, case), folder).eval()
+
+
+def logits(model: Model) -> np.ndarray:
+  return np.asarray(model(**INPUTS)["logits"])
+
+
+def close(actual: np.ndarray, wanted: np.ndarray) -> None:
+  np.testing.assert_allclose(actual, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
+
+
+def tensors_of(folder: Path) -> dict[str, np.ndarray]:
+  return load_file(folder / adapters.WEIGHTS)
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+  config = json.loads((folder / adapters.CONFIG).read_text())
+  return {key: sorted(set(value)) if key.endswith("_modules") and isinstance(value, list) else value
+          for key, value in config.items() if key not in ("base_model_name_or_path", "modules_to_save")}  # fmt: skip
+
+
+def randomised(model: Model) -> Model:
+  """The model with random values in everything that trains."""
+  trainable, frozen = masks.partition(model.params, model.labels())
+  flat = masks.flatten(trainable)
+  keys = jax.random.split(jax.random.key(3), len(flat))
+  flat = {path: leaf + 0.3 * jax.random.normal(key, leaf.shape) for key, (path, leaf) in zip(keys, flat.items())}
+  return model.with_params(masks.combine(masks.unflatten(flat), frozen))
+
+
+@cases
+def test_a_peft_adapter_loads_and_saves_back_the_same_bytes(name: str, bases: dict[str, Path], tmp_path: Path) -> None:
+  case = CASES[name]
+  theirs = torch_adapted(bases, case)
+  theirs.save_pretrained(tmp_path / "theirs")
+  model = peftjax.load(bases[case.base], adapter=tmp_path / "theirs")
+  close(logits(model), torch_logits(theirs))
+  model.save_adapter(tmp_path / "ours")
+  wanted, found = tensors_of(tmp_path / "theirs"), tensors_of(tmp_path / "ours")
+  assert set(found) == set(wanted)
+  for key in wanted:
+    assert found[key].dtype == wanted[key].dtype
+    assert found[key].tobytes() == wanted[key].tobytes(), key
+  again = peftjax.load(bases[case.base], adapter=tmp_path / "ours")
+  close(logits(again), torch_logits(theirs))
+  if "target_modules" not in config_of(tmp_path / "theirs") or "regex" not in name:
+    assert config_of(tmp_path / "ours") == config_of(tmp_path / "theirs")
+
+
+@cases
+def test_our_adapter_loads_in_peft(name: str, bases: dict[str, Path], tmp_path: Path) -> None:
+  case = CASES[name]
+  model = randomised(peftjax.load(bases[case.base]).add(case.method, jax.random.key(5)))
+  model.save_adapter(tmp_path / "ours")
+  theirs = torch_loaded(bases, case, tmp_path / "ours")
+  wanted = logits(model)
+  close(torch_logits(theirs), wanted)
+  if case.merges:
+    close(torch_logits(theirs.merge_and_unload()), logits(model.merge()))
+    close(logits(model.merge()), wanted)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.trains])
+def test_five_adamw_steps_give_the_same_losses(name: str, bases: dict[str, Path], tmp_path: Path) -> None:
+  case = CASES[name]
+  theirs = torch_adapted(bases, case)
+  theirs.save_pretrained(tmp_path / "start")
+  model = peftjax.load(bases[case.base], adapter=tmp_path / "start")
+  parameters = [parameter for parameter in theirs.parameters() if parameter.requires_grad]
+  trainable, frozen = masks.partition(model.params, model.labels())
+  assert sum(parameter.numel() for parameter in parameters) == masks.count(trainable).parameters
+  wanted = torch_losses(theirs, parameters)
+  found, trained = our_losses(model, trainable, frozen)
+  np.testing.assert_allclose(found, wanted, rtol=1e-5)
+  assert wanted[0] - wanted[-1] > 1e-3
+  theirs.save_pretrained(tmp_path / "end")
+  trained.save_adapter(tmp_path / "ours")
+  ours, end = tensors_of(tmp_path / "ours"), tensors_of(tmp_path / "end")
+  for key, value in end.items():
+    np.testing.assert_allclose(ours[key], value, atol=2e-4, err_msg=key)
+
+
+def torch_losses(model: Any, parameters: list[Any]) -> list[float]:
+  optimizer = torch.optim.AdamW(parameters, lr=3e-3, weight_decay=0.01)
+  losses = []
+  inputs = {name: torch.tensor(value) for name, value in INPUTS.items()}
+  for _ in range(5):
+    output = model(**inputs).logits.reshape(-1, LABELS)
+    loss = torch.nn.functional.cross_entropy(output, torch.arange(len(output)) % LABELS)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    losses.append(loss.item())
+  return losses
+
+
+def our_losses(model: Model, trainable: masks.Tree, frozen: masks.Tree) -> tuple[list[float], Model]:
+  optimizer = optax.adamw(3e-3, weight_decay=0.01)
+
+  def loss_of(tree: masks.Tree) -> jax.Array:
+    output = model.forward(masks.combine(tree, frozen), INPUTS)["logits"].reshape(-1, LABELS)
+    labels = jnp.arange(len(output)) % LABELS
+    return optax.softmax_cross_entropy_with_integer_labels(output, labels).mean()
+
+  @jax.jit
+  def step(tree: masks.Tree, state: Any) -> tuple[masks.Tree, Any, jax.Array]:
+    loss, gradients = jax.value_and_grad(loss_of)(tree)
+    updates, state = optimizer.update(gradients, state, tree)
+    return optax.apply_updates(tree, updates), state, loss
+
+  state, losses = optimizer.init(trainable), []
+  for _ in range(5):
+    trainable, state, loss = step(trainable, state)
+    losses.append(float(loss))
+  return losses, model.with_params(masks.combine(trainable, frozen))
