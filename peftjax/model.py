@@ -312,7 +312,7 @@ def load(
     adapter: a Hugging Face PEFT adapter folder to add.
     dtype: how the base's leaves are stored: float32, bfloat16 or float16.
     task: build the architecture for it ("text_classification", ...); empty: what config.json says. A head that the
-      checkpoint lacks is drawn with `seed`.
+      checkpoint lacks is drawn with `seed`, and a base without a head gets the adapter's.
     num_labels: classes of the head; 0: what config.json says.
     runtime: how it runs; `dtype` overrides its dtype.
 
@@ -320,13 +320,16 @@ def load(
     UserError: the folder, the architecture, a key or a shape is not what was expected.
   """
   folder = folder_of(path)
-  model = from_config(
-    pretrained.read_config(folder), dtype, task=task, num_labels=num_labels, label_names=label_names, runtime=runtime
-  )
+  hf_config = pretrained.read_config(folder)
+  if adapter and not task and not num_labels and not label_names:
+    from peftjax.interop import peft  # interop knows models, so it cannot be imported by them
+
+    task, label_names, num_labels = peft.implied_head(adapter, from_config(hf_config).task)
+  model = from_config(hf_config, dtype, task=task, num_labels=num_labels, label_names=label_names, runtime=runtime)
   params, drawn = pretrained.load_params(folder, model.family, model.params, model.stacks, model.head, seed)
   model = dataclasses.replace(model, params=params, folder=folder, drawn=tuple(drawn))
   if adapter:
-    from peftjax.interop import peft  # interop knows models, so it cannot be imported by them
+    from peftjax.interop import peft
 
     return peft.load(model, adapter)
   return model

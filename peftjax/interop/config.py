@@ -117,6 +117,7 @@ def _targets_of(config: Config, form: Format, model: Model, names: Mapping[str, 
     if targets and masks.matches(targets, name) and not (exclude and masks.matches(exclude, name))
     if not layers or layer_index(name) in layers
   }
+  fields: Config
   if ours == chosen:
     fields = {"targets": targets, "exclude": exclude, "layers": layers}
   else:

@@ -154,7 +154,7 @@ def load(model: Model, folder: str | Path, name: str = DEFAULT, inference: bool 
     return _filled(added, form, full, tensors)
   except UserError as error:
     base = config.get("base_model_name_or_path")
-    raise UserError(f"{folder}: {error}" + (f" (its base model is {base!r})" if base else "")) from None
+    raise UserError(f"{folder}: {error}" + (f" (made for {base!r})" if base else "")) from None
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -174,18 +174,22 @@ def read_config(folder: str | Path) -> dict[str, Any]:
   return read_json(folder / CONFIG)
 
 
-def implied_head(folder: str | Path) -> tuple[str, list[str], int]:
-  """(task, names of the labels, their number) that an adapter's head is for; ("", [], 0) if it has none."""
+def implied_head(folder: str | Path, task: str) -> tuple[str, list[str], int]:
+  """(task, names of the labels, their number) of an adapter's head, for a base without one.
+
+  Args:
+    task: what the base computes by itself; if that is the adapter's task too, the answer is ("", [], 0).
+  """
   folder = Path(folder).expanduser()
-  config = read_config(folder)
-  task = next((task for task, name in TASK_TYPES.items() if name == config.get("task_type")), "")
-  if config.get("task_type") not in rules.TASK_HEADS:
+  wanted = read_config(folder).get("task_type")
+  heads = {one for one, name in TASK_TYPES.items() if name == wanted and name in rules.TASK_HEADS}
+  if not heads or task in heads:
     return "", [], 0
   for key, value in _read_tensors(folder).items():
     if key.endswith(("classifier.weight", "classifier.out_proj.weight", "score.weight", "qa_outputs.weight")):
       labels = read_json(folder / OURS).get("id2label") if (folder / OURS).is_file() else None
       names = [labels[str(index)] for index in range(len(labels))] if labels else []
-      return task, names if len(names) == len(value) else [], len(value)
+      return heads.pop(), names if len(names) == len(value) else [], len(value)
   return "", [], 0
 
 
@@ -205,7 +209,7 @@ def _read_tensors(folder: Path) -> Tensors:
     pickled = f"; {PICKLE} is a pickle, which is never read: save it with safe_serialization=True"
     raise UserError(f"no {WEIGHTS}" + (pickled if (folder / PICKLE).is_file() else ""))
   checkpoint = pretrained.Checkpoint([folder / WEIGHTS])
-  return {key: checkpoint.read(key) for key in checkpoint.keys()}  # noqa: SIM118
+  return {key: checkpoint.read(key) for key in checkpoint.keys()}
 
 
 def _filled(added: Model, form: Format, config: Mapping[str, Any], tensors: Tensors) -> Model:

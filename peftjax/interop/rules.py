@@ -60,11 +60,6 @@ def is_saved(entries: Iterable[str], module: str) -> bool:
   return any(one.endswith(entry) for entry in entries for one in ancestors)
 
 
-def by_pattern(name: str, patterns: Mapping[str, Any]) -> str | None:
-  """The first key of a `rank_pattern` or its kin that applies to a module; None: none does."""
-  return next((pattern for pattern in patterns if re.match(rf"(.*\.)?({pattern})$", name)), None)
-
-
 def exact_patterns(chosen: set[str], names: Iterable[str]) -> masks.Patterns:
   """Patterns that match `chosen` and nothing else among `names`: the names themselves where that is enough."""
   entries = tuple(sorted(chosen))

@@ -258,7 +258,7 @@ def test_five_adamw_steps_give_the_same_losses(name: str, bases: dict[str, Path]
   assert sum(parameter.numel() for parameter in parameters) == masks.count(trainable).parameters
   wanted = torch_losses(theirs, parameters)
   found, trained = our_losses(model, trainable, frozen)
-  np.testing.assert_allclose(found, wanted, rtol=1e-5)
+  np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5 * wanted[0])
   assert wanted[0] - wanted[-1] > 1e-3
   theirs.save_pretrained(tmp_path / "end")
   trained.save_adapter(tmp_path / "ours")
@@ -268,7 +268,7 @@ def test_five_adamw_steps_give_the_same_losses(name: str, bases: dict[str, Path]
 
 
 def torch_losses(model: Any, parameters: list[Any]) -> list[float]:
-  optimizer = torch.optim.AdamW(parameters, lr=3e-3, weight_decay=0.01)
+  optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.01)
   losses = []
   inputs = {name: torch.tensor(value) for name, value in INPUTS.items()}
   for _ in range(5):
@@ -282,7 +282,7 @@ def torch_losses(model: Any, parameters: list[Any]) -> list[float]:
 
 
 def our_losses(model: Model, trainable: masks.Tree, frozen: masks.Tree) -> tuple[list[float], Model]:
-  optimizer = optax.adamw(3e-3, weight_decay=0.01)
+  optimizer = optax.adamw(2e-3, weight_decay=0.01)
 
   def loss_of(tree: masks.Tree) -> jax.Array:
     output = model.forward(masks.combine(tree, frozen), INPUTS)["logits"].reshape(-1, LABELS)

@@ -14,8 +14,8 @@ import numpy as np
 
 from peftjax.errors import UserError, nearest
 from peftjax.interop.formats.base import TARGETS, Config, Format, Tensor, transposed
-from peftjax.interop.rules import by_pattern
 from peftjax.methods.base import Context, Leaves, Site
+from peftjax.methods.linear import ends_with
 from peftjax.methods.lora import LoRA
 
 # PEFT's `init_lora_weights` -> ours. The values come from the file, so all that matters is what they act on.
@@ -97,7 +97,7 @@ def fields_of(config: Config, names: Mapping[str, str], context: Context) -> Con
   found: Config = {"init": _INITS[init]}
   for field in ("rank_pattern", "alpha_pattern"):
     entries = config[field] or {}
-    found[field] = {key: entries[key] for key in entries if any(by_pattern(one, {key: 0}) for one in names.values())}
+    found[field] = {key: value for key, value in entries.items() if any(ends_with(key, name) for name in names)}
   return found
 
 

@@ -1,0 +1,265 @@
+"""What of a PEFT adapter folder is refused, and what peftjax.json adds to it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import peftjax
+from peftjax import UserError, masks, methods
+from peftjax import model as model_lib
+from peftjax.interop import peft, rules
+from peftjax.methods import LoRA
+from peftjax.model import Model
+
+CONFIG = {
+  "model_type": "bert",
+  "architectures": ["BertForSequenceClassification"],
+  "vocab_size": 31,
+  "hidden_size": 12,
+  "num_hidden_layers": 3,
+  "num_attention_heads": 3,
+  "intermediate_size": 20,
+  "max_position_embeddings": 17,
+  "num_labels": 4,
+}
+INPUTS = {"input_ids": np.arange(14).reshape(2, 7) + 1, "attention_mask": np.ones((2, 7), np.int32)}
+QUERY = "base_model.model.bert.encoder.layer.1.attention.self.query"
+
+
+def make(**config: Any) -> Model:
+  return model_lib.initialise(model_lib.from_config({**CONFIG, **config}), jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def base() -> Model:
+  return make()
+
+
+@pytest.fixture(scope="module")
+def saved(base: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+  folder = tmp_path_factory.mktemp("adapters") / "lora"
+  base.add(LoRA(rank=5, targets=("query",)), jax.random.key(1)).save_adapter(folder)
+  return folder
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+  return Path(shutil.copytree(saved, tmp_path / "lora"))
+
+
+def edit_config(folder: Path, **values: Any) -> None:
+  config = json.loads((folder / peft.CONFIG).read_text())
+  (folder / peft.CONFIG).write_text(json.dumps({**config, **values}))
+
+
+def edit_tensors(folder: Path, edit: Callable[[dict[str, np.ndarray]], None]) -> None:
+  tensors = load_file(folder / peft.WEIGHTS)
+  edit(tensors)
+  save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, folder / peft.WEIGHTS)
+
+
+@pytest.mark.parametrize(
+  ("values", "says"),
+  [
+    ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens=[1, 2] is not supported"),
+    ({"layer_replication": [[0, 2]]}, "layer_replication=[[0, 2]] is not supported"),
+    ({"use_qalora": True}, "use_qalora=True is not supported; only False is"),
+    ({"target_parameters": ["weight"]}, "target_parameters=['weight'] is not supported"),
+    ({"use_rs_lora": True}, "unknown key 'use_rs_lora' for LORA; did you mean 'use_rslora'"),
+    ({"peft_type": "XLORA"}, "peft_type 'XLORA' is not supported; expected one of"),
+    ({"peft_type": None}, "no peft_type; expected one of"),
+    ({"task_type": "TOKEN_CLS"}, "task_type is TOKEN_CLS, and BertForSequenceClassification is for text_class"),
+    ({"target_modules": ["q_proj"]}, "target_modules ['q_proj'] names no module of this model; known:"),
+    ({"target_modules": ["qeury"]}, "did you mean 'query'?"),
+    ({"modules_to_save": ["classifer"]}, "modules_to_save: no module 'classifer'; did you mean 'classifier'?"),
+    ({"init_lora_weights": "corda"}, "changes the base in a way that its name does not fix"),
+    ({"init_lora_weights": "pissa_niter_16"}, "changes the base in a way that its name does not fix"),
+    ({"init_lora_weights": "gausian"}, "init_lora_weights 'gausian' is not supported; did you mean 'gaussian'?"),
+    ({"r": 4}, "lora_A.weight' has shape (5, 12), and this model needs (4, 12)"),
+    ({"bias": "lora_only"}, "3 tensors are missing, such as"),
+    ({"target_modules": ["query", "key"]}, "6 tensors are missing, such as"),
+    ({"layers_to_transform": [0]}, "4 tensors are not implied by adapter_config.json, such as"),
+  ],
+)
+def test_a_config_that_does_not_fit_is_one_line(values: dict[str, Any], says: str, base: Model, folder: Path) -> None:
+  edit_config(folder, **values)
+  with pytest.raises(UserError) as error:
+    peft.load(base, folder)
+  assert says in str(error.value)
+  assert str(folder) in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("edit", "says"),
+  [
+    (lambda tensors: tensors.pop(f"{QUERY}.lora_B.weight"), f"1 tensors are missing, such as '{QUERY}.lora_B.weight'"),
+    (lambda tensors: tensors.update({f"{QUERY}.lora_C.weight": np.zeros(2)}), f"such as '{QUERY}.lora_C.weight'"),
+    (
+      lambda tensors: tensors.update({f"{QUERY}.lora_A.weight": tensors[f"{QUERY}.lora_A.weight"].T}),
+      "has shape (12, 5), and this model needs (5, 12); it is transposed",
+    ),
+    (
+      lambda tensors: tensors.update({"base_model.model.classifier.weight": np.zeros((7, 12), np.float32)}),
+      "has shape (7, 12), and this model needs (4, 12); the adapter is for another base model",
+    ),
+  ],
+)
+def test_tensors_that_do_not_fit_are_one_line(edit: Any, says: str, base: Model, folder: Path) -> None:
+  edit_tensors(folder, edit)
+  with pytest.raises(UserError) as error:
+    peft.load(base, folder)
+  assert says in str(error.value)
+
+
+def test_another_base_is_refused(saved: Path) -> None:
+  with pytest.raises(
+    UserError, match=r"has shape \(5, 12\), and this model needs \(5, 15\); the adapter is for another"
+  ):
+    peft.load(make(hidden_size=15), saved)
+  with pytest.raises(UserError, match=r"2 tensors are not implied|2 tensors are missing"):
+    peft.load(make(num_hidden_layers=2), saved)
+
+
+def test_folders_that_are_no_adapters(base: Model, folder: Path, tmp_path: Path) -> None:
+  with pytest.raises(UserError, match=r"no adapter folder .*/lor'; did you mean 'lora'\?"):
+    peft.load(base, tmp_path / "lor")
+  (tmp_path / "empty").mkdir()
+  with pytest.raises(UserError, match="empty has no adapter_config.json; expected a PEFT adapter folder"):
+    peft.load(base, tmp_path / "empty")
+  with pytest.raises(UserError, match="it has adapters named empty, lora|it has adapters named lora"):
+    peft.load(base, tmp_path)
+  whole = (folder / peft.WEIGHTS).read_bytes()
+  (folder / peft.WEIGHTS).write_bytes(whole[:-9])
+  with pytest.raises(UserError, match="is no whole safetensors file"):
+    peft.load(base, folder)
+  (folder / peft.WEIGHTS).rename(folder / peft.PICKLE)
+  with pytest.raises(UserError, match=r"adapter_model\.bin is a pickle, which is never read"):
+    peft.load(base, folder)
+  (folder / peft.CONFIG).write_text("{")
+  with pytest.raises(UserError, match="is no JSON"):
+    peft.load(base, folder)
+
+
+def test_a_named_adapter_is_in_a_folder_of_its_name(base: Model, folder: Path) -> None:
+  loaded = peft.load(base, folder.parent, name="lora")
+  assert [method.name for method in loaded.methods] == ["lora"]
+
+
+@pytest.mark.parametrize(
+  ("method", "says"),
+  [
+    (methods.BitFit(), "PEFT has no format for 'bitfit'"),
+    (methods.Houlsby(bottleneck_dim=3), "PEFT has no format for 'houlsby'"),
+    (
+      methods.Hybrid(methods=(LoRA(targets=("query",)), methods.IA3())),
+      "holds one method, and the model has 'lora', 'ia3'",
+    ),
+    (methods.IA3(bias="all"), "PEFT's IA3 cannot hold"),
+    (LoRA(targets=("classifier",)), "lora acts on 'classifier', which PEFT saves whole in modules_to_save; exclude it"),
+  ],
+)
+def test_what_peft_cannot_say_is_refused(method: methods.Method, says: str, base: Model, tmp_path: Path) -> None:
+  with pytest.raises(UserError) as error:
+    base.add(method).save_adapter(tmp_path / "out")
+  assert says in str(error.value)
+  assert not (tmp_path / "out").exists()
+
+
+def test_nothing_to_save(base: Model, tmp_path: Path) -> None:
+  with pytest.raises(UserError, match="no adapter to save"):
+    base.save_adapter(tmp_path / "out")
+
+
+def test_a_folder_of_something_else_is_not_overwritten(base: Model, tmp_path: Path) -> None:
+  (tmp_path / "notes.txt").write_text("mine")
+  with pytest.raises(UserError, match=r"holds no adapter_config\.json"):
+    base.add(LoRA(targets=("query",))).save_adapter(tmp_path)
+  assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_settings_that_only_training_needs_come_back(base: Model, tmp_path: Path) -> None:
+  method = LoRA(rank=3, targets=("query",), freeze_a=True, lr_ratio=16.0)
+  base.add(method).save_adapter(tmp_path / "out")
+  loaded = peft.load(base, tmp_path / "out").methods[0]
+  assert isinstance(loaded, LoRA)
+  assert (loaded.freeze_a, loaded.lr_ratio) == (True, 16.0)
+  plain = peft.load(base, tmp_path / "out", inference=True).methods[0]
+  assert isinstance(plain, LoRA)
+  assert (plain.freeze_a, plain.lr_ratio) == (False, 1.0)
+
+
+def test_a_base_without_a_head_gets_the_adapters(tmp_path: Path) -> None:
+  names = ("red", "green", "blue")
+  trained = model_lib.initialise(model_lib.from_config(CONFIG, label_names=names), jax.random.key(2))
+  bare = model_lib.from_config({**CONFIG, "architectures": ["BertModel"]})
+  encoder = {path.removeprefix("bert."): leaf for path, leaf in masks.flatten(trained.params).items()}
+  encoder = {path: leaf for path, leaf in encoder.items() if not path.startswith("classifier")}
+  bare.with_params(masks.unflatten(encoder)).save(tmp_path / "base")
+  adapted = trained.add(LoRA(rank=2, targets=("query",)), jax.random.key(3))
+  adapted.save_adapter(tmp_path / "adapter")
+  loaded = peftjax.load(tmp_path / "base", adapter=tmp_path / "adapter")
+  assert loaded.architecture == "BertForSequenceClassification"
+  assert loaded.hf_config["id2label"] == {"0": "red", "1": "green", "2": "blue"}
+  np.testing.assert_allclose(loaded(**INPUTS)["logits"], adapted(**INPUTS)["logits"], rtol=1e-6)
+
+
+def test_layers_that_differ_are_unrolled(base: Model, tmp_path: Path) -> None:
+  method = LoRA(rank=3, targets=("query", "value"), rank_pattern={r"layer\.2\..*query": 5}, layers=(0, 2))
+  adapted = base.add(method, jax.random.key(4))
+  adapted.save_adapter(tmp_path / "out")
+  loaded = peft.load(base, tmp_path / "out")
+  assert not loaded.stacks
+  for path, leaf in masks.flatten(adapted.params).items():
+    np.testing.assert_array_equal(masks.flatten(loaded.params)[path], leaf, err_msg=path)
+
+
+def test_pissa_is_written_at_twice_the_rank(base: Model, tmp_path: Path) -> None:
+  adapted = base.add(LoRA(rank=2, alpha=3.0, init="pissa", targets=("query", "word_embeddings")), jax.random.key(5))
+  flat = masks.flatten(adapted.params)
+  for path in adapted.adapter_paths():
+    if not path.endswith("_init"):
+      flat[path] = flat[path] + 0.2 * jax.random.normal(jax.random.key(len(path)), flat[path].shape)
+  adapted = adapted.with_params(masks.unflatten(flat))
+  adapted.save_adapter(tmp_path / "out")
+  loaded = peft.load(base, tmp_path / "out")
+  method = loaded.methods[0]
+  assert isinstance(method, LoRA)
+  assert (method.rank, method.alpha, method.init) == (4, 6.0, "kaiming")
+  np.testing.assert_allclose(loaded(**INPUTS)["logits"], adapted(**INPUTS)["logits"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("config", "name", "targeted"),
+  [
+    ({"target_modules": ["query"]}, "a.layer.0.query", True),
+    ({"target_modules": ["uery"]}, "a.layer.0.query", False),
+    ({"target_modules": r".*\.query"}, "a.layer.0.query", True),
+    ({"target_modules": ["query"], "layers_to_transform": [1]}, "a.layer.0.query", False),
+    ({"target_modules": ["query"], "layers_to_transform": 0}, "a.layer.0.query", True),
+    ({"target_modules": ["query"], "layers_to_transform": [0]}, "layer.0.query", False),
+    ({"target_modules": ["query"], "layers_to_transform": [0], "layers_pattern": "layer"}, "layer.0.query", True),
+    ({"target_modules": ["query"], "layers_to_transform": [0], "layers_pattern": ["h"]}, "a.layer.0.query", False),
+    ({"target_modules": ["query"], "exclude_modules": ["layer.0.query"]}, "a.layer.0.query", False),
+    ({"target_modules": ["query"], "modules_to_save": ["layer"]}, "a.layer.0.query", False),
+  ],
+)
+def test_modules_are_chosen_as_in_peft(config: dict[str, Any], name: str, targeted: bool) -> None:
+  assert rules.is_targeted(config, name) is targeted
+
+
+def test_the_methods_settings_are_what_was_saved(base: Model, tmp_path: Path) -> None:
+  method = LoRA(rank=3, alpha=5.0, dropout=0.25, targets=("query", "dense"), exclude=("pooler.dense",), rslora=True)
+  base.add(method).save_adapter(tmp_path / "out")
+  loaded = peft.load(base, tmp_path / "out").methods[0]
+  for field in dataclasses.fields(method):
+    assert getattr(loaded, field.name) == getattr(method, field.name), field.name
