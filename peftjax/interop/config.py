@@ -14,6 +14,7 @@ from peftjax.interop.formats.base import COMMON, Config, Format
 from peftjax.interop.leaves import base_names, module_names
 from peftjax.methods.base import BIAS, Method, Targeted, layer_index
 from peftjax.methods.inject import Bound
+from peftjax.methods.linear import ends_with
 from peftjax.model import Model
 from peftjax.models.family import CAUSAL_LM, ENCODER, SEQ2SEQ_LM, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION
 
@@ -84,11 +85,14 @@ def method_of(config: Config, form: Format, model: Model) -> Method:
   modules = module_names(model)
   fields = {field: _of_json(config[key]) for key, field in form.fields.items() if config[key] is not None}
   names: Mapping[str, str] = {}
-  if issubclass(form.method, Targeted):
+  if issubclass(form.method, Targeted) and "target_modules" in form.defaults:
     sites = form.method(**fields).candidates(model.context)
     names = {name: modules[name] for site in sites for name in site.names}
     fields |= _targets_of(config, form, model, names)
     names = {name: key for name, key in names.items() if rules.is_targeted(config, key)}
+    for field in getattr(form.method, "patterns", ()):
+      entries = fields.get(field) or {}
+      fields[field] = {key: value for key, value in entries.items() if any(ends_with(key, name) for name in names)}
   fields |= form.fields_of(config, names, model.context)
   fields["modules_to_save"] = _saved_of(config, model, modules)
   return form.method(**fields)
@@ -196,7 +200,11 @@ def config_of(model: Model, one: Bound, form: Format) -> Written:
     config["modules_to_save"] = _modules_to_save(model, method, saved, task_type, modules) or None
   if "fan_in_fan_out" in form.defaults:
     config["fan_in_fan_out"] = _is_untransposed(model, one)
-  if isinstance(method, Targeted) and "target_modules" in form.defaults:
+  if not isinstance(method, Targeted):
+    pass
+  elif "target_modules" not in form.defaults:
+    _check_all(model, method, one, form)
+  else:
     config |= _targets_in(config, method, one, modules)
   names = {name: modules.get(name, name) for site in one.sites for name in site.names}
   return Written({**config, **form.config_of(method, config, names, model.context)}, saved, biases)
@@ -260,6 +268,14 @@ def _targets_in(config: Config, method: Targeted, one: Bound, modules: Mapping[s
     if {key for key in modules.values() if rules.is_targeted({**config, **tried}, key)} == chosen:
       found = tried
   return found
+
+
+def _check_all(model: Model, method: Targeted, one: Bound, form: Format) -> None:
+  chosen = {name for site in one.sites for name in site.names}
+  for site in method.candidates(model.context):
+    for name in site.names:
+      if name not in chosen:
+        raise UserError(f"PEFT's {form.peft_type} has no word for which layers, and {method.name} leaves out {name!r}")
 
 
 def _is_untransposed(model: Model, one: Bound) -> bool:

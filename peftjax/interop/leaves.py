@@ -57,22 +57,23 @@ def write_adapter(model: Model, one: Bound, form: Format, *, shapes: bool = Fals
       if leaf in layers[name]:
         key = f"{form.prefix}{module_key(model, site.names[0])}.{tensor.key}"
         tensors[key] = np.ascontiguousarray(tensor.out(layers[name][leaf]))
-  for leaf, tensor in form.shared.items():
+  for leaf, tensor in form.shared(method).items():
     if leaf in shared:
       tensors[f"base_model.{tensor.key}"] = np.ascontiguousarray(tensor.out(shared[leaf]))
-  return tensors
+  return form.pack(method, tensors) if form.pack else tensors
 
 
 def read_adapter(model: Model, one: Bound, form: Format, tensors: Tensors) -> dict[str, Any]:
   """{path in the tree: leaf} of a method's leaves from tensors that `write_adapter` would write."""
   layers, shared = _layers(model, one, shapes=True), _shared(model, one, shapes=True)
+  tensors = form.unpack(one.method, tensors) if form.unpack else tensors
   if form.read:
     layers, shared = form.read(one, tensors, layers, shared)
   else:
     for name, site in _sites(one).items():
       prefix = f"{form.prefix}{module_key(model, site.names[0])}."
       _fill(layers[name], form.tensors(one.method, site), tensors, prefix)
-    _fill(shared, form.shared, tensors, "base_model.")
+    _fill(shared, form.shared(one.method), tensors, "base_model.")
   return _in_tree(model, one, layers, shared)
 
 

@@ -5,7 +5,8 @@
 
 The set of tensors and every shape must be what adapter_config.json implies on this model, and each key of the config
 must be one whose meaning is supported. Beside PEFT's two files stands peftjax.json with what PEFT has no place for: the
-base's content hash, the names of the labels, and settings that only training needs. PEFT passes over it.
+base's content hash, the names of the labels, and settings that only training needs; and peftjax.safetensors, if PEFT
+stores what a network makes, with that network's leaves. PEFT passes over both.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -46,6 +48,7 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
 OURS = "peftjax.json"
+OUR_WEIGHTS = "peftjax.safetensors"
 DEFAULT = "default"
 _EMBEDDINGS = ("embed_tokens", "lm_head")  # PEFT stores their base along with an adapter on them
 
@@ -70,6 +73,8 @@ def save(model: Model, folder: str | Path) -> None:
       json.dumps(_ours(model, one, form), indent=2, sort_keys=True) + "\n", encoding="utf-8"
     )
     save_file(tensors, str(temporary / WEIGHTS), {"format": "pt"})
+    if form.has_more(one.method):
+      save_file(_own_leaves(model), str(temporary / OUR_WEIGHTS), {"format": "pt"})
 
 
 def _written_bound(model: Model) -> tuple[Bound, Format]:
@@ -107,7 +112,7 @@ def _is_embedding_base(model: Model, name: str, wrapped: set[str]) -> bool:
 
 def _ours(model: Model, one: Bound, form: Format) -> dict[str, Any]:
   """What PEFT's config has no place for."""
-  method = form.saved_as(one.method) if form.saved_as else one.method
+  method = one.method
   said = {*form.fields.values(), "targets", "exclude", "layers", "bias", "modules_to_save", "init"}
   training = {
     field.name: getattr(method, field.name)
@@ -123,6 +128,11 @@ def _ours(model: Model, one: Bound, form: Format) -> dict[str, Any]:
   return found
 
 
+def _own_leaves(model: Model) -> Tensors:
+  flat = masks.flatten(model.params)
+  return {path: np.asarray(flat[path]) for path in sorted(model.adapter_paths())}
+
+
 def _is_plain(value: Any) -> bool:
   return isinstance(value, bool | int | float | str)
 
@@ -135,7 +145,7 @@ def load(model: Model, folder: str | Path, name: str = DEFAULT, inference: bool 
 
   Args:
     name: the adapter's name; PEFT keeps those that are not "default" in a folder of that name inside.
-    inference: leave out what only training needs: the settings and leaves in peftjax.json that PEFT has no place for.
+    inference: leave out what only training needs: all that PEFT has no place for.
 
   Raises:
     UserError: the folder, the config or a tensor is not what was expected; the adapter is for another base model.
@@ -149,9 +159,8 @@ def load(model: Model, folder: str | Path, name: str = DEFAULT, inference: bool 
     method = method_of(full, form, model)
     if not inference:
       method = _with_settings(method, folder)
-    added = model.add(method)
-    tensors = _read_tensors(folder)
-    return _filled(added, form, full, tensors)
+    added = _filled(model.add(method), form, full, _read_tensors(folder / WEIGHTS))
+    return _with_own_leaves(added, form, folder) if form.has_more(method) else added
   except UserError as error:
     base = config.get("base_model_name_or_path")
     raise UserError(f"{folder}: {error}" + (f" (made for {base!r})" if base else "")) from None
@@ -185,7 +194,7 @@ def implied_head(folder: str | Path, task: str) -> tuple[str, list[str], int]:
   heads = {one for one, name in TASK_TYPES.items() if name == wanted and name in rules.TASK_HEADS}
   if not heads or task in heads:
     return "", [], 0
-  for key, value in _read_tensors(folder).items():
+  for key, value in _read_tensors(folder / WEIGHTS).items():
     if key.endswith(("classifier.weight", "classifier.out_proj.weight", "score.weight", "qa_outputs.weight")):
       labels = read_json(folder / OURS).get("id2label") if (folder / OURS).is_file() else None
       names = [labels[str(index)] for index in range(len(labels))] if labels else []
@@ -204,12 +213,28 @@ def _with_settings(method: Method, folder: Path) -> Method:
   return dataclasses.replace(method, **settings)
 
 
-def _read_tensors(folder: Path) -> Tensors:
-  if not (folder / WEIGHTS).is_file():
-    pickled = f"; {PICKLE} is a pickle, which is never read: save it with safe_serialization=True"
-    raise UserError(f"no {WEIGHTS}" + (pickled if (folder / PICKLE).is_file() else ""))
-  checkpoint = pretrained.Checkpoint([folder / WEIGHTS])
+def _read_tensors(path: Path) -> Tensors:
+  if not path.is_file():
+    pickled = path.name == WEIGHTS and (path.parent / PICKLE).is_file()
+    hint = f"; {PICKLE} is a pickle, which is never read: save it with safe_serialization=True" if pickled else ""
+    raise UserError(f"no {path.name}{hint}")
+  checkpoint = pretrained.Checkpoint([path])
   return {key: checkpoint.read(key) for key in checkpoint.keys()}
+
+
+def _with_own_leaves(added: Model, form: Format, folder: Path) -> Model:
+  """With the leaves of the network that made PEFT's tensors, if it is still the one that made them."""
+  own = _read_tensors(folder / OUR_WEIGHTS)
+  _check_keys(own, {path: value.shape for path, value in _own_leaves(added).items()})
+  leaves = {path: jnp.asarray(value) for path, value in own.items()}
+  trained = added.with_params(masks.unflatten({**masks.flatten(added.params), **leaves}))
+  saved = _read_tensors(folder / WEIGHTS)
+  for key, value in write_adapter(trained, trained.bound[-1], form).items():
+    if not np.allclose(value, saved[key], rtol=1e-4, atol=1e-5):
+      raise UserError(
+        f"{OUR_WEIGHTS} does not make the {key!r} of {WEIGHTS}; without {OUR_WEIGHTS} and {OURS} the adapter loads"
+      )
+  return trained
 
 
 def _filled(added: Model, form: Format, config: Mapping[str, Any], tensors: Tensors) -> Model:

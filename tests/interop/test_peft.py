@@ -263,3 +263,46 @@ def test_the_methods_settings_are_what_was_saved(base: Model, tmp_path: Path) ->
   loaded = peft.load(base, tmp_path / "out").methods[0]
   for field in dataclasses.fields(method):
     assert getattr(loaded, field.name) == getattr(method, field.name), field.name
+
+
+REPARAMETRIZED = [methods.Prefix(num_virtual_tokens=3, reparametrize=True, encoder_hidden_size=5)]
+
+
+@pytest.mark.parametrize("method", REPARAMETRIZED, ids=lambda method: method.name)
+def test_a_network_that_makes_the_prompt_goes_on_training(method: methods.Method, base: Model, tmp_path: Path) -> None:
+  adapted = base.add(method, jax.random.key(6))
+  adapted.save_adapter(tmp_path / "out")
+  loaded = peft.load(base, tmp_path / "out")
+  assert jax.tree.structure(loaded.params) == jax.tree.structure(adapted.params)
+  for path, leaf in masks.flatten(adapted.params).items():
+    np.testing.assert_array_equal(masks.flatten(loaded.params)[path], leaf, err_msg=path)
+  alone = peft.load(base, tmp_path / "out", inference=True)
+  assert not any(path.startswith(f"{method.name}.") for path in alone.adapter_paths())
+  np.testing.assert_allclose(alone(**INPUTS)["logits"], adapted(**INPUTS)["logits"], rtol=1e-5, atol=1e-6)
+  edit_tensors(tmp_path / "out", lambda tensors: tensors.update(prompt_embeddings=tensors["prompt_embeddings"] + 1))
+  with pytest.raises(UserError, match=r"peftjax\.safetensors does not make the 'prompt_embeddings'"):
+    peft.load(base, tmp_path / "out")
+  (tmp_path / "out" / peft.OUR_WEIGHTS).unlink()
+  with pytest.raises(UserError, match=r"no peftjax\.safetensors"):
+    peft.load(base, tmp_path / "out")
+
+
+def test_a_prefix_on_some_layers_is_refused(base: Model, tmp_path: Path) -> None:
+  with pytest.raises(
+    UserError, match="PREFIX_TUNING has no word for which layers, and prefix leaves out 'bert.encoder"
+  ):
+    base.add(methods.Prefix(layers=(0,), num_virtual_tokens=2)).save_adapter(tmp_path / "out")
+
+
+def test_vblora_of_top_weights_alone(base: Model, tmp_path: Path) -> None:
+  method = methods.VBLoRA(
+    rank=2, num_vectors=5, vector_length=4, topk=3, save_only_topk_weights=True, targets=("query",)
+  )
+  adapted = base.add(method, jax.random.key(7))
+  adapted.save_adapter(tmp_path / "out")
+  tensors = load_file(tmp_path / "out" / peft.WEIGHTS)
+  assert tensors[f"{QUERY}.vblora_logits_A_topk_indices"].shape == (2, 3, 3)
+  assert tensors[f"{QUERY}.vblora_logits_A_topk_indices"].dtype == np.uint8
+  assert tensors[f"{QUERY}.vblora_logits_A_topk_weights"].shape == (2, 3, 2)
+  loaded = peft.load(base, tmp_path / "out")
+  np.testing.assert_allclose(loaded(**INPUTS)["logits"], adapted(**INPUTS)["logits"], rtol=1e-5, atol=1e-6)

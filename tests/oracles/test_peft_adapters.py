@@ -44,6 +44,8 @@ class Case:
   base: str = "bert-seq"
   merges: bool = True
   trains: bool = True
+  same_config: bool = True  # not where PEFT's file has lost what its config speaks of, or we write names for a regex
+  same_bytes: bool = True  # not where what is stored was rounded
 
 
 CASES: dict[str, Case] = {
@@ -92,6 +94,7 @@ CASES: dict[str, Case] = {
     lambda **c: peft.LoraConfig(r=3, target_modules=r".*layer\.1\..*(query|key)", **c),
     methods.LoRA(rank=3, targets=r".*layer\.1\..*(query|key)"),
     trains=False,
+    same_config=False,
   ),
   "lora-all-linear": Case(
     lambda **c: peft.LoraConfig(r=3, target_modules="all-linear", **c),
@@ -116,6 +119,53 @@ CASES: dict[str, Case] = {
     base="roberta-token",
     merges=False,
     trains=False,
+  ),
+}
+
+CASES |= {
+  "prefix": Case(
+    lambda **c: peft.PrefixTuningConfig(num_virtual_tokens=3, **c),
+    methods.Prefix(num_virtual_tokens=3),
+    merges=False,
+  ),
+  "prefix-projection": Case(
+    lambda **c: peft.PrefixTuningConfig(num_virtual_tokens=3, prefix_projection=True, encoder_hidden_size=7, **c),
+    methods.Prefix(num_virtual_tokens=3, reparametrize=True, encoder_hidden_size=7),
+    base="bert-token",
+    merges=False,
+    trains=False,
+    same_config=False,
+  ),
+  "vera": Case(
+    lambda **c: peft.VeraConfig(r=5, target_modules=["query", "intermediate.dense"], **c),
+    methods.VeRA(rank=5, targets=("query", "intermediate.dense")),
+  ),
+  "vera-seed": Case(
+    lambda **c: peft.VeraConfig(r=5, target_modules=["query"], save_projection=False, projection_prng_key=3, **c),
+    methods.VeRA(rank=5, targets=QUERY, save_projection=False, projection_prng_key=3),
+    trains=False,
+  ),
+  "fourierft": Case(
+    lambda **c: peft.FourierFTConfig(
+      n_frequency=10, target_modules=["query", "intermediate.dense"], n_frequency_pattern={"layer.1.*query": 7}, **c
+    ),
+    methods.FourierFT(
+      n_frequency=10, targets=("query", "intermediate.dense"), n_frequency_pattern={"layer.1.*query": 7}
+    ),
+  ),
+  "vblora-top": Case(
+    lambda **c: peft.VBLoRAConfig(
+      r=3, num_vectors=7, vector_length=8, topk=3, save_only_topk_weights=True, target_modules=["query"], **c
+    ),
+    methods.VBLoRA(rank=3, num_vectors=7, vector_length=8, topk=3, save_only_topk_weights=True, targets=QUERY),
+    trains=False,
+    same_bytes=False,
+  ),
+  "vblora": Case(
+    lambda **c: peft.VBLoRAConfig(
+      r=3, num_vectors=7, vector_length=8, target_modules=["query", "intermediate.dense"], **c
+    ),
+    methods.VBLoRA(rank=3, num_vectors=7, vector_length=8, targets=("query", "intermediate.dense")),
   ),
 }
 
@@ -227,10 +277,13 @@ def test_a_peft_adapter_loads_and_saves_back_the_same_bytes(name: str, bases: di
   assert set(found) == set(wanted)
   for key in wanted:
     assert found[key].dtype == wanted[key].dtype
-    assert found[key].tobytes() == wanted[key].tobytes(), key
+    if case.same_bytes:
+      assert found[key].tobytes() == wanted[key].tobytes(), key
+    else:
+      np.testing.assert_allclose(found[key], wanted[key], rtol=1e-5, err_msg=key)
   again = peftjax.load(bases[case.base], adapter=tmp_path / "ours")
   close(logits(again), torch_logits(theirs))
-  if "target_modules" not in config_of(tmp_path / "theirs") or "regex" not in name:
+  if case.same_config:
     assert config_of(tmp_path / "ours") == config_of(tmp_path / "theirs")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from peftjax.interop.formats import lora, prompts, scaling
+from peftjax.interop.formats import lora, prompts, scaling, shared
 from peftjax.interop.formats.base import Format
 
-FORMATS: tuple[Format, ...] = (*lora.FORMATS, *scaling.FORMATS, *prompts.FORMATS)
+FORMATS: tuple[Format, ...] = (*lora.FORMATS, *scaling.FORMATS, *shared.FORMATS, *prompts.FORMATS)

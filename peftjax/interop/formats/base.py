@@ -89,7 +89,7 @@ class Format:
     free: keys that may hold anything: those that `fields_of` reads, and those that do not change what the adapter
       computes, such as how it was initialised.
     tensors: (method, site) -> {leaf: where it is stored}.
-    shared: leaves that all sites share -> where they are stored, after "base_model.".
+    shared: method -> {leaf that all sites share: where it is stored, after "base_model."}.
     applies: whether a config of this type is this method's, where several methods share one type.
     prefix: of tensors on modules.
     bias_mode: PEFT's word for the biases of the targeted modules, where it has that knob.
@@ -100,6 +100,8 @@ class Format:
     leaves_as: (method, site, leaves) -> the leaves of `saved_as(method)`.
     write, read: for formats whose tensors are not one for one leaf: (bound, layers, shared) -> tensors, and
       (bound, tensors, layers, shared) -> (layers, shared).
+    pack, unpack: (method, tensors) -> tensors, for formats that store them in another way.
+    has_more: whether the leaves cannot be had back from PEFT's tensors, and are kept beside them for training to go on.
   """
 
   peft_type: str
@@ -108,7 +110,7 @@ class Format:
   fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
   free: tuple[str, ...] = ()
   tensors: Callable[[Any, Site], Mapping[str, Tensor]] = _no_tensors
-  shared: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+  shared: Callable[[Any], Mapping[str, Tensor]] = lambda method: {}
   applies: Callable[[Config], bool] = lambda config: True
   prefix: str = "base_model.model."
   bias_mode: str = ""
@@ -118,3 +120,6 @@ class Format:
   leaves_as: Callable[[Any, Site, Leaves], Leaves] | None = None
   write: Callable[[Bound, Layers, Leaves], Tensors] | None = None
   read: Callable[[Bound, Tensors, Layers, Leaves], tuple[Layers, Leaves]] | None = None
+  pack: Callable[[Any, Tensors], Tensors] | None = None
+  unpack: Callable[[Any, Tensors], Tensors] | None = None
+  has_more: Callable[[Any], bool] = lambda method: False

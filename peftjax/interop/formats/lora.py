@@ -15,7 +15,6 @@ import numpy as np
 from peftjax.errors import UserError, nearest
 from peftjax.interop.formats.base import TARGETS, Config, Format, Tensor, transposed
 from peftjax.methods.base import Context, Leaves, Site
-from peftjax.methods.linear import ends_with
 from peftjax.methods.lora import LoRA
 
 # PEFT's `init_lora_weights` -> ours. The values come from the file, so all that matters is what they act on.
@@ -84,8 +83,8 @@ def tensors(method: Any, site: Site) -> Mapping[str, Tensor]:
 
 
 def fields_of(config: Config, names: Mapping[str, str], context: Context) -> Config:
-  """The initialisation, and the patterns that apply somewhere."""
-  del context
+  """The initialisation."""
+  del names, context
   init = config["init_lora_weights"]
   if str(init).startswith("pissa_niter") or init in _CHANGES_BASE:
     raise UserError(
@@ -94,11 +93,7 @@ def fields_of(config: Config, names: Mapping[str, str], context: Context) -> Con
     )
   if init not in _INITS:
     raise UserError(f"init_lora_weights {init!r} is not supported; {nearest(str(init), map(str, _INITS))}")
-  found: Config = {"init": _INITS[init]}
-  for field in ("rank_pattern", "alpha_pattern"):
-    entries = config[field] or {}
-    found[field] = {key: value for key, value in entries.items() if any(ends_with(key, name) for name in names)}
-  return found
+  return {"init": _INITS[init]}
 
 
 def saved_as(method: LoRA) -> LoRA:
