@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
 from peftjax import cli
+from tests.train.conftest import config, material
+
+__all__ = ["config", "material"]  # fixtures of the training tests
 
 
 @pytest.mark.parametrize(
@@ -86,3 +90,59 @@ def test_a_method_of_the_users_own(tmp_path, monkeypatch, capsys):
   assert json.loads(capsys.readouterr().out)["adapter"] == 6 * 2 * 2 * 384 * 13
   assert cli.main(["inspect", "--json", "--config.method.name=my_methods:only_queries"]) == 0
   assert json.loads(capsys.readouterr().out)["groups"]["mine"] == 6 * 384 * 384
+
+
+# Runs -------------------------------------------------------------------------------------------------------------
+
+
+def truncate(path):
+  path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+  ("break_it", "overrides", "expected"),
+  [
+    (lambda d: None, ["data.name=jsonl:{d}/nowhere.jsonl"], "nowhere.jsonl"),
+    (lambda d: (d / "bad.jsonl").write_text('{"text": "a", "label": 0}\nno json\n'), ["data.name=jsonl:{d}/bad.jsonl"],
+     "bad.jsonl:2: no JSON"),
+    (lambda d: None, ["data.label_column=lable"], "did you mean 'label'"),
+    (lambda d: None, ["task.num_labels=1"], "2 labels"),
+    (lambda d: None, ["task.name=token_classification"], "token_classification"),
+    (lambda d: truncate(next((d / "model").glob("*.safetensors"))), [], "no whole safetensors file"),
+    (lambda d: (d / "model" / "vocab.txt").unlink(), [], "vocab.txt"),
+    (lambda d: None, ["train.batch_size=0"], "train.batch_size"),
+    (lambda d: None, ["train.accumulate=3"], "does not divide"),
+    (lambda d: None, ["optim.schedule=cosinus"], "did you mean 'cosine'"),
+    (lambda d: None, ["optim.groups.haed.learning_rate=1e-3"], "did you mean 'head'"),
+    (lambda d: None, ["data.name=packaged:movie_review"], "did you mean 'movie_reviews'"),
+    (lambda d: None, ["model.adapter={d}/model"], "adapter_config.json"),
+  ],
+)  # fmt: skip
+def test_mistakes_before_a_run_cost_nothing(break_it, overrides, expected, config, material, tmp_path, capsys):
+  folder = tmp_path / "d"
+  shutil.copytree(material, folder, ignore=shutil.ignore_patterns("cache"))
+  break_it(folder)
+  given = [f"model.path={folder}/model", f"data.name=csv:{folder}/reviews.csv", "data.max_length=16", "train.steps=2"]
+  flags = [f"--config.{one.format(d=folder)}" for one in (*given, *overrides)]
+  assert cli.main(["train", f"--workdir={tmp_path / 'run'}", *flags]) == 2
+  captured = capsys.readouterr()
+  assert len(captured.err.splitlines()) == 1
+  assert expected in captured.err
+  assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_another_run_in_the_folder_is_left_alone(config, material, tmp_path, capsys):
+  flags = [f"--config.model.path={config.model.path}", f"--config.data.name={config.data.name}",
+           "--config.data.max_length=16", "--config.data.buckets=(10,)", f"--workdir={tmp_path}"]  # fmt: skip
+  assert cli.main(["train", "--config.train.steps=2", *flags]) == 0
+  before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+  capsys.readouterr()
+  assert cli.main(["train", "--config.train.steps=2", "--config.method.rank=3", *flags]) == 2
+  assert "method.rank" in capsys.readouterr().err
+  assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+  assert cli.main(["export", f"--workdir={tmp_path}", "--format=pft", "--out=x"]) == 2
+  assert "did you mean 'peft'" in capsys.readouterr().err
+  (tmp_path / "mine").mkdir()
+  (tmp_path / "mine" / "letter.txt").write_text("dear")
+  assert cli.main(["export", f"--workdir={tmp_path}", "--format=peft", f"--out={tmp_path / 'mine'}"]) == 2
+  assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
