@@ -25,7 +25,7 @@ def headline(summary: Summary) -> str:
     return f"PEFT: {_chosen(rows)['row']} matches {reference} fine-tuning"
   if words == {"worse"}:
     return f"{reference.capitalize()} fine-tuning: every PEFT method is worse"
-  return "Not decided: this study is too small to tell"
+  return f"Not decided: this study cannot separate {_chosen(rows)['row']} from {reference} fine-tuning"
 
 
 def sentences(summary: Summary) -> list[str]:
@@ -68,6 +68,7 @@ def _accuracy(summary: Summary, reference: Row, rows: list[Row]) -> str:
     basis += f" and {fmt.whole(summary['examples'])} {summary['split']} examples"
   chosen = _chosen(rows)
   one = chosen["difference"]
+  kind = {"better": "the best PEFT method", "matches": "the smallest that matches"}.get(one["verdict"], "the nearest")
   interval = ""
   if one["low"] is not None:
     interval = f" [{fmt.signed(one['low'], metric)}, {fmt.signed(one['high'], metric)}]"
@@ -76,7 +77,7 @@ def _accuracy(summary: Summary, reference: Row, rows: list[Row]) -> str:
     level = f" [{fmt.score(reference['low'], metric)}, {fmt.score(reference['high'], metric)}]"
   return (
     f"{summary['reference'].capitalize()} fine-tuning reaches {fmt.score(reference['estimate'], metric)}{percent}"
-    f"{level} {metric} over {basis}; {chosen['row']} differs from it by {fmt.signed(one['estimate'], metric)}"
+    f"{level} {metric} over {basis}; {chosen['row']}, {kind}, differs from it by {fmt.signed(one['estimate'], metric)}"
     f"{interval}{fmt.unit(metric)} and reaches {fmt.score(chosen['estimate'], metric)}{percent}."
   )
 

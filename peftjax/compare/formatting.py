@@ -163,16 +163,23 @@ def rate(value: float | None) -> str:
 def runs(ids: list[str]) -> str:
   """Run ids, those of one row together.
 
-  >>> runs(["full/seed-0", "full/seed-1", "lora/seed-0"])
-  'full/seed-{0,1}, lora/seed-0'
+  >>> runs(["full/seed-0", "full/seed-1", "lora/seed-0", "ia3/seed-0", "ia3/seed-1", "ia3/seed-2"])
+  'full/seed-{0,1}, lora/seed-0, ia3/seed-{0..2}'
   """
   seeds: dict[str, list[str]] = {}
   for run in ids:
     row, _, seed = run.partition("/seed-")
     seeds.setdefault(row, []).append(seed)
-  return ", ".join(
-    f"{row}/seed-{own[0]}" if len(own) == 1 else f"{row}/seed-{{{','.join(own)}}}" for row, own in seeds.items()
-  )
+  return ", ".join(f"{row}/seed-{_seeds(own)}" for row, own in seeds.items())
+
+
+def _seeds(seeds: list[str]) -> str:
+  if len(seeds) < 2:
+    return seeds[0]
+  first, last = int(seeds[0]), int(seeds[-1])
+  if len(seeds) > 2 and seeds == [str(seed) for seed in range(first, last + 1)]:
+    return f"{{{first}..{last}}}"
+  return f"{{{','.join(seeds)}}}"
 
 
 def names(items: list[str]) -> str:

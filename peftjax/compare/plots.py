@@ -75,7 +75,7 @@ def pareto(summary: Summary, narrow: bool = False) -> Figure | None:
   rows = [row for row in summary["rows"] if (row["parameters"] or {}).get("trainable")]
   if not rows:
     return None
-  figure, axes = new_figure(narrow, 4.1, 4.3)
+  figure, axes = new_figure(narrow, 4.6, 4.3)
   scale, style = _scaled(summary["metric"]), looks(summary)
   size = font_size(narrow)
   x = np.array([row["parameters"]["trainable"] for row in rows], dtype=np.float64)
@@ -117,9 +117,9 @@ def pareto(summary: Summary, narrow: bool = False) -> Figure | None:
   for row, point, place in zip(rows, points, labels.place(points, sizes, obstacles, (box.x0, box.y0, box.x1, box.y1))):
     centre = ((place[0] + place[2]) / 2, (place[1] + place[3]) / 2)
     end = (min(max(point[0], place[0]), place[2]), min(max(point[1], place[1]), place[3]))
-    if np.hypot(end[0] - point[0], end[1] - point[1]) > 16:
+    if np.hypot(end[0] - point[0], end[1] - point[1]) > 11:
       line = axes.transData.inverted().transform([point, end])
-      axes.plot(line[:, 0], line[:, 1], color=MUTED, linewidth=0.6, zorder=1)
+      axes.plot(line[:, 0], line[:, 1], color=MUTED, linewidth=0.8, zorder=1)
     where = axes.transData.inverted().transform(centre)
     words: dict[str, Any] = {"fontsize": size, "ha": "center", "va": "center", "color": INK, "zorder": 4, "bbox": cover}
     axes.text(float(where[0]), float(where[1]), row["row"], **words)

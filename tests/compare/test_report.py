@@ -176,7 +176,10 @@ def one_row(name, estimate, low, high, verdict, **more):
     ([("lora", 0.03, "better"), ("ia3", 0.0, "matches")], "PEFT: lora beats full fine-tuning"),
     ([("lora", 0.0, "matches"), ("ia3", 0.001, "matches")], "PEFT: ia3 matches full fine-tuning"),
     ([("lora", -0.03, "worse"), ("ia3", -0.05, "worse")], "Full fine-tuning: every PEFT method is worse"),
-    ([("lora", -0.03, "worse"), ("ia3", -0.01, "inconclusive")], "Not decided: this study is too small to tell"),
+    (
+      [("lora", -0.03, "worse"), ("ia3", -0.01, "inconclusive")],
+      "Not decided: this study cannot separate ia3 from full fine-tuning",
+    ),
   ],
 )
 def test_headlines(rows, said):
