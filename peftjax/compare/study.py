@@ -59,7 +59,7 @@ def run(
   Args:
     config: with the section `compare`.
     workdir: D, the study's folder.
-    train: what trains a trial; `peftjax.train.loop.train` if left out.
+    train: what trains a trial; `peftjax.compare.runs.train` if left out.
     make_step: what builds a trial's bare training step for the clock; `peftjax.compare.runs.training_step` if left out.
     check: raises `UserError` where a trial's config cannot be built; `peftjax.compare.runs.check` if left out.
 
@@ -70,9 +70,8 @@ def run(
   trials = plan(config)
   if train is None or make_step is None or check is None:
     from peftjax.compare import runs  # imported late: a report from records needs no JAX
-    from peftjax.train import loop
 
-    train, make_step, check = train or loop.train, make_step or runs.training_step, check or runs.check
+    train, make_step, check = train or runs.train, make_step or runs.training_step, check or runs.check
   _check_rows(trials, check)
   done = {trial.run: record for trial in trials if (record := records.finished(trial, workdir))}
   write_text(workdir / "config.json", json.dumps(plain(config), indent=2, sort_keys=True) + "\n")
@@ -84,6 +83,8 @@ def run(
     try:
       done[trial.run] = _train(trial, workdir, train)
     except Exception as error:  # one method's failure is a result of that method; the others go on
+      if not done and _is_mistake(error):
+        raise
       failed[trial.run] = _keep_error(trial, workdir, error)
       say(f"failed: {trial.run}: {failed[trial.run]}")
     records.write_results([done[one.run] for one in trials if one.run in done], workdir)
@@ -143,6 +144,13 @@ def _train(trial: Trial, workdir: Path, train: Train) -> Record:
   write_text(folder / "record.json", json.dumps(record, sort_keys=True) + "\n")
   (folder / "error.txt").unlink(missing_ok=True)
   return record
+
+
+def _is_mistake(error: Exception) -> bool:
+  """Whether an error is about the config or the data, as a first trial finds it, and not about how training went."""
+  from peftjax.train.watch import Diverged
+
+  return isinstance(error, UserError) and not isinstance(error, Diverged)
 
 
 def _keep_error(trial: Trial, workdir: Path, error: Exception) -> str:

@@ -158,10 +158,18 @@ def test_one_failure_does_not_stop_the_others(tmp_path):
 
 def test_all_failed(tmp_path, capsys):
   def fail(config, folder):
-    raise UserError("no such model")
+    raise RuntimeError("no memory")
 
   outcome = run(config(), tmp_path, fail)
   assert outcome.exit_code == 1 and len(outcome.failed) == 9 and not outcome.summary["rows"]
+
+
+def test_a_mistake_that_the_first_trial_finds_ends_the_study(tmp_path):
+  def fail(config, folder):
+    raise UserError("data.name: no file 'a.csv'")
+
+  with pytest.raises(UserError, match="no file"):
+    run(config(), tmp_path, fail)
 
 
 def test_a_folder_of_another_study_is_refused_untouched(unbroken, tmp_path):

@@ -1,0 +1,59 @@
+"""What a study asks of training: whether a trial's config can be built, its run, and its bare step for the clock."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from peftjax import inspection
+from peftjax.compare.timing import Step
+from peftjax.errors import UserError
+from peftjax.model import folder_of, from_config
+from peftjax.models import pretrained
+from peftjax.models.family import ENCODER
+from peftjax.parallel.mesh import put_batch
+from peftjax.train import finished, loop
+from peftjax.train import run as run_lib
+from peftjax.train.assemble import make_model, shape_task
+from peftjax.train.compiling import CompiledStep
+
+
+def check(config: ConfigDict) -> None:
+  """Builds a trial's model as shapes alone, without weights and data.
+
+  Raises:
+    UserError: the method, its targets or the model do not fit.
+  """
+  task, num_labels = shape_task(config)
+  if not task and from_config(pretrained.read_config(folder_of(config.model.path))).task == ENCODER:
+    task, num_labels = "text_classification", 2  # a head of some size: which one, only the data says
+  inspection.report(make_model(config, task, num_labels=num_labels, abstract=True))
+
+
+def train(config: ConfigDict, folder: Path) -> dict[str, Any]:
+  """Trains or resumes a trial, and saves its adapter beside it in ``adapter/`` where the method has a file format."""
+  summary = loop.train(config, folder)
+  try:
+    finished.export(folder, "peft", folder / "adapter")
+  except UserError:  # full fine-tuning, or a method that Hugging Face PEFT does not have
+    shutil.rmtree(folder / "adapter", ignore_errors=True)
+  return summary
+
+
+def training_step(config: ConfigDict) -> Step:
+  """A trial's own step, as its training compiled it, on its first batch over and over."""
+  run = run_lib.resolve(config)
+  batch = put_batch(run.mesh, next(run.loaders.train))
+  state = run.start()
+  compiled = CompiledStep(run.step(), run.mesh, state, run.frozen, lambda _: None)
+  held = [state]
+
+  def step() -> None:
+    held[0], metrics = compiled(held[0], run.frozen, batch)
+    jax.block_until_ready((held[0], metrics))
+
+  return step
