@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
+from peftjax.files import read_json, write_text
 from peftjax.masks import Tree
 from peftjax.parallel.mesh import batch_sharding, replicated
 from peftjax.train.flops import flops_of
@@ -49,12 +52,17 @@ class Cost:
 class CompiledStep:
   """A training step with donated state.
 
+  Args:
+    step: what is compiled.
+    mesh: devices; the batch is split over it.
+    state, frozen: laid on it as they will be in every call.
+    compiled: told of every compilation.
+
   Attributes:
-    costs: one for each shape of batch seen.
     just_compiled: whether the last call compiled.
   """
 
-  def __init__(self, step: TrainStep, mesh: Mesh, state: TrainState, frozen: Tree, say: Callable[[str], None]):
+  def __init__(self, step: TrainStep, mesh: Mesh, state: TrainState, frozen: Tree, compiled: Callable[[Cost], None]):
     place = (jax.tree.map(lambda x: x.sharding, state), jax.tree.map(lambda x: x.sharding, frozen))
     self._jitted = jax.jit(
       step,
@@ -63,8 +71,7 @@ class CompiledStep:
       donate_argnums=0,
     )
     self._compiled: dict[Any, Any] = {}
-    self._say = say
-    self.costs: dict[str, Cost] = {}
+    self._tell = compiled
     self.just_compiled = False
 
   def __call__(self, state: TrainState, frozen: Tree, batch: Mapping[str, jax.Array]) -> tuple[TrainState, Metrics]:
@@ -88,8 +95,7 @@ class CompiledStep:
       temp_bytes=int(memory.temp_size_in_bytes) if memory else 0,
       argument_bytes=int(memory.argument_size_in_bytes) if memory else 0,
     )
-    self.costs[cost.shape] = cost
-    self._say(f"compiled the step for {cost.shape} in {seconds:.1f} s: {cost.flops / 1e9:.1f} GFLOP a step")
+    self._tell(cost)
     return compiled
 
 
@@ -97,3 +103,28 @@ def shape_name(batch: Mapping[str, Any]) -> str:
   """The shape of a batch's widest array of at most two axes, such as "32x64"."""
   shapes = [array.shape for array in batch.values() if array.ndim <= 2]
   return "x".join(str(size) for size in max(shapes, key=lambda shape: (len(shape), shape)))
+
+
+class Costs:
+  """``compiled.json`` in a run's folder: the cost of each shape of batch, kept over restarts.
+
+  Args:
+    folder: the run's.
+    say: shows a line.
+    writes: whether this process writes the file.
+  """
+
+  def __init__(self, folder: Path, say: Callable[[str], None], writes: bool = True):
+    self._path, self._say, self._writes = folder / "compiled.json", say, writes
+    saved = read_json(self._path) if self._path.is_file() else {}
+    self.by_shape = {shape: Cost(**cost) for shape, cost in saved.items()}
+
+  def add(self, cost: Cost) -> None:
+    """Takes the cost of a step that was just compiled."""
+    self._say(
+      f"compiled the step for {cost.shape} in {cost.compile_seconds:.1f} s: {cost.flops / 1e9:.1f} GFLOP an update"
+    )
+    self.by_shape[cost.shape] = cost
+    if self._writes:
+      text = json.dumps({shape: dataclasses.asdict(one) for shape, one in sorted(self.by_shape.items())}, indent=2)
+      write_text(self._path, text + "\n")

@@ -76,7 +76,6 @@ class RunLog:
     self._silent = silent
     self._total = run.total_steps
     self._batch_size = config.batch_size
-    self._seconds: list[float] = []
     self._window: list[tuple[float, int]] = []  # seconds and tokens of the steps since the last timing row
     if silent:
       return
@@ -99,13 +98,7 @@ class RunLog:
 
   def step_took(self, seconds: float, tokens: int) -> None:
     """Remembers the time of one step that nothing else (compiling, saving, evaluating) fell into."""
-    self._seconds.append(seconds)
     self._window.append((seconds, tokens))
-
-  @property
-  def median_step_seconds(self) -> float | None:
-    """The median over all steps timed by this process."""
-    return statistics.median(self._seconds) if self._seconds else None
 
   def is_last(self, step: int) -> bool:
     """Whether a step is the run's last."""
@@ -114,8 +107,8 @@ class RunLog:
   def progress(self, step: int, loss: float) -> None:
     """Moves the bar."""
     if not self._silent:
-      rate = self._batch_size / self.median_step_seconds if self.median_step_seconds else None
-      self._display.update(step, loss, rate)
+      recent = [seconds for seconds, _ in self._window]
+      self._display.update(step, loss, self._batch_size * len(recent) / sum(recent) if recent else None)
 
   def train_row(self, step: int, row: Row) -> None:
     """One row of training metrics, and the time of the steps since the last one."""
@@ -127,7 +120,7 @@ class RunLog:
     if self._window:
       seconds = [one for one, _ in self._window]
       timing = {
-        "step_seconds": round(statistics.mean(seconds), 6),
+        "step_seconds": round(statistics.median(seconds), 6),
         "examples_per_second": round(self._batch_size * len(seconds) / sum(seconds), 2),
         "tokens_per_second": round(sum(tokens for _, tokens in self._window) / sum(seconds), 1),
       }

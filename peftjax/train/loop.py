@@ -26,9 +26,9 @@ from peftjax.train import folder as folder_lib
 from peftjax.train import run as run_lib
 from peftjax.train.checkpoint import Checkpoints
 from peftjax.train.checks import check_moved, check_unchanged, fingerprints
-from peftjax.train.compiling import CompiledStep, use_cache
+from peftjax.train.compiling import CompiledStep, Costs, use_cache
 from peftjax.train.evaluate import evaluate, make_predict, save_rows
-from peftjax.train.logs import RunLog, read_rows
+from peftjax.train.logs import RunLog
 from peftjax.train.signals import PREEMPTED, EndRequests, Preempted
 from peftjax.train.summary import summarize
 from peftjax.train.watch import Watch
@@ -81,7 +81,8 @@ def train(config: ConfigDict, workdir: str | Path, resolve: Resolve = run_lib.re
           log.say(note)
 
         # Loop
-        step = CompiledStep(run.step(), run.mesh, state, run.frozen, log.say)
+        costs = Costs(folder, log.say, writes)
+        step = CompiledStep(run.step(), run.mesh, state, run.frozen, costs.add)
         predict = make_predict(run.model.forward, run.task, run.mesh)
         watch = Watch(config, log, run.loaders.train.examples)
         for count in range(start + 1, total + 1):
@@ -115,7 +116,7 @@ def train(config: ConfigDict, workdir: str | Path, resolve: Resolve = run_lib.re
 
       # Finish: the promises, then the summary
       check_unchanged(frozen_prints, fingerprints(run.frozen))
-      summary = summarize(run, state, read_rows(folder / "metrics.jsonl"), step.costs, log.median_step_seconds)
+      summary = summarize(run, state, folder, costs.by_shape)
       if writes:
         write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
       return summary

@@ -5,41 +5,42 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import platform
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 
 from peftjax import inspection, masks, optim
 from peftjax.train.compiling import Cost
+from peftjax.train.logs import read_rows
 from peftjax.train.run import Run
 from peftjax.train.state import TrainState
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
-def summarize(
-  run: Run,
-  state: TrainState,
-  rows: Sequence[Mapping[str, Any]],
-  costs: Mapping[str, Cost],
-  median_step_seconds: float | None,
-) -> dict[str, Any]:
+def summarize(run: Run, state: TrainState, folder: Path, costs: Mapping[str, Cost]) -> dict[str, Any]:
   """The content of ``summary.json``.
 
   Args:
-    rows: of metrics.jsonl.
-    costs: the steps compiled by this process, by the shape of their batch.
-    median_step_seconds: of the steps taken by this process.
+    run: as it started.
+    state: after the last step.
+    folder: with metrics.jsonl and timing.jsonl, whole.
+    costs: of the compiled steps, by the shape of their batch.
 
   Returns:
     step; metrics {split: {name: value}} and train {loss, ...}, of the last step; parameters {trainable, adapter, head,
-    total, percent}; bytes {weights, gradients, optimizer, adapter, head}; step {median_seconds, flops, shapes}; base
-    {path, hash}; method, task, seed, groups, devices, versions.
+    total, percent, groups}; bytes {weights, gradients, optimizer, adapter, head}; step_seconds, the median; step_flops,
+    of the costliest shape; compiled, the cost of each shape; base {path, hash}; examples {split: number}; main_metric,
+    method, task, seed, learning_rates, devices, versions.
   """
   counts = inspection.report(run.model)
   trainable, whole = masks.count(state.trainable), masks.count(run.model.params)
   head = masks.count(_head(run, state.trainable))
+  rows = read_rows(folder / "metrics.jsonl")
+  seconds = [row["step_seconds"] for row in read_rows(folder / "timing.jsonl")]
   train = [row for row in rows if "split" not in row]
   last = {
     row["split"]: {name: value for name, value in row.items() if name not in ("split", "step")}
@@ -60,7 +61,7 @@ def summarize(
       "adapter": trainable.bytes - head.bytes,
       "head": head.bytes,
     },
-    "step_seconds": median_step_seconds,
+    "step_seconds": statistics.median(seconds) if seconds else None,
     "step_flops": largest.flops if largest else None,
     "compiled": [dataclasses.asdict(cost) for cost in costs.values()],
     "base": dataclasses.asdict(run.base),

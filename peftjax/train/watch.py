@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -65,7 +64,7 @@ class Watch:
       return
     step, metrics, batch = self._held
     self._held = None
-    seen = {name: float(metrics[name]) for name in ("loss", "grad_norm")}
+    seen = {name: _number(metrics[name]) for name in ("loss", "grad_norm")}
     now = time.perf_counter()
     if self._clock is not None:
       self._log.step_took(now - self._clock, int(np.sum(batch.get("attention_mask", 0))))
@@ -87,8 +86,9 @@ class Watch:
 
 
 def _plain(value: Any) -> Any:
-  return jax.tree.map(lambda one: _number(float(one)), value)
+  return jax.tree.map(_number, value)
 
 
-def _number(value: float) -> float | None:
-  return value if math.isfinite(value) else None
+def _number(value: Any) -> float:
+  """The shortest decimal that is this float32: 0.001, not 0.0010000000474974513."""
+  return float(str(np.float32(value)))

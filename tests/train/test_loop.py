@@ -47,6 +47,7 @@ def test_a_run_and_its_files(config, tmp_path, capsys):
   assert summary["bytes"]["gradients"] == 4 * (adapter + 18)
   assert summary["bytes"]["optimizer"] == 8 * (adapter + 18)
   assert summary["step_flops"] > 0 and summary["compiled"][0]["compile_seconds"] > 0
+  assert {one["shape"] for one in summary["compiled"]} == {"8x10", "8x16"}
   assert json.loads((folder / "summary.json").read_text()) == summary
   captured = capsys.readouterr()
   assert captured.out == "" and "step 12 of 12" in captured.err and "\x1b" not in captured.err
