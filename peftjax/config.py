@@ -33,7 +33,7 @@ def default() -> ConfigDict:
   config.model.dtype = "float32"  # how base leaves are stored
   config.model.compute_dtype = ""  # matmuls; empty: as stored
   config.model.attention = "auto"  # backend: auto, xla, heads
-  config.model.remat = "none"  # what the backward pass recomputes: none, minimal, full
+  config.model.remat = "minimal"  # what the backward pass recomputes: none, minimal (all but matmuls), full
   config.model.scan_layers = True  # one compiled layer; a method that differs by layer unrolls
   config.model.dropout = -1.0  # base model's dropout rate; -1: what config.json says
 
