@@ -1,0 +1,19 @@
+"""MiniLM on banking77 by one method.
+
+peftjax train --config=configs/banking77.py:lora --workdir=runs/banking77-lora
+
+@@RECORD@@
+"""
+
+from encoder import get_config as encoder
+from ml_collections import ConfigDict
+
+
+def get_config(method: str = "lora") -> ConfigDict:
+  config = encoder(method)
+  config.data.name = "packaged:banking77"
+  config.data.max_length = 32
+  config.data.buckets = (16, 24, 32)
+  config.train.epochs = 5.0
+  config.train.final_splits = ("validation", "test")
+  return config

@@ -1,0 +1,19 @@
+"""MiniLM on reuters_r52 by one method.
+
+peftjax train --config=configs/reuters_r52.py:lora --workdir=runs/reuters_r52-lora
+
+@@RECORD@@
+"""
+
+from encoder import get_config as encoder
+from ml_collections import ConfigDict
+
+
+def get_config(method: str = "lora") -> ConfigDict:
+  config = encoder(method)
+  config.data.name = "packaged:reuters_r52"
+  config.data.max_length = 64
+  config.data.buckets = (24, 40, 64)
+  config.train.epochs = 3.0
+  config.train.final_splits = ("validation", "test")
+  return config
