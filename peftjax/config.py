@@ -54,7 +54,7 @@ def default() -> ConfigDict:
   config.data.workers = 0  # processes that read ahead; 0: threads only
 
   config.optim = ConfigDict()
-  config.optim.name = "adamw"  # adamw, sgd, adafactor, lion
+  config.optim.name = "adamw"  # adamw, sgd, adafactor, lion, galore
   config.optim.learning_rate = 0.0  # peak; 0: the method's default
   config.optim.schedule = "linear"  # constant, linear, cosine
   config.optim.warmup = 0.06  # share of all steps
@@ -64,6 +64,9 @@ def default() -> ConfigDict:
   config.optim.b2 = 0.999
   config.optim.eps = 1e-8
   config.optim.momentum = 0.0  # of sgd
+  config.optim.galore_rank = 128  # of galore's projected gradients
+  config.optim.galore_every = 200  # updates between two projections
+  config.optim.galore_scale = 0.25  # of its updates
   config.optim.groups = (
     ConfigDict()
   )  # group -> {"learning_rate": ..., "weight_decay": ...}; fields in optim.GROUP_FIELDS

@@ -25,6 +25,7 @@ from peftjax.errors import UserError, nearest
 from peftjax.methods import Method, expand
 from peftjax.methods.base import Context, Site
 from peftjax.methods.inject import Bound, acting, attach, bind, check_all_read, discover, leaf_paths
+from peftjax.methods.observe import observe
 from peftjax.models import pretrained
 from peftjax.models.family import Architecture, Family
 from peftjax.models.layers import Runtime
@@ -128,10 +129,26 @@ class Model:
       return self.unrolled().add(methods, key)
     key = jax.random.key(0) if key is None else key
     laid = functools.partial(attach, bound=bound, key=key)
-    params = jax.eval_shape(laid, self.params) if self.is_abstract else laid(self.params)
+    observed = self._observe(bound)
+    params = (
+      jax.eval_shape(laid, self.params, observed=observed) if self.is_abstract else laid(self.params, observed=observed)
+    )
     whole = (*self.bound, *bound)
     check_all_read(self.module, params, whole, self.example_inputs)
     return dataclasses.replace(self, params=params, bound=whole)
+
+  def _observe(self, bound: tuple[Bound, ...]) -> dict[str, dict[str, Any]]:
+    """What methods note at their sites in a run of the model as it is; {} for most methods."""
+    watching = [one for one in bound if one.method.calibration() is not None]
+    if not watching:
+      return {}
+    plain = self.with_params(jax.eval_shape(lambda tree: tree, self.params)).unrolled()
+
+    def run(params: masks.Tree) -> dict[str, dict[str, Any]]:
+      whole = unstack(params, self.stacks)
+      return {key: leaves for one in watching for key, leaves in observe(plain.module, plain.bound, whole, one).items()}
+
+    return jax.eval_shape(run, self.params) if self.is_abstract else jax.jit(run)(self.params)
 
   def _check_uniform(self, bound: tuple[Bound, ...]) -> None:
     for one in bound:

@@ -21,10 +21,11 @@ import optax
 from ml_collections import ConfigDict
 
 from peftjax.errors import UserError, nearest
+from peftjax.galore import scale_by_galore
 from peftjax.masks import FROZEN, Tree, flatten, unflatten
 
 SCHEDULES = ("constant", "linear", "cosine")
-OPTIMIZERS = ("adamw", "sgd", "adafactor", "lion")
+OPTIMIZERS = ("adamw", "sgd", "adafactor", "lion", "galore")
 GROUP_FIELDS = ("learning_rate", "learning_rate_multiplier", "weight_decay", "schedule", "warmup")
 UNDECAYED = ("bias", "scale", "magnitude", "ia3_l")  # leaves that are no matrices, whatever their shape
 
@@ -238,6 +239,10 @@ def _direction(config: ConfigDict, stacks: Mapping[str, int]) -> optax.GradientT
     return optax.scale_by_lion(b1=config.b1, b2=config.b2)
   if config.name == "sgd":
     return optax.trace(decay=config.momentum) if config.momentum else optax.identity()
+  if config.name == "galore":
+    adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
+    settings = (config.galore_rank, config.galore_every, config.galore_scale)
+    return scale_by_galore(adam, *settings, stacks, lambda name, leaf: name.endswith("kernel"))
   if config.name == "adafactor":
     return per_layer(
       optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms()), stacks

@@ -16,16 +16,25 @@ from pathlib import Path
 from typing import Any
 
 from peftjax.errors import UserError, nearest
+from peftjax.methods.adapter_plus import AdapterPlus
 from peftjax.methods.base import Call, Context, Leaves, Method, Site, Targeted, field_error
+from peftjax.methods.bottleneck import Bottleneck
+from peftjax.methods.compacter import Compacter
 from peftjax.methods.fourierft import FourierFT
-from peftjax.methods.houlsby import Bottleneck, Houlsby
+from peftjax.methods.houlsby import Houlsby, Pfeiffer
 from peftjax.methods.hybrid import Hybrid, expand
 from peftjax.methods.ia3 import IA3
+from peftjax.methods.llama_adapter import LlamaAdapter
 from peftjax.methods.lora import LoRA
-from peftjax.methods.prefix import Prefix
+from peftjax.methods.mam import MAM
+from peftjax.methods.p_tuning import PTuning
+from peftjax.methods.parallel_adapter import ParallelAdapter
+from peftjax.methods.prefix import Prefix, PTuningV2
 from peftjax.methods.prompt import Prompt
 from peftjax.methods.reft import ReFT
 from peftjax.methods.selective import BitFit, Full, Head, LastK, LayerNormTuning, MaskMethod, Patterns
+from peftjax.methods.trainable_tokens import TrainableTokens
+from peftjax.methods.unipelt import UniPELT
 from peftjax.methods.vblora import VBLoRA
 from peftjax.methods.vera import VeRA
 
@@ -44,37 +53,57 @@ METHODS: dict[str, type[Method]] = {
     VBLoRA,
     IA3,
     Houlsby,
-    Prompt,
-    Prefix,
+    Pfeiffer,
+    ParallelAdapter,
+    Compacter,
+    AdapterPlus,
     ReFT,
+    Prompt,
+    PTuning,
+    Prefix,
+    PTuningV2,
+    LlamaAdapter,
+    TrainableTokens,
+    MAM,
+    UniPELT,
     Hybrid,
   )
 }
 
 __all__ = [
-  "IA3",
-  "METHODS",
+  "AdapterPlus",
   "BitFit",
   "Bottleneck",
   "Call",
+  "Compacter",
   "Context",
   "FourierFT",
   "Full",
   "Head",
   "Houlsby",
   "Hybrid",
+  "IA3",
   "LastK",
   "LayerNormTuning",
   "Leaves",
+  "LlamaAdapter",
   "LoRA",
+  "MAM",
+  "METHODS",
   "MaskMethod",
   "Method",
+  "PTuning",
+  "PTuningV2",
+  "ParallelAdapter",
   "Patterns",
+  "Pfeiffer",
   "Prefix",
   "Prompt",
   "ReFT",
   "Site",
   "Targeted",
+  "TrainableTokens",
+  "UniPELT",
   "VBLoRA",
   "VeRA",
   "build",
@@ -116,7 +145,8 @@ def _checked(what: str, value: Any, hint: Any, field: dataclasses.Field[Any]) ->
   if hint in (bool, int, str, float):
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
       raise UserError(f"{what}={value!r}: expected {hint.__name__}, such as {field.default!r}")
-    if hint is int and value < 1 and isinstance(field.default, int) and field.default >= 1:
+    needs_one = isinstance(field.default, int) and field.default >= 1 and not field.metadata.get("may_be_zero")
+    if hint is int and value < 1 and needs_one:
       raise UserError(f"{what}={value!r}: expected a positive number, such as {field.default!r}")
   elif typing.get_origin(hint) is Mapping:
     try:

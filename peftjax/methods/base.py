@@ -21,6 +21,9 @@ from peftjax.errors import UserError, nearest
 
 Leaves = dict[str, Any]
 
+MAY_BE_ZERO = {"may_be_zero": True}
+"""Metadata of a count whose 0 leaves a part of a method out; other positive defaults refuse a 0 from a config."""
+
 ADAPTER = "adapter"
 SAVED = "saved"
 BIAS = "bias"
@@ -33,11 +36,12 @@ class Site:
   Attributes:
     path: the module's path in the parameter tree; no layer index where layers are stacked.
     method: the module's method that is acted on; "__call__" for leaf modules.
-    kind: linear, embedding, norm, conv, attention, sublayer, block, model.
+    kind: linear, embedding, unembedding (an output layer tied to an embedding), norm, conv, attention, sublayer, block,
+      model.
     names: Hugging Face's dotted module name, one for each layer of the stack (one alone if not stacked).
     stack: leading axes of the stored leaves, () or (layers,).
-    shape: of one layer: linear (in, out); conv (*window, in, out); embedding (vocabulary, features); norm (features,);
-      attention (query heads, key heads, head size); sublayer, block and model (hidden,).
+    shape: of one layer: linear (in, out); conv (*window, in, out); embedding and unembedding (vocabulary, features);
+      norm (features,); attention (query heads, key heads, head size); sublayer, block and model (hidden,).
     dtype: of the base's leaves.
     has_bias: whether the base module has a bias.
     base_path: the module whose leaves `create` sees as the base's: its own, and the word embeddings' for a model.
@@ -129,6 +133,11 @@ class Method:
 
   modules_to_save: tuple[str, ...] = ()
 
+  @property
+  def parts(self) -> tuple[Method, ...]:
+    """The methods that it stands for: itself, or those of a combination."""
+    return (self,)
+
   def bind(self, context: Context) -> Self:
     """The method with every default that depends on the model filled in, and checked against it."""
     if self.modules_to_save:
@@ -146,8 +155,17 @@ class Method:
     del name
     return None
 
+  def calibration(self) -> Mapping[str, Any] | None:
+    """The model's inputs for one run of the base before leaves are made; None if `create` needs no activations."""
+    return None
+
+  def observe(self, x: Any, y: Any, site: Site) -> Leaves:
+    """What `create` is to find in `base` from that run, from one layer's input and output as `after` sees them."""
+    del x, y, site
+    return {}
+
   def create(self, key: jax.Array, site: Site, base: Leaves) -> Leaves:
-    """The leaves of one layer's site; `base` holds that layer's base leaves (or their shapes)."""
+    """The leaves of one layer's site; `base` holds that layer's base leaves, and what was observed there."""
     del key, site, base
     return {}
 

@@ -31,11 +31,14 @@ class Hybrid(Method):
     if not self.methods:
       raise UserError("hybrid.methods is empty; give at least two, such as ({'name': 'lora'}, {'name': 'bitfit'})")
 
+  @property
+  def parts(self) -> tuple[Method, ...]:
+    return self.methods
+
 
 def expand(methods: Method | Sequence[Method]) -> tuple[Method, ...]:
-  """The parts of one or several methods, hybrids taken apart."""
-  if isinstance(methods, Hybrid):
-    return tuple(part for method in methods.methods for part in expand(method))
+  """The parts of one or several methods, combinations taken apart."""
   if isinstance(methods, Method):
-    return (methods,)
+    parts = methods.parts
+    return (methods,) if parts == (methods,) else expand(parts)
   return tuple(part for method in methods for part in expand(method))

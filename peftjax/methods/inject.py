@@ -23,7 +23,7 @@ from peftjax.errors import UserError
 from peftjax.methods.base import BIAS, Call, Context, Leaves, Method, Site
 
 _Entry = tuple[Method, Site, Leaves, dict[str, Any]]
-ARRAY_KINDS = ("linear", "conv", "embedding", "norm")
+ARRAY_KINDS = ("linear", "conv", "embedding", "unembedding", "norm")
 _LEAF_MODULES: tuple[tuple[Any, str, str], ...] = (
   (nn.Dense, "linear", "kernel"),
   (nn.Conv, "conv", "kernel"),
@@ -97,10 +97,12 @@ def _site_of(context: Any, args: Any, kwargs: Any, stacks: Mapping[str, int]) ->
         kind, shape, dtype = leaf_kind, tuple(value.shape), value.dtype
         has_bias = module.has_variable("params", "bias")
         break
+  if kind is None and method == "attend" and isinstance(module, nn.Embed):
+    kind, shape, dtype = "unembedding", tuple(module.embedding.shape), module.embedding.dtype
   if kind is None:
     return None
   if not shape:
-    shape = _activation_shape(kind, _arguments(module, method, args, kwargs))
+    shape = _activation_shape(kind, arguments_of(module, method, args, kwargs))
   dotted = ".".join(module.path)
   names = masks.layer_names(dotted, stacks) if dotted not in stacks else _stack_names(dotted, stacks)
   stack = () if names == (dotted,) else (len(names),)
@@ -119,7 +121,7 @@ def _activation_shape(kind: str, arguments: dict[str, Any]) -> tuple[int, ...]:
   return (next(iter(arguments.values())).shape[-1],)
 
 
-def _arguments(module: nn.Module, method: str, args: Any, kwargs: Any) -> dict[str, Any]:
+def arguments_of(module: nn.Module, method: str, args: Any, kwargs: Any) -> dict[str, Any]:
   """The call's arguments by name."""
   parameters = list(inspect.signature(getattr(type(module), method)).parameters)[1:]
   return {**dict(zip(parameters, args)), **kwargs}
@@ -128,11 +130,21 @@ def _arguments(module: nn.Module, method: str, args: Any, kwargs: Any) -> dict[s
 # Leaves -----------------------------------------------------------------------------------------------------------
 
 
-def attach(params: masks.Tree, bound: Sequence[Bound], key: jax.Array, *, dtype: Any = jnp.float32) -> masks.Tree:
+def attach(
+  params: masks.Tree,
+  bound: Sequence[Bound],
+  key: jax.Array,
+  *,
+  observed: Mapping[str, Leaves] | None = None,
+  dtype: Any = jnp.float32,
+) -> masks.Tree:
   """A new tree with the methods' fresh leaves beside the base's, which are the same arrays as before.
 
   A leaf depends on `key`, its layer's name and the base leaves of its own module alone: not on how layers are stored,
   nor on other methods.
+
+  Args:
+    observed: `note_key` -> what a method noted at a site while the base ran; `create` finds it in `base`.
 
   Raises:
     UserError: two methods add a leaf of one name at one site.
@@ -140,13 +152,18 @@ def attach(params: masks.Tree, bound: Sequence[Bound], key: jax.Array, *, dtype:
   flat = masks.flatten(params)
   for one in bound:
     for site in one.sites:
-      base = _base_leaves(flat, site)
+      base = {**_base_leaves(flat, site), **(observed or {}).get(note_key(one.method, site), {})}
       for name, leaf in _create_at(one.method, site, base, key).items():
         _put(flat, ".".join((*site.leaf_path, name)), leaf, dtype)
     shared_key = jax.random.fold_in(key, zlib.crc32(one.method.name.encode()))
     for name, leaf in one.method.create_shared(shared_key, one.sites).items():
       _put(flat, f"{one.shared_path}.{name}", leaf, dtype)
   return masks.unflatten(flat)
+
+
+def note_key(method: Method, site: Site) -> str:
+  """What names a method's observations at a site."""
+  return f"{method.name}:{'.'.join(site.leaf_path)}"
 
 
 def _base_leaves(flat: Mapping[str, Any], site: Site) -> Leaves:
@@ -226,7 +243,7 @@ def _interceptor(table: Mapping[Any, list[_Entry]], read: set[str] | None) -> Ca
     entries = table.get((module.path, method_name)) if module.scope is not None else None
     if not entries:
       return next_fun(*args, **kwargs)
-    arguments = _arguments(module, method_name, args, kwargs)
+    arguments = arguments_of(module, method_name, args, kwargs)
     is_array = entries[0][1].kind in ARRAY_KINDS
     x = next(iter(arguments.values())) if is_array else arguments
     calls = [

@@ -7,15 +7,15 @@ prefix as past keys and values. Reparametrised, all pairs come from one small ne
 
     [P_k ; P_v of all layers] = tanh(E W₁ + b₁) W₂ + b₂        E: [n, features], W₁: [features, hidden]
 
-which trains in their place and is applied once in a forward pass. P-tuning v2 (Liu et al. 2021, arXiv 2110.07602) is
-the prefix without it. A prefix cannot start as the identity: even P_k = 0 draws attention.
+which trains in their place and is applied once in a forward pass. A prefix cannot start as the identity: even P_k = 0
+draws attention.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import jax
@@ -24,9 +24,9 @@ import jax.numpy as jnp
 from peftjax.errors import UserError, nearest
 from peftjax.masks import Patterns
 from peftjax.methods.base import Call, Context, Leaves, Site, Targeted
-from peftjax.methods.prompt import check_room, positions_of
+from peftjax.methods.prompt import check_ids, check_room, positions_of
 
-INITS = ("random", "zero")
+INITS = ("random", "zero", "text")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,9 @@ class Prefix(Targeted):
     num_virtual_tokens: n.
     reparametrize: train the network that makes the prefixes instead of them (PEFT's `prefix_projection`).
     encoder_hidden_size: its hidden size; 0: the features of one layer's keys.
-    init: random (N(0, 1), as in PEFT) or zero; of a network, its last layer.
+    init: random (N(0, 1), as in PEFT), zero (of a network, its last layer), or text: the keys and values that the base
+      itself computes for the first n tokens of `init_ids`, so that the prefix of a causal model starts as that text.
+    init_ids: for init="text": the token ids of the text, at least n.
   """
 
   name: ClassVar[str] = "prefix"
@@ -57,6 +59,7 @@ class Prefix(Targeted):
   reparametrize: bool = False
   encoder_hidden_size: int = 0
   init: str = "random"
+  init_ids: tuple[int, ...] = ()
 
   def __post_init__(self) -> None:
     if self.init not in INITS:
@@ -65,6 +68,13 @@ class Prefix(Targeted):
       raise UserError(f"{self.name}.num_virtual_tokens: expected at least 1, got {self.num_virtual_tokens}")
     if self.encoder_hidden_size and not self.reparametrize:
       raise UserError(f"{self.name}.encoder_hidden_size belongs to the network of reparametrize=True")
+    if self.init == "text" and self.reparametrize:
+      raise UserError(f"{self.name}.init='text' sets the prefix itself, which reparametrize=True leaves to a network")
+    if self.init == "text" and len(self.init_ids) < self.num_virtual_tokens:
+      raise UserError(
+        f"{self.name}.init='text' needs init_ids, the ids of at least {self.num_virtual_tokens} tokens; "
+        f"got {len(self.init_ids)}"
+      )
 
   def default_targets(self, model_type: str) -> Patterns:
     del model_type
@@ -73,17 +83,31 @@ class Prefix(Targeted):
   def bind(self, context: Context) -> Self:
     if not self.candidates(context):
       raise UserError(f"method {self.name!r} needs attention layers, and this model declares none")
+    check_ids(self.name, self.init_ids, context)
     return super().bind(context)
 
   def select(self, context: Context) -> list[Site]:
     """The attention sites, and the model's, where positions are shifted."""
     return [*super().select(context), *(site for site in context.sites if site.kind == "model")]
 
+  def calibration(self) -> Mapping[str, Any] | None:
+    if self.init != "text":
+      return None
+    ids = jnp.asarray(self.init_ids)[None]
+    return {"input_ids": ids, "attention_mask": jnp.ones_like(ids)}
+
+  def observe(self, x: Any, y: Any, site: Site) -> Leaves:
+    del y
+    if site.kind != "attention":
+      return {}
+    return {name: x[name][0, : self.num_virtual_tokens].astype(jnp.float32) for name in ("k", "v")}
+
   def create(self, key: jax.Array, site: Site, base: Leaves) -> Leaves:
-    del base
     if site.kind != "attention" or self.reparametrize:
       return {}
-    shape = _prefix_shape(self.num_virtual_tokens, site)
+    shape = (self.num_virtual_tokens, *site.shape[1:])
+    if self.init == "text":
+      return {"prefix_k": base["k"], "prefix_v": base["v"]}
     if self.init == "zero":
       return {"prefix_k": jnp.zeros(shape), "prefix_v": jnp.zeros(shape)}
     key_k, key_v = jax.random.split(key)
@@ -135,18 +159,34 @@ class Prefix(Targeted):
     return attend_to_prefix(x, leaves["prefix_k"], leaves["prefix_v"])
 
 
-def _prefix_shape(count: int, site: Site) -> tuple[int, int, int]:
-  _, kv_heads, head_dim = site.shape
-  return (count, kv_heads, head_dim)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PTuningV2(Prefix):
+  """P-tuning v2 (Liu et al. 2021, arXiv 2110.07602): deep prompts, a prefix without a network in every layer.
+
+  The paper trains it with a classification head and finds short prompts enough for simple tasks.
+  """
+
+  name: ClassVar[str] = "p_tuning_v2"
+
+  num_virtual_tokens: int = 16
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    if self.reparametrize:
+      raise UserError("p_tuning_v2 has no network; use prefix with reparametrize=True")
 
 
 def attend_to_prefix(x: dict[str, Any], prefix_k: jax.Array, prefix_v: jax.Array) -> dict[str, Any]:
-  """Attention's arguments with n more keys and values [n, K, D] before the sequence's, which every query sees."""
+  """Attention's arguments with n more keys and values before the sequence's, which every query sees.
+
+  Args:
+    prefix_k, prefix_v: [n, K, D], or [B, n, K, D] where they differ by example.
+  """
   batch, length = x["k"].shape[:2]
-  count = prefix_k.shape[0]
+  count = prefix_k.shape[-3]
 
   def joined(prefix: jax.Array, sequence: jax.Array) -> jax.Array:
-    prefix = jnp.broadcast_to(prefix.astype(sequence.dtype), (batch, *prefix.shape))
+    prefix = jnp.broadcast_to(prefix.astype(sequence.dtype), (batch, *prefix.shape[-3:]))
     return jnp.concatenate([prefix, sequence], axis=1)
 
   def widened(value: jax.Array, fill: Any) -> jax.Array:

@@ -8,6 +8,8 @@ A sequence classifier pools the first position, which is then a virtual token, a
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Iterable
 from typing import Any, ClassVar, Self
 
 import jax
@@ -16,33 +18,22 @@ import jax.numpy as jnp
 from peftjax.errors import UserError, nearest
 from peftjax.methods.base import Call, Context, Leaves, Method, Site
 
-INITS = ("random", "vocab", "text")
+INITS = ("random", "vocab", "text", "class_labels")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Prompt(Method):
-  """Virtual tokens at the embedding step.
+class VirtualTokens(Method):
+  """A method that puts learned embeddings before the input's.
 
   Attributes:
     num_virtual_tokens: n.
-    init: random (N(0, 1), as in PEFT), vocab (embeddings of tokens drawn from the vocabulary), or text.
-    init_ids: for init="text": the token ids of the text, repeated or cut to n.
   """
 
-  name: ClassVar[str] = "prompt"
   kinds: ClassVar[tuple[str, ...]] = ("model",)
-  leaf_names: ClassVar[tuple[str, ...]] = ("prompt_embeddings",)
-  learning_rate: ClassVar[float] = 3e-2
 
   num_virtual_tokens: int = 20
-  init: str = "vocab"
-  init_ids: tuple[int, ...] = ()
 
   def __post_init__(self) -> None:
-    if self.init not in INITS:
-      raise UserError(f"{self.name}.init: unknown {self.init!r}; {nearest(self.init, INITS)}")
-    if self.init == "text" and not self.init_ids:
-      raise UserError(f"{self.name}.init='text' needs init_ids, the token ids of the text")
     if self.num_virtual_tokens < 1:
       raise UserError(f"{self.name}.num_virtual_tokens: expected at least 1, got {self.num_virtual_tokens}")
 
@@ -58,22 +49,72 @@ class Prompt(Method):
       raise UserError(f"method {self.name!r} needs a model that declares its embedding step, and this one does not")
     return sites
 
+  def prompt(self, leaves: Leaves, call: Call | None = None) -> jax.Array:
+    """The embeddings of the virtual tokens, [n, hidden]; without a call, as for inference."""
+    raise UserError(f"{self.name} makes no prompt")
+
+  def before(self, leaves: Leaves, x: dict[str, Any], site: Site, call: Call) -> dict[str, Any]:
+    check_room(self.name, call.module, x["embeds"].shape[1], self.num_virtual_tokens)
+    if x.get("segment_ids") is not None:
+      raise UserError(f"{self.name}: a prompt stands before one sequence; packed sequences cannot share it")
+    return prepend(x, self.prompt(leaves, call))
+
+  def after(self, leaves: Leaves, x: dict[str, Any], y: dict[str, Any], site: Site, call: Call) -> dict[str, Any]:
+    return cut(y, self.num_virtual_tokens, x["embeds"].shape[1])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prompt(VirtualTokens):
+  """Virtual tokens that are leaves themselves.
+
+  Attributes:
+    init: random (N(0, 1), as in PEFT), vocab (embeddings of tokens drawn from the vocabulary), text, or class_labels
+      (one virtual token a label, the mean of its name's embeddings, and the rest drawn from the vocabulary).
+    init_ids: for init="text": the token ids of the text, repeated or cut to n.
+    label_ids: for init="class_labels": the token ids of each label's name.
+  """
+
+  name: ClassVar[str] = "prompt"
+  leaf_names: ClassVar[tuple[str, ...]] = ("prompt_embeddings",)
+  learning_rate: ClassVar[float] = 3e-2
+
+  init: str = "vocab"
+  init_ids: tuple[int, ...] = ()
+  label_ids: tuple[tuple[int, ...], ...] = ()
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    if self.init not in INITS:
+      raise UserError(f"{self.name}.init: unknown {self.init!r}; {nearest(self.init, INITS)}")
+    if self.init == "text" and not self.init_ids:
+      raise UserError(f"{self.name}.init='text' needs init_ids, the token ids of the text")
+    if self.init == "class_labels" and not (self.label_ids and all(self.label_ids)):
+      raise UserError(f"{self.name}.init='class_labels' needs label_ids, the token ids of every label's name")
+    if len(self.label_ids) > self.num_virtual_tokens:
+      raise UserError(
+        f"{self.name}.num_virtual_tokens: {len(self.label_ids)} labels do not fit {self.num_virtual_tokens} tokens"
+      )
+
+  def bind(self, context: Context) -> Self:
+    check_ids(self.name, (*self.init_ids, *itertools.chain(*self.label_ids)), context)
+    return super().bind(context)
+
   def create(self, key: jax.Array, site: Site, base: Leaves) -> Leaves:
     count = self.num_virtual_tokens
     if self.init == "random":
       return {"prompt_embeddings": jax.random.normal(key, (count, *site.shape))}
     vocabulary = base["embedding"]
     if self.init == "text":
-      ids = jnp.resize(jnp.asarray(self.init_ids), (count,))
-    else:
-      ids = jax.random.randint(key, (count,), 0, vocabulary.shape[0])
-    return {"prompt_embeddings": vocabulary[ids].astype(jnp.float32)}
+      return {"prompt_embeddings": vocabulary[jnp.resize(jnp.asarray(self.init_ids), (count,))].astype(jnp.float32)}
+    drawn = vocabulary[jax.random.randint(key, (count,), 0, vocabulary.shape[0])].astype(jnp.float32)
+    for index, label in enumerate(self.label_ids if self.init == "class_labels" else ()):
+      drawn = drawn.at[index].set(vocabulary[jnp.asarray(label)].astype(jnp.float32).mean(axis=0))
+    return {"prompt_embeddings": drawn}
 
-  def before(self, leaves: Leaves, x: dict[str, Any], site: Site, call: Call) -> dict[str, Any]:
-    return prepend(x, leaves["prompt_embeddings"])
-
-  def after(self, leaves: Leaves, x: dict[str, Any], y: dict[str, Any], site: Site, call: Call) -> dict[str, Any]:
-    return cut(y, self.num_virtual_tokens, x["embeds"].shape[1])
+  def prompt(self, leaves: Leaves, call: Call | None = None) -> jax.Array:
+    del call
+    embeddings: jax.Array = leaves["prompt_embeddings"]
+    return embeddings
 
 
 def prepend(inputs: dict[str, Any], prompt: jax.Array) -> dict[str, Any]:
@@ -109,6 +150,14 @@ def positions_of(inputs: dict[str, Any], module: Any) -> jax.Array:
   if hasattr(module, "default_positions"):
     return module.default_positions(inputs["embeds"])
   return jnp.broadcast_to(jnp.arange(inputs["embeds"].shape[1]), inputs["embeds"].shape[:2])
+
+
+def check_ids(name: str, ids: Iterable[int], context: Context) -> None:
+  """Raises a `UserError` if a token id is outside the model's vocabulary."""
+  vocabulary = context.config.get("vocab_size")
+  for token in ids:
+    if isinstance(vocabulary, int) and not 0 <= token < vocabulary:
+      raise UserError(f"{name}: token id {token} is outside the vocabulary of {vocabulary}")
 
 
 def check_room(name: str, module: Any, length: int, count: int) -> None:

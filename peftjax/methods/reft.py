@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from peftjax.errors import UserError, nearest
 from peftjax.masks import Patterns
-from peftjax.methods.base import Call, Context, Leaves, Site, Targeted
+from peftjax.methods.base import MAY_BE_ZERO, Call, Context, Leaves, Site, Targeted
 
 INITS = ("identity", "published")
 _ENDS = ("prefix", "suffix")
@@ -44,8 +44,8 @@ class ReFT(Targeted):
   learning_rate: ClassVar[float] = 2e-3
 
   rank: int = 4
-  prefix_positions: int = 1
-  suffix_positions: int = 1
+  prefix_positions: int = dataclasses.field(default=1, metadata=MAY_BE_ZERO)
+  suffix_positions: int = dataclasses.field(default=1, metadata=MAY_BE_ZERO)
   init: str = "identity"
   dropout: float = 0.0
   orthogonal: bool = True
@@ -106,6 +106,7 @@ class ReFT(Targeted):
 
   def after(self, leaves: Leaves, x: dict[str, Any], y: Any, site: Site, call: Call) -> Any:
     if site.kind == "model":
+      call.notes.clear()  # later passes over one new token, from a cache, are not edited
       return y
     hidden, *rest = y
     mask = call.notes.get("attention_mask")

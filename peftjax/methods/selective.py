@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 
 from peftjax import masks
 from peftjax.errors import UserError, nearest
+from peftjax.methods import targets as default_targets
 from peftjax.methods.base import BIAS, Context, Method, layer_index
 
 
@@ -37,18 +38,31 @@ class Head(Method):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BitFit(Method):
-  """BitFit (Ben Zaken et al. 2021, arXiv 2106.10199): the bias terms, those of normalisations included."""
+  """BitFit (Ben Zaken et al. 2021, arXiv 2106.10199): the bias terms, those of normalisations included.
+
+  Attributes:
+    targets: patterns of modules whose biases train; empty: all. The paper's smaller variant has
+      ("query", "intermediate.dense").
+  """
 
   name: ClassVar[str] = "bitfit"
   learning_rate: ClassVar[float] = 2e-3
 
+  targets: masks.Patterns = ()
+
   def bind(self, context: Context) -> Self:
-    if not any(site.has_bias for site in context.sites):
+    biased = [name for site in context.sites if site.has_bias for name in site.names]
+    if not biased:
       raise UserError(f"method 'bitfit' trains biases, and {context.model_type!r} has none; 'layernorm' may do instead")
+    if self.targets:
+      masks.match_table(self.targets, biased, "bitfit.targets")
     return super().bind(context)
 
   def mask(self, name: str, leaf: Any) -> str:
-    return BIAS if name.rpartition(".")[2] == "bias" else super().mask(name, leaf)
+    module, _, tail = name.rpartition(".")
+    if tail == "bias" and (not self.targets or masks.matches(self.targets, module)):
+      return BIAS
+    return super().mask(name, leaf)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,7 +70,8 @@ class LayerNormTuning(Method):
   """LN tuning (Zhao et al. 2023, arXiv 2312.11420): the scales and biases of the normalisations.
 
   Attributes:
-    targets: patterns of normalisation modules; empty: all of them.
+    targets: patterns of normalisation modules; empty: Hugging Face PEFT's default for the architecture, and all of them
+      where it has none.
   """
 
   name: ClassVar[str] = "layernorm"
@@ -67,11 +82,13 @@ class LayerNormTuning(Method):
 
   def bind(self, context: Context) -> Self:
     norms = tuple(name for site in context.sites if site.kind == "norm" for name in site.names)
+    if not norms:
+      raise UserError(f"method 'layernorm' trains normalisations, and {context.model_type!r} has none")
     if self.targets:
       masks.match_table(self.targets, norms, "layernorm.targets")
-      norms = tuple(name for name in norms if masks.matches(self.targets, name))
+    targets = self.targets or default_targets.NORMS.get(context.model_type, ("*",))
     bound = super().bind(context)
-    return dataclasses.replace(bound, modules=norms)
+    return dataclasses.replace(bound, modules=tuple(name for name in norms if masks.matches(targets, name)))
 
   def mask(self, name: str, leaf: Any) -> str:
     return "norm" if name.rpartition(".")[0] in self.modules else super().mask(name, leaf)

@@ -60,3 +60,24 @@ VBLORA: dict[str, tuple[str, ...]] = {
   "t5": ("q", "k", "v", "o", "wi", "wo"),
   "mt5": ("q", "k", "v", "o", "wi_0", "wi_1", "wo"),
 }
+
+# Normalisations that HF PEFT's LN tuning trains; where an architecture is not listed, all of them.
+NORMS: dict[str, tuple[str, ...]] = {
+  "gpt2": ("ln_1", "ln_2", "ln_f"),
+  "gptj": ("ln_1", "ln_f"),
+  "bloom": ("input_layernorm", "post_attention_layernorm", "ln_f"),
+  "t5": ("layer_norm", "final_layer_norm"),
+  "mt5": ("layer_norm", "final_layer_norm"),
+  **dict.fromkeys(("llama", "mistral", "gemma"), ("input_layernorm", "post_attention_layernorm", "norm")),
+  **dict.fromkeys(
+    ("gemma2", "gemma3_text"),
+    (
+      "input_layernorm",
+      "post_attention_layernorm",
+      "pre_feedforward_layernorm",
+      "post_feedforward_layernorm",
+      "norm",
+    ),
+  ),
+  **dict.fromkeys(("qwen2", "qwen3"), ("post_attention_layernorm",)),
+}

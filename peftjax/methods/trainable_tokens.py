@@ -1,0 +1,88 @@
+"""Trainable tokens: some rows of the word embeddings, such as those of new tokens.
+
+    e(t) ← e(t) + Δ_i        for the i-th of the chosen tokens t
+
+The leaf Δ [tokens, hidden] starts at zero, so the model starts as the base, and weight decay pulls towards the base.
+Where the output layer is tied to the embeddings, its rows change with them. Hugging Face PEFT's TRAINABLE_TOKENS keeps
+the new rows e(t) + Δ_i instead.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar, Self
+
+import jax
+import jax.numpy as jnp
+
+from peftjax.errors import UserError
+from peftjax.masks import Patterns
+from peftjax.methods.base import Call, Context, Leaves, Site, Targeted
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainableTokens(Targeted):
+  """Changes of single rows of an embedding table.
+
+  Attributes:
+    token_indices: the tokens' ids.
+    targets: embedding modules; left out: the model's word embeddings.
+    init_random: start from rows of N(0, 1) instead of the base's (PEFT's init_weights=False).
+  """
+
+  name: ClassVar[str] = "trainable_tokens"
+  kinds: ClassVar[tuple[str, ...]] = ("embedding", "unembedding")
+  leaf_names: ClassVar[tuple[str, ...]] = ("token_delta",)
+  learning_rate: ClassVar[float] = 1e-3
+
+  token_indices: tuple[int, ...] = ()
+  init_random: bool = False
+
+  def __post_init__(self) -> None:
+    if not self.token_indices:
+      raise UserError(f"{self.name}.token_indices is empty; give the ids of the tokens to train")
+    repeated = sorted({token for token in self.token_indices if self.token_indices.count(token) > 1})
+    if repeated:
+      raise UserError(f"{self.name}.token_indices: {repeated[0]} is given twice")
+
+  def bind(self, context: Context) -> Self:
+    method = self if self.targets else dataclasses.replace(self, targets=_word_embeddings(context))
+    bound = super(TrainableTokens, method).bind(context)
+    for site in bound.select(context):
+      if site.kind == "embedding" and not all(0 <= token < site.shape[0] for token in self.token_indices):
+        wrong = next(token for token in self.token_indices if not 0 <= token < site.shape[0])
+        raise UserError(f"{self.name}.token_indices: {wrong} is outside {site.name}, which has {site.shape[0]} rows")
+    return bound
+
+  def create(self, key: jax.Array, site: Site, base: Leaves) -> Leaves:
+    if site.kind == "unembedding":
+      return {}
+    shape = (len(self.token_indices), site.shape[1])
+    if self.init_random:
+      rows = base["embedding"][jnp.asarray(self.token_indices)].astype(jnp.float32)
+      return {"token_delta": jax.random.normal(key, shape) - rows}
+    return {"token_delta": jnp.zeros(shape)}
+
+  def after(self, leaves: Leaves, x: jax.Array, y: jax.Array, site: Site, call: Call) -> jax.Array:
+    if site.kind == "unembedding":
+      delta = call.base("token_delta").astype(y.dtype)
+      return y.at[..., jnp.asarray(self.token_indices)].add(x.astype(y.dtype) @ delta.T)
+    order = sorted(range(len(self.token_indices)), key=lambda index: self.token_indices[index])
+    tokens = jnp.asarray([self.token_indices[index] for index in order])
+    slot = jnp.clip(jnp.searchsorted(tokens, x), 0, len(order) - 1)
+    rows = leaves["token_delta"].astype(y.dtype)[jnp.asarray(order)[slot]]
+    return y + jnp.where((tokens[slot] == x)[..., None], rows, jnp.zeros_like(rows))
+
+  def delta(self, leaves: Leaves, base: Leaves, site: Site, shared: Leaves) -> Leaves:
+    del shared
+    if site.kind == "unembedding":
+      return {}  # the same table, changed at its embedding site
+    change = jnp.zeros_like(base["embedding"]).at[jnp.asarray(self.token_indices)].set(leaves["token_delta"])
+    return {"embedding": change}
+
+
+def _word_embeddings(context: Context) -> Patterns:
+  paths = {".".join(site.base_path) for site in context.sites if site.kind == "model"}
+  if not paths:
+    raise UserError("trainable_tokens: this model declares no word embeddings; set targets=(...)")
+  return tuple(sorted(paths))
