@@ -12,8 +12,9 @@ from ml_collections import ConfigDict
 def get_config(method: str = "lora") -> ConfigDict:
   config = encoder(method)
   config.data.name = "packaged:banking77"
+  config.data.train_examples = 3000
   config.data.max_length = 32
   config.data.buckets = (16, 24, 32)
-  config.train.epochs = 5.0
+  config.train.epochs = 3.0
   config.train.final_splits = ("validation", "test")
   return config

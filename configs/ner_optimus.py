@@ -14,6 +14,6 @@ def get_config(method: str = "lora") -> ConfigDict:
   config.data.name = "packaged:ner_optimus"
   config.data.max_length = 64
   config.data.buckets = (24, 40, 64)
-  config.train.epochs = 4.0
+  config.train.epochs = 3.0
   config.train.final_splits = ("validation", "test")
   return config

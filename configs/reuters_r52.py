@@ -12,8 +12,9 @@ from ml_collections import ConfigDict
 def get_config(method: str = "lora") -> ConfigDict:
   config = encoder(method)
   config.data.name = "packaged:reuters_r52"
+  config.data.train_examples = 3000
   config.data.max_length = 64
   config.data.buckets = (24, 40, 64)
-  config.train.epochs = 3.0
+  config.train.epochs = 2.0
   config.train.final_splits = ("validation", "test")
   return config
