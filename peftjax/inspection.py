@@ -39,6 +39,7 @@ def report(model: Model) -> dict[str, Any]:
   Returns:
     `trainable`: all parameters that train; `adapter`: those the method adds or frees outside the head; `head`: the
     task's head where it trains; `total`: all parameters, added ones included; `percent`: 100 · trainable / total;
+    `buffers`: values that a method keeps beside them and that are no parameters, such as drawn indices or projections;
     `peft_total`: the total as Hugging Face PEFT counts it, which holds a second copy of every module it saves whole;
     `groups`: parameters by group; `leaves`: the rows.
   """
@@ -49,9 +50,11 @@ def report(model: Model) -> dict[str, Any]:
     parameters = int(np.prod(leaf.shape, dtype=np.int64))
     pattern = patterns.get(path.rpartition(".")[0], "") if groups[path] != masks.FROZEN else ""
     leaves.append(Leaf(path, tuple(leaf.shape), np.dtype(leaf.dtype).name, groups[path], pattern, parameters))
+  buffers = _buffers(model)
   by_group: dict[str, int] = {}
   for row in leaves:
-    by_group[row.group] = by_group.get(row.group, 0) + row.parameters
+    if row.path not in buffers:
+      by_group[row.group] = by_group.get(row.group, 0) + row.parameters
   total = sum(by_group.values())
   head = by_group.get(HEAD, 0)
   trainable = total - by_group.get(masks.FROZEN, 0)
@@ -61,6 +64,7 @@ def report(model: Model) -> dict[str, Any]:
     "adapter": trainable - head,
     "head": head,
     "total": total,
+    "buffers": sum(row.parameters for row in leaves if row.path in buffers),
     "percent": 100.0 * trainable / total if total else 0.0,
     "peft_total": total + copies,
     "architecture": model.architecture,
@@ -68,6 +72,11 @@ def report(model: Model) -> dict[str, Any]:
     "groups": dict(sorted(by_group.items())),
     "leaves": [dataclasses.asdict(row) for row in leaves],
   }
+
+
+def _buffers(model: Model) -> set[str]:
+  names = {name for method in model.methods for name in method.buffer_names}
+  return {path for path in model.adapter_paths() if path.rpartition(".")[2] in names}
 
 
 def _patterns(model: Model) -> dict[str, str]:
