@@ -72,7 +72,7 @@ class PTuning(VirtualTokens):
     (size,) = site.shape
     width = self.encoder_hidden_size or size
     keys = iter(jax.random.split(key, 4 + 4 * 2 * self.encoder_num_layers))
-    leaves = {"encoder_embedding": jax.random.normal(next(keys), (self.num_virtual_tokens, size))}
+    leaves = {"encoder_embedding": jax.random.normal(next(keys), (self.rows, size))}
     widths = (size, width, width, size) if self.encoder_type == "MLP" else (2 * width, 2 * width, size)
     for index, (features_in, features_out) in enumerate(itertools.pairwise(widths)):
       kernel, bias = torch_linear(next(keys), features_in, features_out)
@@ -93,7 +93,7 @@ class PTuning(VirtualTokens):
     return leaves
 
   def prompt(self, leaves: Leaves, call: Call | None = None) -> jax.Array:
-    """[n, hidden] from the network."""
+    """[rows, hidden] from the network."""
     x = leaves["encoder_embedding"]
     for layer in range(self.encoder_num_layers if self.encoder_type == "LSTM" else 0):
       if layer and call is not None:

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from peftjax.errors import UserError, nearest
 from peftjax.masks import Patterns
+from peftjax.methods import targets as default_targets
 from peftjax.methods.base import Call, Context, Leaves, Site, Targeted
 from peftjax.methods.prompt import check_ids, check_room, positions_of
 
@@ -77,8 +78,7 @@ class Prefix(Targeted):
       )
 
   def default_targets(self, model_type: str) -> Patterns:
-    del model_type
-    return ("*",)
+    return default_targets.PREFIX.get(model_type, ("*",))
 
   def bind(self, context: Context) -> Self:
     if not self.candidates(context):
@@ -156,7 +156,7 @@ class Prefix(Targeted):
     if site.kind == "model":
       check_room(self.name, call.module, x["embeds"].shape[1], self.num_virtual_tokens)
       return {**x, "position_ids": positions_of(x, call.module) + self.num_virtual_tokens}
-    return attend_to_prefix(x, leaves["prefix_k"], leaves["prefix_v"])
+    return attend_to_prefix(x, leaves["prefix_k"], leaves["prefix_v"], call.module)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -176,11 +176,12 @@ class PTuningV2(Prefix):
       raise UserError("p_tuning_v2 has no network; use prefix with reparametrize=True")
 
 
-def attend_to_prefix(x: dict[str, Any], prefix_k: jax.Array, prefix_v: jax.Array) -> dict[str, Any]:
+def attend_to_prefix(x: dict[str, Any], prefix_k: jax.Array, prefix_v: jax.Array, module: Any = None) -> dict[str, Any]:
   """Attention's arguments with n more keys and values before the sequence's, which every query sees.
 
   Args:
     prefix_k, prefix_v: [n, K, D], or [B, n, K, D] where they differ by example.
+    module: its `prefix_bias(n)`, [1, H, 1, n], is what is added to the logits of the prefix; 0 where it has none.
   """
   batch, length = x["k"].shape[:2]
   count = prefix_k.shape[-3]
@@ -198,6 +199,9 @@ def attend_to_prefix(x: dict[str, Any], prefix_k: jax.Array, prefix_v: jax.Array
     extended["mask"] = widened(x["mask"], True)
   if x.get("bias") is not None:
     extended["bias"] = widened(x["bias"], 0)
+    if hasattr(module, "prefix_bias"):
+      shape = (*extended["bias"].shape[:-1], count)
+      extended["bias"] = extended["bias"].at[..., :count].set(jnp.broadcast_to(module.prefix_bias(count), shape))
   return extended
 
 

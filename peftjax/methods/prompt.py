@@ -27,11 +27,14 @@ class VirtualTokens(Method):
 
   Attributes:
     num_virtual_tokens: n.
+    num_transformer_submodules: PEFT keeps this many times n rows and uses the first n; 0: as PEFT chooses, 2 for
+      encoder-decoder language models and 1 otherwise.
   """
 
   kinds: ClassVar[tuple[str, ...]] = ("model",)
 
   num_virtual_tokens: int = 20
+  num_transformer_submodules: int = 0
 
   def __post_init__(self) -> None:
     if self.num_virtual_tokens < 1:
@@ -41,7 +44,17 @@ class VirtualTokens(Method):
     limit = context.config.get("max_position_embeddings")
     if isinstance(limit, int) and self.num_virtual_tokens >= limit:
       raise UserError(f"{self.name}.num_virtual_tokens: {self.num_virtual_tokens} fill all {limit} positions")
-    return super().bind(context)
+    bound = super().bind(context)
+    is_pair = any("decoder" in stack for stack in context.stacks) and any(
+      "encoder" in stack for stack in context.stacks
+    )
+    submodules = self.num_transformer_submodules or (2 if is_pair and not context.head else 1)
+    return dataclasses.replace(bound, num_transformer_submodules=submodules)
+
+  @property
+  def rows(self) -> int:
+    """How many embeddings are kept."""
+    return self.num_virtual_tokens * max(self.num_transformer_submodules, 1)
 
   def select(self, context: Context) -> list[Site]:
     sites = [site for site in context.sites if site.kind == "model"]
@@ -50,14 +63,14 @@ class VirtualTokens(Method):
     return sites
 
   def prompt(self, leaves: Leaves, call: Call | None = None) -> jax.Array:
-    """The embeddings of the virtual tokens, [n, hidden]; without a call, as for inference."""
+    """All embeddings kept, [rows, hidden]; without a call, as for inference."""
     raise UserError(f"{self.name} makes no prompt")
 
   def before(self, leaves: Leaves, x: dict[str, Any], site: Site, call: Call) -> dict[str, Any]:
     check_room(self.name, call.module, x["embeds"].shape[1], self.num_virtual_tokens)
     if x.get("segment_ids") is not None:
       raise UserError(f"{self.name}: a prompt stands before one sequence; packed sequences cannot share it")
-    return prepend(x, self.prompt(leaves, call))
+    return prepend(x, self.prompt(leaves, call)[: self.num_virtual_tokens])
 
   def after(self, leaves: Leaves, x: dict[str, Any], y: dict[str, Any], site: Site, call: Call) -> dict[str, Any]:
     return cut(y, self.num_virtual_tokens, x["embeds"].shape[1])
@@ -100,7 +113,7 @@ class Prompt(VirtualTokens):
     return super().bind(context)
 
   def create(self, key: jax.Array, site: Site, base: Leaves) -> Leaves:
-    count = self.num_virtual_tokens
+    count = self.rows
     if self.init == "random":
       return {"prompt_embeddings": jax.random.normal(key, (count, *site.shape))}
     vocabulary = base["embedding"]

@@ -81,3 +81,9 @@ NORMS: dict[str, tuple[str, ...]] = {
   ),
   **dict.fromkeys(("qwen2", "qwen3"), ("post_attention_layernorm",)),
 }
+
+# Attention that PEFT gives a prefix: the decoder's to itself where there is an encoder too; all of it elsewhere.
+PREFIX: dict[str, tuple[str, ...]] = {
+  **dict.fromkeys(("t5", "mt5"), ("*decoder.block.*.SelfAttention",)),
+  "whisper": ("*decoder.layers.*.self_attn",),
+}

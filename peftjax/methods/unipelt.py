@@ -126,7 +126,7 @@ class UniPELT(Targeted):
       call.notes["gate"] = gate_of(leaves, stream(x), call)  # read in the attention that this sublayer calls
     if site.kind == "attention":
       gate = call.notes["gate"][..., None]
-      return attend_to_prefix(x, gate * leaves["prefix_k"], gate * leaves["prefix_v"])
+      return attend_to_prefix(x, gate * leaves["prefix_k"], gate * leaves["prefix_v"], call.module)
     return x
 
   def after(self, leaves: Leaves, x: Any, y: Any, site: Site, call: Call) -> Any:
