@@ -110,7 +110,9 @@ class Model:
   def context(self) -> Context:
     """What methods may know of the model."""
     all_stacks = self.family.all_stacks(self.architecture, self.config)
-    return Context(self.sites, all_stacks, self.head, str(self.hf_config["model_type"]), self.hf_config)
+    model_type = str(self.hf_config["model_type"])
+    encode = functools.partial(_token_ids, self.folder) if self.folder or self.is_abstract else None
+    return Context(self.sites, all_stacks, self.head, model_type, self.hf_config, encode)
 
   def add(self, methods: Method | Sequence[Method], key: jax.Array | None = None) -> Model:
     """The model with one or several methods added; its base leaves are the same arrays.
@@ -259,6 +261,14 @@ def _jitted(forward: _Forward) -> Any:
     return outputs
 
   return jax.jit(run)
+
+
+def _token_ids(folder: Path | None, text: str) -> tuple[int, ...]:
+  if folder is None:
+    return (0,) * 4096  # of a model of shapes alone, which do not depend on the tokens
+  from peftjax.data import load_tokenizer  # only a method that starts from text needs the data package
+
+  return tuple(int(token) for token in load_tokenizer(folder, 4096).encode([text]).ids[0])
 
 
 def _merge_site(flat: dict[str, Any], one: Bound, site: Site, shared: masks.Tree) -> None:

@@ -82,6 +82,7 @@ class Context:
     head: dotted prefixes of the task head's leaves.
     model_type: config.json's.
     config: config.json as a dict.
+    encode: a text -> its token ids, special tokens included, by the model's tokenizer; None if it came without one.
   """
 
   sites: tuple[Site, ...]
@@ -89,6 +90,7 @@ class Context:
   head: tuple[str, ...] = ()
   model_type: str = ""
   config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  encode: Callable[[str], tuple[int, ...]] | None = None
 
   def in_head(self, name: str) -> bool:
     """Whether a module or leaf name lies in the task head."""

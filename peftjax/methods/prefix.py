@@ -25,7 +25,7 @@ from peftjax.errors import UserError, nearest
 from peftjax.masks import Patterns
 from peftjax.methods import targets as default_targets
 from peftjax.methods.base import Call, Context, Leaves, Site, Targeted
-from peftjax.methods.prompt import check_ids, check_room, positions_of
+from peftjax.methods.prompt import check_ids, check_room, encoded, positions_of
 
 INITS = ("random", "zero", "text")
 
@@ -39,8 +39,9 @@ class Prefix(Targeted):
     reparametrize: train the network that makes the prefixes instead of them (PEFT's `prefix_projection`).
     encoder_hidden_size: its hidden size; 0: the features of one layer's keys.
     init: random (N(0, 1), as in PEFT), zero (of a network, its last layer), or text: the keys and values that the base
-      itself computes for the first n tokens of `init_ids`, so that the prefix of a causal model starts as that text.
-    init_ids: for init="text": the token ids of the text, at least n.
+      itself computes for the first n tokens of a text, so that the prefix of a causal model starts as that text.
+    init_text: for init="text": the text, of at least n tokens.
+    init_ids: its token ids, for who has no tokenizer.
   """
 
   name: ClassVar[str] = "prefix"
@@ -60,6 +61,7 @@ class Prefix(Targeted):
   reparametrize: bool = False
   encoder_hidden_size: int = 0
   init: str = "random"
+  init_text: str = ""
   init_ids: tuple[int, ...] = ()
 
   def __post_init__(self) -> None:
@@ -71,11 +73,11 @@ class Prefix(Targeted):
       raise UserError(f"{self.name}.encoder_hidden_size belongs to the network of reparametrize=True")
     if self.init == "text" and self.reparametrize:
       raise UserError(f"{self.name}.init='text' sets the prefix itself, which reparametrize=True leaves to a network")
-    if self.init == "text" and len(self.init_ids) < self.num_virtual_tokens:
-      raise UserError(
-        f"{self.name}.init='text' needs init_ids, the ids of at least {self.num_virtual_tokens} tokens; "
-        f"got {len(self.init_ids)}"
-      )
+    if self.init == "text" and not (self.init_ids or self.init_text):
+      raise UserError(f"{self.name}.init='text' needs init_text, or init_ids, the token ids of the text")
+    if self.init_ids and len(self.init_ids) < self.num_virtual_tokens:
+      count = self.num_virtual_tokens
+      raise UserError(f"{self.name}: the text has {len(self.init_ids)} tokens, fewer than num_virtual_tokens={count}")
 
   def default_targets(self, model_type: str) -> Patterns:
     return default_targets.PREFIX.get(model_type, ("*",))
@@ -83,8 +85,11 @@ class Prefix(Targeted):
   def bind(self, context: Context) -> Self:
     if not self.candidates(context):
       raise UserError(f"method {self.name!r} needs attention layers, and this model declares none")
-    check_ids(self.name, self.init_ids, context)
-    return super().bind(context)
+    method = self
+    if self.init == "text":
+      method = dataclasses.replace(self, init_ids=self.init_ids or encoded(self.name, self.init_text, context))
+    check_ids(self.name, method.init_ids, context)
+    return super(Prefix, method).bind(context)
 
   def select(self, context: Context) -> list[Site]:
     """The attention sites, and the model's, where positions are shifted."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Iterable
 from typing import Any, ClassVar, Self
 
@@ -83,8 +84,9 @@ class Prompt(VirtualTokens):
   Attributes:
     init: random (N(0, 1), as in PEFT), vocab (embeddings of tokens drawn from the vocabulary), text, or class_labels
       (one virtual token a label, the mean of its name's embeddings, and the rest drawn from the vocabulary).
-    init_ids: for init="text": the token ids of the text, repeated or cut to n.
-    label_ids: for init="class_labels": the token ids of each label's name.
+    init_text: for init="text": the text, repeated or cut to n tokens.
+    init_ids: its token ids, for who has no tokenizer.
+    label_ids: for init="class_labels": the token ids of each label's name; left out, those of the model's label names.
   """
 
   name: ClassVar[str] = "prompt"
@@ -92,6 +94,7 @@ class Prompt(VirtualTokens):
   learning_rate: ClassVar[float] = 3e-2
 
   init: str = "vocab"
+  init_text: str = ""
   init_ids: tuple[int, ...] = ()
   label_ids: tuple[tuple[int, ...], ...] = ()
 
@@ -99,18 +102,23 @@ class Prompt(VirtualTokens):
     super().__post_init__()
     if self.init not in INITS:
       raise UserError(f"{self.name}.init: unknown {self.init!r}; {nearest(self.init, INITS)}")
-    if self.init == "text" and not self.init_ids:
-      raise UserError(f"{self.name}.init='text' needs init_ids, the token ids of the text")
-    if self.init == "class_labels" and not (self.label_ids and all(self.label_ids)):
-      raise UserError(f"{self.name}.init='class_labels' needs label_ids, the token ids of every label's name")
+    if self.init == "text" and not (self.init_ids or self.init_text):
+      raise UserError(f"{self.name}.init='text' needs init_text, or init_ids, the token ids of the text")
+    if not all(self.label_ids):
+      raise UserError(f"{self.name}.label_ids: a label has no token; every one needs the token ids of its name")
     if len(self.label_ids) > self.num_virtual_tokens:
       raise UserError(
         f"{self.name}.num_virtual_tokens: {len(self.label_ids)} labels do not fit {self.num_virtual_tokens} tokens"
       )
 
   def bind(self, context: Context) -> Self:
-    check_ids(self.name, (*self.init_ids, *itertools.chain(*self.label_ids)), context)
-    return super().bind(context)
+    method = self
+    if self.init == "text":
+      method = dataclasses.replace(self, init_ids=self.init_ids or encoded(self.name, self.init_text, context))
+    elif self.init == "class_labels":
+      method = dataclasses.replace(self, label_ids=self.label_ids or _label_ids(self.name, context))
+    check_ids(self.name, (*method.init_ids, *itertools.chain(*method.label_ids)), context)
+    return super(Prompt, method).bind(context)
 
   def create(self, key: jax.Array, site: Site, base: Leaves) -> Leaves:
     count = self.rows
@@ -163,6 +171,24 @@ def positions_of(inputs: dict[str, Any], module: Any) -> jax.Array:
   if hasattr(module, "default_positions"):
     return module.default_positions(inputs["embeds"])
   return jnp.broadcast_to(jnp.arange(inputs["embeds"].shape[1]), inputs["embeds"].shape[:2])
+
+
+def encoded(name: str, text: str, context: Context) -> tuple[int, ...]:
+  """The token ids of a text by the model's tokenizer."""
+  if context.encode is None:
+    raise UserError(f"{name}: the model came without a tokenizer; give token ids instead of the text")
+  return context.encode(text)
+
+
+def _label_ids(name: str, context: Context) -> tuple[tuple[int, ...], ...]:
+  labels = context.config.get("id2label") or {}
+  names = [str(labels[key]) for key in sorted(labels, key=int)]
+  if not names or any(re.fullmatch(r"LABEL_\d+", one) for one in names):
+    raise UserError(f"{name}.init='class_labels': the model's labels have no names; give label_ids")
+  special = set(encoded(name, "", context))
+  return tuple(
+    tuple(token for token in encoded(name, one.replace("_", " "), context) if token not in special) for one in names
+  )
 
 
 def check_ids(name: str, ids: Iterable[int], context: Context) -> None:

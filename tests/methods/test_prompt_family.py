@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -88,17 +87,31 @@ every = pytest.mark.parametrize("name", METHODS)
 
 @functools.cache
 def case(name):
-  """(model, its leaves with noise, compiled value and gradient of the score by the leaves)."""
+  """(model, its leaves with noise, its frozen leaves, compiled value and gradient of the score by what trains)."""
   model = tiny.added(METHODS[name])
-  inputs = tiny.batch()
-  step = jax.jit(jax.value_and_grad(lambda flat: tiny.score(model, flat, inputs)))
-  return model, tiny.noise_on(tiny.trainable(model)), step
+  step = jax.jit(jax.value_and_grad(functools.partial(tiny.score, model)))
+  return model, tiny.noise_on(tiny.trainable(model)), tiny.rest_of(model), step
+
+
+@functools.cache
+def noisy_score(name):
+  """Value and gradient at the noisy leaves."""
+  _, leaves, rest, step = case(name)
+  return step(leaves, rest, tiny.batch())
 
 
 @functools.cache
 def base_score():
   model = tiny.encoder()
-  return jax.jit(lambda: tiny.score(model, {}, tiny.batch()))()
+  return jax.jit(functools.partial(tiny.score, model))({}, masks.flatten(model.params), tiny.batch())
+
+
+@functools.cache
+def wide():
+  """(shapes of a model wide enough that its matmuls are what is counted, inputs, FLOPs of full fine-tuning)."""
+  sizes = {"hidden_size": 96, "intermediate_size": 384, "max_position_embeddings": 64}
+  model, inputs = from_config(tiny.config(**sizes), task="text_classification"), tiny.batch(length=32)
+  return model, inputs, tiny.traced_flops(model.add(Full()), inputs)
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -115,16 +128,16 @@ def test_base_leaves_stay_bitwise(name):
 
 @pytest.mark.parametrize("name", IDENTITY)
 def test_starts_as_the_base(name):
-  model, _, step = case(name)
-  np.testing.assert_allclose(step(tiny.trainable(model))[0], base_score(), rtol=1e-5, atol=1e-5)
+  model, _, rest, step = case(name)
+  np.testing.assert_allclose(step(tiny.trainable(model), rest, tiny.batch())[0], base_score(), rtol=1e-5, atol=1e-5)
 
 
 @every
 def test_every_leaf_of_its_own_has_a_gradient(name):
-  model, leaves, step = case(name)
+  model, leaves, *_ = case(name)
   if model.adapter_paths():
     assert {path for path in leaves if not model.context.in_head(path)} == model.adapter_paths()
-  value, grads = step(leaves)
+  value, grads = noisy_score(name)
   assert abs(value - base_score()) > 1e-3
   for path, grad in grads.items():
     assert np.isfinite(grad).all(), path
@@ -133,33 +146,31 @@ def test_every_leaf_of_its_own_has_a_gradient(name):
 
 @every
 def test_stacked_equals_unrolled(name):
-  model, leaves, step = case(name)
+  model, leaves, *_ = case(name)
   noisy = tiny.replaced(model, leaves)
   unrolled = noisy.unrolled()
   assert not unrolled.stacks
-  value = jax.jit(lambda: tiny.score(unrolled, {}, tiny.batch()))()
-  np.testing.assert_allclose(value, step(leaves)[0], rtol=1e-5, atol=1e-5)
+  value = jax.jit(functools.partial(tiny.score, unrolled))({}, masks.flatten(unrolled.params), tiny.batch())
+  np.testing.assert_allclose(value, noisy_score(name)[0], rtol=1e-5, atol=1e-5)
   back = stack(unstack(noisy.params, model.stacks), model.stacks)
   jax.tree.map(np.testing.assert_array_equal, back, noisy.params)
 
 
 @every
 def test_several_at_once_with_remat_equal_one(name):
-  _, leaves, step = case(name)
+  _, leaves, rest, _ = case(name)
   remat = tiny.added(METHODS[name], tiny.encoder(runtime=Runtime(remat="full")))
-  several = {path: jnp.stack([leaf, 0.5 * leaf]) for path, leaf in leaves.items()}
-  mapped = jax.jit(jax.vmap(jax.grad(lambda flat: tiny.score(remat, flat, tiny.batch()))))(several)
-  for path, grad in step(leaves)[1].items():
+  several = {path: np.stack([leaf, 0.5 * leaf]) for path, leaf in leaves.items()}
+  grads = jax.vmap(jax.grad(functools.partial(tiny.score, remat)), in_axes=(0, None, None))
+  mapped = jax.jit(grads)(several, rest, tiny.batch())
+  for path, grad in noisy_score(name)[1].items():
     np.testing.assert_allclose(mapped[path][0], grad, rtol=1e-4, atol=1e-5 * float(np.abs(grad).max()), err_msg=path)
 
 
 @every
 def test_flops_below_full(name):
-  model = from_config(
-    tiny.config(hidden_size=96, intermediate_size=384, max_position_embeddings=64), task="text_classification"
-  )
-  inputs = tiny.batch(length=32)
-  assert tiny.traced_flops(model.add(METHODS[name]), inputs) < 0.9 * tiny.traced_flops(model.add(Full()), inputs)
+  model, inputs, full = wide()
+  assert tiny.traced_flops(model.add(METHODS[name]), inputs) < 0.9 * full
 
 
 @every
@@ -176,13 +187,11 @@ def test_outputs_have_the_shapes_of_the_base(name, model_type):
 
 @every
 def test_padding_changes_nothing(name):
-  model = tiny.added(METHODS[name], tiny.encoder(task="token_classification"))
-  model = tiny.replaced(model, tiny.noise_on(tiny.trainable(model)))
-  short = tiny.batch(padded=False)
-  longer = {key: jnp.pad(value, ((0, 0), (0, 5))) for key, value in short.items()}
-  np.testing.assert_allclose(
-    model(**longer)["logits"][:, : tiny.LENGTH], model(**short)["logits"], rtol=1e-4, atol=1e-5
-  )
+  _, leaves, rest, step = case(name)
+  inputs = tiny.batch()
+  other = np.where(inputs["attention_mask"] == 1, inputs["input_ids"], 23)
+  value, _ = step(leaves, rest, {**inputs, "input_ids": other})
+  np.testing.assert_allclose(value, noisy_score(name)[0], rtol=1e-5, atol=1e-5)
 
 
 @every

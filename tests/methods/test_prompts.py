@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import peftjax
 from peftjax import UserError, masks, methods
 from peftjax.methods import build
 from peftjax.model import from_config
@@ -95,6 +98,23 @@ def test_a_network_gives_the_model_of_its_prefixes():
   np.testing.assert_allclose(model(**tiny.batch())["logits"], plain(**tiny.batch())["logits"], rtol=1e-5)
 
 
+def test_texts_and_label_names_go_through_the_model_s_tokenizer():
+  model = peftjax.load("packaged:minilm", task="text_classification", label_names=("very good", "bad"))
+  text = "rate the movie and say whether it is worth the ticket"
+  prompt = model.add(methods.Prompt(num_virtual_tokens=5, init="text", init_text=text)).methods[0]
+  prefix = model.add(methods.Prefix(num_virtual_tokens=5, init="text", init_text=text)).methods[0]
+  labels = model.add(methods.Prompt(num_virtual_tokens=5, init="class_labels")).methods[0]
+  vocabulary = json.loads((model.folder / "tokenizer.json").read_text())["model"]["vocab"]
+  assert prompt.init_ids == tuple(vocabulary[word] for word in ("[CLS]", *text.split(), "[SEP]"))
+  assert prefix.init_ids == prompt.init_ids
+  assert labels.label_ids == ((vocabulary["very"], vocabulary["good"]), (vocabulary["bad"],))
+
+
+def test_a_text_without_a_tokenizer_is_refused():
+  with pytest.raises(UserError, match="came without a tokenizer"):
+    tiny.added(methods.Prompt(init="text", init_text="rate the movie"))
+
+
 # Single layers, long texts ----------------------------------------------------------------------------------------
 
 
@@ -178,12 +198,13 @@ def test_unipelt_without_two_of_its_parts(left):
 
 MISTAKES = {
   "reads a text": ({"name": "prompt", "init": "txt"}, "prompt.init: unknown 'txt'; did you mean 'text'"),
-  "no text": ({"name": "prompt", "init": "text"}, "needs init_ids"),
-  "no labels": ({"name": "prompt", "init": "class_labels", "label_ids": ((3,), ())}, "needs label_ids"),
+  "no text": ({"name": "prompt", "init": "text"}, "needs init_text"),
+  "no labels": ({"name": "prompt", "init": "class_labels", "label_ids": ((3,), ())}, "a label has no token"),
+  "unnamed labels": ({"name": "prompt", "init": "class_labels"}, "labels have no names; give label_ids"),
   "labels": ({"name": "prompt", "num_virtual_tokens": 1, "init": "class_labels", "label_ids": ((3,), (4,))}, "2 la"),
   "no such id": ({"name": "prompt", "init": "text", "init_ids": (3, 99)}, "token id 99 is outside"),
   "no positions": ({"name": "prompt", "num_virtual_tokens": 40}, "fill all 33 positions"),
-  "short text": ({"name": "prefix", "init": "text", "init_ids": (3, 4)}, "at least 20 tokens; got 2"),
+  "short text": ({"name": "prefix", "init": "text", "init_ids": (3, 4)}, "has 2 tokens, fewer than"),
   "network": ({"name": "prefix", "init": "text", "init_ids": (3,) * 20, "reparametrize": True}, "leaves to a network"),
   "no network": ({"name": "prefix", "encoder_hidden_size": 5}, "reparametrize=True"),
   "v2": ({"name": "p_tuning_v2", "reparametrize": True}, "use prefix"),

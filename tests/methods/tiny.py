@@ -84,9 +84,14 @@ def adapter_count(model: Model) -> int:
   return sum(int(np.prod(leaf.shape)) for leaf in leaves)
 
 
-def score(model: Model, flat: Flat, inputs: dict[str, jax.Array], rest: Flat | None = None) -> jax.Array:
-  """A number that depends on all outputs at real tokens, as a function of some of the leaves."""
-  rest = masks.flatten(model.params) if rest is None else rest
+def rest_of(model: Model) -> Flat:
+  """Dotted path -> leaf, of those that do not train."""
+  trains = trainable(model)
+  return {path: leaf for path, leaf in masks.flatten(model.params).items() if path not in trains}
+
+
+def score(model: Model, flat: Flat, rest: Flat, inputs: dict[str, jax.Array]) -> jax.Array:
+  """A number that depends on all outputs at real tokens; all leaves are arguments, so that XLA folds no constants."""
   outputs = model.forward(masks.unflatten({**rest, **flat}), inputs)
   total = jnp.zeros(())
   for leaf in outputs.values():
@@ -103,5 +108,5 @@ def added(method: Method, model: Model | None = None, seed: int = 0) -> Model:
 
 def traced_flops(model: Model, inputs: dict[str, jax.Array]) -> float:
   """FLOPs of the gradient of what trains, before XLA's own optimizations; from shapes alone."""
-  step = jax.jit(jax.grad(lambda flat, rest: score(model, flat, inputs, rest)))
-  return step.lower(trainable(model), masks.flatten(model.params)).cost_analysis()["flops"]
+  step = jax.jit(jax.grad(lambda flat, rest: score(model, flat, rest, inputs)))
+  return step.lower(trainable(model), rest_of(model)).cost_analysis()["flops"]
