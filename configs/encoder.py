@@ -1,7 +1,7 @@
 """What the encoder presets share: MiniLM, and a peak learning rate for each method on it.
 
-The rates were found on the validation split of movie reviews with 2,000 examples and seed 0; `peftjax compare` with your
-own rows is the way to find yours.
+The rates were chosen by hand on the validation split of movie reviews with 2,000 examples and seed 0; `peftjax compare`
+with your own rows is the way to find yours.
 
     peftjax train --config=configs/encoder.py:lora --workdir=runs/lora      movie reviews, all 7,362 training sentences
 """
