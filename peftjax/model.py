@@ -18,13 +18,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import linen as nn
 
 from peftjax import masks
 from peftjax.errors import UserError, nearest
 from peftjax.methods import Method, expand
 from peftjax.methods.base import Context, Site
-from peftjax.methods.inject import Bound, acting, attach, bind, check_all_read, discover, leaf_paths
+from peftjax.methods.inject import Bound, acting, attach, bind, check_all_read, discover, leaf_paths, penalty
 from peftjax.methods.observe import observe
 from peftjax.models import pretrained
 from peftjax.models.family import Architecture, Family
@@ -174,6 +175,16 @@ class Model:
   def adapter_paths(self) -> set[str]:
     """Dotted tree paths of the leaves that methods added."""
     return leaf_paths(self.bound, self.params)
+
+  def penalty(self, params: masks.Tree) -> jax.Array | float:
+    """What the methods add to the mean loss of a training step; 0.0 if none does."""
+    return penalty(self.bound, params)
+
+  def transformed(self, optimizer: optax.GradientTransformation, total_steps: int) -> optax.GradientTransformation:
+    """The optimizer of the trainable tree, with what the methods do at every update built around it."""
+    for method in self.methods:
+      optimizer = method.transform(optimizer, total_steps)
+    return optimizer
 
   def learning_rates(self) -> dict[str, float]:
     """Default peak learning rate of each group that trains, from the methods."""

@@ -16,23 +16,38 @@ from pathlib import Path
 from typing import Any
 
 from peftjax.errors import UserError, nearest
+from peftjax.methods.adalora import AdaLoRA
 from peftjax.methods.adapter_plus import AdapterPlus
 from peftjax.methods.base import Call, Context, Leaves, Method, Site, Targeted, field_error
+from peftjax.methods.boft import BOFT
 from peftjax.methods.bottleneck import Bottleneck
+from peftjax.methods.c3a import C3A
 from peftjax.methods.compacter import Compacter
+from peftjax.methods.delora import DeLoRA
+from peftjax.methods.dora import DoRA
 from peftjax.methods.fourierft import FourierFT
+from peftjax.methods.gralora import GraLoRA
+from peftjax.methods.hira import HiRA
 from peftjax.methods.houlsby import Houlsby, Pfeiffer
+from peftjax.methods.hra import HRA
 from peftjax.methods.hybrid import Hybrid, expand
 from peftjax.methods.ia3 import IA3
 from peftjax.methods.llama_adapter import LlamaAdapter
+from peftjax.methods.loha import LoHa
+from peftjax.methods.lokr import LoKr
 from peftjax.methods.lora import LoRA
 from peftjax.methods.mam import MAM
+from peftjax.methods.miss import MiSS
+from peftjax.methods.oft import OFT
 from peftjax.methods.p_tuning import PTuning
 from peftjax.methods.parallel_adapter import ParallelAdapter
 from peftjax.methods.prefix import Prefix, PTuningV2
 from peftjax.methods.prompt import Prompt
+from peftjax.methods.randlora import RandLoRA
 from peftjax.methods.reft import ReFT
+from peftjax.methods.road import RoAd
 from peftjax.methods.selective import BitFit, Full, Head, LastK, LayerNormTuning, MaskMethod, Patterns
+from peftjax.methods.shira import SHiRA
 from peftjax.methods.trainable_tokens import TrainableTokens
 from peftjax.methods.unipelt import UniPELT
 from peftjax.methods.vblora import VBLoRA
@@ -48,9 +63,24 @@ METHODS: dict[str, type[Method]] = {
     LastK,
     Patterns,
     LoRA,
+    DoRA,
+    AdaLoRA,
     VeRA,
     FourierFT,
     VBLoRA,
+    LoHa,
+    LoKr,
+    OFT,
+    BOFT,
+    MiSS,
+    HRA,
+    RandLoRA,
+    SHiRA,
+    C3A,
+    HiRA,
+    GraLoRA,
+    RoAd,
+    DeLoRA,
     IA3,
     Houlsby,
     Pfeiffer,
@@ -71,15 +101,23 @@ METHODS: dict[str, type[Method]] = {
 }
 
 __all__ = [
+  "AdaLoRA",
   "AdapterPlus",
+  "BOFT",
   "BitFit",
   "Bottleneck",
+  "C3A",
   "Call",
   "Compacter",
   "Context",
+  "DeLoRA",
+  "DoRA",
   "FourierFT",
   "Full",
+  "GraLoRA",
+  "HRA",
   "Head",
+  "HiRA",
   "Houlsby",
   "Hybrid",
   "IA3",
@@ -87,11 +125,15 @@ __all__ = [
   "LayerNormTuning",
   "Leaves",
   "LlamaAdapter",
+  "LoHa",
+  "LoKr",
   "LoRA",
   "MAM",
   "METHODS",
   "MaskMethod",
   "Method",
+  "MiSS",
+  "OFT",
   "PTuning",
   "PTuningV2",
   "ParallelAdapter",
@@ -99,7 +141,10 @@ __all__ = [
   "Pfeiffer",
   "Prefix",
   "Prompt",
+  "RandLoRA",
   "ReFT",
+  "RoAd",
+  "SHiRA",
   "Site",
   "Targeted",
   "TrainableTokens",

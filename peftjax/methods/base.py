@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from peftjax import masks
 from peftjax.errors import UserError, nearest
@@ -195,6 +196,21 @@ class Method:
     del leaves, x, site, call
     return y
 
+  def acts_by_delta(self, site: Site) -> bool:
+    """Whether the base's product is taken with `delta` added to its kernel, as no cheaper way exists; linear sites."""
+    del site
+    return False
+
+  def penalty(self, leaves: Leaves, site: Site) -> jax.Array | float:
+    """What one layer's leaves add to the mean loss of a training step, a scalar."""
+    del leaves, site
+    return 0.0
+
+  def transform(self, optimizer: optax.GradientTransformation, total_steps: int) -> optax.GradientTransformation:
+    """The optimizer of the whole trainable tree, with what the method does at every update built around it."""
+    del total_steps
+    return optimizer
+
   def delta(self, leaves: Leaves, base: Leaves, site: Site, shared: Leaves) -> Leaves:
     """float32 updates of the base module's leaves that merge the method into it: {"kernel": ..., "bias": ...}.
 
@@ -294,13 +310,13 @@ class Targeted(Method):
     return chosen
 
   def wants(self, name: str, site: Site, context: Context) -> bool:
-    """Whether targets, exclude and layers choose the module."""
+    """Whether targets, exclude and layers choose the module; never one of the task's head."""
     if self.targets == masks.ALL_LINEAR:
-      hit = site.kind == "linear" and not context.in_head(name) and not name.endswith(("lm_head", "embed_out"))
+      hit = site.kind == "linear" and not name.endswith(("lm_head", "embed_out"))
     else:
       hit = masks.matches(self.targets, name)
-    if hit and self.exclude and masks.matches(self.exclude, name):
-      hit = False
+    if context.in_head(name) or (self.exclude and masks.matches(self.exclude, name)):
+      hit = False  # a head trains whole
     return hit and (not self.layers or layer_index(name) in self.layers)
 
 

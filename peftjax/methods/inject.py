@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -253,12 +254,39 @@ def _interceptor(table: Mapping[Any, list[_Entry]], read: set[str] | None) -> Ca
     base_x = x
     for method, site, leaves, call in calls:
       base_x = method.before(leaves, base_x, site, call)
-    y = next_fun(base_x) if is_array else next_fun(**base_x)
+    deltas = [
+      method.delta(leaves, _float32_base(module), site, call.shared)["kernel"]
+      for method, site, leaves, call in calls
+      if method.acts_by_delta(site)
+    ]
+    if deltas:
+      y = _changed_product(module, next_fun, base_x, functools.reduce(jnp.add, deltas))
+    else:
+      y = next_fun(base_x) if is_array else next_fun(**base_x)
     for method, site, leaves, call in calls:
       y = method.after(leaves, x, y, site, call)
     return y
 
   return intercept
+
+
+def _float32_base(module: nn.Module) -> Leaves:
+  held = [name for name in ("kernel", "bias") if module.has_variable("params", name)]
+  return {name: module.get_variable("params", name).astype(jnp.float32) for name in held}
+
+
+def _changed_product(module: nn.Module, next_fun: Callable[..., Any], x: jax.Array, delta: jax.Array) -> jax.Array:
+  """A linear module's output with `delta` added to its kernel.
+
+  In float32 the sum of the kernels is multiplied once; in fewer bits a small change would be rounded away in that sum,
+  so that it is multiplied by itself.
+  """
+  kernel: jax.Array = module.get_variable("params", "kernel")
+  if {kernel.dtype, x.dtype, module.dtype or jnp.dtype(jnp.float32)} != {jnp.dtype(jnp.float32)}:
+    y = next_fun(x)
+    return y + x.astype(y.dtype) @ delta.astype(y.dtype)
+  y = jnp.dot(x, kernel + delta, precision=module.precision)
+  return y + module.get_variable("params", "bias") if module.use_bias else y
 
 
 def _leaves(module: nn.Module, method: Method, site: Site, read: set[str] | None) -> Leaves:
@@ -283,6 +311,21 @@ def _call(module: nn.Module, shared: Leaves, notes: dict[str, Any]) -> Call:
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
 
   return Call(base=base, shared=shared, dropout=drop, module=module, notes=notes)
+
+
+def penalty(bound: Sequence[Bound], params: masks.Tree) -> jax.Array | float:
+  """What the methods add to the mean loss of a training step, over all sites and layers; 0.0 if no method adds any."""
+  total: Any = 0.0
+  flat = masks.flatten(params)
+  for one in bound:
+    if type(one.method).penalty is Method.penalty:
+      continue
+    for site in one.sites:
+      prefix = ".".join(site.leaf_path)
+      leaves = {name: flat[f"{prefix}.{name}"] for name in one.method.leaf_names if f"{prefix}.{name}" in flat}
+      each = functools.partial(one.method.penalty, site=site.one(0))
+      total += jnp.sum(jax.vmap(each)(leaves) if site.stack else each(leaves))
+  return total
 
 
 # Checks -----------------------------------------------------------------------------------------------------------

@@ -7,10 +7,13 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Self
 
+import jax
+import jax.numpy as jnp
+
 from peftjax import masks
 from peftjax.errors import UserError, nearest
 from peftjax.methods import targets as default_targets
-from peftjax.methods.base import Context, Targeted
+from peftjax.methods.base import Call, Context, Targeted
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,3 +69,14 @@ def low_rank(x: Any, *factors: Any, dtype: Any) -> Any:
   for factor in factors:
     product = product @ factor.astype(dtype)
   return product
+
+
+def uniform_by_fan(key: jax.Array, shape: tuple[int, ...], fan_in: int) -> jax.Array:
+  """Uniform within ±1/√fan_in: torch's default for a linear layer, Kaiming's with a = √5."""
+  return jax.random.uniform(key, shape, minval=-(fan_in**-0.5), maxval=fan_in**-0.5)
+
+
+def keep(call: Call, shape: tuple[int, ...], rate: float) -> jax.Array:
+  """Ones, each zero with probability `rate` while training; unlike dropout's, what is kept is not scaled."""
+  kept = call.dropout(jnp.ones(shape), rate)
+  return kept if rate == 0.0 else (kept > 0).astype(jnp.float32)

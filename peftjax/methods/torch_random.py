@@ -7,6 +7,7 @@ the same numbers are needed where torch is absent. torch draws from MT19937 (Mat
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 
 Generator = np.random.MT19937
@@ -26,6 +27,12 @@ def uniform(bits: Generator, shape: tuple[int, ...], low: float, high: float) ->
   span = np.float32(np.float32(high) - np.float32(low))
   # float64 stands for torch's fused multiply-add: one rounding at the end.
   return (unit * np.float64(span) + np.float64(np.float32(low))).astype(np.float32).reshape(shape)
+
+
+def uniform_bfloat16(bits: Generator, shape: tuple[int, ...], low: float, high: float) -> np.ndarray:
+  """The same of a bfloat16 tensor, whose draws that round up to `high` become `low`: bfloat16[shape]."""
+  drawn = uniform(bits, shape, low, high).astype(ml_dtypes.bfloat16)
+  return np.where(drawn == ml_dtypes.bfloat16(high), ml_dtypes.bfloat16(low), drawn)
 
 
 def kaiming_uniform(bits: Generator, shape: tuple[int, ...], fan_in: int) -> np.ndarray:

@@ -71,7 +71,8 @@ class Run:
 
   def step(self) -> TrainStep:
     """One update, not yet compiled."""
-    return make_train_step(make_loss(self.model.forward, self.task), self.optimizer, self.config.train.accumulate)
+    loss = make_loss(self.model.forward, self.task, self.model.penalty)
+    return make_train_step(loss, self.optimizer, self.config.train.accumulate)
 
 
 def resolve(config: ConfigDict) -> Run:
@@ -107,7 +108,9 @@ def resolve(config: ConfigDict) -> Run:
     settings=optim.group_settings(config.optim, set(jax.tree.leaves(groups)), method_groups),
     trainable=trainable,
     frozen=frozen,
-    optimizer=optim.make_optimizer(config.optim, groups, total_steps, method_groups, stacks=model.stacks),
+    optimizer=model.transformed(
+      optim.make_optimizer(config.optim, groups, total_steps, method_groups, stacks=model.stacks), total_steps
+    ),
     total_steps=total_steps,
     base=Base(str(config.model.path), base_hash(model)),
     eval_splits=tuple(split for split in ("validation",) if split in loaders.evals),

@@ -22,15 +22,22 @@ Batch = Mapping[str, jax.Array]
 Metrics = dict[str, Any]
 ModelForward = Callable[[Tree, Mapping[str, Any], jax.Array | None], Mapping[str, jax.Array]]
 Loss = Callable[[Tree, Tree, Batch, jax.Array], tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]]]
+Penalty = Callable[[Tree], jax.Array | float]
 TrainStep = Callable[[TrainState, Tree, Batch], tuple[TrainState, Metrics]]
 
 
-def make_loss(forward: ModelForward, task: Task) -> Loss:
-  """(trainable, frozen, batch, key) -> (sum of losses, (sum of weights, extra sums)), in training mode."""
+def make_loss(forward: ModelForward, task: Task, penalty: Penalty | None = None) -> Loss:
+  """(trainable, frozen, batch, key) -> (sum of losses, (sum of weights, extra sums)), in training mode.
+
+  Args:
+    penalty: parameters -> what the methods add to the mean loss.
+  """
 
   def loss(trainable: Tree, frozen: Tree, batch: Batch, key: jax.Array) -> Any:
     params = combine(trainable, frozen)
     total, weight, extra = task.loss(lambda inputs: forward(params, inputs, key), batch)
+    if penalty is not None:
+      total = total + weight * penalty(params)
     return total, (weight, extra)
 
   return loss

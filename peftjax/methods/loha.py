@@ -1,0 +1,82 @@
+"""LoHa: low-rank Hadamard products (Hyeon-Woo et al. 2021, arXiv 2108.06098, as FedPara; LyCORIS, arXiv 2309.14859).
+
+    y = x W + s · x [(B₁ A₁) ⊙ (B₂ A₂)]        B: [in, r], A: [r, out], s = α / r;  rank up to r²
+
+The Hadamard product of two rank-r matrices is a product of rank r², of the columns' and the rows' pairwise products
+(Khatri-Rao); that is how x meets it where this is cheaper than forming the update. B₂ starts at zero.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from peftjax.methods.base import Call, Leaves, Site
+from peftjax.methods.linear import LinearMethod, by_pattern, keep, uniform_by_fan
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoHa(LinearMethod):
+  """The product, element by element, of two low-rank updates.
+
+  Attributes:
+    rank: r of each factor.
+    alpha: α.
+    rank_pattern, alpha_pattern: name pattern -> value for modules that differ.
+    rank_dropout: rate at which outputs of the update are dropped while training, the rest scaled to the same mean.
+    module_dropout: rate at which a module's whole update is dropped while training.
+  """
+
+  name: ClassVar[str] = "loha"
+  leaf_names: ClassVar[tuple[str, ...]] = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+  patterns: ClassVar[tuple[str, ...]] = ("rank_pattern", "alpha_pattern")
+  learning_rate: ClassVar[float] = 1e-3
+
+  rank: int = 8
+  alpha: float = 8.0
+  rank_pattern: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  alpha_pattern: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  rank_dropout: float = 0.0
+  module_dropout: float = 0.0
+
+  def settings(self, name: str) -> tuple[int, float]:
+    """(rank, scale) at a module."""
+    rank = by_pattern(self.rank_pattern, name, self.rank)
+    return rank, by_pattern(self.alpha_pattern, name, self.alpha) / rank
+
+  def create(self, key: jax.Array, site: Site, base: Leaves) -> Leaves:
+    del base
+    (rank, _), (features_in, features_out) = self.settings(site.names[0]), site.shape
+    keys = jax.random.split(key, 3)
+    return {
+      "hada_w1_a": uniform_by_fan(keys[0], (rank, features_out), rank),
+      "hada_w1_b": uniform_by_fan(keys[1], (features_in, rank), features_in),
+      "hada_w2_a": uniform_by_fan(keys[2], (rank, features_out), rank),
+      "hada_w2_b": jnp.zeros((features_in, rank)),
+    }
+
+  def acts_by_delta(self, site: Site) -> bool:
+    features_in, features_out = site.shape
+    # Forward, and backward to x and to the factors, against the one product more that a formed update's gradient takes.
+    is_thin = 3 * self.settings(site.names[0])[0] ** 2 * (features_in + features_out) < features_in * features_out
+    return not is_thin and self.rank_dropout == self.module_dropout == 0.0
+
+  def after(self, leaves: Leaves, x: jax.Array, y: jax.Array, site: Site, call: Call) -> jax.Array:
+    if self.acts_by_delta(site):
+      return y
+    columns = jnp.einsum("ik,il->ikl", leaves["hada_w1_b"], leaves["hada_w2_b"]).reshape(site.shape[0], -1)
+    rows = jnp.einsum("ko,lo->klo", leaves["hada_w1_a"], leaves["hada_w2_a"]).reshape(-1, site.shape[1])
+    outputs = keep(call, (site.shape[1],), self.rank_dropout)
+    outputs /= jnp.maximum(outputs.mean(), 1.0 / site.shape[1])
+    outputs *= self.settings(site.names[0])[1] * keep(call, (), self.module_dropout)
+    return y + x.astype(y.dtype) @ columns.astype(y.dtype) @ rows.astype(y.dtype) * outputs.astype(y.dtype)
+
+  def delta(self, leaves: Leaves, base: Leaves, site: Site, shared: Leaves) -> Leaves:
+    del base, shared
+    first = leaves["hada_w1_b"] @ leaves["hada_w1_a"]
+    second = leaves["hada_w2_b"] @ leaves["hada_w2_a"]
+    return {"kernel": self.settings(site.names[0])[1] * first * second}
