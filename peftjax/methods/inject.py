@@ -254,12 +254,13 @@ def _interceptor(table: Mapping[Any, list[_Entry]], read: set[str] | None) -> Ca
     base_x = x
     for method, site, leaves, call in calls:
       base_x = method.before(leaves, base_x, site, call)
-    deltas = [
+    deltas: list[jax.Array] = [
       method.delta(leaves, _float32_base(module), site, call.shared)["kernel"]
       for method, site, leaves, call in calls
       if method.acts_by_delta(site)
     ]
     if deltas:
+      assert not isinstance(base_x, dict)
       y = _changed_product(module, next_fun, base_x, functools.reduce(jnp.add, deltas))
     else:
       y = next_fun(base_x) if is_array else next_fun(**base_x)

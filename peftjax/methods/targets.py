@@ -1,0 +1,100 @@
+"""Default targets by architecture (config.json's model_type), the same as Hugging Face PEFT's."""
+
+from __future__ import annotations
+
+from peftjax.masks import Patterns
+
+_QV = ("q_proj", "v_proj")
+_LLAMA_LIKE = ("llama", "mistral", "mixtral", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3")
+
+# Attention's query and value, or the fused projection that holds them.
+ATTENTION: dict[str, Patterns] = {
+  "bert": ("query", "value"),
+  "roberta": ("query", "value"),
+  "gpt2": ("c_attn",),
+  "bloom": ("query_key_value",),
+  "gpt_neox": ("query_key_value",),
+  "gptj": _QV,
+  "opt": _QV,
+  "t5": ("q", "v"),
+  "mt5": ("q", "v"),
+  "vit": ("query", "value"),
+  "whisper": _QV,
+  **dict.fromkeys(_LLAMA_LIKE, _QV),
+}
+
+IA3: dict[str, tuple[str, ...]] = {
+  "bert": ("key", "value", "output.dense"),
+  "roberta": ("key", "value", "output.dense"),
+  "gpt2": ("c_attn", "mlp.c_proj"),
+  "bloom": ("query_key_value", "mlp.dense_4h_to_h"),
+  "gpt_neox": ("query_key_value", "dense_4h_to_h"),
+  "gptj": ("q_proj", "v_proj", "fc_out"),
+  "opt": ("q_proj", "k_proj", "fc2"),
+  "t5": ("k", "v", "wo"),
+  "mt5": ("k", "v", "wi_1"),
+  "llama": ("k_proj", "v_proj", "down_proj"),
+  "mistral": ("k_proj", "v_proj", "down_proj"),
+  "mixtral": ("k_proj", "v_proj", "w2"),
+  **dict.fromkeys(("gemma", "gemma2", "gemma3_text", "qwen2", "qwen3"), ("q_proj", "v_proj", "down_proj")),
+}
+
+# Those of IA3's targets whose input, not output, is scaled.
+IA3_FEEDFORWARD: dict[str, tuple[str, ...]] = {
+  "bert": ("output.dense",),
+  "roberta": ("output.dense",),
+  "gpt2": ("mlp.c_proj",),
+  "bloom": ("mlp.dense_4h_to_h",),
+  "gpt_neox": ("dense_4h_to_h",),
+  "gptj": ("fc_out",),
+  "opt": ("fc2",),
+  "t5": ("wo",),
+  "mt5": (),
+  "mixtral": ("w2",),
+  **dict.fromkeys(("llama", "mistral", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3"), ("down_proj",)),
+}
+
+# Where VB-LoRA's published lists are wider than LoRA's; the rest are ATTENTION.
+VBLORA: dict[str, tuple[str, ...]] = {
+  "opt": ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
+  "t5": ("q", "k", "v", "o", "wi", "wo"),
+  "mt5": ("q", "k", "v", "o", "wi_0", "wi_1", "wo"),
+}
+
+# Normalisations that HF PEFT's LN tuning trains; where an architecture is not listed, all of them.
+NORMS: dict[str, tuple[str, ...]] = {
+  "gpt2": ("ln_1", "ln_2", "ln_f"),
+  "gptj": ("ln_1", "ln_f"),
+  "bloom": ("input_layernorm", "post_attention_layernorm", "ln_f"),
+  "t5": ("layer_norm", "final_layer_norm"),
+  "mt5": ("layer_norm", "final_layer_norm"),
+  **dict.fromkeys(("llama", "mistral", "gemma"), ("input_layernorm", "post_attention_layernorm", "norm")),
+  **dict.fromkeys(
+    ("gemma2", "gemma3_text"),
+    (
+      "input_layernorm",
+      "post_attention_layernorm",
+      "pre_feedforward_layernorm",
+      "post_feedforward_layernorm",
+      "norm",
+    ),
+  ),
+  **dict.fromkeys(("qwen2", "qwen3"), ("post_attention_layernorm",)),
+}
+
+# Attention that PEFT gives a prefix: the decoder's to itself where there is an encoder too; all of it elsewhere.
+PREFIX: dict[str, tuple[str, ...]] = {
+  **dict.fromkeys(("t5", "mt5"), ("*decoder.block.*.SelfAttention",)),
+  "whisper": ("*decoder.layers.*.self_attn",),
+}
+
+# AdaLoRA's where they differ from LoRA's.
+ADALORA: dict[str, tuple[str, ...]] = {
+  "opt": ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
+  "t5": ("q", "k", "v", "o", "wi", "wo"),
+  "mt5": ("q", "k", "v", "o", "wi_0", "wi_1", "wo"),
+  "roberta": ("query", "key", "value", "dense"),
+}
+
+# FourierFT and C3A leave the fused attention projection of GPT-2 alone.
+SQUARE: dict[str, tuple[str, ...]] = {"gpt2": ("mlp.c_proj",)}
