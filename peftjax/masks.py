@@ -53,16 +53,29 @@ def unflatten(flat: Mapping[str, Any]) -> Tree:
 
 
 def layer_names(name: str, stacks: Mapping[str, int]) -> tuple[str, ...]:
-  """The names, one a layer, of a dotted path that may lie below a stack.
+  """The names, one a layer, of a dotted path that may lie below a stack, or below a stack within a stack (experts).
 
   >>> layer_names("encoder.layer.query", {"encoder.layer": 2})
   ('encoder.layer.0.query', 'encoder.layer.1.query')
   """
-  for stack, count in stacks.items():
-    if name.startswith(stack + "."):
-      rest = name[len(stack) :]
-      return tuple(f"{stack}.{index}{rest}" for index in range(count))
-  return (name,)
+  names, done = [""], 0
+  for stack in _stacks_above(name, stacks):
+    piece, done = name[done : len(stack)], len(stack)
+    names = [f"{one}{piece}.{index}" for one in names for index in range(stacks[stack])]
+  return tuple(one + name[done:] for one in names)
+
+
+def stack_shape(name: str, stacks: Mapping[str, int]) -> tuple[int, ...]:
+  """The leading axes of the leaf at a dotted path: one for each stack that it lies below.
+
+  >>> stack_shape("layers.experts.up.kernel", {"layers": 2, "layers.experts": 8})
+  (2, 8)
+  """
+  return tuple(stacks[stack] for stack in _stacks_above(name, stacks))
+
+
+def _stacks_above(name: str, stacks: Mapping[str, int]) -> list[str]:
+  return sorted((stack for stack in stacks if name.startswith(stack + ".")), key=len)
 
 
 # Patterns ---------------------------------------------------------------------------------------------------------
@@ -186,7 +199,8 @@ def label(tree: Tree, mask: Mask, stacks: Mapping[str, int] | None = None) -> Tr
   groups = {}
   for path, leaf in flatten(tree).items():
     names = layer_names(path, stacks)
-    seen = leaf if len(names) == 1 and names[0] == path else _one_layer(leaf)
+    axes = len(stack_shape(path, stacks))
+    seen = jax.ShapeDtypeStruct(leaf.shape[axes:], leaf.dtype) if axes else leaf
     found = {mask(name, seen) for name in names}
     for group in found:
       if not isinstance(group, str) or not group:
@@ -195,10 +209,6 @@ def label(tree: Tree, mask: Mask, stacks: Mapping[str, int] | None = None) -> Tr
       raise LayersDiffer(f"{path}: layers are in groups {sorted(found)}")
     groups[path] = found.pop()
   return unflatten(groups)
-
-
-def _one_layer(leaf: Any) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
 
 
 def partition(tree: Tree, labels: Tree) -> tuple[Tree, Tree]:

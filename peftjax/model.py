@@ -128,7 +128,9 @@ class Model:
     try:
       bound = bind(parts, self.context)
       self._check_uniform(bound)
-    except masks.LayersDiffer:
+    except masks.LayersDiffer as error:
+      if not self.layer_stacks:
+        raise UserError(f"{error}; the experts of a layer are one leaf, so treat them alike") from None
       return self.unrolled().add(methods, key)
     key = jax.random.key(0) if key is None else key
     laid = functools.partial(attach, bound=bound, key=key)
@@ -204,11 +206,17 @@ class Model:
     """Whether the leaves are shapes."""
     return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(self.params))
 
+  @property
+  def layer_stacks(self) -> dict[str, int]:
+    """The stacks of layers, without those of experts within them."""
+    layers = self.family.all_stacks(self.architecture, self.config)
+    return {path: count for path, count in self.stacks.items() if path in layers}
+
   def unrolled(self) -> Model:
     """The same model with one subtree a layer instead of stacks, for methods that differ by layer."""
     runtime = dataclasses.replace(self.runtime, scan_layers=False)
     module, _, sites, stacks = build(self.family, self.architecture, self.config, runtime)
-    unstacked = functools.partial(unstack, stacks=self.stacks)
+    unstacked = functools.partial(unstack, stacks=self.layer_stacks)
     params = jax.eval_shape(unstacked, self.params) if self.is_abstract else unstacked(self.params)
     fresh = dataclasses.replace(
       self, module=module, params=params, runtime=runtime, sites=sites, stacks=stacks, bound=()
@@ -292,7 +300,7 @@ def _merge_site(flat: dict[str, Any], one: Bound, site: Site, shared: masks.Tree
     held = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), base_leaves)
     return one.method.delta(leaves, held, site.one(0), shared)
 
-  deltas = jax.vmap(layer)(own, base) if site.stack else layer(own, base)
+  deltas = site.mapped(layer)(own, base)
   for name, change in deltas.items():
     path = ".".join((*site.path, name))
     flat[path] = (flat[path].astype(jnp.float32) + change).astype(flat[path].dtype)

@@ -40,7 +40,8 @@ class Site:
     kind: linear, embedding, unembedding (an output layer tied to an embedding), norm, conv, attention, sublayer, block,
       model.
     names: Hugging Face's dotted module name, one for each layer of the stack (one alone if not stacked).
-    stack: leading axes of the stored leaves, () or (layers,).
+    stack: leading axes of the stored leaves: (), (layers,) or, for experts, (layers, experts); `names` runs over them
+      in row-major order.
     shape: of one layer: linear (in, out); conv (*window, in, out); embedding and unembedding (vocabulary, features);
       norm (features,); attention (query heads, key heads, head size); sublayer, block and model (hidden,).
     dtype: of the base's leaves.
@@ -66,6 +67,12 @@ class Site:
   def one(self, index: int) -> Site:
     """The site of one layer of the stack."""
     return dataclasses.replace(self, names=(self.names[index],), stack=())
+
+  def mapped(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of one layer's arrays as a function of arrays with the stack's axes."""
+    for _ in self.stack:
+      function = jax.vmap(function)
+    return function
 
   @property
   def name(self) -> str:

@@ -105,14 +105,11 @@ def _site_of(context: Any, args: Any, kwargs: Any, stacks: Mapping[str, int]) ->
   if not shape:
     shape = _activation_shape(kind, arguments_of(module, method, args, kwargs))
   dotted = ".".join(module.path)
-  names = masks.layer_names(dotted, stacks) if dotted not in stacks else _stack_names(dotted, stacks)
-  stack = () if names == (dotted,) else (len(names),)
+  below = dotted + "."  # a stack's own module is one of its layers
+  names = tuple(name[:-1] for name in masks.layer_names(below, stacks))
+  stack = masks.stack_shape(below, stacks)
   base_path = module.embedding_path if kind == "model" else module.path
   return Site(module.path, method, kind, names, stack, shape, dtype, has_bias, base_path)
-
-
-def _stack_names(dotted: str, stacks: Mapping[str, int]) -> tuple[str, ...]:
-  return tuple(f"{dotted}.{index}" for index in range(stacks[dotted]))
 
 
 def _activation_shape(kind: str, arguments: dict[str, Any]) -> tuple[int, ...]:
@@ -183,8 +180,8 @@ def _create_at(method: Method, site: Site, base: Leaves, key: jax.Array) -> Leav
   hashes = jnp.asarray([zlib.crc32(name.encode()) for name in site.names], jnp.uint32)
   if not site.stack:
     return method.create(jax.random.fold_in(key, hashes[0]), site, base)
-  keys = jax.vmap(lambda one: jax.random.fold_in(key, one))(hashes)
-  return jax.vmap(lambda one, leaves: method.create(one, site.one(0), leaves))(keys, base)
+  keys = jax.vmap(lambda one: jax.random.fold_in(key, one))(hashes).reshape(site.stack)
+  return site.mapped(lambda one, leaves: method.create(one, site.one(0), leaves))(keys, base)
 
 
 def leaf_paths(bound: Sequence[Bound], params: masks.Tree) -> set[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from peftjax import masks
@@ -54,6 +55,7 @@ class Family:
     untransposed: regular expressions of dotted module names whose kernel Hugging Face stores as [in, out].
     rename: (pattern, replacement) pairs from dotted tree path, layers numbered, to Hugging Face's key.
     default: the architecture built when config.json names none.
+    inner: (config, layer) -> {dotted path below that layer: count} of what is stacked within a layer: experts.
     alike: config -> whether all layers of a stack have the same leaves; where not, they are never stacked.
   """
 
@@ -66,6 +68,7 @@ class Family:
   untransposed: tuple[str, ...] = ()
   rename: tuple[tuple[str, str], ...] = ()
   default: str = ""
+  inner: Callable[[Any, int], dict[str, int]] = lambda config, layer: {}
   alike: Callable[[Any], bool] = lambda config: True
 
   def architecture(self, hf_config: Mapping[str, Any], task: str) -> str:
@@ -86,10 +89,17 @@ class Family:
     return self.default or next(iter(self.architectures))
 
   def stacks_of(self, architecture: str, config: Any, runtime: Runtime) -> dict[str, int]:
-    """Dotted path of each scanned stack in the tree -> layers; {} when layers are unrolled."""
-    if not runtime.scan_layers or not self.alike(config):
-      return {}
-    return self.all_stacks(architecture, config)
+    """Dotted path of each stack in the tree -> layers, or experts; none of layers when they are unrolled."""
+    stacks = self.all_stacks(architecture, config)
+    if runtime.scan_layers and self.alike(config):
+      inner = {f"{path}.{rest}": count for path in stacks for rest, count in self.inner(config, 0).items()}
+      return {**stacks, **inner}
+    return {
+      f"{path}.{layer}.{rest}": count
+      for path, layers in stacks.items()
+      for layer in range(layers)
+      for rest, count in self.inner(config, layer).items()
+    }
 
   def all_stacks(self, architecture: str, config: Any) -> dict[str, int]:
     """Dotted path of each stack of layers -> layers, however they are stored."""
@@ -135,11 +145,14 @@ def checkpoint_axes(family: Family, name: str, ndim: int) -> tuple[int, ...] | N
   return {2: (1, 0), 3: (2, 1, 0), 4: (2, 3, 1, 0)}[ndim]
 
 
-def expanded(tree: masks.Tree, stacks: Mapping[str, int]) -> dict[str, tuple[str, int | None]]:
-  """Leaf name, layers numbered -> (dotted path in the tree, index on its stack axis or None)."""
-  names: dict[str, tuple[str, int | None]] = {}
+Index = int | tuple[int, ...] | None
+
+
+def expanded(tree: masks.Tree, stacks: Mapping[str, int]) -> dict[str, tuple[str, Index]]:
+  """Leaf name, layers numbered -> (dotted path in the tree, index on its stack axis, on its two of them, or None)."""
+  names: dict[str, tuple[str, Index]] = {}
   for path in masks.flatten(tree):
-    layers = masks.layer_names(path, stacks)
-    for index, name in enumerate(layers):
-      names[name] = (path, None if layers == (path,) else index)
+    shape = masks.stack_shape(path, stacks)
+    for at, name in zip(np.ndindex(shape), masks.layer_names(path, stacks)):
+      names[name] = (path, None if not at else at[0] if len(at) == 1 else at)
   return names

@@ -17,6 +17,7 @@ from peftjax.models.family import Family, token_inputs
 from peftjax.models.kv_cache import place, remember, visible
 from peftjax.models.layers import HasSites, Runtime, activation, attention, stack_of
 from peftjax.models.llama_config import MODEL_TYPES, SLIDING, LlamaConfig, parse
+from peftjax.models.moe import Experts
 from peftjax.models.rope import rotate, rotations
 
 Frame = dict[str, jax.Array]
@@ -90,6 +91,7 @@ class LlamaLayer(nn.Module, HasSites):
   config: LlamaConfig
   runtime: Runtime
   kv_heads: int
+  sparse: bool
   sites: ClassVar = {"attention_branch": "sublayer", "mlp_branch": "sublayer", "__call__": "block"}
 
   def setup(self) -> None:
@@ -99,7 +101,10 @@ class LlamaLayer(nn.Module, HasSites):
       return self.runtime.rms_norm(config.rms_norm_eps, config.norm_offset)
 
     self.self_attn = LlamaAttention(config, self.runtime, self.kv_heads)
-    self.mlp = LlamaMLP(config, self.runtime)
+    if not self.sparse:
+      self.mlp = LlamaMLP(config, self.runtime)
+    else:
+      setattr(self, config.experts_name, Experts(config, self.runtime))
     self.input_layernorm, self.post_attention_layernorm = norm(), norm()
     if config.post_norms:
       self.pre_feedforward_layernorm, self.post_feedforward_layernorm = norm(), norm()
@@ -111,9 +116,10 @@ class LlamaLayer(nn.Module, HasSites):
 
   def mlp_branch(self, x: jax.Array) -> jax.Array:
     """The feed-forward sublayer without its residual sum."""
+    mlp = getattr(self, self.config.experts_name if self.sparse else "mlp")
     if self.config.post_norms:
-      return self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
-    return self.mlp(self.post_attention_layernorm(x))
+      return self.post_feedforward_layernorm(mlp(self.pre_feedforward_layernorm(x)))
+    return mlp(self.post_attention_layernorm(x))
 
   def __call__(self, x: jax.Array, kind: jax.Array, frame: Frame) -> tuple[jax.Array, jax.Array | None]:
     weight = self.config.residual_multiplier
@@ -136,7 +142,7 @@ class LlamaModel(nn.Module, HasSites):
   def setup(self) -> None:
     config, runtime = self.config, self.runtime
     self.embed_tokens = runtime.embed(config.vocab_size, config.hidden_size)
-    each = [(config, runtime, heads) for heads in config.kv_heads]
+    each = [(config, runtime, *shape) for shape in zip(config.kv_heads, config.sparse_layers)]
     alike = config.layers_alike
     self.layers = stack_of(
       LlamaLayer, each[0] if alike else each, config.num_hidden_layers, runtime, per_layer=True, alike=alike
@@ -227,6 +233,10 @@ _CLASS_NAMES = {
 }
 
 
+def _experts(config: LlamaConfig, layer: int) -> dict[str, int]:
+  return {f"{config.experts_name}.experts": config.num_experts} if config.sparse_layers[layer] else {}
+
+
 def _family(model_type: str) -> Family:
   name = _CLASS_NAMES[model_type]
   found = architectures(name, LlamaModel, LlamaForCausalLM, LlamaForSequenceClassification, "model")
@@ -240,6 +250,7 @@ def _family(model_type: str) -> Family:
     stacks=lambda config: {"layers": config.num_hidden_layers},
     inputs=lambda config: token_inputs(),
     unused=(r"lm_head\.weight", r"score\.weight", r"(.*\.)?rotary_emb\.inv_freq"),
+    inner=_experts,
     alike=lambda config: config.layers_alike,
   )
 

@@ -137,6 +137,11 @@ class LlamaConfig:
     return len(set(self.kv_heads)) == 1 and len(set(self.sparse_layers)) == 1
 
   @property
+  def experts_name(self) -> str:
+    """What a layer calls the module that routes tokens to experts."""
+    return "block_sparse_moe" if self.model_type == "mixtral" else "mlp"
+
+  @property
   def attention_scale(self) -> float:
     """What query-key products are multiplied by."""
     if self.attention_multiplier:

@@ -188,12 +188,12 @@ def _fill(
   drawn: set[str],
   seed: int,
 ) -> jax.Array:
-  names = masks.layer_names(path, stacks)
-  if names == (path,):
+  stack = masks.stack_shape(path, stacks)
+  if not stack:
     return jnp.asarray(_tensor(path, leaf.shape, leaf.dtype, family, wanted, checkpoint, drawn, seed))
   whole = np.empty(leaf.shape, leaf.dtype)
-  for index, name in enumerate(names):
-    whole[index] = _tensor(name, leaf.shape[1:], leaf.dtype, family, wanted, checkpoint, drawn, seed)
+  for at, name in zip(np.ndindex(stack), masks.layer_names(path, stacks)):
+    whole[at] = _tensor(name, leaf.shape[len(stack) :], leaf.dtype, family, wanted, checkpoint, drawn, seed)
   return jnp.asarray(whole)
 
 
@@ -231,11 +231,9 @@ def draw_params(shapes: masks.Tree, stacks: Mapping[str, int], key: jax.Array, s
   """A fresh tree; each layer's leaf depends on its own name alone, not on how layers are stored."""
   leaves = {}
   for path, leaf in masks.flatten(shapes).items():
-    names = masks.layer_names(path, stacks)
-    if names == (path,):
-      leaves[path] = draw(path, leaf.shape, leaf.dtype, key, std)
-    else:
-      leaves[path] = jnp.stack([draw(name, leaf.shape[1:], leaf.dtype, key, std) for name in names])
+    axes = len(masks.stack_shape(path, stacks))
+    layers = [draw(name, leaf.shape[axes:], leaf.dtype, key, std) for name in masks.layer_names(path, stacks)]
+    leaves[path] = jnp.stack(layers).reshape(leaf.shape) if axes else layers[0]
   return masks.unflatten(leaves)
 
 

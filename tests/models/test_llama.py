@@ -10,11 +10,12 @@ import pytest
 from peftjax import masks, methods
 from peftjax.errors import UserError
 from peftjax.model import from_config
-from peftjax.models import token_loss
+from peftjax.models import moe, token_loss
 from peftjax.models.layers import Runtime
 from tests.models.decoder_models import LLAMA, assert_close, random_model, token_ids, with_method
 
 GEMMA = {**LLAMA, "model_type": "gemma2", "sliding_window": 3, "head_dim": 6}
+MIXTRAL = {**LLAMA, "model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}
 DECI = {**LLAMA, "model_type": "deci", "num_key_value_heads_per_layer": [6, 2, 3]}
 METHODS = {
   "lora": methods.LoRA(rank=3, targets=("q_proj", "o_proj", "down_proj", "embed_tokens")),
@@ -83,6 +84,41 @@ def test_layers_that_differ_stay_unrolled_and_take_methods():
   assert model.stacks == {}
   groups = masks.flatten(model.labels())
   assert {path.split(".")[2] for path, group in groups.items() if group == "last_k"} == {"2"}
+
+
+def test_every_expert_has_its_own_adapter_and_merges():
+  model = random_model(MIXTRAL)
+  adapted = with_method(model, methods.LoRA(rank=2, targets=("w1", "w2", "gate"), bias="none"))
+  experts = adapted.params["model"]["layers"]["block_sparse_moe"]["experts"]
+  assert experts["w1"]["kernel"].shape == (3, 4, 20, 28)
+  assert experts["w2"]["lora_a"].shape == (3, 4, 28, 2)
+  assert len({float(one) for one in experts["w1"]["lora_a"][..., 0, 0].ravel()}) == 12
+  ids = token_ids()
+  found = np.asarray(adapted(input_ids=ids)["logits"])
+  assert np.abs(found - model(input_ids=ids)["logits"]).max() > 0.1
+  assert_close(adapted.unrolled()(input_ids=ids)["logits"], found)
+  assert_close(adapted.merge()(input_ids=ids)["logits"], found)
+  assert_close(adapted.unrolled().merge()(input_ids=ids)["logits"], found)
+
+
+def test_experts_of_a_layer_are_treated_alike_and_layers_need_not_be():
+  model = random_model(MIXTRAL)
+  adapted = model.add(methods.LoRA(rank=2, targets=("w1",), layers=(1,)))
+  assert "lora_a" in adapted.params["model"]["layers"]["1"]["block_sparse_moe"]["experts"]["w1"]
+  with pytest.raises(UserError, match="treat them alike"):
+    model.add(methods.LoRA(rank=2, targets=("experts.0.w1",)))
+
+
+def test_blocks_hold_every_token_once_for_each_of_its_experts():
+  random = np.random.default_rng(0)
+  for tokens, chosen, count in ((1, 2, 5), (13, 3, 4), (40, 1, 3), (6, 2, 64)):
+    experts = np.stack([random.permutation(count)[:chosen] for _ in range(tokens)])
+    rows, owners, places = (np.asarray(x) for x in moe.into_blocks(jnp.asarray(experts), count))
+    for token in range(tokens):
+      for choice in range(chosen):
+        assert rows.ravel()[places[token, choice]] == token
+        assert owners[places[token, choice] // rows.shape[1]] == experts[token, choice]
+    assert (rows < tokens).sum() == tokens * chosen
 
 
 def losses(model, ids, targets, params=None):

@@ -14,7 +14,7 @@ VOCABULARY = 61
 def random_model(config, kind: str = "CausalLM", seed: int = 0):
   """A model of the config's family with every parameter random, biases and normalisations too."""
   torch.manual_seed(seed)
-  config._attn_implementation = "eager"
+  config._attn_implementation = config._experts_implementation = "eager"
   model = getattr(transformers, f"AutoModelFor{kind}").from_config(config).eval().float()
   with torch.no_grad():
     for parameter in model.parameters():

@@ -35,6 +35,7 @@ LLAMA3 = {
 }
 YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 16}
 MSCALE = {"mscale": 0.7, "mscale_all_dim": 0.5, "truncate": False}
+MOE = {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 14}
 CASES = {
   "llama": ("Llama", {}),
   "llama-tied": ("Llama", {"tie_word_embeddings": True, "rms_norm_eps": 1e-3}),
@@ -67,6 +68,9 @@ CASES = {
       },
     },
   ),
+  "mixtral": ("Mixtral", {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 4}),
+  "qwen3_moe": ("Qwen3Moe", {**MOE, "norm_topk_prob": True}),
+  "qwen3_moe-mixed": ("Qwen3Moe", {**MOE, "num_hidden_layers": 3, "mlp_only_layers": [1]}),
   "granite": (
     "Granite",
     {"attention_multiplier": 0.3, "embedding_multiplier": 3.0, "residual_multiplier": 0.4, "logits_scaling": 2.0},
@@ -89,7 +93,7 @@ def test_logits_equal_transformers(name, tmp_path):
   assert_close(found["last_hidden_state"], expected.hidden_states[-1], mask)
 
 
-@pytest.mark.parametrize("name", ["llama-tied", "qwen2", "gemma3", "mistral"])
+@pytest.mark.parametrize("name", ["llama-tied", "qwen2", "gemma3", "mistral", "mixtral", "qwen3_moe-mixed"])
 def test_saved_model_loads_in_transformers(name, tmp_path):
   theirs, ours = load_pair(config_of(name), tmp_path / "model")
   ours.save(tmp_path / "saved")
@@ -97,6 +101,7 @@ def test_saved_model_loads_in_transformers(name, tmp_path):
   assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
   ids, _ = token_batch(seed=1)
   again.set_attn_implementation("eager")
+  again.set_experts_implementation("eager")
   assert torch.equal(run_theirs(again.eval(), input_ids=ids).logits, run_theirs(theirs, input_ids=ids).logits)
 
 
