@@ -13,7 +13,7 @@ from peftjax.interop.formats.base import Format, Layers, Tensor, Tensors
 from peftjax.methods.base import Leaves, Site
 from peftjax.methods.inject import Bound
 from peftjax.model import Model
-from peftjax.models.family import checkpoint_axes, checkpoint_key, expanded
+from peftjax.models.family import Index, checkpoint_axes, checkpoint_key, expanded
 
 
 def module_key(model: Model, name: str) -> str:
@@ -30,8 +30,8 @@ def module_names(model: Model) -> dict[str, str]:
   return names
 
 
-def base_names(model: Model) -> dict[str, tuple[str, int | None]]:
-  """{leaf's name, layers numbered: (path in the tree, index on its stack axis or None)} of the base's leaves."""
+def base_names(model: Model) -> dict[str, tuple[str, Index]]:
+  """{leaf's name, layers numbered: (path in the tree, index on its stack axes or None)} of the base's leaves."""
   added = model.adapter_paths()
   return {name: place for name, place in expanded(model.params, model.stacks).items() if place[0] not in added}
 
@@ -106,8 +106,8 @@ def _layers(model: Model, one: Bound, shapes: bool) -> Layers:
       path = ".".join((*site.leaf_path, leaf))
       if path in flat:
         whole = _array(flat[path], shapes)
-        for index, name in enumerate(site.names):
-          layers[_layer_key(site, name)][leaf] = whole[index] if site.stack else whole
+        for index, name in zip(np.ndindex(site.stack), site.names):
+          layers[_layer_key(site, name)][leaf] = whole[index]
   return layers
 
 
@@ -128,7 +128,7 @@ def _in_tree(model: Model, one: Bound, layers: Layers, shared: Leaves) -> dict[s
     for leaf in rows[0]:
       path = ".".join((*site.leaf_path, leaf))
       values = [row[leaf] for row in rows]
-      found[path] = jnp.asarray(np.stack(values) if site.stack else values[0], flat[path].dtype)
+      found[path] = jnp.asarray(np.stack(values).reshape(flat[path].shape), flat[path].dtype)
   for leaf, value in shared.items():
     path = f"{one.shared_path}.{leaf}"
     found[path] = jnp.asarray(value, flat[path].dtype)
@@ -166,7 +166,7 @@ def base_shapes(model: Model, names: Iterable[str]) -> dict[str, tuple[int, ...]
   found = {}
   for name in names:
     path, index = places[name]
-    shape = flat[path].shape if index is None else flat[path].shape[1:]
+    shape = flat[path].shape[len(masks.stack_shape(path, model.stacks)) :]
     axes = checkpoint_axes(model.family, name, len(shape))
     found[name] = shape if axes is None else tuple(shape[axis] for axis in np.argsort(axes))
   return found

@@ -1,4 +1,4 @@
-"""Mixture of experts (Shazeer et al. 2017, arXiv 1701.06538): each token passes through the k experts that a router picks.
+"""Mixture of experts (Shazeer et al. 2017, arXiv 1701.06538): each token passes through k experts that a router picks.
 
     y = Σⱼ∈top-k pⱼ down_j(act(gate_j(x)) ⊙ up_j(x)),   p = softmax(x W_router)
 
