@@ -367,6 +367,8 @@ def load(
   """
   folder = folder_of(path)
   hf_config = pretrained.read_config(folder)
+  if not pretrained.is_tied(folder, family_of(hf_config), hf_config):
+    hf_config = {**hf_config, "tie_word_embeddings": False}
   if adapter and not task and not num_labels and not label_names:
     from peftjax.interop import peft  # interop knows models, so it cannot be imported by them
 

@@ -165,7 +165,7 @@ def base_shapes(model: Model, names: Iterable[str]) -> dict[str, tuple[int, ...]
   flat, places = masks.flatten(model.params), base_names(model)
   found = {}
   for name in names:
-    path, index = places[name]
+    path, _ = places[name]
     shape = flat[path].shape[len(masks.stack_shape(path, model.stacks)) :]
     axes = checkpoint_axes(model.family, name, len(shape))
     found[name] = shape if axes is None else tuple(shape[axis] for axis in np.argsort(axes))

@@ -154,14 +154,17 @@ def prepend(inputs: dict[str, Any], prompt: jax.Array) -> dict[str, Any]:
 
 
 def cut(outputs: dict[str, Any], count: int, length: int) -> dict[str, Any]:
-  """The outputs without those of the first `count` of `count + length` positions."""
+  """The outputs without those of the first `count` of `count + length` positions, an encoder's where there is one."""
 
   def one(value: jax.Array) -> jax.Array:
     axis = value.ndim - 2  # [..., positions, features]
     has_positions = value.ndim >= 3 and value.shape[axis] == count + length
     return jax.lax.slice_in_dim(value, count, count + length, axis=axis) if has_positions else value
 
-  return {name: one(value) for name, value in outputs.items()}
+  has_encoder = any(name.startswith("encoder_") for name in outputs)
+  return {
+    name: one(value) if not has_encoder or name.startswith("encoder_") else value for name, value in outputs.items()
+  }
 
 
 def positions_of(inputs: dict[str, Any], module: Any) -> jax.Array:

@@ -15,11 +15,56 @@ from peftjax.models.token_loss import token_losses
 Outputs = dict[str, jax.Array]
 
 
-class _OnDecoder(nn.Module, HasSites):
-  """A bare decoder under its Hugging Face name (`prefix`) and what is computed from its hidden states.
+class BareDecoder(nn.Module, HasSites):
+  """A decoder without an output layer: what its call and its word embeddings do; families add layers and `from_embeds`.
 
-  The bare decoder has `embed`, `from_embeds`, `embedding_path` and `attend_embedding`.
+  Inputs as `CausalLM`'s. Outputs: "last_hidden_state" [B, L, hidden], normalised.
   """
+
+  config: Any
+  runtime: Runtime
+  sites: ClassVar = {"from_embeds": "model"}
+  embedding: ClassVar[str] = "embed_tokens"
+
+  def __call__(
+    self,
+    input_ids: jax.Array,
+    attention_mask: jax.Array | None = None,
+    position_ids: jax.Array | None = None,
+    segment_ids: jax.Array | None = None,
+  ) -> Outputs:
+    outputs: Outputs = self.from_embeds(self.embed(input_ids), attention_mask, position_ids, segment_ids)
+    return outputs
+
+  @property
+  def embedding_path(self) -> tuple[str, ...]:
+    """Where the word embeddings stand in the tree."""
+    return (self.embedding,)
+
+  @property
+  def position_limit(self) -> int | None:
+    """How many positions there are, where they are learned."""
+    return None
+
+  def embed(self, input_ids: jax.Array) -> jax.Array:
+    """Word embeddings alone, [B, L, hidden]."""
+    return getattr(self, self.embedding)(input_ids)
+
+  def attend_embedding(self, hidden: jax.Array) -> jax.Array:
+    """Products with the word embeddings: a tied output layer."""
+    return getattr(self, self.embedding).attend(hidden)
+
+
+def outputs_of(embedded: jax.Array, layers: jax.Array | None, last: jax.Array) -> Outputs:
+  """The bare decoder's outputs from what entered the first layer, each layer's output if kept, and the final states."""
+  outputs = {"last_hidden_state": last}
+  if layers is not None:
+    outputs["hidden_states"] = jnp.concatenate([embedded[None], layers[:-1], last[None]])
+  return outputs
+
+
+class _OnDecoder(nn.Module, HasSites):
+  """A bare decoder under its Hugging Face name (`prefix`) and what is computed from its hidden states."""
 
   config: Any
   runtime: Runtime
@@ -36,6 +81,11 @@ class _OnDecoder(nn.Module, HasSites):
   def embedding_path(self) -> tuple[str, ...]:
     """Where the word embeddings stand in the tree."""
     return (self.prefix, *self.decoder.embedding_path)
+
+  @property
+  def position_limit(self) -> int | None:
+    """How many positions there are, where they are learned."""
+    return self.decoder.position_limit
 
   def from_embeds(
     self,
@@ -91,7 +141,8 @@ class CausalLM(_OnDecoder):
 
   def prefill(self, input_ids: jax.Array, attention_mask: jax.Array) -> jax.Array:
     """Logits [B, vocabulary] after the last position of prompts that are padded on the left; fills the cache."""
-    outputs = self.from_embeds(self.decoder.embed(input_ids), attention_mask, None, None)
+    positions = jnp.maximum(jnp.cumsum(attention_mask, axis=1) - 1, 0)
+    outputs = self.from_embeds(self.decoder.embed(input_ids), attention_mask, positions, None)
     return self.head(outputs["last_hidden_state"][:, -1])
 
   def step(self, input_ids: jax.Array) -> jax.Array:
@@ -128,13 +179,12 @@ class DecoderForSequenceClassification(_OnDecoder):
     return {**outputs, "logits": self.score(pooled)}
 
 
-def architectures(name: str, bare: type[nn.Module], lm: type[nn.Module], classifier: type[nn.Module] | None,
-                  prefix: str) -> dict[str, Architecture]:  # fmt: skip
+def architectures(
+  name: str, bare: type[nn.Module], lm: Any, classifier: Any, prefix: str, lm_name: str = ""
+) -> dict[str, Architecture]:
   """The three architectures of a decoder family whose Hugging Face classes start with `name`."""
-  found = {
-    f"{name}ForCausalLM": Architecture(lm, CAUSAL_LM, prefix),
+  return {
+    lm_name or f"{name}ForCausalLM": Architecture(lm, CAUSAL_LM, prefix),
+    f"{name}ForSequenceClassification": Architecture(classifier, TEXT_CLASSIFICATION, prefix, ("score",)),
     f"{name}Model": Architecture(bare, ENCODER),
   }
-  if classifier is not None:
-    found[f"{name}ForSequenceClassification"] = Architecture(classifier, TEXT_CLASSIFICATION, prefix, ("score",))
-  return found

@@ -55,6 +55,8 @@ class Family:
     untransposed: regular expressions of dotted module names whose kernel Hugging Face stores as [in, out].
     rename: (pattern, replacement) pairs from dotted tree path, layers numbered, to Hugging Face's key.
     default: the architecture built when config.json names none.
+    output_layer: checkpoint keys of output layer and word embeddings, where a checkpoint may hold both although its
+      config.json says that they are tied.
     inner: (config, layer) -> {dotted path below that layer: count} of what is stacked within a layer: experts.
     alike: config -> whether all layers of a stack have the same leaves; where not, they are never stacked.
   """
@@ -68,6 +70,7 @@ class Family:
   untransposed: tuple[str, ...] = ()
   rename: tuple[tuple[str, str], ...] = ()
   default: str = ""
+  output_layer: tuple[str, str] = ("", "")
   inner: Callable[[Any, int], dict[str, int]] = lambda config, layer: {}
   alike: Callable[[Any], bool] = lambda config: True
 
@@ -108,8 +111,10 @@ class Family:
 
 
 def fields_of(config_class: Any, hf_config: Mapping[str, Any]) -> dict[str, Any]:
-  """The entries of config.json that a config dataclass has."""
+  """The entries of config.json that a config dataclass has; the number of labels may be given by their names."""
   known = {field.name for field in dataclasses.fields(config_class)}
+  if "num_labels" in known and not hf_config.get("num_labels") and hf_config.get("id2label"):
+    hf_config = {**hf_config, "num_labels": len(hf_config["id2label"])}
   return {name: value for name, value in hf_config.items() if name in known and value is not None}
 
 

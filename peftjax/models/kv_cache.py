@@ -10,7 +10,7 @@ Shapes are in the names: B batch, L query length, S slots, K key heads, D head s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -134,19 +134,48 @@ def visible(tokens: Tokens, window: int | None = None) -> jax.Array:
   return seen
 
 
+def frame_of(tokens: Tokens, *windows: int | None) -> dict[str, jax.Array]:
+  """What every layer of a call gets: "mask" bool[B or 1, 1, L, S], and the cache's "slot" if there is one.
+
+  With several windows the mask has a leading axis, one mask for each.
+  """
+  masks = [visible(tokens, window) for window in windows or (None,)]
+  frame = {"mask": jnp.stack(masks) if windows else masks[0]}
+  return frame if tokens.slot is None else {**frame, "slot": tokens.slot}
+
+
 def remember(
-  module: nn.Module, k_BxLxKxD: jax.Array, v_BxLxKxD: jax.Array, index: jax.Array | None
+  module: nn.Module, k_BxLxKxD: jax.Array, v_BxLxKxD: jax.Array, frame: Mapping[str, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
   """The keys and values to attend to: the call's own, written into the cache if `module` has one; kept if it may."""
   if module.has_variable(CACHE, "key"):
-    assert index is not None
-    at = (0, index, 0, 0)
+    at = (0, frame["slot"], 0, 0)
     k_BxLxKxD = jax.lax.dynamic_update_slice(module.get_variable(CACHE, "key"), k_BxLxKxD, at)
     v_BxLxKxD = jax.lax.dynamic_update_slice(module.get_variable(CACHE, "value"), v_BxLxKxD, at)
   if module.is_mutable_collection(CACHE):
     module.put_variable(CACHE, "key", k_BxLxKxD)
     module.put_variable(CACHE, "value", v_BxLxKxD)
   return k_BxLxKxD, v_BxLxKxD
+
+
+def remember_encoded(
+  module: nn.Module, compute: Callable[[jax.Array], tuple[jax.Array, jax.Array]], encoded: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+  """The keys and values of the encoder's states: computed once, then from the cache."""
+  if encoded is None:
+    return module.get_variable(CACHE, "cross_key"), module.get_variable(CACHE, "cross_value")
+  k_BxSxKxD, v_BxSxKxD = compute(encoded)
+  if module.is_mutable_collection(CACHE):
+    module.put_variable(CACHE, "cross_key", k_BxSxKxD)
+    module.put_variable(CACHE, "cross_value", v_BxSxKxD)
+  return k_BxSxKxD, v_BxSxKxD
+
+
+def check_positions(tokens: Tokens, limit: int) -> None:
+  """Raises a `UserError` if a call reaches past the learned positions."""
+  slots = tokens.key_positions.shape[1]
+  if slots > limit:
+    raise UserError(f"{slots} tokens, with what is to be generated, do not fit the model's {limit} positions")
 
 
 def grow(cache: Cache, count: int) -> Cache:

@@ -194,6 +194,15 @@ def attention(
   return jnp.einsum("bkgls,bskd->blkgd", weights, v_BxSxKxD).reshape(batch, length, heads, size)
 
 
+def attend(
+  module: Any, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, rate: float = 0.0, **options: Any
+) -> jax.Array:
+  """`attention` as the module's runtime wants it, with weights dropped at config.json's `rate` while training."""
+  rate = module.runtime.rate(rate)
+  key = module.make_rng("dropout") if rate > 0.0 and module.has_rng("dropout") else None
+  return attention(q, k, v, mask, backend=module.runtime.attention, dropout_rate=rate, dropout_key=key, **options)
+
+
 def _softmax(
   logits_BxHxLxS: jax.Array, mask: jax.Array | None, bias: jax.Array | None, softcap: float | None
 ) -> jax.Array:

@@ -12,16 +12,23 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from peftjax.models.decoder import CausalLM, DecoderForSequenceClassification, Outputs, architectures
+from peftjax.models.decoder import (
+  BareDecoder,
+  CausalLM,
+  DecoderForSequenceClassification,
+  Outputs,
+  architectures,
+  outputs_of,
+)
 from peftjax.models.family import Family, token_inputs
-from peftjax.models.kv_cache import place, remember, visible
-from peftjax.models.layers import HasSites, Runtime, activation, attention, stack_of
+from peftjax.models.kv_cache import frame_of, place, remember
+from peftjax.models.layers import HasSites, Runtime, activation, attend, stack_of
 from peftjax.models.llama_config import MODEL_TYPES, SLIDING, LlamaConfig, parse
 from peftjax.models.moe import Experts
 from peftjax.models.rope import rotate, rotations
 
 Frame = dict[str, jax.Array]
-"""What all layers of a call share: "mask" bool[kinds, B, 1, L, S], "rotations" f32[kinds, 2, B, L, D/2], "index"."""
+"""What all layers of a call share: "mask" bool[kinds, B, 1, L, S], "rotations" f32[kinds, 2, B, L, D/2], "slot"."""
 
 
 class LlamaAttention(nn.Module, HasSites):
@@ -49,24 +56,14 @@ class LlamaAttention(nn.Module, HasSites):
     if self.config.qk_norm:
       q, k = self.q_norm(q), self.k_norm(k)
     q, k = rotate(q, frame["rotations"]), rotate(k, frame["rotations"])
-    k, v = remember(self, k, v, frame.get("index"))
+    k, v = remember(self, k, v, frame)
     return self.o_proj(self.attend(q, k, v, frame["mask"]).reshape(*x.shape[:2], -1))
 
   def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
     """[B, L, H, D] from queries [B, L, H, D], keys and values [B, S, K, D], mask [B, 1, L, S]."""
     config = self.config
-    rate = self.runtime.rate(config.attention_dropout)
-    return attention(
-      q,
-      k,
-      v,
-      mask,
-      scale=config.attention_scale,
-      softcap=config.attn_logit_softcapping,
-      backend=self.runtime.attention,
-      dropout_rate=rate,
-      dropout_key=self.make_rng("dropout") if rate > 0.0 and self.has_rng("dropout") else None,
-    )
+    scale, softcap = config.attention_scale, config.attn_logit_softcapping
+    return attend(self, q, k, v, mask, config.attention_dropout, scale=scale, softcap=softcap)
 
 
 class LlamaMLP(nn.Module):
@@ -129,15 +126,11 @@ class LlamaLayer(nn.Module, HasSites):
     return x, x if self.runtime.output_hidden_states else None
 
 
-class LlamaModel(nn.Module, HasSites):
-  """The decoder without an output layer.
-
-  Inputs as `CausalLM`'s. Outputs: "last_hidden_state" [B, L, hidden], normalised.
-  """
+class LlamaModel(BareDecoder):
+  """The decoder without an output layer."""
 
   config: LlamaConfig
   runtime: Runtime
-  sites: ClassVar = {"from_embeds": "model"}
 
   def setup(self) -> None:
     config, runtime = self.config, self.runtime
@@ -149,28 +142,10 @@ class LlamaModel(nn.Module, HasSites):
     )
     self.norm = runtime.rms_norm(config.rms_norm_eps, config.norm_offset)
 
-  def __call__(
-    self,
-    input_ids: jax.Array,
-    attention_mask: jax.Array | None = None,
-    position_ids: jax.Array | None = None,
-    segment_ids: jax.Array | None = None,
-  ) -> Outputs:
-    return self.from_embeds(self.embed(input_ids), attention_mask, position_ids, segment_ids)
-
-  @property
-  def embedding_path(self) -> tuple[str, ...]:
-    """Where the word embeddings stand in the tree."""
-    return ("embed_tokens",)
-
   def embed(self, input_ids: jax.Array) -> jax.Array:
     """Word embeddings as they enter the first layer, [B, L, hidden]."""
     embeds = self.embed_tokens(input_ids)
     return embeds * jnp.asarray(self.config.embedding_multiplier, embeds.dtype)
-
-  def attend_embedding(self, hidden: jax.Array) -> jax.Array:
-    """Products with the word embeddings: a tied output layer."""
-    return self.embed_tokens.attend(hidden)
 
   def from_embeds(
     self,
@@ -183,19 +158,11 @@ class LlamaModel(nn.Module, HasSites):
     config = self.config
     tokens = place(self, embeds, attention_mask, position_ids, segment_ids)
     windows = [config.sliding_window if kind == SLIDING else None for kind in config.kinds]
-    frame = {
-      "mask": jnp.stack([visible(tokens, window) for window in windows]),
-      "rotations": jnp.stack([rotations(rope, tokens.positions) for rope in config.ropes]),
-    }
-    if tokens.slot is not None:
-      frame["index"] = tokens.slot
+    frame = frame_of(tokens, *windows)
+    frame["rotations"] = jnp.stack([rotations(rope, tokens.positions) for rope in config.ropes])
     kinds = jnp.asarray([config.kinds.index(kind) for kind in config.layer_types])
     hidden, layers = self.layers(embeds, kinds, frame)
-    normed = self.norm(hidden)
-    outputs = {"last_hidden_state": normed}
-    if layers is not None:
-      outputs["hidden_states"] = jnp.concatenate([embeds[None], layers[:-1], normed[None]])
-    return outputs
+    return outputs_of(embeds, layers, self.norm(hidden))
 
 
 class LlamaForCausalLM(CausalLM):

@@ -122,6 +122,18 @@ class Checkpoint:
     return np.asarray(self._files[key].get_tensor(key))
 
 
+def is_tied(folder: str | Path, family: Family, hf_config: Mapping[str, Any]) -> bool:
+  """Whether the word embeddings are the output layer: as config.json says, unless the checkpoint has two that differ."""
+  tied = bool(hf_config.get("tie_word_embeddings", True))
+  if not tied or not all(family.output_layer):
+    return tied
+  checkpoint = Checkpoint(weight_files(folder))
+  if not set(family.output_layer) <= set(checkpoint.keys()):
+    return tied
+  output, embeddings = (checkpoint.read(key) for key in family.output_layer)
+  return bool(np.array_equal(output, embeddings))
+
+
 def load_params(
   folder: str | Path,
   family: Family,

@@ -6,11 +6,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from peftjax.errors import UserError, nearest
-from peftjax.models import bert, llama
+from peftjax.models import bert, bloom, gpt2, gpt_neox, llama, opt, t5
 from peftjax.models.family import Family
 
 FAMILIES: dict[str, Family] = {
-  model_type: family for family in (bert.BERT, bert.ROBERTA, *llama.LLAMA.values()) for model_type in family.model_types
+  model_type: family
+  for family in (
+    bert.BERT,
+    bert.ROBERTA,
+    bloom.BLOOM,
+    gpt2.GPT2,
+    gpt_neox.GPTJ,
+    gpt_neox.NEOX,
+    opt.OPT,
+    t5.MT5,
+    t5.T5,
+    *llama.LLAMA.values(),
+  )
+  for model_type in family.model_types
 }
 
 

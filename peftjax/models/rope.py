@@ -95,6 +95,15 @@ def rotate(x_BxLxHxD: jax.Array, rotations_2xBxLxF: jax.Array) -> jax.Array:
   return jnp.concatenate([*rotated, rest] if rest.shape[-1] else rotated, axis=-1)
 
 
+def rotate_neighbours(x_BxLxHxD: jax.Array, rotations_2xBxLxF: jax.Array) -> jax.Array:
+  """Rotates the pairs (2i, 2i + 1) of the first 2F features of every head; the others pass (GPT-J)."""
+  half = rotations_2xBxLxF.shape[-1]
+  cos, sin = rotations_2xBxLxF.astype(x_BxLxHxD.dtype)[:, :, :, None, :]
+  even, odd = x_BxLxHxD[..., : 2 * half : 2], x_BxLxHxD[..., 1 : 2 * half : 2]
+  rotated = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
+  return jnp.concatenate([rotated.reshape(*even.shape[:-1], 2 * half), x_BxLxHxD[..., 2 * half :]], axis=-1)
+
+
 def _exponents(rope: Rope) -> np.ndarray:
   return np.arange(0, rope.dim, 2, dtype=np.float32) / np.float32(rope.dim)
 

@@ -1,0 +1,205 @@
+"""OPT (Zhang et al. 2022, arXiv 2205.01068)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+from flax import linen as nn
+
+from peftjax.models.decoder import (
+  BareDecoder,
+  CausalLM,
+  DecoderForSequenceClassification,
+  Outputs,
+  architectures,
+  outputs_of,
+)
+from peftjax.models.family import Family, fields_of, token_inputs
+from peftjax.models.kv_cache import check_positions, frame_of, place, remember
+from peftjax.models.layers import Dropout, HasSites, Runtime, activation, attend, stack_of
+
+Frame = Mapping[str, jax.Array]
+_FIRST_POSITION = 2  # the table's first two rows are never used
+
+
+@dataclasses.dataclass(frozen=True)
+class OPTConfig:
+  """The fields of config.json that shape the model; names and defaults are Hugging Face's."""
+
+  vocab_size: int = 50272
+  hidden_size: int = 768
+  num_hidden_layers: int = 12
+  ffn_dim: int = 3072
+  max_position_embeddings: int = 2048
+  do_layer_norm_before: bool = True
+  word_embed_proj_dim: int = 0
+  dropout: float = 0.1
+  attention_dropout: float = 0.0
+  num_attention_heads: int = 12
+  activation_function: str = "relu"
+  enable_bias: bool = True
+  layer_norm_elementwise_affine: bool = True
+  tie_word_embeddings: bool = True
+  final_norm: bool = True
+  pad_token_id: int | None = 1
+  num_labels: int = 2
+
+
+def _norm(config: OPTConfig, runtime: Runtime) -> nn.LayerNorm:
+  affine = config.layer_norm_elementwise_affine
+  return runtime.layer_norm(1e-5, use_scale=affine, use_bias=affine)
+
+
+class OPTAttention(nn.Module, HasSites):
+  """Self-attention."""
+
+  config: OPTConfig
+  runtime: Runtime
+  sites: ClassVar = {"attend": "attention"}
+
+  def setup(self) -> None:
+    size, bias = self.config.hidden_size, self.config.enable_bias
+    self.q_proj, self.k_proj, self.v_proj, self.out_proj = (self.runtime.dense(size, bias) for _ in range(4))
+
+  def __call__(self, x: jax.Array, frame: Frame) -> jax.Array:
+    split = (*x.shape[:2], self.config.num_attention_heads, -1)
+    q, k, v = (layer(x).reshape(split) for layer in (self.q_proj, self.k_proj, self.v_proj))
+    k, v = remember(self, k, v, frame)
+    return self.out_proj(self.attend(q, k, v, frame["mask"]).reshape(x.shape))
+
+  def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """[B, L, H, D] from queries [B, L, H, D], keys and values [B, S, H, D], mask [B, 1, L, S]."""
+    return attend(self, q, k, v, mask, self.config.attention_dropout)
+
+
+class OPTDecoderLayer(nn.Module, HasSites):
+  """x ← x + attention(LN(x)); x ← x + mlp(LN(x)); in the 350M model x ← LN(x + ...)."""
+
+  config: OPTConfig
+  runtime: Runtime
+  sites: ClassVar = {"attention_branch": "sublayer", "mlp_branch": "sublayer", "__call__": "block"}
+
+  def setup(self) -> None:
+    config, runtime = self.config, self.runtime
+    self.self_attn = OPTAttention(config, runtime)
+    self.self_attn_layer_norm, self.final_layer_norm = _norm(config, runtime), _norm(config, runtime)
+    self.fc1 = runtime.dense(config.ffn_dim, config.enable_bias)
+    self.fc2 = runtime.dense(config.hidden_size, config.enable_bias)
+    self.drop = Dropout(runtime.rate(config.dropout))
+
+  def attention_branch(self, x: jax.Array, frame: Frame) -> jax.Array:
+    """The attention sublayer without its residual sum."""
+    x = self.self_attn_layer_norm(x) if self.config.do_layer_norm_before else x
+    return self.drop(self.self_attn(x, frame))
+
+  def mlp_branch(self, x: jax.Array) -> jax.Array:
+    """The feed-forward sublayer without its residual sum."""
+    x = self.final_layer_norm(x) if self.config.do_layer_norm_before else x
+    return self.drop(self.fc2(activation(self.config.activation_function)(self.fc1(x))))
+
+  def __call__(self, x: jax.Array, frame: Frame) -> tuple[jax.Array, jax.Array | None]:
+    x = x + self.attention_branch(x, frame)
+    x = x if self.config.do_layer_norm_before else self.self_attn_layer_norm(x)
+    x = x + self.mlp_branch(x)
+    x = x if self.config.do_layer_norm_before else self.final_layer_norm(x)
+    return x, x if self.runtime.output_hidden_states else None
+
+
+class OPTDecoder(nn.Module):
+  """Embeddings, layers and final normalisation."""
+
+  config: OPTConfig
+  runtime: Runtime
+
+  def setup(self) -> None:
+    config, runtime = self.config, self.runtime
+    self.embed_tokens = runtime.embed(config.vocab_size, config.word_embed_proj_dim)
+    self.embed_positions = runtime.embed(config.max_position_embeddings + _FIRST_POSITION, config.hidden_size)
+    self.projects = config.word_embed_proj_dim != config.hidden_size
+    if self.projects:
+      self.project_in = runtime.dense(config.hidden_size, use_bias=False)
+      self.project_out = runtime.dense(config.word_embed_proj_dim, use_bias=False)
+    self.layers = stack_of(OPTDecoderLayer, (config, runtime), config.num_hidden_layers, runtime)
+    if config.final_norm:
+      self.final_layer_norm = _norm(config, runtime)
+
+  def __call__(self, embeds: jax.Array, positions: jax.Array, frame: Frame) -> Outputs:
+    x = self.project_in(embeds) if self.projects else embeds
+    x = x + self.embed_positions(positions + _FIRST_POSITION)
+    hidden, layers = self.layers(x, frame)
+    hidden = self.final_layer_norm(hidden) if self.config.final_norm else hidden
+    outputs = outputs_of(x, layers, hidden)
+    return {**outputs, "last_hidden_state": self.project_out(hidden)} if self.projects else outputs
+
+
+class OPTModel(BareDecoder):
+  """The decoder without an output layer."""
+
+  config: OPTConfig
+  runtime: Runtime
+
+  def setup(self) -> None:
+    self.decoder = OPTDecoder(self.config, self.runtime)
+
+  @property
+  def embedding_path(self) -> tuple[str, ...]:
+    """Where the word embeddings stand in the tree."""
+    return ("decoder", "embed_tokens")
+
+  def embed(self, input_ids: jax.Array) -> jax.Array:
+    """Word embeddings alone, [B, L, hidden]."""
+    return self.decoder.embed_tokens(input_ids)
+
+  def attend_embedding(self, hidden: jax.Array) -> jax.Array:
+    """Products with the word embeddings: a tied output layer."""
+    return self.decoder.embed_tokens.attend(hidden)
+
+  @property
+  def position_limit(self) -> int:
+    """How many positions there are."""
+    return self.config.max_position_embeddings
+
+  def from_embeds(
+    self,
+    embeds: jax.Array,
+    attention_mask: jax.Array | None = None,
+    position_ids: jax.Array | None = None,
+    segment_ids: jax.Array | None = None,
+  ) -> Outputs:
+    """The model after its word embeddings; positions count tokens, not padding."""
+    tokens = place(self, embeds, attention_mask, position_ids, segment_ids, skips_padding=True)
+    check_positions(tokens, self.config.max_position_embeddings)
+    return self.decoder(embeds, tokens.positions, frame_of(tokens))
+
+
+class OPTForCausalLM(CausalLM):
+  """The decoder with its output layer."""
+
+  bare: ClassVar[Any] = OPTModel
+
+
+class OPTForSequenceClassification(DecoderForSequenceClassification):
+  """The decoder with a classifier on the last token."""
+
+  bare: ClassVar[Any] = OPTModel
+
+
+def _parse(hf_config: Mapping[str, Any]) -> OPTConfig:
+  fields = fields_of(OPTConfig, hf_config)
+  fields.setdefault("word_embed_proj_dim", hf_config.get("hidden_size", 768))
+  before = hf_config.get("do_layer_norm_before", True)
+  fields["final_norm"] = bool(before and not hf_config.get("_remove_final_layer_norm", False))
+  return OPTConfig(**fields)
+
+
+OPT = Family(
+  model_types=("opt",),
+  parse=_parse,
+  architectures=architectures("OPT", OPTModel, OPTForCausalLM, OPTForSequenceClassification, "model"),
+  stacks=lambda config: {"decoder.layers": config.num_hidden_layers},
+  inputs=lambda config: token_inputs(),
+  unused=(r"lm_head\.weight", r"score\.weight"),
+)
