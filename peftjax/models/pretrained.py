@@ -123,7 +123,7 @@ class Checkpoint:
 
 
 def is_tied(folder: str | Path, family: Family, hf_config: Mapping[str, Any]) -> bool:
-  """Whether the word embeddings are the output layer: as config.json says, unless the checkpoint has two that differ."""
+  """Whether the word embeddings are the output layer: as config.json says, unless the files hold two that differ."""
   tied = bool(hf_config.get("tie_word_embeddings", True))
   if not tied or not all(family.output_layer):
     return tied
