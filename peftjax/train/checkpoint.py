@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 
 from peftjax.errors import UserError, nearest
 from peftjax.masks import Tree, flatten, unflatten
-from peftjax.train.checks import fingerprints
+from peftjax.train.fingerprint import fingerprints
 from peftjax.train.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-  """The frozen model that a checkpoint belongs to: where it was, and the hash of its contents (`checks.digest`)."""
+  """The frozen model that a checkpoint belongs to: where it was, and its content hash (`fingerprint.digest`)."""
 
   path: str
   hash: str

@@ -66,11 +66,14 @@ def finished_summary(folder: Path) -> dict[str, Any] | None:
 
 
 @contextlib.contextmanager
-def only_run(folder: Path) -> Iterator[None]:
-  """Makes the folder and holds it, so that two processes never train in one.
+def only_run(folder: Path, first: bool = True) -> Iterator[None]:
+  """Makes the folder and holds it, so that two runs never train in one.
+
+  Args:
+    first: of the run's processes, the one that holds it.
 
   Raises:
-    UserError: another process holds it, or it cannot be made.
+    UserError: another run holds it, or it cannot be made.
   """
   try:
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +82,8 @@ def only_run(folder: Path) -> Iterator[None]:
     raise UserError(f"cannot write the folder {folder}: {error.strerror}") from None
   with lock:
     try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      if first:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
       raise UserError(f"another process is training in {folder}") from None
     yield

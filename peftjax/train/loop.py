@@ -25,9 +25,10 @@ from peftjax.parallel.mesh import put_batch
 from peftjax.train import folder as folder_lib
 from peftjax.train import run as run_lib
 from peftjax.train.checkpoint import Checkpoints
-from peftjax.train.checks import check_moved, check_unchanged, fingerprints
+from peftjax.train.checks import check_moved, check_unchanged
 from peftjax.train.compiling import CompiledStep, Costs, use_cache
 from peftjax.train.evaluate import evaluate, make_predict, save_rows
+from peftjax.train.fingerprint import fingerprints
 from peftjax.train.logs import RunLog
 from peftjax.train.signals import PREEMPTED, EndRequests, Preempted
 from peftjax.train.summary import summarize
@@ -52,7 +53,8 @@ def train(config: ConfigDict, workdir: str | Path, resolve: Resolve = run_lib.re
     Preempted: after SIGTERM or SIGINT, with exit code 143; all is saved.
   """
   folder = Path(workdir)
-  with folder_lib.only_run(folder):
+  writes = jax.process_index() == 0
+  with folder_lib.only_run(folder, writes):
     # A finished run
     folder_lib.check_same_run(folder, config)
     if (summary := folder_lib.finished_summary(folder)) is not None:
@@ -62,7 +64,6 @@ def train(config: ConfigDict, workdir: str | Path, resolve: Resolve = run_lib.re
     use_cache(str(cache_folder("compiled")))
     run = resolve(config)
     frozen_prints = fingerprints(run.frozen)
-    writes = jax.process_index() == 0
 
     # State: the newest checkpoint's, or else the start
     state = run.start()

@@ -20,7 +20,7 @@ from peftjax.model import Model, folder_of
 from peftjax.parallel import mesh as mesh_lib
 from peftjax.train import assemble
 from peftjax.train.checkpoint import Base
-from peftjax.train.checks import digest
+from peftjax.train.fingerprint import digest
 from peftjax.train.state import TrainState, init_state
 from peftjax.train.step import TrainStep, make_loss, make_train_step
 
