@@ -68,7 +68,9 @@ def _accuracy(summary: Summary, reference: Row, rows: list[Row]) -> str:
     basis += f" and {fmt.whole(summary['examples'])} {summary['split']} examples"
   chosen = _chosen(rows)
   one = chosen["difference"]
-  kind = {"better": "the best PEFT method", "matches": "the smallest that matches"}.get(one["verdict"], "the nearest")
+  kind = {"better": "the best PEFT method", "matches": "the smallest that matches"}.get(
+    one["verdict"], "the most accurate PEFT method"
+  )
   interval = ""
   if one["low"] is not None:
     interval = f" [{fmt.signed(one['low'], metric)}, {fmt.signed(one['high'], metric)}]"

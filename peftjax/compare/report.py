@@ -167,13 +167,16 @@ def _title(config: Mapping[str, Any]) -> str:
 def _effect(verdict: Mapping[str, Any]) -> str:
   if verdict["effect"] is None:
     return fmt.NONE
-  text = _figure(verdict["effect"])
-  if verdict["interval"]:
-    text += f" [{_figure(verdict['interval'][0])}, {_figure(verdict['interval'][1])}]"
+  in_points = verdict["unit"].startswith("points")
+  text, *ends = [_figure(value, in_points) for value in (verdict["effect"], *(verdict["interval"] or ()))]
+  if ends:
+    text += f" [{', '.join(ends)}]"
   return f"{text} {verdict['unit']}"
 
 
-def _figure(value: float) -> str:
+def _figure(value: float, in_points: bool) -> str:
+  if in_points:
+    return fmt.signed(value / 100, "accuracy")
   return (fmt.whole(value) if abs(value) >= 1000 else f"{value:.3g}").replace("-", fmt.MINUS)
 
 

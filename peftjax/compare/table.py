@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from rich import box
@@ -52,7 +53,7 @@ def cells(row: dict[str, Any], summary: Summary) -> list[str]:
 
 def show(summary: Summary, console: Console | None = None) -> None:
   """Prints the table, what its words mean, and the trials that failed."""
-  console = console or Console()
+  console = console or Console(width=None if sys.stdout.isatty() else 160)
   if summary["rows"]:
     everything = list(range(len(columns(summary))))
     parts = [everything] if console.width >= 140 else [everything[:4], [0, *everything[4:]]]
