@@ -13,9 +13,10 @@ import numpy as np
 
 from peftjax.compare import statistics
 from peftjax.compare.records import Record, averages_to, unpack_scores
-from peftjax.compare.statistics import LEVEL, Interval
+from peftjax.compare.statistics import LEVEL, Interval, Pooled
 
 Summary = dict[str, Any]
+FEW_SEEDS = 5  # with fewer, rows lend each other what they tell of the spread of seeds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,19 +47,21 @@ def summarize(records: Sequence[Record], question: Question, timing: Mapping[str
 
   Returns:
     "metric", "split", "level", "margin", "reference", "baseline" (None where no record has it), "seeds", "examples",
-    "cost_shape" (of the batch that FLOPs and temporary bytes are of) and "rows", in the order of the records.
+    "pooled_seeds" (whether rows lent each other their spread over seeds), "cost_shape" (of the batch that FLOPs and
+    temporary bytes are of) and "rows": the reference, the baseline, the others by size.
     A row: "row", "method", "runs", "seeds"; "estimate", "low", "high", "by_seed" and "bootstrap" of its score;
     "difference" to the reference and "over_baseline", each {"to", "estimate", "low", "high", "p", "p_holm",
     "p_equivalence", "p_sign_flip", "verdict", "seeds", "by_seed"}; "parameters"; "bytes", with "temp" for activations
     and buffers; "flops_per_step", "flops_ratio", "step_seconds", "step_ratio" {"estimate", "low", "high"},
     "interleaved", "train_seconds", "steps", "learning_rate". None stands for what was not measured.
   """
-  rows = list(dict.fromkeys(record["row"] for record in records))
+  rows = _ordered(records, question)
   of_row = {row: [record for record in records if record["row"] == row] for row in rows}
   metric = records[0]["metric"] if records else "accuracy"
   scores = {row: _scores(of_row[row], metric, question.split) for row in rows}
-  differences = _comparisons(scores, question.reference, question.margin)
-  over_baseline = _comparisons(scores, question.baseline, question.margin)
+  single, paired = _pooled(scores)
+  differences = _comparisons(scores, question.reference, question.margin, paired)
+  over_baseline = _comparisons(scores, question.baseline, question.margin, paired)
   costs = _costs(of_row)
   reference_flops = costs.get(question.reference, {}).get("flops")
   summaries = []
@@ -70,7 +73,7 @@ def summarize(records: Sequence[Record], question: Question, timing: Mapping[str
         "method": first.get("method"),
         "runs": [record["run"] for record in of_row[row]],
         "seeds": list(scores[row].seeds),
-        **_estimate(scores[row]),
+        **_estimate(scores[row], single),
         "difference": differences.get(row),
         "over_baseline": over_baseline.get(row),
         "parameters": first.get("parameters"),
@@ -92,10 +95,18 @@ def summarize(records: Sequence[Record], question: Question, timing: Mapping[str
     "reference": question.reference if question.reference in rows else None,
     "baseline": question.baseline if question.baseline in rows else None,
     "seeds": sorted({record["seed"] for record in records}),
+    "pooled_seeds": paired is not None,
     "cost_shape": next((cost["shape"] for cost in costs.values() if cost), None),
     "examples": examples.pop() if len(examples) == 1 else None,
     "rows": summaries,
   }
+
+
+def _ordered(records: Sequence[Record], question: Question) -> list[str]:
+  """The reference, the baseline, then the other rows from the smallest to the largest."""
+  sizes = {record["row"]: (record.get("parameters") or {}).get("trainable") or 0 for record in records}
+  first = [row for row in (question.reference, question.baseline) if row in sizes]
+  return list(dict.fromkeys([*first, *sorted(sizes, key=lambda row: (sizes[row], row))]))
 
 
 def _scores(records: Sequence[Record], metric: str, split: str) -> Scores:
@@ -110,11 +121,22 @@ def _scores(records: Sequence[Record], metric: str, split: str) -> Scores:
   return Scores(seeds, values, binary=False, per_example=False)
 
 
-def _estimate(scores: Scores) -> dict[str, Any]:
+def _pooled(scores: Mapping[str, Scores]) -> tuple[Pooled, Pooled] | tuple[None, None]:
+  """What all rows tell of the seeds' spread, where there are too few seeds to learn it from one row."""
+  seeds = max((score.seeds for score in scores.values()), key=len, default=())
+  averages = [score.values.mean(axis=1) for score in scores.values() if score.seeds == seeds]
+  if not 2 <= len(seeds) < FEW_SEEDS or (len(averages) - 1) * (len(seeds) - 1) < 3 or not np.isfinite(averages).all():
+    return None, None
+  return statistics.pool_seeds(np.stack(averages))
+
+
+def _estimate(scores: Scores, pooled: Pooled | None) -> dict[str, Any]:
   by_seed = scores.values.mean(axis=1)
   if scores.per_example:
-    interval = (statistics.accuracy_interval if scores.binary else statistics.mean_interval)(scores.values)
-    bootstrap = _ends(statistics.bootstrap_interval(scores.values))
+    method = statistics.accuracy_interval if scores.binary else statistics.mean_interval
+    interval = method(scores.values, pooled=pooled)
+    few = len(scores.seeds) < FEW_SEEDS
+    bootstrap = None if few else _ends(statistics.bootstrap_interval(scores.values))
   else:
     interval, bootstrap = statistics.seed_interval(by_seed), None
   return {
@@ -126,7 +148,9 @@ def _estimate(scores: Scores) -> dict[str, Any]:
   }
 
 
-def _comparisons(scores: Mapping[str, Scores], against: str, margin: float) -> dict[str, dict[str, Any]]:
+def _comparisons(
+  scores: Mapping[str, Scores], against: str, margin: float, pooled: Pooled | None
+) -> dict[str, dict[str, Any]]:
   """Every row but `against` with it, on the seeds that both have; one family for Holm's correction."""
   if against not in scores:
     return {}
@@ -136,14 +160,14 @@ def _comparisons(scores: Mapping[str, Scores], against: str, margin: float) -> d
     if row == against or not seeds or own.values.shape[1] != base.values.shape[1]:
       continue
     a, b = own.at(seeds), base.at(seeds)
-    interval: Interval = statistics.difference_interval(a, b)
+    interval: Interval = statistics.difference_interval(a, b, pooled=pooled)
     found[row] = {
       "to": against,
       "estimate": float(interval.estimate),
       "low": _finite(interval.low) if len(seeds) > 1 or own.per_example else None,
       "high": _finite(interval.high) if len(seeds) > 1 or own.per_example else None,
-      "p": float(statistics.difference_p(a, b)),
-      "p_equivalence": float(statistics.equivalence_p(a, b, margin)),
+      "p": float(statistics.difference_p(a, b, pooled)),
+      "p_equivalence": float(statistics.equivalence_p(a, b, margin, pooled)),
       "p_sign_flip": float(statistics.sign_flip_p((a - b).mean(axis=1))),
       "seeds": seeds,
       "by_seed": [float(value) for value in (a - b).mean(axis=1)],

@@ -97,7 +97,14 @@ def notes(summary: Summary) -> list[str]:
   if len(summary["seeds"]) == 1:
     lines.append("One seed: intervals speak of new examples only, and nothing can be concluded about the methods.")
   elif len(summary["seeds"]) < 5:
-    lines.append(f"{len(summary['seeds'])} seeds tell little about how much runs differ: intervals are wide.")
+    lent = ", so the spread is taken from all methods together, or from its own where that is larger"
+    lent = lent if summary["pooled_seeds"] else ": intervals are wide"
+    lines.append(f"{len(summary['seeds'])} seeds tell little about how much one method's runs differ{lent}.")
+  lines += [
+    f"{row['row']} has {len(row['seeds'])} of {len(summary['seeds'])} seeds."
+    for row in summary["rows"]
+    if len(row["seeds"]) < len(summary["seeds"])
+  ]
   if any(row["step_seconds"] and not row["interleaved"] for row in summary["rows"]):
     lines.append("Step times are each run's own, taken at different moments: compare FLOPs instead.")
   return lines

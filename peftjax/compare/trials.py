@@ -58,7 +58,9 @@ def plan(config: ConfigDict) -> list[Trial]:
   for row in rows:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", row):
       raise UserError(f"compare.methods: the row {row!r} names a folder; use letters, digits, '.', '_', '+' and '-'")
-  return [Trial(row, seed, row_config(config, row, rows[row], seed)) for seed in seeds for row in rows]
+  first = [row for row in (study.reference, study.baseline) if row]
+  order = dict.fromkeys([*first, *rows])  # what others are compared with comes first
+  return [Trial(row, seed, row_config(config, row, rows[row], seed)) for seed in seeds for row in order]
 
 
 def row_config(config: ConfigDict, row: str, overrides: Mapping[str, Any], seed: int) -> ConfigDict:

@@ -68,6 +68,20 @@ def test_one_seed_concludes_nothing():
   assert {one["difference"]["verdict"] for one in summary["rows"] if one["difference"]} == {"inconclusive"}
 
 
+def test_few_seeds_lend_each_other_their_spread_and_many_do_not():
+  few, many = (analysis.summarize(synthetic.results(seeds=n, examples=800), Question()) for n in (2, 5))
+  assert few["pooled_seeds"] and not many["pooled_seeds"]
+  assert row(few, "head")["difference"]["verdict"] == "worse"
+  assert row(few, "lora")["bootstrap"] is None
+  two_rows = {name: synthetic.METHODS[name] for name in ("full", "lora")}
+  assert not analysis.summarize(synthetic.results(two_rows, 2, 800), Question())["pooled_seeds"]
+
+
+def test_rows_stand_in_the_order_reference_baseline_size(study):
+  names = [one["row"] for one in study[1]["rows"]]
+  assert names == ["full", "head", "prompt", "ia3", "bitfit", "lora", "houlsby"]
+
+
 def test_a_metric_without_examples_is_compared_over_seeds():
   results = synthetic.results(seeds=5, examples=100)
   for one in results:

@@ -48,6 +48,46 @@ def test_few_seeds_cover_at_least_nominally(seeds, seed_spread):
   assert covered(statistics.difference_interval(scores[:, 0], scores[:, 1]), 0.0) >= 0.945
 
 
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_methods_that_lend_each_other_their_spread_cover_on_average(seeds):
+  """Seven methods, some of whose runs differ more than others', by a factor whose logarithm has the spread 0.5."""
+  rng = np.random.default_rng(20)
+  own_spread = 0.1 * np.exp(rng.normal(0, 0.5, (1200, 7, 1)))
+  scores = rng.normal(0, 1, (1200, 7, seeds)) * own_spread + rng.normal(0, 0.1, (1200, 1, seeds))
+  scores = scores[..., None] + rng.normal(0, 1.0, (1200, 7, 1, 100))
+  alone, paired = statistics.pool_seeds(scores.mean(-1))
+  alone, paired = (statistics.Pooled(one.variance[:, None], one.freedom[:, None]) for one in (alone, paired))
+  single = statistics.mean_interval(scores, pooled=alone)
+  difference = statistics.difference_interval(scores[:, 1:], scores[:, :1], pooled=paired)
+  assert 0.94 <= covered(single, 0.0) <= 0.985
+  assert 0.94 <= covered(difference, 0.0) <= 0.985
+  without = statistics.difference_interval(scores[:, 1:], scores[:, :1])
+  narrower = np.median(difference.high - difference.low) / np.median(without.high - without.low)
+  assert narrower < (0.5 if seeds == 2 else 0.9)
+  p = statistics.holm(statistics.difference_p(scores[:, 1:], scores[:, :1], paired))
+  assert np.mean((p < 0.05).any(-1)) <= 0.05
+
+
+def test_the_pooled_variance_is_unbiased_and_leaves_out_what_moves_all_methods():
+  rng = np.random.default_rng(21)
+  averages = rng.normal(0, 0.3, (20000, 5, 3)) + rng.normal(0, 0.7, (20000, 1, 3)) + rng.normal(0, 9, (20000, 5, 1))
+  single, paired = statistics.pool_seeds(averages)
+  assert single.variance.mean() == pytest.approx(0.3**2 + 0.7**2, rel=0.03)
+  assert paired.variance.mean() == pytest.approx(2 * 0.3**2, rel=0.03)
+  assert (paired.freedom == 8).all() and (single.freedom >= 2 - 1e-9).all() and (single.freedom <= 10 + 1e-9).all()
+
+
+def test_a_method_with_a_larger_spread_of_its_own_keeps_it():
+  averages = np.array([[0.80, 0.81], [0.80, 0.81], [0.60, 0.90], [0.80, 0.81], [0.80, 0.81]])
+  pooled, _ = statistics.pool_seeds(averages)
+  wild = np.repeat(averages[2][:, None], 50, axis=1)
+  calm = np.repeat(averages[0][:, None], 50, axis=1)
+  assert statistics.spread(wild).seed_variance == pytest.approx(0.15**2)
+  widths = [np.ptp([i.low, i.high]) for i in (statistics.mean_interval(one, pooled=pooled) for one in (wild, calm))]
+  assert widths[0] == pytest.approx(2 * 0.15 * stats.t.ppf(0.975, pooled.freedom))
+  assert widths[1] > np.ptp([averages[0].min(), averages[0].max()])
+
+
 def test_intervals_near_the_end_of_the_scale_stay_inside_and_cover():
   scores, truth = simulate(np.random.default_rng(3), 2000, 1, 8, 400, 0.1, mean=4.0)
   assert truth > 0.98
