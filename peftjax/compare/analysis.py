@@ -51,9 +51,10 @@ def summarize(records: Sequence[Record], question: Question, timing: Mapping[str
     temporary bytes are of) and "rows": the reference, the baseline, the others by size.
     A row: "row", "method", "runs", "seeds"; "estimate", "low", "high", "by_seed" and "bootstrap" of its score;
     "difference" to the reference and "over_baseline", each {"to", "estimate", "low", "high", "p", "p_holm",
-    "p_equivalence", "p_sign_flip", "verdict", "seeds", "by_seed"}; "parameters"; "bytes", with "temp" for activations
-    and buffers; "flops_per_step", "flops_ratio", "step_seconds", "step_ratio" {"estimate", "low", "high"},
-    "interleaved", "train_seconds", "steps", "learning_rate". None stands for what was not measured.
+    "p_equivalence", "p_sign_flip", "verdict", "seeds", "by_seed"}; "parameters"; "bytes",
+    with "activations" for the compiled step's other temporary buffers; "flops_per_step", "flops_ratio",
+    "step_seconds", "step_ratio" {"estimate", "low", "high"}, "interleaved", "train_seconds", "steps", "learning_rate".
+    None stands for what was not measured.
   """
   rows = _ordered(records, question)
   of_row = {row: [record for record in records if record["row"] == row] for row in rows}
@@ -77,7 +78,7 @@ def summarize(records: Sequence[Record], question: Question, timing: Mapping[str
         "difference": differences.get(row),
         "over_baseline": over_baseline.get(row),
         "parameters": first.get("parameters"),
-        "bytes": (first.get("bytes") or {}) | {"temp": costs[row].get("temp_bytes")},
+        "bytes": _bytes(first, costs[row]),
         "flops_per_step": flops,
         "flops_ratio": flops / reference_flops if flops and reference_flops else None,
         **_step_times(of_row[row], row, timing),
@@ -205,6 +206,14 @@ def _costs(of_row: Mapping[str, Sequence[Record]]) -> dict[str, dict[str, Any]]:
     return {row: {} for row in of_row}
   largest = max(common, key=lambda shape: (max(shapes[shape]["flops"] for shapes in compiled.values()), shape))
   return {row: shapes[largest] | {"shape": largest} for row, shapes in compiled.items()}
+
+
+def _bytes(record: Record, cost: Mapping[str, Any]) -> dict[str, Any]:
+  """The ledger, with "activations": the compiled step's temporary buffers less the gradients, which are among them."""
+  held = dict(record.get("bytes") or {})
+  temporary, gradients = cost.get("temp_bytes"), held.get("gradients")
+  known = temporary is not None and gradients is not None
+  return held | {"activations": max(temporary - gradients, 0) if known else None}
 
 
 def _merged(records: Sequence[Record]) -> dict[str, Any]:

@@ -276,8 +276,11 @@ def _memory(summary: Summary, results: Sequence[Record]) -> Verdict:
   ratio = _state(full) / _state(rows[0])
   reason = (
     f"weights, gradients and optimizer take {fmt.size(_state(full))} in full fine-tuning and "
-    f"{fmt.size(_state(rows[0]))} with {rows[0]['row']}; activations, which both need, are not in these figures"
+    f"{fmt.size(_state(rows[0]))} with {rows[0]['row']}: {ratio:.1f} times less"
   )
+  if all(row["bytes"].get("activations") is not None for row in (full, rows[0])):
+    own, lora = (_state(row) + row["bytes"]["activations"] for row in (full, rows[0]))
+    reason += f"; with activations {fmt.size(own)} and {fmt.size(lora)}: {own / lora:.1f} times less"
   return _untestable(needs, reason, effect=ratio, unit="state bytes, full over LoRA", runs=_runs(full, rows[0]))
 
 

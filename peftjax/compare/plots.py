@@ -37,8 +37,7 @@ from peftjax.compare.svg import (
 
 MARKERS = ("s", "D", "^", "v", "h", "<", ">", "p", "8")  # of all but the reference and the baseline
 LINES = ("-", "--", ":", "-.")
-HELD = (("weights", SERIES[5]), ("gradients", SERIES[1]), ("optimizer", SERIES[0]), ("temp", SERIES[4]))
-HELD_NAMES = {"temp": "activations"}
+HELD = (("weights", SERIES[5]), ("gradients", SERIES[1]), ("optimizer", SERIES[0]), ("activations", SERIES[4]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,7 +235,7 @@ def memory(summary: Summary, narrow: bool = False) -> Figure | None:
   axes.xaxis.set_major_locator(MaxNLocator(4 if narrow else 7))
   axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: fmt.trimmed(fmt.size(value)) if value else "0"))
   axes.tick_params(axis="x", labelsize=size, pad=4)
-  handles = [Patch(color=color, label=HELD_NAMES.get(key, key), linewidth=0) for key, color in HELD[: len(keys)]]
+  handles = [Patch(color=color, label=key, linewidth=0) for key, color in HELD[: len(keys)]]
   figure.legend(
     handles=handles,
     loc="upper left",

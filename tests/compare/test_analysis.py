@@ -61,6 +61,8 @@ def test_costs_are_compared_on_a_shape_that_all_methods_compiled():
   summary = analysis.summarize(results, Question())
   assert summary["cost_shape"] == "32x24"
   assert row(summary, "lora")["flops_ratio"] == pytest.approx(0.68)
+  temporary = results[0]["compiled"]["32x24"]["temp_bytes"]
+  assert row(summary, "full")["bytes"]["activations"] == temporary - row(summary, "full")["bytes"]["gradients"]
 
 
 def test_one_seed_concludes_nothing():

@@ -65,7 +65,7 @@ def test_real_runs_fill_the_table(unbroken):
   for row in rows.values():
     held = row["bytes"]
     assert held["gradients"] == 4 * row["parameters"]["trainable"]
-    assert held["optimizer"] >= 2 * held["gradients"] and held["temp"] > 0
+    assert held["optimizer"] >= 2 * held["gradients"] and held["activations"] > 0
     assert row["step_ratio"]["estimate"] > 0 and row["steps"] == 8
   assert rows["lora"]["flops_ratio"] < 1 == rows["full"]["flops_ratio"]
   saved = folder / "runs/lora/seed-0/adapter/adapter_model.safetensors"
