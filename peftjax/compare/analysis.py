@@ -211,9 +211,9 @@ def _costs(of_row: Mapping[str, Sequence[Record]]) -> dict[str, dict[str, Any]]:
 def _bytes(record: Record, cost: Mapping[str, Any]) -> dict[str, Any]:
   """The ledger, with "activations": the compiled step's temporary buffers less the gradients, which are among them."""
   held = dict(record.get("bytes") or {})
-  temporary, gradients = cost.get("temp_bytes"), held.get("gradients")
-  known = temporary is not None and gradients is not None
-  return held | {"activations": max(temporary - gradients, 0) if known else None}
+  if cost.get("temp_bytes") is None or held.get("gradients") is None:
+    return held | {"activations": None}
+  return held | {"activations": max(cost["temp_bytes"] - held["gradients"], 0)}
 
 
 def _merged(records: Sequence[Record]) -> dict[str, Any]:
