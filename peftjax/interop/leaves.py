@@ -60,13 +60,12 @@ def write_adapter(model: Model, one: Bound, form: Format, *, shapes: bool = Fals
   for leaf, tensor in form.shared(method).items():
     if leaf in shared:
       tensors[f"base_model.{tensor.key}"] = np.ascontiguousarray(tensor.out(shared[leaf]))
-  return form.pack(method, tensors) if form.pack else tensors
+  return tensors
 
 
 def read_adapter(model: Model, one: Bound, form: Format, tensors: Tensors) -> dict[str, Any]:
   """{path in the tree: leaf} of a method's leaves from tensors that `write_adapter` would write."""
   layers, shared = _layers(model, one, shapes=True), _shared(model, one, shapes=True)
-  tensors = form.unpack(one.method, tensors) if form.unpack else tensors
   if form.read:
     layers, shared = form.read(one, tensors, layers, shared)
   else:
@@ -138,14 +137,12 @@ def _in_tree(model: Model, one: Bound, layers: Layers, shared: Leaves) -> dict[s
 # The base's leaves that train along -------------------------------------------------------------------------------
 
 
-def base_key(model: Model, name: str, prefix: str, wrapped: Iterable[str] = ()) -> str:
+def base_key(model: Model, name: str, prefix: str, wrapped: Iterable[str] = (), infix: str = "base_layer") -> str:
   """PEFT's key of a base leaf; a module that PEFT wraps in an adapter keeps its own leaves under `base_layer`."""
-  module, _, _ = name.rpartition(".")
-  key = checkpoint_key(model.family, name)
-  if module in wrapped:
-    head, _, tail = key.rpartition(".")
-    key = f"{head}.base_layer.{tail}"
-  return prefix + key
+  module, _, leaf = checkpoint_key(model.family, name).rpartition(".")
+  if name.rpartition(".")[0] in wrapped or infix != "base_layer":
+    return f"{prefix}{module}.{infix}.{leaf}"
+  return f"{prefix}{module}.{leaf}"
 
 
 def read_base(model: Model, names: Iterable[str]) -> dict[str, np.ndarray]:

@@ -26,7 +26,8 @@ from peftjax import masks
 from peftjax.errors import UserError, nearest
 from peftjax.files import atomic_folder, read_json
 from peftjax.interop import rules
-from peftjax.interop.config import TASK_TYPES, Written, check_task, checked, config_of, format_of, method_of
+from peftjax.interop.config_in import TASK_TYPES, check_task, checked, format_of, method_of
+from peftjax.interop.config_out import Written, config_of
 from peftjax.interop.formats import FORMATS
 from peftjax.interop.formats.base import Format, Tensors
 from peftjax.interop.leaves import (
@@ -66,9 +67,10 @@ def save(model: Model, folder: str | Path) -> None:
   """
   one, form = _written_bound(model)
   written = config_of(model, one, form)
-  tensors = {**write_adapter(model, one, form), **_base_tensors(model, one, form, written)}
+  config, tensors = form.pack(one, written.config, write_adapter(model, one, form))
+  tensors |= _base_tensors(model, one, form, written)
   with atomic_folder(folder, expects=CONFIG) as temporary:
-    (temporary / CONFIG).write_text(json.dumps(written.config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (temporary / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     (temporary / OURS).write_text(
       json.dumps(_ours(model, one, form), indent=2, sort_keys=True) + "\n", encoding="utf-8"
     )
@@ -80,6 +82,7 @@ def save(model: Model, folder: str | Path) -> None:
 def _written_bound(model: Model) -> tuple[Bound, Format]:
   forms = {form.method: form for form in FORMATS}
   adapters = [one for one in model.bound if type(one.method) in forms]
+  adapters = [one for one in adapters if one.method.leaf_names] or adapters
   if len(adapters) == 1:
     return adapters[0], forms[type(adapters[0].method)]
   if not model.bound:
@@ -95,6 +98,8 @@ def _base_tensors(model: Model, one: Bound, form: Format, written: Written) -> T
   wrapped = {name for site in one.sites for name in site.names}
   plain = read_base(model, written.saved)
   tensors = {base_key(model, name, form.prefix): value for name, value in plain.items()}
+  tensors |= {base_key(model, name, form.prefix, infix=form.infix): value
+              for name, value in read_base(model, written.own).items()}  # fmt: skip
   for name, value in read_base(model, written.biases).items():
     tensors[base_key(model, name, form.prefix, wrapped)] = value
   targets = written.config.get("target_modules")
@@ -153,12 +158,14 @@ def load(model: Model, folder: str | Path, name: str = DEFAULT, inference: bool 
   folder = Path(folder).expanduser() / ("" if name == DEFAULT else name)
   config = read_config(folder)
   try:
-    form = format_of(config)
+    ours = read_json(folder / OURS) if (folder / OURS).is_file() else {}
+    form = format_of(config, str(ours.get("method")))
     full = checked(config, form)
     check_task(full, model)
-    method = method_of(full, form, model)
-    if not inference:
-      method = _with_settings(method, folder)
+    whole = not inference and ours.get("method") == form.method.name
+    method = method_of(full, form, model, whole=whole)
+    if whole:
+      method = _with_settings(method, ours.get("settings") or {})
     added = _filled(model.add(method), form, full, _read_tensors(folder / WEIGHTS))
     return _with_own_leaves(added, form, folder) if form.has_more(method) else added
   except UserError as error:
@@ -202,10 +209,7 @@ def implied_head(folder: str | Path, task: str) -> tuple[str, list[str], int]:
   return "", [], 0
 
 
-def _with_settings(method: Method, folder: Path) -> Method:
-  if not (folder / OURS).is_file():
-    return method
-  settings = read_json(folder / OURS).get("settings") or {}
+def _with_settings(method: Method, settings: Mapping[str, Any]) -> Method:
   known = {field.name for field in dataclasses.fields(method)}
   for key in settings:
     if key not in known:
@@ -228,7 +232,7 @@ def _with_own_leaves(added: Model, form: Format, folder: Path) -> Model:
   _check_keys(own, {path: value.shape for path, value in _own_leaves(added).items()})
   leaves = {path: jnp.asarray(value) for path, value in own.items()}
   trained = added.with_params(masks.unflatten({**masks.flatten(added.params), **leaves}))
-  saved = _read_tensors(folder / WEIGHTS)
+  saved = _read_tensors(folder / WEIGHTS)  # of formats that pack nothing
   for key, value in write_adapter(trained, trained.bound[-1], form).items():
     if not np.allclose(value, saved[key], rtol=1e-4, atol=1e-5):
       raise UserError(
@@ -239,6 +243,7 @@ def _with_own_leaves(added: Model, form: Format, folder: Path) -> Model:
 
 def _filled(added: Model, form: Format, config: Mapping[str, Any], tensors: Tensors) -> Model:
   one = added.bound[-1]
+  tensors = form.unpack(one, dict(config), tensors)
   if config.get("bias") == "all":
     tensors = _without_copies(tensors)
   places = _base_places(added, one, form, config, set(tensors))
@@ -259,10 +264,13 @@ def _base_places(added: Model, one: Bound, form: Format, config: Mapping[str, An
   for name in base_names(added):
     module, _, leaf = name.rpartition(".")
     key = base_key(added, name, form.prefix, wrapped)
-    if rules.is_saved(entries, module_key(added, module)):
+    if form.infix and module in one.method.modules:  # type: ignore[attr-defined]
+      places[base_key(added, name, form.prefix, infix=form.infix)] = name
+    elif rules.is_saved(entries, module_key(added, module)):
       places[base_key(added, name, form.prefix)] = name
     elif (
       (leaf == "embedding" and key in found)
+      or (added.context.in_head(name) and "modules_to_save" not in form.defaults and key in found)
       or (leaf == "bias" and mode == "all")
       or (leaf == "bias" and mode.endswith("_only") and module in wrapped)
     ):

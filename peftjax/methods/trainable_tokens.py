@@ -1,10 +1,9 @@
 """Trainable tokens: some rows of the word embeddings, such as those of new tokens.
 
-    e(t) ← e(t) + Δ_i        for the i-th of the chosen tokens t
+    e(t) ← R_i        for the i-th of the chosen tokens t
 
-The leaf Δ [tokens, hidden] starts at zero, so the model starts as the base, and weight decay pulls towards the base.
-Where the output layer is tied to the embeddings, its rows change with them. Hugging Face PEFT's TRAINABLE_TOKENS keeps
-the new rows e(t) + Δ_i instead.
+The leaf R [tokens, hidden] starts as the base's rows, so the model starts as the base, bitwise. Where the output layer
+is tied to the embeddings, its rows change with them. The same leaf as Hugging Face PEFT's TRAINABLE_TOKENS.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from peftjax.methods.base import Call, Context, Leaves, Site, Targeted
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainableTokens(Targeted):
-  """Changes of single rows of an embedding table.
+  """Other rows in place of single ones of an embedding table.
 
   Attributes:
     token_indices: the tokens' ids.
@@ -32,7 +31,7 @@ class TrainableTokens(Targeted):
 
   name: ClassVar[str] = "trainable_tokens"
   kinds: ClassVar[tuple[str, ...]] = ("embedding", "unembedding")
-  leaf_names: ClassVar[tuple[str, ...]] = ("token_delta",)
+  leaf_names: ClassVar[tuple[str, ...]] = ("token_rows",)
   learning_rate: ClassVar[float] = 1e-3
 
   token_indices: tuple[int, ...] = ()
@@ -57,28 +56,29 @@ class TrainableTokens(Targeted):
   def create(self, key: jax.Array, site: Site, base: Leaves) -> Leaves:
     if site.kind == "unembedding":
       return {}
-    shape = (len(self.token_indices), site.shape[1])
     if self.init_random:
-      rows = base["embedding"][jnp.asarray(self.token_indices)].astype(jnp.float32)
-      return {"token_delta": jax.random.normal(key, shape) - rows}
-    return {"token_delta": jnp.zeros(shape)}
+      return {"token_rows": jax.random.normal(key, (len(self.token_indices), site.shape[1]))}
+    return {"token_rows": base["embedding"][jnp.asarray(self.token_indices)].astype(jnp.float32)}
 
   def after(self, leaves: Leaves, x: jax.Array, y: jax.Array, site: Site, call: Call) -> jax.Array:
     if site.kind == "unembedding":
-      delta = call.base("token_delta").astype(y.dtype)
-      return y.at[..., jnp.asarray(self.token_indices)].add(x.astype(y.dtype) @ delta.T)
+      chosen = jnp.asarray(self.token_indices)
+      # The difference is exactly zero at the start, and so is what it adds.
+      change = (call.base("token_rows") - call.base("embedding")[chosen]).astype(y.dtype)
+      return y.at[..., chosen].add(x.astype(y.dtype) @ change.T)
     order = sorted(range(len(self.token_indices)), key=lambda index: self.token_indices[index])
     tokens = jnp.asarray([self.token_indices[index] for index in order])
     slot = jnp.clip(jnp.searchsorted(tokens, x), 0, len(order) - 1)
-    rows = leaves["token_delta"].astype(y.dtype)[jnp.asarray(order)[slot]]
-    return y + jnp.where((tokens[slot] == x)[..., None], rows, jnp.zeros_like(rows))
+    rows = leaves["token_rows"].astype(y.dtype)[jnp.asarray(order)[slot]]
+    return jnp.where((tokens[slot] == x)[..., None], rows, y)
 
   def delta(self, leaves: Leaves, base: Leaves, site: Site, shared: Leaves) -> Leaves:
     del shared
     if site.kind == "unembedding":
       return {}  # the same table, changed at its embedding site
-    change = jnp.zeros_like(base["embedding"]).at[jnp.asarray(self.token_indices)].set(leaves["token_delta"])
-    return {"embedding": change}
+    chosen = jnp.asarray(self.token_indices)
+    change = leaves["token_rows"] - base["embedding"][chosen]
+    return {"embedding": jnp.zeros_like(base["embedding"]).at[chosen].set(change)}
 
 
 def _word_embeddings(context: Context) -> Patterns:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -18,6 +20,7 @@ import peftjax
 from peftjax import UserError, masks, methods
 from peftjax import model as model_lib
 from peftjax.interop import peft, rules
+from peftjax.interop.formats import FORMATS
 from peftjax.methods import LoRA
 from peftjax.model import Model
 
@@ -165,7 +168,10 @@ def test_a_named_adapter_is_in_a_folder_of_its_name(base: Model, folder: Path) -
       "holds one method, and the model has 'lora', 'ia3'",
     ),
     (methods.IA3(bias="all"), "PEFT's IA3 cannot hold"),
-    (LoRA(targets=("classifier",)), "lora acts on 'classifier', which PEFT saves whole in modules_to_save; exclude it"),
+    (
+      LoRA(targets=("query", "value"), modules_to_save=("value",)),
+      "which PEFT saves whole in modules_to_save; exclude it",
+    ),
   ],
 )
 def test_what_peft_cannot_say_is_refused(method: methods.Method, says: str, base: Model, tmp_path: Path) -> None:
@@ -265,7 +271,11 @@ def test_the_methods_settings_are_what_was_saved(base: Model, tmp_path: Path) ->
     assert getattr(loaded, field.name) == getattr(method, field.name), field.name
 
 
-REPARAMETRIZED = [methods.Prefix(num_virtual_tokens=3, reparametrize=True, encoder_hidden_size=5)]
+REPARAMETRIZED = [
+  methods.Prefix(num_virtual_tokens=3, reparametrize=True, encoder_hidden_size=5),
+  methods.PTuning(num_virtual_tokens=3, encoder_hidden_size=5),
+  methods.PTuning(num_virtual_tokens=3, encoder_hidden_size=5, encoder_type="LSTM", encoder_num_layers=1),
+]
 
 
 @pytest.mark.parametrize("method", REPARAMETRIZED, ids=lambda method: method.name)
@@ -277,7 +287,7 @@ def test_a_network_that_makes_the_prompt_goes_on_training(method: methods.Method
   for path, leaf in masks.flatten(adapted.params).items():
     np.testing.assert_array_equal(masks.flatten(loaded.params)[path], leaf, err_msg=path)
   alone = peft.load(base, tmp_path / "out", inference=True)
-  assert not any(path.startswith(f"{method.name}.") for path in alone.adapter_paths())
+  assert not any(path.rpartition(".")[2].startswith("encoder_") for path in alone.adapter_paths())
   np.testing.assert_allclose(alone(**INPUTS)["logits"], adapted(**INPUTS)["logits"], rtol=1e-5, atol=1e-6)
   edit_tensors(tmp_path / "out", lambda tensors: tensors.update(prompt_embeddings=tensors["prompt_embeddings"] + 1))
   with pytest.raises(UserError, match=r"peftjax\.safetensors does not make the 'prompt_embeddings'"):
@@ -306,3 +316,61 @@ def test_vblora_of_top_weights_alone(base: Model, tmp_path: Path) -> None:
   assert tensors[f"{QUERY}.vblora_logits_A_topk_weights"].shape == (2, 3, 2)
   loaded = peft.load(base, tmp_path / "out")
   np.testing.assert_allclose(loaded(**INPUTS)["logits"], adapted(**INPUTS)["logits"], rtol=1e-5, atol=1e-6)
+
+
+def test_every_method_has_a_row_in_the_docs() -> None:
+  page = (Path(__file__).parents[2] / "docs" / "interop.md").read_text()
+  rows = dict(re.findall(r"^\| `(\w+)` \| (\w+)", page, re.MULTILINE))
+  assert rows == {form.method.name: form.peft_type for form in FORMATS}
+  without = page.split("Not there,")[1].split("\n\n")[0]
+  for name in set(methods.METHODS) - set(rows):
+    assert f"`{name}`" in without, name
+
+
+def test_a_pruned_adalora(base: Model, tmp_path: Path) -> None:
+  adapted = base.add(methods.AdaLoRA(init_r=4, target_r=2, targets=("query",)), jax.random.key(8))
+  flat = masks.flatten(adapted.params)
+  (path,) = (path for path in flat if path.endswith("lora_e"))
+  flat[path] = jnp.asarray([[0.5, 0.0, -0.3, 0.0], [0.1, 0.2, 0.3, 0.4], [0.0, 0.0, 0.0, 0.7]])
+  adapted = adapted.with_params(masks.unflatten(flat))
+  adapted.save_adapter(tmp_path / "out")
+  tensors = load_file(tmp_path / "out" / peft.WEIGHTS)
+  assert tensors[f"{QUERY.replace('1', '0')}.lora_A"].shape == (2, 12)
+  assert tensors[f"{QUERY.replace('1', '2')}.lora_B"].shape == (12, 1)
+  pattern = json.loads((tmp_path / "out" / peft.CONFIG).read_text())["rank_pattern"]
+  assert pattern["bert.encoder.layer.0.attention.self.query.lora_E"] == [True, False, True, False]
+  loaded = peft.load(base, tmp_path / "out")
+  np.testing.assert_allclose(loaded(**INPUTS)["logits"], adapted(**INPUTS)["logits"], rtol=1e-5, atol=1e-6)
+  loaded.save_adapter(tmp_path / "again")
+  assert (tmp_path / "again" / peft.WEIGHTS).read_bytes() == (tmp_path / "out" / peft.WEIGHTS).read_bytes()
+  edit_config(tmp_path / "out", init_r=5)
+  with pytest.raises(UserError, match="has 4 entries, and init_r is 5"):
+    peft.load(base, tmp_path / "out")
+
+
+def test_one_method_with_modules_that_train_along(base: Model, tmp_path: Path) -> None:
+  method = methods.Hybrid(methods=(LoRA(rank=2, targets=("query",)), methods.LayerNormTuning()))
+  base.add(method, jax.random.key(9)).save_adapter(tmp_path / "norms")
+  loaded = peft.load(base, tmp_path / "norms").methods
+  assert [one.name for one in loaded] == ["lora"]
+  assert len(loaded[0].modules_to_save) == 7
+  biases = methods.Hybrid(methods=(LoRA(rank=2, targets=("query",)), methods.BitFit()))
+  adapted = base.add(biases, jax.random.key(9))
+  adapted.save_adapter(tmp_path / "biases")
+  loaded = peft.load(base, tmp_path / "biases")
+  assert loaded.methods[0].bias == "all"
+  np.testing.assert_array_equal(loaded(**INPUTS)["logits"], adapted(**INPUTS)["logits"])
+
+
+@pytest.mark.parametrize(
+  ("values", "says"),
+  [
+    ({"r": "5"}, "method.rank='5': expected int"),
+    ({"use_rslora": "yes"}, "method.rslora='yes': expected bool"),
+  ],
+)
+def test_values_of_the_wrong_type(values: dict[str, Any], says: str, base: Model, folder: Path) -> None:
+  edit_config(folder, **values)
+  with pytest.raises(UserError) as error:
+    peft.load(base, folder)
+  assert says in str(error.value)

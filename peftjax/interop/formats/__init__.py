@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from peftjax.interop.formats import lora, prompts, scaling, shared
+from peftjax.interop.formats import adalora, lora, lowrank, prompts, rotations, scaling, shared, tokens
 from peftjax.interop.formats.base import Format
 
-FORMATS: tuple[Format, ...] = (*lora.FORMATS, *scaling.FORMATS, *shared.FORMATS, *prompts.FORMATS)
+FORMATS: tuple[Format, ...] = (
+  *lora.FORMATS,
+  *adalora.FORMATS,
+  *lowrank.FORMATS,
+  *rotations.FORMATS,
+  *scaling.FORMATS,
+  *shared.FORMATS,
+  *prompts.FORMATS,
+  *tokens.FORMATS,
+)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from peftjax.errors import UserError, nearest
 from peftjax.methods.base import Context, Leaves, Method, Site
 from peftjax.methods.inject import Bound
 
@@ -25,6 +26,9 @@ TARGETS: Config = {
   "layers_to_transform": None,
   "layers_pattern": None,
 }
+
+# What most configs have besides.
+MODULES: Config = {**TARGETS, "bias": "none", "modules_to_save": None, "init_weights": True}
 
 
 def _same(value: np.ndarray) -> np.ndarray:
@@ -61,6 +65,17 @@ def row(key: str) -> Tensor:
   return Tensor(key, lambda leaf: leaf.reshape(1, -1), np.ravel)
 
 
+def needed(tensors: Tensors, key: str) -> np.ndarray:
+  """A tensor that others make no sense without.
+
+  Raises:
+    UserError: it is missing.
+  """
+  if key not in tensors:
+    raise UserError(f"the tensor {key!r} is missing; {nearest(key, tensors, 1)}")
+  return tensors[key]
+
+
 def _no_tensors(method: Any, site: Site) -> Mapping[str, Tensor]:
   del method, site
   return {}
@@ -76,6 +91,16 @@ def _no_fields(config: Config, names: Mapping[str, str], context: Context) -> Co
   return {}
 
 
+def _packed(bound: Bound, config: Config, tensors: Tensors) -> tuple[Config, Tensors]:
+  del bound
+  return config, tensors
+
+
+def _unpacked(bound: Bound, config: Config, tensors: Tensors) -> Tensors:
+  del bound, config
+  return tensors
+
+
 @dataclasses.dataclass(frozen=True)
 class Format:
   """How one method is written as a PEFT adapter and read from one.
@@ -85,13 +110,17 @@ class Format:
     method: the method's class.
     defaults: the config's keys beside `COMMON`, with PEFT's defaults. A key that neither `fields` nor `free` names must
       be at its default.
+    kinds: the kinds of module that it is on, where they are not the method's.
+    chooses_modules: whether `target_modules` and its kin choose them by name.
     fields: key -> field of the method that means the same.
+    inits: PEFT's `init_weights` -> the method's `init`, where it has one; of keys with one value the first is written.
     free: keys that may hold anything: those that `fields_of` reads, and those that do not change what the adapter
       computes, such as how it was initialised.
     tensors: (method, site) -> {leaf: where it is stored}.
     shared: method -> {leaf that all sites share: where it is stored, after "base_model."}.
     applies: whether a config of this type is this method's, where several methods share one type.
     prefix: of tensors on modules.
+    infix: where the leaves are the base's own, in `method.modules`: what stands between module and leaf in a key.
     bias_mode: PEFT's word for the biases of the targeted modules, where it has that knob.
     config_of: (method, config so far, {targeted module's name in the tree: in PEFT}, context) -> entries that no field
       gives.
@@ -100,19 +129,25 @@ class Format:
     leaves_as: (method, site, leaves) -> the leaves of `saved_as(method)`.
     write, read: for formats whose tensors are not one for one leaf: (bound, layers, shared) -> tensors, and
       (bound, tensors, layers, shared) -> (layers, shared).
-    pack, unpack: (method, tensors) -> tensors, for formats that store them in another way.
+    pack: (bound, config, tensors) -> (config, tensors) as they are stored, where that is not one tensor a leaf.
+    unpack: (bound, config, tensors) -> tensors as before `pack`.
+    reads_as: the method that a file of PEFT's gives, where it holds only what the method's leaves make.
     has_more: whether the leaves cannot be had back from PEFT's tensors, and are kept beside them for training to go on.
   """
 
   peft_type: str
   method: type[Method]
   defaults: Config
+  kinds: tuple[str, ...] = ()
+  chooses_modules: bool = True
   fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  inits: Mapping[Any, str] | None = None
   free: tuple[str, ...] = ()
   tensors: Callable[[Any, Site], Mapping[str, Tensor]] = _no_tensors
   shared: Callable[[Any], Mapping[str, Tensor]] = lambda method: {}
   applies: Callable[[Config], bool] = lambda config: True
   prefix: str = "base_model.model."
+  infix: str = ""
   bias_mode: str = ""
   config_of: Callable[[Any, Config, Mapping[str, str], Context], Config] = _no_config
   fields_of: Callable[[Config, Mapping[str, str], Context], Config] = _no_fields
@@ -120,6 +155,7 @@ class Format:
   leaves_as: Callable[[Any, Site, Leaves], Leaves] | None = None
   write: Callable[[Bound, Layers, Leaves], Tensors] | None = None
   read: Callable[[Bound, Tensors, Layers, Leaves], tuple[Layers, Leaves]] | None = None
-  pack: Callable[[Any, Tensors], Tensors] | None = None
-  unpack: Callable[[Any, Tensors], Tensors] | None = None
+  pack: Callable[[Bound, Config, Tensors], tuple[Config, Tensors]] = _packed
+  unpack: Callable[[Bound, Config, Tensors], Tensors] = _unpacked
+  reads_as: type[Method] | None = None
   has_more: Callable[[Any], bool] = lambda method: False

@@ -15,6 +15,7 @@ import numpy as np
 from peftjax.errors import UserError, nearest
 from peftjax.interop.formats.base import TARGETS, Config, Format, Tensor, transposed
 from peftjax.methods.base import Context, Leaves, Site
+from peftjax.methods.dora import DoRA
 from peftjax.methods.lora import LoRA
 
 # PEFT's `init_lora_weights` -> ours. The values come from the file, so all that matters is what they act on.
@@ -79,6 +80,7 @@ def tensors(method: Any, site: Site) -> Mapping[str, Tensor]:
     "lora_a": transposed("lora_A.weight"),
     "lora_b": transposed("lora_B.weight"),
     "lora_b_bias": Tensor("lora_B.bias"),
+    "lora_magnitude": Tensor("lora_magnitude_vector"),
   }
 
 
@@ -120,6 +122,7 @@ def leaves_as(method: LoRA, site: Site, leaves: Leaves) -> Leaves:
   else:
     other_a, other_b = np.zeros_like(leaves["lora_a"]), np.zeros_like(leaves["lora_b"])
   return {
+    **leaves,
     "lora_a": np.concatenate([leaves["lora_a"], other_a], axis=1),
     "lora_b": np.concatenate([leaves["lora_b"], other_b], axis=0),
   }
@@ -131,19 +134,27 @@ def config_of(method: LoRA, config: Config, names: Mapping[str, str], context: C
   return {"init_lora_weights": {"kaiming": True}.get(method.init, method.init)}
 
 
+_LORA = Format(
+  peft_type="LORA",
+  method=LoRA,
+  defaults=DEFAULTS,
+  fields=FIELDS,
+  free=FREE,
+  tensors=tensors,
+  applies=lambda config: not config.get("use_dora"),
+  bias_mode="lora_only",
+  config_of=config_of,
+  fields_of=fields_of,
+  saved_as=saved_as,
+  leaves_as=leaves_as,
+)
+
 FORMATS = (
-  Format(
-    peft_type="LORA",
-    method=LoRA,
-    defaults=DEFAULTS,
-    fields=FIELDS,
-    free=FREE,
-    tensors=tensors,
-    applies=lambda config: not config.get("use_dora"),
-    bias_mode="lora_only",
-    config_of=config_of,
-    fields_of=fields_of,
-    saved_as=saved_as,
-    leaves_as=leaves_as,
+  _LORA,
+  dataclasses.replace(
+    _LORA,
+    method=DoRA,
+    defaults={**DEFAULTS, "use_dora": True},
+    applies=lambda config: bool(config.get("use_dora")),
   ),
 )

@@ -1,17 +1,21 @@
-"""Prompts as PEFT writes them: the embeddings alone, under a key without a module."""
+"""Prompts and prefixes as PEFT writes them: what the network makes alone, under a key without a module."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from peftjax.errors import UserError
-from peftjax.interop.formats.base import Config, Format, Layers, Tensors
-from peftjax.methods.base import Context, Leaves, Site
+from peftjax.interop.formats.base import Config, Format, Layers, Tensor, Tensors
+from peftjax.methods.base import Context, Leaves, Site, layer_index
 from peftjax.methods.inject import Bound
-from peftjax.methods.prefix import Prefix
+from peftjax.methods.llama_adapter import LlamaAdapter
+from peftjax.methods.p_tuning import PTuning
+from peftjax.methods.prefix import Prefix, PTuningV2
 from peftjax.methods.prompt import Prompt
 
 KEY = "prompt_embeddings"
@@ -21,7 +25,7 @@ _SIZES = {
   "num_layers": ("num_hidden_layers", "num_layers", "n_layer"),
   "num_attention_heads": ("num_attention_heads", "n_head", "num_heads", "encoder_attention_heads"),
 }
-SHAPE: Config = {
+_SHAPE: Config = {
   "num_virtual_tokens": None,
   "token_dim": None,
   "num_transformer_submodules": None,
@@ -29,9 +33,11 @@ SHAPE: Config = {
   "num_layers": None,
   "modules_to_save": None,
 }
+# Where PEFT's ADAPTION_PROMPT finds attention, by model_type.
+_ADAPTION_TARGETS = {"llama": "self_attn", "mistral": "self_attn", "gpt2": "attn"}
 
 
-def sizes(context: Context) -> Config:
+def _sizes(context: Context) -> Config:
   """What PEFT writes of the base's shape."""
   found: Config = {"num_transformer_submodules": 1}
   for key, names in _SIZES.items():
@@ -39,37 +45,62 @@ def sizes(context: Context) -> Config:
   return found
 
 
-def check_sizes(config: Config, expected: Config) -> None:
+def _check_sizes(config: Config, expected: Config) -> None:
   """Raises a `UserError` unless the adapter's base had the shape of this one."""
   for key, value in expected.items():
     if config[key] not in (None, value):
       raise UserError(f"{key} is {config[key]}, this model's is {value}; the adapter is for another base model")
 
 
-def _config(method: Prompt, config: Config, names: Mapping[str, str], context: Context) -> Config:
+# Prompts ----------------------------------------------------------------------------------------------------------
+
+
+def _prompt_config(method: Prompt, config: Config, names: Mapping[str, str], context: Context) -> Config:
   del config, names
-  return {**sizes(context), "prompt_tuning_init": _INITS.get(method.init, "RANDOM")}
+  return {**_sizes(context), "prompt_tuning_init": _INITS.get(method.init, "RANDOM")}
 
 
-def _fields(config: Config, names: Mapping[str, str], context: Context) -> Config:
+def _prompt_fields(config: Config, names: Mapping[str, str], context: Context) -> Config:
   del names
-  check_sizes(config, sizes(context))
+  _check_sizes(config, _sizes(context))
   return {"init": "vocab" if config["prompt_tuning_init"] == "SAMPLE_VOCAB" else "random"}
 
 
-def _write(bound: Bound, layers: Layers, shared: Leaves) -> Tensors:
-  del bound, shared
+def _p_tuning_config(method: PTuning, config: Config, names: Mapping[str, str], context: Context) -> Config:
+  del config, names
+  found = _sizes(context)
+  return {**found, "encoder_hidden_size": getattr(method, "encoder_hidden_size", 0) or found["token_dim"]}
+
+
+def _p_tuning_fields(config: Config, names: Mapping[str, str], context: Context) -> Config:
+  del names
+  _check_sizes(config, _sizes(context))
+  return {"init": "random"}
+
+
+def _write_prompt(bound: Bound, layers: Layers, shared: Leaves) -> Tensors:
+  del shared
   (leaves,) = layers.values()
-  return {KEY: np.ascontiguousarray(leaves["prompt_embeddings"])}
+  method: Any = bound.method
+  made = method.prompt({name: jnp.asarray(leaf) for name, leaf in leaves.items()})
+  return {KEY: np.ascontiguousarray(made)}
 
 
-def _read(bound: Bound, tensors: Tensors, layers: Layers, shared: Leaves) -> tuple[Layers, Leaves]:
-  del bound
+def _read_prompt(bound: Bound, tensors: Tensors, layers: Layers, shared: Leaves) -> tuple[Layers, Leaves]:
+  if not isinstance(bound.method, Prompt):
+    return {name: {} for name in layers}, shared
   return {name: {"prompt_embeddings": tensors[KEY]} for name in layers}, shared
 
 
+# Prefixes ---------------------------------------------------------------------------------------------------------
+
+
+def _attention(context: Context) -> list[Site]:
+  return [site for site in context.sites if site.kind == "attention"]
+
+
 def _prefix_sizes(context: Context) -> Config:
-  attention = [site for site in context.sites if site.kind == "attention"]
+  attention = _attention(context)
   _, heads, size = attention[0].shape
   layers = sum(len(site.names) for site in attention)
   return {
@@ -81,7 +112,11 @@ def _prefix_sizes(context: Context) -> Config:
 
 
 def _prefix_config(method: Prefix, config: Config, names: Mapping[str, str], context: Context) -> Config:
-  del config, names
+  del config
+  for site in _attention(context):
+    for name in site.names:
+      if name not in names:
+        raise UserError(f"PEFT's PREFIX_TUNING has no word for which layers, and {method.name} leaves out {name!r}")
   found = _prefix_sizes(context)
   return {
     **found,
@@ -93,7 +128,7 @@ def _prefix_config(method: Prefix, config: Config, names: Mapping[str, str], con
 
 def _prefix_fields(config: Config, names: Mapping[str, str], context: Context) -> Config:
   del names
-  check_sizes(config, _prefix_sizes(context))
+  _check_sizes(config, _prefix_sizes(context))
   return {"init": "zero" if config["init_weights"] == "zero" else "random"}
 
 
@@ -126,43 +161,111 @@ def _read_prefix(bound: Bound, tensors: Tensors, layers: Layers, shared: Leaves)
   return found, shared
 
 
-FORMATS = (
-  Format(
-    peft_type="PREFIX_TUNING",
-    method=Prefix,
-    defaults={**SHAPE, "init_weights": None, "encoder_hidden_size": None, "prefix_projection": False},
-    fields={"num_virtual_tokens": "num_virtual_tokens"},
-    free=(*_SIZES, "num_transformer_submodules", "init_weights", "encoder_hidden_size", "prefix_projection"),
-    prefix="base_model.",
-    config_of=_prefix_config,
-    fields_of=_prefix_fields,
-    write=_write_prefix,
-    read=_read_prefix,
-    has_more=lambda method: method.reparametrize,
+# LLaMA-Adapter ----------------------------------------------------------------------------------------------------
+
+
+def _adaption_tensors(method: LlamaAdapter, site: Site) -> Mapping[str, Tensor]:
+  del method, site
+  return {
+    "adaption_prompt": Tensor("adaption_prompt", lambda leaf: leaf[None], lambda value: value[0]),
+    "adaption_gate": Tensor("adaption_gate"),
+  }
+
+
+def _adaption_config(method: LlamaAdapter, config: Config, names: Mapping[str, str], context: Context) -> Config:
+  del config
+  if context.model_type not in _ADAPTION_TARGETS:
+    raise UserError(f"PEFT's ADAPTION_PROMPT is for {', '.join(_ADAPTION_TARGETS)}, not for {context.model_type}")
+  layers = [name for site in _attention(context) for name in site.names]
+  last = sorted(layers, key=lambda name: layer_index(name) or 0)[len(layers) - len(names) :]
+  if set(last) != set(names):
+    raise UserError(f"PEFT's ADAPTION_PROMPT is on the last layers, and {method.name} is on {sorted(names)}")
+  return {"target_modules": _ADAPTION_TARGETS[context.model_type], "adapter_layers": len(names)}
+
+
+def _adaption_fields(config: Config, names: Mapping[str, str], context: Context) -> Config:
+  del names
+  wanted, target = config["target_modules"], _ADAPTION_TARGETS.get(context.model_type)
+  if target is None or wanted not in (None, target):
+    raise UserError(f"target_modules {wanted!r} of ADAPTION_PROMPT is not {context.model_type}'s attention, {target!r}")
+  layers = sum(len(site.names) for site in _attention(context))
+  return {"adapter_layers": 0 if config["adapter_layers"] == layers else config["adapter_layers"]}
+
+
+_PROMPT = Format(
+  peft_type="PROMPT_TUNING",
+  method=Prompt,
+  defaults={
+    **_SHAPE,
+    "prompt_tuning_init": "RANDOM",
+    "prompt_tuning_init_text": None,
+    "tokenizer_name_or_path": None,
+    "tokenizer_kwargs": None,
+  },
+  chooses_modules=False,
+  fields={"num_virtual_tokens": "num_virtual_tokens"},
+  free=(
+    *_SIZES,
+    "num_transformer_submodules",
+    "prompt_tuning_init",
+    "prompt_tuning_init_text",
+    "tokenizer_name_or_path",
+    "tokenizer_kwargs",
   ),
-  Format(
-    peft_type="PROMPT_TUNING",
-    method=Prompt,
-    defaults={
-      **SHAPE,
-      "prompt_tuning_init": "RANDOM",
-      "prompt_tuning_init_text": None,
-      "tokenizer_name_or_path": None,
-      "tokenizer_kwargs": None,
-    },
-    fields={"num_virtual_tokens": "num_virtual_tokens"},
-    free=(
-      *_SIZES,
-      "num_transformer_submodules",
-      "prompt_tuning_init",
-      "prompt_tuning_init_text",
-      "tokenizer_name_or_path",
-      "tokenizer_kwargs",
-    ),
-    prefix="base_model.",
-    config_of=_config,
-    fields_of=_fields,
-    write=_write,
-    read=_read,
-  ),
+  prefix="base_model.",
+  config_of=_prompt_config,
+  fields_of=_prompt_fields,
+  write=_write_prompt,
+  read=_read_prompt,
 )
+_P_TUNING = dataclasses.replace(
+  _PROMPT,
+  peft_type="P_TUNING",
+  method=PTuning,
+  defaults={
+    **_SHAPE,
+    "encoder_reparameterization_type": "MLP",
+    "encoder_hidden_size": None,
+    "encoder_num_layers": 2,
+    "encoder_dropout": 0.0,
+  },
+  fields={
+    "num_virtual_tokens": "num_virtual_tokens",
+    "encoder_reparameterization_type": "encoder_type",
+    "encoder_hidden_size": "encoder_hidden_size",
+    "encoder_num_layers": "encoder_num_layers",
+    "encoder_dropout": "encoder_dropout",
+  },
+  free=(*_SIZES, "num_transformer_submodules"),
+  config_of=_p_tuning_config,
+  fields_of=_p_tuning_fields,
+  reads_as=Prompt,
+  has_more=lambda method: isinstance(method, PTuning),
+)
+_PREFIX = Format(
+  peft_type="PREFIX_TUNING",
+  method=Prefix,
+  defaults={**_SHAPE, "init_weights": None, "encoder_hidden_size": None, "prefix_projection": False},
+  chooses_modules=False,
+  fields={"num_virtual_tokens": "num_virtual_tokens"},
+  free=(*_SIZES, "num_transformer_submodules", "encoder_hidden_size", "prefix_projection"),
+  prefix="base_model.",
+  config_of=_prefix_config,
+  fields_of=_prefix_fields,
+  write=_write_prefix,
+  read=_read_prefix,
+  has_more=lambda method: method.reparametrize,
+)
+_ADAPTION_PROMPT = Format(
+  peft_type="ADAPTION_PROMPT",
+  method=LlamaAdapter,
+  defaults={"target_modules": None, "adapter_len": None, "adapter_layers": None},
+  chooses_modules=False,
+  fields={"adapter_len": "num_virtual_tokens"},
+  free=("adapter_layers",),
+  tensors=_adaption_tensors,
+  config_of=_adaption_config,
+  fields_of=_adaption_fields,
+)
+
+FORMATS = (_PROMPT, _P_TUNING, _PREFIX, dataclasses.replace(_PREFIX, method=PTuningV2), _ADAPTION_PROMPT)

@@ -1,4 +1,4 @@
-"""(IA)³ as PEFT writes it."""
+"""(IA)³ and tuned normalisations as PEFT writes them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from peftjax.interop.rules import exact_patterns, is_targeted
 from peftjax.methods import targets
 from peftjax.methods.base import Context, Site
 from peftjax.methods.ia3 import IA3
+from peftjax.methods.selective import LayerNormTuning
 
 
 def _tensors(method: IA3, site: Site) -> Mapping[str, Tensor]:
@@ -57,5 +58,12 @@ FORMATS = (
     tensors=_tensors,
     config_of=_config,
     fields_of=_fields,
+  ),
+  Format(
+    peft_type="LN_TUNING",
+    method=LayerNormTuning,
+    defaults={"target_modules": None, "exclude_modules": None, "modules_to_save": None},
+    kinds=("norm",),
+    infix="ln_tuning_layers",
   ),
 )

@@ -1,0 +1,66 @@
+"""Trainable tokens as PEFT writes them: the new rows of the word embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from peftjax.errors import UserError
+from peftjax.interop.formats.base import Config, Format, Tensor, Tensors
+from peftjax.methods.base import Context, Site
+from peftjax.methods.inject import Bound
+from peftjax.methods.trainable_tokens import TrainableTokens
+
+_KEY = "trainable_tokens_delta"
+_TIED = f"base_model.model.lm_head.{_KEY}"
+
+
+def _tensors(method: TrainableTokens, site: Site) -> Mapping[str, Tensor]:
+  del method
+  return {} if site.kind == "unembedding" else {"token_rows": Tensor(_KEY)}
+
+
+def _config(method: TrainableTokens, config: Config, names: Mapping[str, str], context: Context) -> Config:
+  del names, context
+  targets = config["target_modules"]
+  return {"init_weights": not method.init_random, "target_modules": targets[0] if len(targets) == 1 else targets}
+
+
+def _fields(config: Config, names: Mapping[str, str], context: Context) -> Config:
+  del names, context
+  return {"init_random": not config["init_weights"]}
+
+
+def _with_copy(bound: Bound, config: Config, tensors: Tensors) -> tuple[Config, Tensors]:
+  """PEFT repeats the rows for an output layer that is tied to the embeddings."""
+  if not any(site.kind == "unembedding" for site in bound.sites):
+    return config, tensors
+  (value,) = tensors.values()
+  return config, {**tensors, _TIED: value}
+
+
+def _without_copy(bound: Bound, config: Config, tensors: Tensors) -> Tensors:
+  del config
+  if _TIED not in tensors or not any(site.kind == "unembedding" for site in bound.sites):
+    return tensors
+  found = {key: value for key, value in tensors.items() if key != _TIED}
+  if not any(np.array_equal(value, tensors[_TIED]) for key, value in found.items() if key.endswith(_KEY)):
+    raise UserError(f"{_TIED!r} is not the embeddings', to which this model's output layer is tied")
+  return found
+
+
+FORMATS = (
+  Format(
+    peft_type="TRAINABLE_TOKENS",
+    method=TrainableTokens,
+    defaults={"token_indices": [], "target_modules": None, "init_weights": True},
+    kinds=("embedding",),
+    fields={"token_indices": "token_indices"},
+    tensors=_tensors,
+    config_of=_config,
+    fields_of=_fields,
+    pack=_with_copy,
+    unpack=_without_copy,
+  ),
+)
