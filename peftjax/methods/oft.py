@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from peftjax import masks
-from peftjax.methods.base import Call, Context, Leaves, Site
+from peftjax.methods.base import MAY_BE_ZERO, Call, Context, Leaves, Site
 from peftjax.methods.linear import LinearMethod
 
 
@@ -41,7 +41,7 @@ class OFT(LinearMethod):
   learning_rate: ClassVar[float] = 1e-3
 
   rank: int = 0
-  oft_block_size: int = 32
+  oft_block_size: int = dataclasses.field(default=32, metadata=MAY_BE_ZERO)
   coft: bool = False
   eps: float = 6e-5
   block_share: bool = False
