@@ -2,7 +2,7 @@
 
 peftjax train --config=configs/ner_optimus.py:lora --workdir=runs/ner_optimus-lora
 
-@@RECORD@@
+lora: test entity F1 .362 (precision .463, recall .298; validation F1 .512), 150 steps on two shared cores.
 """
 
 from encoder import get_config as encoder
