@@ -44,7 +44,7 @@ class DoRA(LoRA):
   def after(self, leaves: Leaves, x: jax.Array, y: jax.Array, site: Site, call: Call) -> jax.Array:
     kernel, bias = call.base("kernel"), call.base("bias")
     gain = (leaves["lora_magnitude"] / self._norm(leaves, kernel, site)).astype(y.dtype)
-    update = super().after(leaves, x, jnp.zeros_like(y), site, call)
+    update = self.update(leaves, x, y.dtype, site, call)
     product = y if bias is None else y - bias.astype(y.dtype)
     return y + (gain - 1.0) * product + gain * update
 

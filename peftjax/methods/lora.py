@@ -2,14 +2,16 @@
 
     y = x W + s · (x A) B        A: [in, r], B: [r, out], s = α / r, or α / √r rank-stabilised (arXiv 2312.03732)
 
-B starts at zero, so the model starts as the base. PiSSA (arXiv 2404.02948) and OLoRA (arXiv 2406.01775) start from the
-principal part A₀B₀ of W and act on the residual W - s·A₀B₀. Here the base is never changed: A₀ and B₀ are kept as
-frozen leaves and y = x W + s · ((x A) B - (x A₀) B₀), which is the same function.
+Of a convolution, A is one to r channels with the base's window, A: [*window, in, r], and B a pointwise one. B starts at
+zero, so the model starts as the base. PiSSA (arXiv 2404.02948) and OLoRA (arXiv 2406.01775) start from the principal
+part A₀B₀ of W and act on the residual W - s·A₀B₀. Here the base is never changed: A₀ and B₀ are kept as frozen leaves
+and y = x W + s · ((x A) B - (x A₀) B₀), which is the same function.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -27,7 +29,7 @@ _FROM_WEIGHT = ("pissa", "olora")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoRA(LinearMethod):
-  """Low-rank updates of linear and embedding sites.
+  """Low-rank updates of linear, embedding and convolution sites.
 
   Attributes:
     rank: r.
@@ -43,7 +45,7 @@ class LoRA(LinearMethod):
   """
 
   name: ClassVar[str] = "lora"
-  kinds: ClassVar[tuple[str, ...]] = ("linear", "embedding")
+  kinds: ClassVar[tuple[str, ...]] = ("linear", "embedding", "conv")
   leaf_names: ClassVar[tuple[str, ...]] = ("lora_a", "lora_b", "lora_b_bias")
   buffer_names: ClassVar[tuple[str, ...]] = ("lora_a_init", "lora_b_init")
   patterns: ClassVar[tuple[str, ...]] = ("rank_pattern", "alpha_pattern")
@@ -76,26 +78,34 @@ class LoRA(LinearMethod):
 
   def create(self, key: jax.Array, site: Site, base: Leaves) -> Leaves:
     rank, scale = self.settings(site.names[0])
-    features_in, features_out = site.shape
-    if self.init in _FROM_WEIGHT and site.kind == "linear":
-      a, b = _principal(self.init, base["kernel"].astype(jnp.float32), rank, scale)
-      return {"lora_a": a, "lora_b": b, "lora_a_init": a, "lora_b_init": b}
+    *window, channels_in, features_out = site.shape
+    features_in = math.prod(window) * channels_in
     if site.kind == "embedding":
       # PEFT draws the embedding's B and zeroes its A.
       return {"lora_a": jnp.zeros((features_in, rank)), "lora_b": jax.random.normal(key, (rank, features_out))}
+    if self.init in _FROM_WEIGHT:
+      kernel = base["kernel"].astype(jnp.float32).reshape(features_in, features_out)
+      a, b = _principal(self.init, kernel, rank, scale)
+      a = a.reshape(*window, channels_in, rank)
+      return {"lora_a": a, "lora_b": b, "lora_a_init": a, "lora_b_init": b}
     leaves = _fresh(self.init, key, features_in, features_out, rank)
+    leaves["lora_a"] = leaves["lora_a"].reshape(*window, channels_in, rank)
     if self.lora_bias:
       leaves["lora_b_bias"] = jnp.zeros(features_out)
     return leaves
 
   def after(self, leaves: Leaves, x: Any, y: jax.Array, site: Site, call: Call) -> jax.Array:
-    scale = self.settings(site.names[0])[1]
-    update = _product(x, leaves["lora_a"], leaves["lora_b"], site, y.dtype, call, self.dropout)
+    return y + self.update(leaves, x, y.dtype, site, call)
+
+  def update(self, leaves: Leaves, x: Any, dtype: Any, site: Site, call: Call) -> jax.Array:
+    """The scaled low-rank part of the output."""
+    dropped = x if site.kind == "embedding" else call.dropout(x.astype(dtype), self.dropout)
+    total = _image(dropped, leaves["lora_a"], dtype, site, call) @ leaves["lora_b"].astype(dtype)
     if "lora_a_init" in leaves:
-      update -= _product(x, leaves["lora_a_init"], leaves["lora_b_init"], site, y.dtype, call, 0.0)
+      total -= _image(x, leaves["lora_a_init"], dtype, site, call) @ leaves["lora_b_init"].astype(dtype)
     if "lora_b_bias" in leaves:
-      update += leaves["lora_b_bias"].astype(y.dtype)
-    return y + scale * update
+      total += leaves["lora_b_bias"].astype(dtype)
+    return self.settings(site.names[0])[1] * total
 
   def delta(self, leaves: Leaves, base: Leaves, site: Site, shared: Leaves) -> Leaves:
     del shared
@@ -147,8 +157,13 @@ def _principal(init: str, kernel: jax.Array, rank: int, scale: float) -> tuple[j
   return u[:, :rank] * root, root[:, None] * vt[:rank]
 
 
-def _product(x: jax.Array, a: jax.Array, b: jax.Array, site: Site, dtype: Any, call: Call, rate: float) -> jax.Array:
-  """(x A) B, left-associated: two thin products instead of a full-size one."""
+def _image(x: jax.Array, a: jax.Array, dtype: Any, site: Site, call: Call) -> jax.Array:
+  """x A, with r features: (x A) B stays two thin products."""
   if site.kind == "embedding":
-    return jnp.take(a, x, axis=0).astype(dtype) @ b.astype(dtype)
-  return call.dropout(x.astype(dtype), rate) @ a.astype(dtype) @ b.astype(dtype)
+    return jnp.take(a, x, axis=0).astype(dtype)
+  if site.kind == "linear":
+    return x.astype(dtype) @ a.astype(dtype)
+  if call.module.feature_group_count != 1:
+    raise UserError(f"lora cannot act on {site.name}, a convolution of {call.module.feature_group_count} groups")
+  thin = call.module.clone(parent=None, features=a.shape[-1], use_bias=False)
+  return thin.apply({"params": {"kernel": a}}, x).astype(dtype)
