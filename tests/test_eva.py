@@ -103,7 +103,7 @@ def test_ranks_go_where_directions_explain_most_and_the_scale_stays(model: Model
     "c": directions(0.9, 0.1, 0, 0),
   }
   assert eva.allocate(found, {"a": 2, "b": 2, "c": 2}, 2.0) == {"a": 2, "b": 3, "c": 1}
-  added = eva.add(model, lora(), batches(), rho=2.0)
+  added = eva.add(model, lora(), batches(), rho=2.0).unrolled()
   method = added.methods[0]
   ranks = {path: leaf.shape[-1] for path, leaf in masks.flatten(added.params).items() if path.endswith("lora_a")}
   assert sum(ranks.values()) == 4
