@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from peftjax.errors import UserError, nearest
 from peftjax.galore import scale_by_galore
-from peftjax.masks import FROZEN, Tree, flatten, unflatten
+from peftjax.masks import FROZEN, Tree, flatten, stack_shape, unflatten
 
 SCHEDULES = ("constant", "linear", "cosine")
 OPTIMIZERS = ("adamw", "sgd", "adafactor", "lion", "galore")
@@ -139,7 +139,7 @@ def _is_rate_state(node: Any) -> bool:
 
 
 def _group_of(path: Any) -> str:
-  return next(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
+  return [key.key for key in path if isinstance(key, jax.tree_util.DictKey)][-1]
 
 
 # Weight decay -----------------------------------------------------------------------------------------------------
@@ -150,10 +150,10 @@ def decays(name: str, leaf: Any, stacks: Mapping[str, int] | None = None) -> boo
 
   Args:
     name: the leaf's dotted path.
-    leaf: an array or its shape; leaves below a stack have a leading layer axis that does not count.
+    leaf: an array or its shape; axes of the stacks that it lies below do not count.
     stacks: dotted path of each stack of layers -> number of layers.
   """
-  stacked = any(name.startswith(stack + ".") for stack in stacks or {})
+  stacked = len(stack_shape(name, stacks or {}))
   module, _, last = name.rpartition(".")
   is_norm = "norm" in module.rpartition(".")[2].lower()
   return len(leaf.shape) - stacked >= 2 and last not in UNDECAYED and not is_norm
@@ -258,7 +258,9 @@ def per_layer(transform: optax.GradientTransformation, stacks: Mapping[str, int]
   """A transform that treats leaves one by one, made to treat every layer of a stacked leaf as a leaf of its own."""
 
   def mapped(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    return jax.vmap(function) if any(name.startswith(stack + ".") for stack in stacks) else function
+    for _ in stack_shape(name, stacks):
+      function = jax.vmap(function)
+    return function
 
   def init(params: Tree) -> _PerLayerState:
     return _PerLayerState({name: mapped(name, transform.init)(leaf) for name, leaf in _named(params)})

@@ -105,6 +105,9 @@ def test_decay_acts_on_matrices():
   assert not optim.decays("layer.a.gate", shape((3, 4), jnp.float32), {"layer": 3})
   assert not optim.decays("a.LayerNorm.kernel", shape((3, 4), jnp.float32))
   assert optim.decays("layer.a.kernel", shape((3, 4, 5), jnp.float32), {"layer": 3})
+  experts = {"layer": 3, "layer.experts": 4}
+  assert not optim.decays("layer.experts.up.bias", shape((3, 4, 5), jnp.float32), experts)
+  assert optim.decays("layer.experts.up.kernel", shape((3, 4, 5, 6), jnp.float32), experts)
 
 
 @pytest.mark.parametrize(("name", "copies"), [("adamw", 2), ("lion", 1), ("sgd", 0)])
@@ -162,3 +165,13 @@ def test_sweep_over_rates_is_a_vmap_over_states():
 def test_mistakes_are_named(fields, message):
   with pytest.raises(UserError, match=message):
     optim.make_optimizer(optim_config(**fields), labels(tree()), 10)
+
+
+def test_a_stack_within_a_stack_is_treated_leaf_by_leaf():
+  params = {"layer": {"experts": {"kernel": jax.random.normal(jax.random.PRNGKey(0), (2, 3, 4, 5))}}}
+  scaled = optim.per_layer(optax.scale_by_param_block_rms(), {"layer": 2, "layer.experts": 3})
+  ones = jax.tree.map(jnp.ones_like, params)
+  updates, _ = scaled.update(ones, scaled.init(params), params)
+  kernel = params["layer"]["experts"]["kernel"]
+  expected = jnp.sqrt(jnp.mean(kernel**2, axis=(2, 3), keepdims=True)) * jnp.ones_like(kernel)
+  np.testing.assert_allclose(updates["layer"]["experts"]["kernel"], expected, rtol=1e-5)
