@@ -19,6 +19,7 @@ from peftjax.errors import UserError, nearest
 from peftjax.methods.adalora import AdaLoRA
 from peftjax.methods.adapter_plus import AdapterPlus
 from peftjax.methods.base import Call, Context, Leaves, Method, Site, Targeted, field_error
+from peftjax.methods.beft import BEFT
 from peftjax.methods.boft import BOFT
 from peftjax.methods.bottleneck import Bottleneck
 from peftjax.methods.c3a import C3A
@@ -60,6 +61,7 @@ METHODS: dict[str, type[Method]] = {
     Head,
     BitFit,
     LayerNormTuning,
+    BEFT,
     LastK,
     Patterns,
     LoRA,
@@ -101,6 +103,7 @@ METHODS: dict[str, type[Method]] = {
 }
 
 __all__ = [
+  "BEFT",
   "AdaLoRA",
   "AdapterPlus",
   "BOFT",

@@ -25,6 +25,7 @@ Leaves = dict[str, Any]
 MAY_BE_ZERO = {"may_be_zero": True}
 """Metadata of a count whose 0 leaves a part of a method out; other positive defaults refuse a 0 from a config."""
 
+_LEAF_KINDS = ("linear", "conv", "embedding", "norm")
 ADAPTER = "adapter"
 SAVED = "saved"
 BIAS = "bias"
@@ -261,7 +262,8 @@ class Targeted(Method):
       (every linear site outside the head); empty: the default of the architecture.
     exclude: patterns of names to leave out.
     layers: indices of the layers to act on; empty: all.
-    bias: base biases that train too: "none", "all", or "<method>_only" for those of the targeted modules.
+    bias: base biases that train too: "none", "all", or "<method>_only" for those of the targeted modules, where these
+      have biases of their own.
   """
 
   targets: masks.Patterns = ()
@@ -281,7 +283,8 @@ class Targeted(Method):
       UserError: no default, a pattern without match, a layer that does not exist.
     """
     method = super().bind(context)
-    modes = ("none", "all", f"{self.name}_only")
+    has_modules = any(kind in _LEAF_KINDS for kind in self.kinds)
+    modes = ("none", "all", *([f"{self.name}_only"] if has_modules else []))
     if self.bias not in modes:
       raise UserError(f"{self.name}.bias: unknown mode {self.bias!r}; {nearest(self.bias, modes)}")
     targets = self.targets or self.default_targets(context.model_type)

@@ -3,7 +3,7 @@
     branch ← branch + s · (act(x D + d) U + u)        x: the sublayer's input, s = 1 (parallel) or 4 (scaled)
 
 U and u start at zero, as LoRA's B, so the model starts as the base. x is what enters the sublayer: where a layer
-normalises first, that is the residual stream before the norm, as in the authors' code.
+normalises first, the residual stream before the norm.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from peftjax.errors import UserError, nearest
 from peftjax.masks import Patterns
+from peftjax.methods import targets as default_targets
 from peftjax.methods.base import MAY_BE_ZERO, Call, Context, Leaves, Site, Targeted
 
 INITS = ("identity", "published")
@@ -60,8 +61,7 @@ class ReFT(Targeted):
       )
 
   def default_targets(self, model_type: str) -> Patterns:
-    del model_type
-    return ("*",)
+    return default_targets.EDITED.get(model_type, ("*",))
 
   def bind(self, context: Context) -> Self:
     for site in self.candidates(context):
@@ -101,7 +101,9 @@ class ReFT(Targeted):
 
   def before(self, leaves: Leaves, x: dict[str, Any], site: Site, call: Call) -> dict[str, Any]:
     if site.kind == "model":
-      call.notes["attention_mask"] = x.get("attention_mask")
+      call.notes["mask"] = x.get("attention_mask")
+      of_decoder = "decoder_attention_mask" if "decoder_embeds" in x else "attention_mask"
+      call.notes["decoder_mask"] = x.get(of_decoder)
     return x
 
   def after(self, leaves: Leaves, x: dict[str, Any], y: Any, site: Site, call: Call) -> Any:
@@ -109,7 +111,7 @@ class ReFT(Targeted):
       call.notes.clear()  # later passes over one new token, from a cache, are not edited
       return y
     hidden, *rest = y
-    mask = call.notes.get("attention_mask")
+    mask = call.notes.get("decoder_mask" if "decoder" in site.path else "mask")
     if mask is not None and mask.shape != hidden.shape[:2]:
       raise UserError(f"{self.name}: the mask of {mask.shape[1]} tokens does not fit layers over {hidden.shape[1]}")
     for end, count in self.counts.items():

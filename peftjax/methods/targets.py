@@ -61,6 +61,17 @@ VBLORA: dict[str, tuple[str, ...]] = {
   "mt5": ("q", "k", "v", "o", "wi_0", "wi_1", "wo"),
 }
 
+# Attention's value alone: what BEFT biases.
+VALUES: dict[str, tuple[str, ...]] = {
+  "bert": ("value",),
+  "roberta": ("value",),
+  "t5": ("v",),
+  "mt5": ("v",),
+  "gptj": ("v_proj",),
+  "opt": ("v_proj",),
+  **dict.fromkeys(_LLAMA_LIKE, ("v_proj",)),
+}
+
 # Normalisations that HF PEFT's LN tuning trains; where an architecture is not listed, all of them.
 NORMS: dict[str, tuple[str, ...]] = {
   "gpt2": ("ln_1", "ln_2", "ln_f"),
@@ -81,6 +92,9 @@ NORMS: dict[str, tuple[str, ...]] = {
   ),
   **dict.fromkeys(("qwen2", "qwen3"), ("post_attention_layernorm",)),
 }
+
+# Layers whose text has both of its ends before the model starts: all, or those of the encoder.
+EDITED: dict[str, tuple[str, ...]] = dict.fromkeys(("t5", "mt5"), ("*encoder.block.*",))
 
 # Attention that PEFT gives a prefix: the decoder's to itself where there is an encoder too; all of it elsewhere.
 PREFIX: dict[str, tuple[str, ...]] = {

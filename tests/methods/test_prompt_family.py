@@ -10,6 +10,7 @@ import pytest
 
 from peftjax import masks
 from peftjax.methods import (
+  BEFT,
   MAM,
   AdapterPlus,
   BitFit,
@@ -54,6 +55,7 @@ METHODS = {
   "unipelt": UniPELT(rank=2, num_virtual_tokens=N, bottleneck_dim=5),
   "bitfit": BitFit(targets=("query", "intermediate.dense")),
   "layernorm": LayerNormTuning(),
+  "beft": BEFT(),
 }
 NO_IDENTITY = ("prompt", "p_tuning", "p_tuning_lstm", "prefix", "prefix_network", "p_tuning_v2", "reft_suffix", "mam")
 IDENTITY = [name for name in METHODS if name not in (*NO_IDENTITY, "unipelt")]
@@ -80,6 +82,7 @@ COUNTS = {
   "unipelt": 2 * L * N * D + L * BOTTLENECK + L * 2 * 2 * 2 * D + L * 4 * (D + 1),
   "bitfit": L * (D + 19),
   "layernorm": (2 * L + 1) * 2 * D,
+  "beft": L * D,
 }
 
 every = pytest.mark.parametrize("name", METHODS)

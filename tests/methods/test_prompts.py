@@ -167,6 +167,20 @@ def test_random_trainable_tokens_leave_the_base_s_rows():
   assert 0.5 < rows.std() < 1.5
 
 
+# Biases -----------------------------------------------------------------------------------------------------------
+
+
+def test_beft_is_a_bias_and_merges_into_one():
+  model = tiny.added(methods.BEFT())
+  assert {path.rpartition(".attention.")[2] for path in model.adapter_paths()} == {"self.value.beft_bias"}
+  model = tiny.replaced(model, {path: leaf(model, path) + 0.5 for path in model.adapter_paths()})
+  merged = model.merge()
+  path = "bert.encoder.layer.attention.self.value.bias"
+  np.testing.assert_array_equal(leaf(merged, path), leaf(model, path) + 0.5)
+  for key, value in model(**tiny.batch()).items():
+    np.testing.assert_allclose(merged(**tiny.batch())[key], value, rtol=1e-5, atol=1e-5)
+
+
 # Combinations -----------------------------------------------------------------------------------------------------
 
 
@@ -192,6 +206,13 @@ def test_unipelt_without_two_of_its_parts(left):
     "bottleneck_dim": {"down_kernel", "down_bias", "up_kernel", "up_bias"},
   }
   assert found == wanted[left]
+
+
+def test_unipelt_on_one_layer_unrolls():
+  model = tiny.added(methods.UniPELT(rank=2, num_virtual_tokens=3, bottleneck_dim=2, layers=(1,)))
+  layers = {path.split(".")[3] for path in model.adapter_paths()}
+  assert layers == {"1"}
+  assert not model.stacks
 
 
 # Mistakes ---------------------------------------------------------------------------------------------------------
@@ -226,6 +247,7 @@ MISTAKES = {
   "positions": ({"name": "reft", "prefix_positions": 0, "suffix_positions": 0}, "no position to edit"),
   "unipelt": ({"name": "unipelt", "rank": 0, "num_virtual_tokens": 0, "bottleneck_dim": 0}, "nothing is left"),
   "mam": ({"name": "mam", "activation": "gelo"}, "did you mean 'gelu'"),
+  "biases": ({"name": "prefix", "bias": "prefix_only"}, "prefix.bias: unknown mode 'prefix_only'"),
   "bitfit": ({"name": "bitfit", "targets": ("quary",)}, "did you mean 'query'"),
 }  # fmt: skip
 

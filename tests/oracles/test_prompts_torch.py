@@ -165,7 +165,7 @@ def test_loreft_edits_both_ends_of_the_text_alone(mask, first, last):
   place = site("block", (HIDDEN,))
   leaves, h = made(method, place), draw(1, LENGTH, HIDDEN)
   one = call()
-  one.notes["attention_mask"] = jnp.asarray([mask])
+  one.notes["mask"] = jnp.asarray([mask])
   found, _ = method.after(leaves, {"x": h}, (jnp.asarray(h), None), place, one)
   changed = np.flatnonzero(np.abs(np.asarray(found)[0] - h[0]).max(axis=-1) > 1e-4)
   assert sorted(changed) == sorted(first + last)
