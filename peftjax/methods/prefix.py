@@ -25,7 +25,7 @@ from peftjax.errors import UserError, nearest
 from peftjax.masks import Patterns
 from peftjax.methods import targets as default_targets
 from peftjax.methods.base import Call, Context, Leaves, Site, Targeted
-from peftjax.methods.prompt import check_ids, check_room, encoded, positions_of
+from peftjax.methods.prompt import check_ids, check_room, encoded, shifted_positions
 
 INITS = ("random", "zero", "text")
 
@@ -160,7 +160,7 @@ class Prefix(Targeted):
   def before(self, leaves: Leaves, x: dict[str, Any], site: Site, call: Call) -> dict[str, Any]:
     if site.kind == "model":
       check_room(self.name, call.module, x["embeds"].shape[1], self.num_virtual_tokens)
-      return {**x, "position_ids": positions_of(x, call.module) + self.num_virtual_tokens}
+      return {**x, "position_ids": shifted_positions(x, call.module, self.num_virtual_tokens)}
     return attend_to_prefix(x, leaves["prefix_k"], leaves["prefix_v"], call.module)
 
 

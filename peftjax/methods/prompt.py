@@ -167,13 +167,19 @@ def cut(outputs: dict[str, Any], count: int, length: int) -> dict[str, Any]:
   }
 
 
-def positions_of(inputs: dict[str, Any], module: Any) -> jax.Array:
-  """The positions of the sequence, int[B, L]: those given, or those that the model would count itself."""
-  if inputs.get("position_ids") is not None:
-    return inputs["position_ids"]
-  if hasattr(module, "default_positions"):
-    return module.default_positions(inputs["embeds"])
-  return jnp.broadcast_to(jnp.arange(inputs["embeds"].shape[1]), inputs["embeds"].shape[:2])
+def shifted_positions(inputs: dict[str, Any], module: Any, count: int) -> jax.Array | None:
+  """The positions of a sequence behind `count` virtual tokens: those given, or those that the model would count.
+
+  None where they go on from a cache's, whose first tokens were shifted already.
+  """
+  positions = inputs.get("position_ids")
+  if positions is None and hasattr(module, "default_positions"):
+    positions = module.default_positions(inputs)
+    if positions is None:
+      return None
+  elif positions is None:
+    positions = jnp.broadcast_to(jnp.arange(inputs["embeds"].shape[1]), inputs["embeds"].shape[:2])
+  return positions + count
 
 
 def encoded(name: str, text: str, context: Context) -> tuple[int, ...]:

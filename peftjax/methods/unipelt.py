@@ -23,7 +23,7 @@ from peftjax.methods import targets as default_targets
 from peftjax.methods.base import MAY_BE_ZERO, Call, Context, Leaves, Site, Targeted, layer_index
 from peftjax.methods.bottleneck import ACTIVATIONS, near_zero, stream
 from peftjax.methods.prefix import attend_to_prefix, torch_linear
-from peftjax.methods.prompt import check_room, positions_of
+from peftjax.methods.prompt import check_room, shifted_positions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,7 +121,7 @@ class UniPELT(Targeted):
       call.notes["attention_mask"] = x.get("attention_mask")
       if self.num_virtual_tokens:
         check_room(self.name, call.module, x["embeds"].shape[1], self.num_virtual_tokens)
-        return {**x, "position_ids": positions_of(x, call.module) + self.num_virtual_tokens}
+        return {**x, "position_ids": shifted_positions(x, call.module, self.num_virtual_tokens)}
     if site.kind == "sublayer" and self._sublayer(site) == "prefix":
       call.notes["gate"] = gate_of(leaves, stream(x), call)  # read in the attention that this sublayer calls
     if site.kind == "attention":

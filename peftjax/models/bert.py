@@ -243,9 +243,9 @@ class BertModel(nn.Module, HasSites):
     is_token = (input_ids != self.config.pad_token_id).astype(jnp.int32)
     return jnp.cumsum(is_token, axis=1) * is_token + self.config.pad_token_id
 
-  def default_positions(self, embeds: jax.Array) -> jax.Array:
-    """int[B, L] of a sequence known by its embeddings [B, L, hidden] alone."""
-    batch, length = embeds.shape[:2]
+  def default_positions(self, inputs: Mapping[str, Any]) -> jax.Array:
+    """int[B, L] that `from_embeds` counts for these inputs of its own."""
+    batch, length = inputs["embeds"].shape[:2]
     return jnp.broadcast_to(jnp.arange(length) + self.config.first_position, (batch, length))
 
   @property
@@ -267,7 +267,7 @@ class BertModel(nn.Module, HasSites):
     if token_type_ids is None:
       token_type_ids = jnp.zeros((batch, length), jnp.int32)
     if position_ids is None:
-      position_ids = self.default_positions(embeds)
+      position_ids = self.default_positions({"embeds": embeds})
     embedded = self.embeddings(embeds, token_type_ids, position_ids)
     hidden, layers = self.encoder(embedded, padding_mask(attention_mask))
     outputs = {"last_hidden_state": hidden}
@@ -311,9 +311,9 @@ class _WithHead(nn.Module, HasSites):
     """Where the word embeddings stand in the tree."""
     return (self.config.model_type, "embeddings", "word_embeddings")
 
-  def default_positions(self, embeds: jax.Array) -> jax.Array:
+  def default_positions(self, inputs: Mapping[str, Any]) -> jax.Array:
     """The encoder's."""
-    return getattr(self, self.config.model_type).default_positions(embeds)
+    return getattr(self, self.config.model_type).default_positions(inputs)
 
   @property
   def position_limit(self) -> int:

@@ -79,6 +79,10 @@ class BloomAttention(nn.Module, HasSites):
     """[B, L, H, D] from queries [B, L, H, D], keys, values [B, S, H, D], mask [B, 1, L, S], bias [B, H, 1, S]."""
     return attend(self, q, k, v, mask, self.config.attention_dropout, bias=bias)
 
+  def prefix_bias(self, count: int) -> jax.Array:
+    """[1, H, 1, count]: the bias of keys at the positions from 0 on, before the sequence."""
+    return jnp.asarray(slopes(self.config.n_head))[None, :, None, None] * jnp.arange(count)
+
 
 class BloomMLP(nn.Module):
   """The feed-forward network."""
@@ -132,6 +136,7 @@ class BloomModel(BareDecoder):
   config: BloomConfig
   runtime: Runtime
   embedding: ClassVar[str] = "word_embeddings"
+  skips_padding: ClassVar[bool] = True
 
   def setup(self) -> None:
     config, runtime = self.config, self.runtime
@@ -148,7 +153,7 @@ class BloomModel(BareDecoder):
     segment_ids: jax.Array | None = None,
   ) -> Outputs:
     """The model after its word embeddings; positions count tokens, not padding."""
-    tokens = place(self, embeds, attention_mask, position_ids, segment_ids, skips_padding=True)
+    tokens = place(self, embeds, attention_mask, position_ids, segment_ids, skips_padding=self.skips_padding)
     bias = jnp.asarray(slopes(self.config.n_head))[:, None, None] * tokens.key_positions[:, None, None, :]
     embedded = self.word_embeddings_layernorm(embeds)
     hidden, layers = self.h(embedded, {**frame_of(tokens), "bias": bias})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from peftjax.models.family import CAUSAL_LM, ENCODER, TEXT_CLASSIFICATION, Architecture
+from peftjax.models.kv_cache import counted_positions
 from peftjax.models.layers import HasSites, Runtime
 from peftjax.models.token_loss import token_losses
 
@@ -25,6 +27,7 @@ class BareDecoder(nn.Module, HasSites):
   runtime: Runtime
   sites: ClassVar = {"from_embeds": "model"}
   embedding: ClassVar[str] = "embed_tokens"
+  skips_padding: ClassVar[bool] = False
 
   def __call__(
     self,
@@ -45,6 +48,11 @@ class BareDecoder(nn.Module, HasSites):
   def position_limit(self) -> int | None:
     """How many positions there are, where they are learned."""
     return None
+
+  def default_positions(self, inputs: Mapping[str, Any]) -> jax.Array | None:
+    """int[B, L] that `from_embeds` counts for these inputs of its own; None where they go on from the cache's."""
+    embeds, mask, segments = (inputs.get(name) for name in ("embeds", "attention_mask", "segment_ids"))
+    return counted_positions(self, embeds, mask, segments, skips_padding=self.skips_padding)
 
   def embed(self, input_ids: jax.Array) -> jax.Array:
     """Word embeddings alone, [B, L, hidden]."""
@@ -86,6 +94,10 @@ class _OnDecoder(nn.Module, HasSites):
   def position_limit(self) -> int | None:
     """How many positions there are, where they are learned."""
     return self.decoder.position_limit
+
+  def default_positions(self, inputs: Mapping[str, Any]) -> jax.Array | None:
+    """The bare decoder's."""
+    return self.decoder.default_positions(inputs)
 
   def from_embeds(
     self,

@@ -82,6 +82,22 @@ def place(
   return tokens
 
 
+def counted_positions(
+  module: nn.Module,
+  embeds_BxLxE: jax.Array,
+  attention_mask_BxL: jax.Array | None,
+  segment_ids_BxL: jax.Array | None = None,
+  *,
+  skips_padding: bool = False,
+) -> jax.Array | None:
+  """int[B, L], the positions that `place` counts where none are given; None where they go on from the cache's."""
+  if module.has_variable(CACHE, "index"):
+    return None
+  keeps_cache = module.is_mutable_collection(CACHE) and not module.is_initializing()
+  mask = None if attention_mask_BxL is None else attention_mask_BxL.astype(bool)
+  return _fresh_positions(*embeds_BxLxE.shape[:2], mask, segment_ids_BxL, skips_padding or keeps_cache)
+
+
 def _fresh_positions(
   batch: int, length: int, mask: jax.Array | None, segments: jax.Array | None, skips_padding: bool
 ) -> jax.Array:

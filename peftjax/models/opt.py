@@ -140,6 +140,7 @@ class OPTModel(BareDecoder):
 
   config: OPTConfig
   runtime: Runtime
+  skips_padding: ClassVar[bool] = True
 
   def setup(self) -> None:
     self.decoder = OPTDecoder(self.config, self.runtime)
@@ -170,7 +171,7 @@ class OPTModel(BareDecoder):
     segment_ids: jax.Array | None = None,
   ) -> Outputs:
     """The model after its word embeddings; positions count tokens, not padding."""
-    tokens = place(self, embeds, attention_mask, position_ids, segment_ids, skips_padding=True)
+    tokens = place(self, embeds, attention_mask, position_ids, segment_ids, skips_padding=self.skips_padding)
     check_positions(tokens, self.config.max_position_embeddings)
     return self.decoder(embeds, tokens.positions, frame_of(tokens))
 

@@ -12,6 +12,8 @@ transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 
 from peftjax import masks, methods  # noqa: E402
+from peftjax.methods.inject import acting  # noqa: E402
+from peftjax.models.kv_cache import grow  # noqa: E402
 from tests.oracles.decoders import VOCABULARY, assert_close, load_pair, run_theirs, token_batch  # noqa: E402
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, SIZE, N = 24, 3, 4, 2, 6, 5
@@ -133,6 +135,66 @@ def test_layer_norms(folder):
   labels = masks.flatten(ours.add(methods.LayerNormTuning()).labels())
   flat = masks.flatten(ours.params)
   assert sum(flat[path].size for path, group in labels.items() if group != masks.FROZEN) == wanted
+
+
+FAMILIES = {
+  "gpt2": (
+    "GPT2Config", {"n_embd": HIDDEN, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 40}, "transformer.h.attn",
+  ),
+  "opt": (
+    "OPTConfig",
+    {"hidden_size": HIDDEN, "word_embed_proj_dim": HIDDEN, "ffn_dim": 28, "num_hidden_layers": LAYERS,
+     "num_attention_heads": HEADS, "max_position_embeddings": 40, "pad_token_id": 1},
+    "model.decoder.layers.self_attn",
+  ),
+  "bloom": (
+    "BloomConfig", {"hidden_size": HIDDEN, "n_layer": LAYERS, "n_head": HEADS}, "transformer.h.self_attention",
+  ),
+  "gpt_neox": (
+    "GPTNeoXConfig",
+    {"hidden_size": HIDDEN, "intermediate_size": 28, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS},
+    "gpt_neox.layers.attention",
+  ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("padding", ["right", "none"])
+def test_prefix_on_other_decoders(family, padding, tmp_path):
+  name, sizes, place = FAMILIES[family]
+  theirs, ours = load_pair(getattr(transformers, name)(vocab_size=VOCABULARY, **sizes), tmp_path)
+  theirs = adapted(theirs, peft.PrefixTuningConfig(num_virtual_tokens=N, **TASK))
+  (flat,) = trained(theirs).values()
+  pairs = flat.reshape(N, LAYERS, 2, HEADS, HIDDEN // HEADS).transpose(2, 1, 0, 3, 4)
+  leaves = {f"{place}.attend.prefix_k": pairs[0], f"{place}.attend.prefix_v": pairs[1]}
+  ours = with_leaves(ours.add(methods.Prefix(num_virtual_tokens=N)), leaves)
+  ids, mask = token_batch(padding="right")
+  mask = mask if padding == "right" else np.ones_like(mask)
+  wanted = run_theirs(theirs, input_ids=ids, attention_mask=mask).logits
+  assert_close(ours(input_ids=ids, attention_mask=mask)["logits"], wanted, mask, tolerance=2e-5)
+
+
+def test_a_prefix_goes_with_a_cache_and_padding_on_the_left(folder):
+  """Prompts of different lengths, then two more tokens one by one: as each row alone, without padding or cache."""
+  _, ours = pair(folder)
+  ours = ours.add(methods.Prefix(num_virtual_tokens=N))
+  ids, mask = token_batch(padding="left")
+  more = np.array([[9, 4], [30, 2], [17, 6]])
+
+  def run(params, cache, ids, mask=None):
+    variables = {"params": params} if cache is None else {"params": params, "cache": cache}
+    with acting(ours.bound, params) as whole:
+      variables["params"] = whole
+      outputs, changed = ours.module.apply(variables, ids, mask, mutable=("cache",))
+    return outputs["logits"][:, -1], changed["cache"]
+
+  _, cache = run(ours.params, None, ids, mask)
+  cache = grow(cache, 2)
+  for index in range(2):
+    found, cache = run(ours.params, cache, more[:, index : index + 1])
+    for row in range(len(ids)):
+      whole = np.concatenate([ids[row][mask[row] == 1], more[row, : index + 1]])[None]
+      np.testing.assert_allclose(found[row], ours(input_ids=whole)["logits"][0, -1], rtol=1e-4, atol=1e-4)
 
 
 def test_a_prefix_read_from_text_is_that_text(folder):
