@@ -51,8 +51,8 @@ class BareDecoder(nn.Module, HasSites):
 
   def default_positions(self, inputs: Mapping[str, Any]) -> jax.Array | None:
     """int[B, L] that `from_embeds` counts for these inputs of its own; None where they go on from the cache's."""
-    embeds, mask, segments = (inputs.get(name) for name in ("embeds", "attention_mask", "segment_ids"))
-    return counted_positions(self, embeds, mask, segments, skips_padding=self.skips_padding)
+    mask, segments = inputs.get("attention_mask"), inputs.get("segment_ids")
+    return counted_positions(self, inputs["embeds"], mask, segments, skips_padding=self.skips_padding)
 
   def embed(self, input_ids: jax.Array) -> jax.Array:
     """Word embeddings alone, [B, L, hidden]."""

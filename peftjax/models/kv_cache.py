@@ -95,7 +95,8 @@ def counted_positions(
     return None
   keeps_cache = module.is_mutable_collection(CACHE) and not module.is_initializing()
   mask = None if attention_mask_BxL is None else attention_mask_BxL.astype(bool)
-  return _fresh_positions(*embeds_BxLxE.shape[:2], mask, segment_ids_BxL, skips_padding or keeps_cache)
+  batch, length = embeds_BxLxE.shape[:2]
+  return _fresh_positions(batch, length, mask, segment_ids_BxL, skips_padding or keeps_cache)
 
 
 def _fresh_positions(
