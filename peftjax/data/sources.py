@@ -19,15 +19,27 @@ from peftjax.errors import UserError, nearest
 TEXT_CLASSIFICATION = "text_classification"
 TOKEN_CLASSIFICATION = "token_classification"
 CAUSAL_LM = "causal_lm"
+SEQ2SEQ_LM = "seq2seq_lm"
 
 Example = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+  """The columns that a user names; an empty one is found by its usual names."""
+
+  text: str = ""
+  label: str = ""
+  source: str = ""
+  target: str = ""
 
 
 class Source(Protocol):
   """Examples by number, as grain reads them.
 
   An example has `text` str and perhaps `text_pair` str, or `tokens` list of str; and `label` (int, float, or [C]
-  float32 of zeros and ones), or `tags`, an int for each token; or neither.
+  float32 of zeros and ones), or `tags`, an int for each token; or neither. Or it has `source` and `target`, str, or
+  `messages`, a list of {"role", "content"}.
   """
 
   def __len__(self) -> int: ...
@@ -41,7 +53,8 @@ class Dataset:
 
   Attributes:
     name: the string it was opened by.
-    task: "text_classification", "token_classification" or, without labels, "causal_lm".
+    task: "text_classification", "token_classification"; "seq2seq_lm" of a source and a target, on which a causal
+      language model can be trained, too; "causal_lm" of conversations and of texts without labels.
     label_names: the label with number i at place i; empty where numbers are predicted or nothing is.
     splits: split name -> number of examples.
     columns: all columns that the data has.
@@ -76,22 +89,26 @@ class Dataset:
     return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
 
 
-def open_data(spec: str, text_column: str = "", label_column: str = "") -> Dataset:
+def open_data(
+  spec: str, text_column: str = "", label_column: str = "", source_column: str = "", target_column: str = ""
+) -> Dataset:
   """Opens a data set.
 
   Args:
     spec: ``packaged:NAME`` (`peftjax.data.packaged`), ``tfds:NAME`` (any prepared TFDS data set, or the folder of one),
       ``jsonl:PATH`` or ``csv:PATH``. A path is a file, which a hash of the text divides 80 / 10 / 10; a folder with
       ``train.jsonl``, ``validation.jsonl``, ``test.jsonl``; or a pattern with ``{split}`` in it.
-    text_column: the column of the text, ``a,b`` for a pair; empty: found by its name.
+    text_column: the column of the text, ``a,b`` for a pair, or of a conversation's messages; empty: found by its name.
     label_column: empty: found by its name.
+    source_column: of text to text: the prompt, or the text to translate; empty: found by its name.
+    target_column: of text to text: what is to come out.
 
   Raises:
     UserError: whatever is wrong with the string, the files or the labels, with file and line.
   """
   from peftjax.data import file_data, tfds_data
 
-  openers: dict[str, Callable[[str, str, str], Dataset]] = {
+  openers: dict[str, Callable[[str, Named], Dataset]] = {
     "packaged": tfds_data.open_packaged,
     "tfds": tfds_data.open_tfds,
     "jsonl": functools.partial(file_data.open_files, "jsonl"),
@@ -100,4 +117,4 @@ def open_data(spec: str, text_column: str = "", label_column: str = "") -> Datas
   kind, _, rest = spec.partition(":")
   if kind not in openers or not rest:
     raise UserError(f"data.name={spec!r}: expected one of {', '.join(f'{one}:NAME' for one in openers)}")
-  return openers[kind](rest, text_column, label_column)
+  return openers[kind](rest, Named(text_column, label_column, source_column, target_column))

@@ -11,9 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from peftjax.data.file_data import PAIR_NAMES, TEXT_NAMES
+from peftjax.data.file_data import PAIR_NAMES, SOURCE_NAMES, TARGET_NAMES, TEXT_NAMES
 from peftjax.data.packaged import prepared
-from peftjax.data.sources import CAUSAL_LM, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION, Dataset, Example, Source
+from peftjax.data.sources import (
+  CAUSAL_LM,
+  SEQ2SEQ_LM,
+  TEXT_CLASSIFICATION,
+  TOKEN_CLASSIFICATION,
+  Dataset,
+  Example,
+  Named,
+  Source,
+)
 from peftjax.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -47,12 +56,12 @@ def _plain(value: Any) -> Any:
   return value.item() if hasattr(value, "item") else value
 
 
-def open_packaged(name: str, text_column: str, label_column: str) -> Dataset:
+def open_packaged(name: str, named: Named) -> Dataset:
   """A data set of `peftjax.data.packaged`, prepared if need be."""
-  return _open(f"packaged:{name}", prepared(name), text_column, label_column)
+  return _open(f"packaged:{name}", prepared(name), named)
 
 
-def open_tfds(name: str, text_column: str, label_column: str) -> Dataset:
+def open_tfds(name: str, named: Named) -> Dataset:
   """A prepared TFDS data set, by name (under ``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``) or by its folder.
 
   Raises:
@@ -79,14 +88,15 @@ def open_tfds(name: str, text_column: str, label_column: str) -> Dataset:
       f"data.name=tfds:{name} is prepared as {builder.info.file_format.value}, which has no random access; "
       "prepare it with file_format='array_record'"
     )
-  return _open(f"tfds:{name}", builder, text_column, label_column)
+  return _open(f"tfds:{name}", builder, named)
 
 
-def _open(name: str, builder: tfds.core.DatasetBuilder, text_column: str, label_column: str) -> Dataset:
+def _open(name: str, builder: tfds.core.DatasetBuilder, named: Named) -> Dataset:
   features = dict(builder.info.features or {})
-  chosen = _choose(name, features, text_column, label_column)
+  chosen = _choose(name, features, named)
   target = features.get(chosen.get("label") or chosen.get("tags", ""))
-  task = TOKEN_CLASSIFICATION if "tokens" in chosen else TEXT_CLASSIFICATION if "label" in chosen else CAUSAL_LM
+  kinds = {"tokens": TOKEN_CLASSIFICATION, "source": SEQ2SEQ_LM, "label": TEXT_CLASSIFICATION}
+  task = next((kind for column, kind in kinds.items() if column in chosen), CAUSAL_LM)
 
   def read(split: str) -> Source:
     return TfdsSource(f"{name} {split}", builder.as_data_source(split), tuple(chosen.items()))
@@ -102,7 +112,7 @@ def _open(name: str, builder: tfds.core.DatasetBuilder, text_column: str, label_
   )
 
 
-def _choose(name: str, features: dict[str, Any], text_column: str, label_column: str) -> dict[str, str]:
+def _choose(name: str, features: dict[str, Any], named: Named) -> dict[str, str]:
   """Our name -> the feature that holds it."""
   import tensorflow_datasets as tfds
 
@@ -110,21 +120,25 @@ def _choose(name: str, features: dict[str, Any], text_column: str, label_column:
     inner = {key: getattr(one, "feature", None) if sequence else one for key, one in features.items()}
     return [key for key, one in inner.items() if isinstance(one, kind)]
 
-  named = text_column.split(",") if text_column else []
-  for column in [*named, *([label_column] if label_column else [])]:
+  asked = named.text.split(",") if named.text else []
+  for column in filter(None, [*asked, named.label, named.source, named.target]):
     if column not in features:
       raise UserError(f"{name} has no column {column!r}; {nearest(column, features)}")
   words, texts = of(tfds.features.Text, sequence=True), of(tfds.features.Text)
   tags, classes = of(tfds.features.ClassLabel, sequence=True), of(tfds.features.ClassLabel)
-  if words and tags and (not named or named[0] in words):
-    tokens = named[0] if named else words[0]
-    return {"tokens": tokens, "tags": _one(name, "label", label_column, tags, ("tags", "ner"))}
-  chosen = {"text": named[0] if named else _one(name, "text", "", texts, TEXT_NAMES)}
-  pair = named[1:] or ([] if named else [column for column in PAIR_NAMES if column in texts])
+  has_pair = set(SOURCE_NAMES) & set(texts) and set(TARGET_NAMES) & set(texts)
+  if named.source or named.target or (has_pair and not asked and not named.label):
+    usual = {"source": SOURCE_NAMES, "target": TARGET_NAMES}
+    return {ours: _one(name, ours, getattr(named, ours), texts, names) for ours, names in usual.items()}
+  if words and tags and (not asked or asked[0] in words):
+    tokens = asked[0] if asked else words[0]
+    return {"tokens": tokens, "tags": _one(name, "label", named.label, tags, ("tags", "ner"))}
+  chosen = {"text": asked[0] if asked else _one(name, "text", "", texts, TEXT_NAMES)}
+  pair = asked[1:] or ([] if asked else [column for column in PAIR_NAMES if column in texts])
   chosen |= {"text_pair": pair[0]} if pair else {}
   numbers = [key for key, one in features.items() if one.shape == () and np.issubdtype(one.np_dtype, np.floating)]
-  if label_column or classes:
-    chosen["label"] = _one(name, "label", label_column, classes + (numbers if label_column else []), ("label",))
+  if named.label or classes:
+    chosen["label"] = _one(name, "label", named.label, classes + (numbers if named.label else []), ("label",))
   return chosen
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gettext
+import io
 import itertools
+import struct
 
 import pytest
 
+from peftjax.data.builders.interface_pt import interface_pt_dataset_builder
 from peftjax.data.packaged import PACKAGED, prepared
 from peftjax.data.splits import normalised
 from peftjax.errors import UserError
@@ -21,6 +25,11 @@ SIZES = {
   "banking77": (9001, 977, 3080),
   "ner_optimus": (1595, 238, 451),
   "wnut17": (3394, 1009, 1287),
+  "cmudict": (103754, 5826, 5880),
+  "cmudict_names": (998, 205, 830),
+  "interface_pt": (1817, 182, 240),
+  "self_instruct": (143, 19, 13),
+  "gsm8k": (6700, 773, 1319),
 }
 
 
@@ -30,10 +39,9 @@ def rows(builder, split: str) -> list[dict]:
 
 
 def texts(builder, split: str) -> set[str]:
-  return {
-    normalised(row["text"].decode() if "text" in row else b" ".join(row["tokens"]).decode())
-    for row in rows(builder, split)
-  }
+  column = next(name for name in ("text", "source", "tokens") if name in builder.info.features)
+  found = [row[column] for row in rows(builder, split)]
+  return {normalised((b" ".join(one) if isinstance(one, list) else one).decode()) for one in found}
 
 
 @pytest.mark.parametrize("name", PACKAGED)
@@ -65,6 +73,35 @@ def test_tags_fit_tokens_and_every_inside_follows_its_begin():
       tags = ["O"] + [names[tag] for tag in row["tags"]]
       for before, tag in itertools.pairwise(tags):
         assert tag[0] != "I" or before[2:] == tag[2:]
+
+
+def test_names_are_a_part_of_the_dictionary_that_no_other_split_shows():
+  words, names = (prepared(name) for name in ("cmudict", "cmudict_names"))
+  splits = ("train", "validation", "test")
+  spellings = {row["source"].decode() for split in splits for row in rows(names, split)}
+  assert {"kowalski", "martini", "rossetti"} <= spellings
+  assert not spellings & {row["source"].decode() for split in splits for row in rows(words, split)}
+
+
+def test_a_compiled_catalogue_is_read_as_gettext_reads_it(tmp_path):
+  catalogue = {
+    "": "Content-Type: text/plain; charset=UTF-8\n",
+    "menu\x04Save": "Salvar",
+    "%d page\0%d pages": "%d página\0%d páginas",
+  }
+  pairs = [(key.encode(), value.encode()) for key, value in sorted(catalogue.items())]
+  texts, places = b"", []
+  for side in (0, 1):
+    for pair in pairs:
+      places.append((len(pair[side]), 28 + 16 * len(pairs) + len(texts)))
+      texts += pair[side] + b"\0"
+  header = struct.pack("<7I", 0x950412DE, 0, len(pairs), 28, 28 + 8 * len(pairs), 0, 0)
+  content = header + b"".join(struct.pack("<2I", *place) for place in places) + texts
+  theirs = gettext.GNUTranslations(io.BytesIO(content))
+  ours = dict(interface_pt_dataset_builder.read_mo(content))
+  assert ours == {"Save": "Salvar", "%d page": "%d página", "%d pages": "%d páginas"}
+  assert theirs.pgettext("menu", "Save") == ours["Save"]
+  assert theirs.ngettext("%d page", "%d pages", 1) == ours["%d page"]
 
 
 def test_two_preparations_give_the_same_rows_in_the_same_order(tmp_path, monkeypatch):

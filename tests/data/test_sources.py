@@ -92,9 +92,40 @@ def test_text_alone_is_for_language_modelling(tmp_path):
   assert dataset.label_names == ()
 
 
+def test_a_source_and_its_target_are_found_by_name_or_named(tmp_path):
+  rows = [{"question": f"q {i}", "answer": f"a {i}", "level": i} for i in range(20)]
+  dataset = open_data(f"jsonl:{jsonl(tmp_path / 'a' / 'train.jsonl', rows).parent}")
+  assert dataset.task == "seq2seq_lm"
+  assert dataset.split("train")[3] == {"source": "q 3", "target": "a 3"}
+  renamed = [{"text": f"en {i}", "pt": f"pt {i}"} for i in range(3)]
+  folder = jsonl(tmp_path / "b" / "train.jsonl", renamed).parent
+  assert open_data(f"jsonl:{folder}").task == "causal_lm"
+  named = open_data(f"jsonl:{folder}", source_column="text", target_column="pt")
+  assert named.split("train")[2] == {"source": "en 2", "target": "pt 2"}
+  csv = tmp_path / "c.csv"
+  csv.write_text("prompt,response\n" + "".join(f"p{i},r{i}\n" for i in range(30)))
+  assert open_data(f"csv:{csv}").task == "seq2seq_lm"
+
+
+def test_conversations_are_lists_of_messages(tmp_path):
+  talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+  dataset = open_data(f"jsonl:{jsonl(tmp_path / 'train.jsonl', [{'messages': talk}]).parent}")
+  assert dataset.task == "causal_lm"
+  assert dataset.split("train")[0] == {"messages": talk}
+  jsonl(tmp_path / "train.jsonl", [{"messages": talk}, {"messages": [{"role": "user"}]}])
+  with pytest.raises(UserError, match="train.jsonl:2: column 'messages' holds .* objects with role and content"):
+    open_data(f"jsonl:{tmp_path}")
+
+
 @pytest.mark.parametrize(
   ("rows", "options", "message"),
   [
+    (
+      [{"a": "x", "b": "y"}],
+      {"source_column": "a"},
+      "train.jsonl:1: which column is the target? Set data.target_column",
+    ),
+    ([{"source": "x", "target": 3}], {}, "train.jsonl:1: column 'target' holds 3, expected a string"),
     (
       [{"text": "a", "label": "x"}, {"txt": "b", "label": "y"}],
       {},
