@@ -91,9 +91,13 @@ def _finish(parsed: argparse.Namespace, result: Result, show: Callable[[Console]
 
 
 def _train(parsed: argparse.Namespace, overrides: list[str]) -> int:
-  from peftjax.train import loop
+  from peftjax.train import loop, sweep
 
-  summary = loop.train(_config(parsed, overrides), parsed.workdir)
+  config = _config(parsed, overrides)
+  if config.sweep:
+    result = sweep.run(config, parsed.workdir)
+    return _finish(parsed, result, lambda console: sweep.show(result, console))
+  summary = loop.train(config, parsed.workdir)
   return _finish(parsed, summary, lambda console: console.print_json(json.dumps(summary, default=str)))
 
 

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from peftjax.errors import UserError, nearest
 
-OPEN = ("method", "optim.groups", "compare.methods")
+OPEN = ("method", "optim.groups", "compare.methods", "sweep")
 
 
 def default() -> ConfigDict:
@@ -90,6 +90,8 @@ def default() -> ConfigDict:
   config.mesh.data = -1  # devices an axis; -1: what is left
   config.mesh.fsdp = 1
   config.mesh.tensor = 1
+
+  config.sweep = ConfigDict()  # field -> tuple of values: `train` runs their grid as one program
 
   config.compare = ConfigDict()
   config.compare.methods = ConfigDict()  # row name -> overrides of the sections, e.g. {"method": {...}, "optim": {...}}

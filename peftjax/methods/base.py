@@ -134,6 +134,7 @@ class Method:
     kinds: the kinds of site it can act on; () for a mask alone.
     leaf_names: the leaves it adds that train, and `buffer_names` those that do not.
     learning_rate: default peak learning rate with AdamW.
+    free: fields in which runs trained by one program may differ; see `free_leaves`.
   """
 
   name: ClassVar[str] = ""
@@ -141,6 +142,7 @@ class Method:
   leaf_names: ClassVar[tuple[str, ...]] = ()
   buffer_names: ClassVar[tuple[str, ...]] = ()
   learning_rate: ClassVar[float] = 1e-3
+  free: ClassVar[tuple[str, ...]] = ()
 
   modules_to_save: tuple[str, ...] = ()
 
@@ -193,6 +195,14 @@ class Method:
     """
     del shared, sites
     return []
+
+  def free_leaves(self, site: Site) -> Leaves:
+    """Frozen leaves of one layer that say the same as its `free` fields, and are read in their stead.
+
+    Where a free field is a width, leaves filled up with zeros must act as the narrower ones and stay zero.
+    """
+    del site
+    return {}
 
   def before(self, leaves: Leaves, x: Any, site: Site, call: Call) -> Any:
     """The input the base gets: an array for linear, conv, embedding and norm; a dict of arguments otherwise."""

@@ -60,7 +60,7 @@ class DoRA(LoRA):
       a = jnp.concatenate([a, leaves["lora_a_init"]], axis=1)
       b = jnp.concatenate([b, -leaves["lora_b_init"]], axis=0)
     a, b = (jax.lax.stop_gradient(leaf.astype(jnp.float32)) for leaf in (a, b))
-    b *= self.settings(site.names[0])[1]
+    b *= self.scale(leaves, site)
     cross = jnp.einsum("io,ir->ro", kernel, a.astype(kernel.dtype), preferred_element_type=jnp.float32)
     square = jnp.sum(jnp.square(kernel.astype(jnp.float32)), axis=0)
     return jnp.sqrt(square + jnp.sum((2.0 * cross + (a.T @ a) @ b) * b, axis=0))

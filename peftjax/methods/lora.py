@@ -47,9 +47,10 @@ class LoRA(LinearMethod):
   name: ClassVar[str] = "lora"
   kinds: ClassVar[tuple[str, ...]] = ("linear", "embedding", "conv")
   leaf_names: ClassVar[tuple[str, ...]] = ("lora_a", "lora_b", "lora_b_bias")
-  buffer_names: ClassVar[tuple[str, ...]] = ("lora_a_init", "lora_b_init")
+  buffer_names: ClassVar[tuple[str, ...]] = ("lora_a_init", "lora_b_init", "lora_scale")
   patterns: ClassVar[tuple[str, ...]] = ("rank_pattern", "alpha_pattern")
   learning_rate: ClassVar[float] = 1e-3
+  free: ClassVar[tuple[str, ...]] = ("rank", "alpha")
 
   rank: int = 8
   alpha: float = 8.0
@@ -75,6 +76,13 @@ class LoRA(LinearMethod):
     rank = by_pattern(self.rank_pattern, name, self.rank)
     alpha = by_pattern(self.alpha_pattern, name, self.alpha)
     return rank, alpha / (rank**0.5 if self.rslora else rank)
+
+  def scale(self, leaves: Leaves, site: Site) -> Any:
+    """s at a module: of its settings, or of the leaf that says it."""
+    return leaves.get("lora_scale", self.settings(site.names[0])[1])
+
+  def free_leaves(self, site: Site) -> Leaves:
+    return {"lora_scale": jnp.float32(self.settings(site.names[0])[1])}
 
   def create(self, key: jax.Array, site: Site, base: Leaves) -> Leaves:
     rank, scale = self.settings(site.names[0])
@@ -105,11 +113,11 @@ class LoRA(LinearMethod):
       total -= _image(x, leaves["lora_a_init"], dtype, site, call) @ leaves["lora_b_init"].astype(dtype)
     if "lora_b_bias" in leaves:
       total += leaves["lora_b_bias"].astype(dtype)
-    return self.settings(site.names[0])[1] * total
+    return jnp.asarray(self.scale(leaves, site), dtype) * total
 
   def delta(self, leaves: Leaves, base: Leaves, site: Site, shared: Leaves) -> Leaves:
     del shared
-    scale = self.settings(site.names[0])[1]
+    scale = self.scale(leaves, site)
     low_rank = leaves["lora_a"] @ leaves["lora_b"]
     if "lora_a_init" in leaves:
       low_rank -= leaves["lora_a_init"] @ leaves["lora_b_init"]

@@ -46,14 +46,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Examples are split over the data and fsdp axes."""
-  return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+def batch_sharding(mesh: Mesh, together: bool = False) -> NamedSharding:
+  """Examples are split over the data and fsdp axes; they are the second axis of many runs' batches together."""
+  return NamedSharding(mesh, PartitionSpec(None, BATCH_AXES) if together else PartitionSpec(BATCH_AXES))
 
 
-def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray], together: bool = False) -> dict[str, jax.Array]:
   """Lays this process's rows of a batch on its devices; together the processes hold the global batch."""
-  sharding = batch_sharding(mesh)
+  sharding = batch_sharding(mesh, together)
   return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
 
 

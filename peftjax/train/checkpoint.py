@@ -77,6 +77,12 @@ class Checkpoints:
     """Waits for a save under way; raises its error if it failed."""
     self._manager.wait_until_finished()
 
+  def drop_after(self, step: int) -> None:
+    """Deletes the checkpoints of later steps."""
+    for later in self.steps():
+      if later > step:
+        self._manager.delete(later)
+
   def reached_preemption(self, step: int) -> bool:
     """Whether any process of the run was asked to end; all processes agree on it."""
     return self._manager.reached_preemption(step)

@@ -57,21 +57,30 @@ class CompiledStep:
     mesh: devices; the batch is split over it.
     state, frozen: laid on it as they will be in every call.
     compiled: told of every compilation.
+    together: whether states and batches are those of many runs, stacked.
 
   Attributes:
     just_compiled: whether the last call compiled.
   """
 
-  def __init__(self, step: TrainStep, mesh: Mesh, state: TrainState, frozen: Tree, compiled: Callable[[Cost], None]):
+  def __init__(
+    self,
+    step: TrainStep,
+    mesh: Mesh,
+    state: TrainState,
+    frozen: Tree,
+    compiled: Callable[[Cost], None],
+    together: bool = False,
+  ):
     place = (jax.tree.map(lambda x: x.sharding, state), jax.tree.map(lambda x: x.sharding, frozen))
     self._jitted = jax.jit(
       step,
-      in_shardings=(*place, batch_sharding(mesh)),
+      in_shardings=(*place, batch_sharding(mesh, together)),
       out_shardings=(place[0], replicated(mesh)),
       donate_argnums=0,
     )
     self._compiled: dict[Any, Any] = {}
-    self._tell = compiled
+    self._tell, self._together = compiled, together
     self.just_compiled = False
 
   def __call__(self, state: TrainState, frozen: Tree, batch: Mapping[str, jax.Array]) -> tuple[TrainState, Metrics]:
@@ -88,7 +97,9 @@ class CompiledStep:
     seconds = time.perf_counter() - start
     memory, analysis = compiled.memory_analysis(), compiled.cost_analysis() or {}
     cost = Cost(
-      shape=shape_name(batch),
+      shape=shape_name(
+        jax.eval_shape(lambda tree: jax.tree.map(lambda x: x[0], tree), batch) if self._together else batch
+      ),
       compile_seconds=round(seconds, 3),
       flops=flops_of(traced.jaxpr),
       xla_flops=float(analysis.get("flops", 0.0)),
@@ -99,9 +110,9 @@ class CompiledStep:
     return compiled
 
 
-def shape_name(batch: Mapping[str, Any]) -> str:
-  """The shape of a batch's widest array of at most two axes, such as "32x64"."""
-  shapes = [array.shape for array in batch.values() if array.ndim <= 2]
+def shape_name(batch: Mapping[str, Any], skip: int = 0) -> str:
+  """The shape of a batch's widest array of at most two axes, such as "32x64"; `skip` first axes do not count."""
+  shapes = [array.shape[skip:] for array in batch.values() if array.ndim - skip <= 2]
   return "x".join(str(size) for size in max(shapes, key=lambda shape: (len(shape), shape)))
 
 

@@ -15,7 +15,7 @@ from peftjax.errors import UserError
 from peftjax.files import read_json, write_text
 
 # Fields that may change when a run goes on: they do not decide what is computed.
-MAY_CHANGE = ("mesh.", "compare.", "data.workers", "train.keep", "train.save_every", "train.tensorboard")
+MAY_CHANGE = ("mesh.", "compare.", "sweep", "data.workers", "train.keep", "train.save_every", "train.tensorboard")
 
 
 def write_config(folder: Path, config: ConfigDict, resolved: Mapping[str, Any]) -> None:

@@ -69,9 +69,10 @@ class RunLog:
     start: the step the run starts from; later rows of an earlier attempt are dropped.
     run: whose steps are logged.
     silent: writes and shows nothing.
+    shown: whether it has a display of its own.
   """
 
-  def __init__(self, folder: Path, start: int, run: Run, silent: bool = False):
+  def __init__(self, folder: Path, start: int, run: Run, silent: bool = False, shown: bool = True):
     config = run.config.train
     self._silent = silent
     self._total = run.total_steps
@@ -82,7 +83,7 @@ class RunLog:
     self._metrics = RowFile(folder / "metrics.jsonl", start)
     self._timing = RowFile(folder / "timing.jsonl", start)
     self._events = _event_writer(folder / "tensorboard", start) if config.tensorboard else None
-    self._display = _Display(start, self._total)
+    self._display = Display(start, self._total, shown)
 
   def __enter__(self) -> RunLog:
     return self
@@ -163,36 +164,43 @@ def _event_writer(folder: Path, start: int) -> Any:
   return SummaryWriter(str(folder), purge_step=start + 1, write_to_disk=True)
 
 
-class _Display:
-  """A progress bar where stderr is a terminal, a line now and then elsewhere."""
+class Display:
+  """A progress bar where stderr is a terminal, a line now and then elsewhere; nothing at all unless `shown`."""
 
-  def __init__(self, start: int, total: int):
+  def __init__(self, start: int, total: int, shown: bool = True):
+    self._shown = shown
     self._console = Console(stderr=True, soft_wrap=True)
     self._total = total
     self._last_line = time.monotonic()
     self._bar: Progress | None = None
-    if self._console.is_terminal:
+    if shown and self._console.is_terminal:
       columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
       self._bar = Progress(*columns, TimeRemainingColumn(), console=self._console, transient=True)
       self._bar.start()
       self._task = self._bar.add_task("", total=total, completed=start, text="")
 
   def update(self, step: int, loss: float, rate: float | None) -> None:
+    """Moves the bar."""
     if self._bar is not None:
       shown = f"loss {loss:.4f}" + (f", {rate:.1f} examples/s" if rate else "")
       self._bar.update(self._task, completed=step, text=shown)
 
   def row(self, step: int, text: str, every: float = 5.0) -> None:
+    """A line about a step where there is no bar, unless the last one was less than `every` seconds ago."""
     if self._bar is None and (step == self._total or time.monotonic() - self._last_line >= every):
       self._last_line = time.monotonic()
       self.say(f"step {step} of {self._total}: {text}")
 
   def say(self, text: str) -> None:
+    """One line."""
+    if not self._shown:
+      return
     if self._bar is not None:
       self._console.print(text, highlight=False, markup=False)
     else:
       print(text, file=sys.stderr, flush=True)
 
   def close(self) -> None:
+    """Takes the bar away."""
     if self._bar is not None:
       self._bar.stop()

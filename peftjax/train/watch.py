@@ -28,11 +28,12 @@ class Watch:
     config: `train.log_every` and `train.nonfinite` say what is logged and when to stop.
     log: where to.
     examples: in an epoch.
+    together: runs that every step trains at once; each is given its share of the time.
   """
 
-  def __init__(self, config: ConfigDict, log: RunLog, examples: int):
+  def __init__(self, config: ConfigDict, log: RunLog, examples: int, together: int = 1):
     self._every, self._stop = config.train.log_every, config.train.nonfinite == "stop"
-    self._log, self._examples = log, examples
+    self._log, self._examples, self._together = log, examples, together
     self._held: tuple[int, Metrics, Mapping[str, np.ndarray]] | None = None
     self._clock: float | None = None
 
@@ -67,7 +68,7 @@ class Watch:
     seen = {name: _number(metrics[name]) for name in ("loss", "grad_norm")}
     now = time.perf_counter()
     if self._clock is not None:
-      self._log.step_took(now - self._clock, int(np.sum(batch.get("attention_mask", 0))))
+      self._log.step_took((now - self._clock) / self._together, int(np.sum(batch.get("attention_mask", 0))))
     self._clock = now
     self._log.progress(step, seen["loss"])
     if not metrics["finite"]:
