@@ -11,6 +11,7 @@ RUNTIME = [
   "array_record>=0.8",
   "chex>=0.1.90",
   "flax>=0.12",
+  "gguf>=0.17",
   "grain>=0.2.12",
   "importlib_resources>=6",
   "jax>=0.8",

@@ -19,6 +19,15 @@ from rich.console import Console
 from peftjax.errors import UserError, nearest
 
 Result = dict[str, Any]
+SAMPLING_FLAGS = (
+  "max_new_tokens",
+  "temperature",
+  "top_k",
+  "top_p",
+  "repetition_penalty",
+  "num_beams",
+  "length_penalty",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +141,16 @@ def _export(parsed: argparse.Namespace, overrides: list[str]) -> int:
   return _finish(parsed, result, lambda console: console.print(f"wrote {result['out']} ({result['bytes']:,} bytes)"))
 
 
+def _generate(parsed: argparse.Namespace, overrides: list[str]) -> int:
+  from peftjax import text_generation
+
+  if overrides or parsed.config:
+    raise UserError("peftjax generate: the model and its adapter say everything; it takes no --config")
+  show = None if parsed.json else lambda piece: print(piece, end="", flush=True)
+  result = text_generation.from_flags(parsed, show)
+  return _finish(parsed, result, lambda console: console.print())
+
+
 VERBS: dict[str, Verb] = {
   "train": Verb("train one method; resumes by itself", _train, {"workdir": "folder of the run"}, ("workdir",)),
   "eval": Verb("evaluate a finished run", _eval, {"workdir": "folder of the run"}, ("workdir",)),
@@ -142,5 +161,20 @@ VERBS: dict[str, Verb] = {
     _export,
     {"workdir": "folder of the run", "format": "peft or merged", "out": "folder to write"},
     ("workdir", "format", "out"),
+  ),
+  "generate": Verb(
+    "text from a language model",
+    _generate,
+    {
+      "model": "a Hugging Face folder, a GGUF file or packaged:NAME",
+      "adapter": "a PEFT adapter folder",
+      "prompt": "the text to go on from",
+      "chat": "yes: the prompt is a user's message, put through the model's chat template",
+      "system": "a system message, with --chat=yes",
+      "stop": "a text that ends the answer",
+      "seed": "for sampling; default 0",
+      **{name: "see peftjax.models.sampling.Sampling" for name in SAMPLING_FLAGS},
+    },
+    ("model", "prompt"),
   ),
 }

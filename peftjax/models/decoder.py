@@ -47,7 +47,7 @@ class BareDecoder(nn.Module, HasSites):
   @property
   def position_limit(self) -> int | None:
     """How many positions there are, where they are learned."""
-    return None
+    return getattr(self.config, "position_limit", None)
 
   def default_positions(self, inputs: Mapping[str, Any]) -> jax.Array | None:
     """int[B, L] that `from_embeds` counts for these inputs of its own; None where they go on from the cache's."""
@@ -93,7 +93,7 @@ class _OnDecoder(nn.Module, HasSites):
   @property
   def position_limit(self) -> int | None:
     """How many positions there are, where they are learned."""
-    return self.decoder.position_limit
+    return getattr(self.config, "position_limit", None)
 
   def default_positions(self, inputs: Mapping[str, Any]) -> jax.Array | None:
     """The bare decoder's."""
@@ -115,8 +115,8 @@ class CausalLM(_OnDecoder):
 
   Inputs: input_ids int[B, L]; attention_mask int[B, L], 1 for tokens; position_ids int[B, L]; segment_ids int[B, L] of
   packed sequences, whose positions restart; targets int[B, L], the token after each, -100 for none.
-  Outputs: "last_hidden_state" [B, L, hidden]; "logits" [B, L, vocabulary], or with `targets` "token_losses"
-  float32[B, L] instead, and then the logits never exist as a whole.
+  Outputs: "last_hidden_state" [B, L, hidden]; "logits" [B, L, vocabulary], or with `targets` "token_losses" and
+  "token_hits" float32[B, L] instead, and then the logits never exist as a whole.
   """
 
   head_name: ClassVar[str] = "lm_head"
@@ -138,7 +138,7 @@ class CausalLM(_OnDecoder):
     outputs = self.from_embeds(self.decoder.embed(input_ids), attention_mask, position_ids, segment_ids)
     hidden = outputs["last_hidden_state"]
     if targets is not None:
-      return {**outputs, "token_losses": token_losses(self, hidden, targets, self.config.vocab_size)}
+      return {**outputs, **token_losses(self, hidden, targets, self.config.vocab_size)}
     return {**outputs, "logits": self.head(hidden)}
 
   def head(self, hidden: jax.Array) -> jax.Array:

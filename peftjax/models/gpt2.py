@@ -46,6 +46,11 @@ class GPT2Config:
   pad_token_id: int | None = None
   num_labels: int = 2
 
+  @property
+  def position_limit(self) -> int:
+    """How many positions there are; they are learned."""
+    return self.n_positions
+
 
 class GPT2Attention(nn.Module, HasSites):
   """Self-attention with queries, keys and values from one projection."""
@@ -128,11 +133,6 @@ class GPT2Model(BareDecoder):
     self.drop = Dropout(runtime.rate(config.embd_pdrop))
     self.h = stack_of(GPT2Block, (config, runtime), config.n_layer, runtime, per_layer=True)
     self.ln_f = runtime.layer_norm(config.layer_norm_epsilon)
-
-  @property
-  def position_limit(self) -> int:
-    """How many positions there are."""
-    return self.config.n_positions
 
   def from_embeds(
     self,

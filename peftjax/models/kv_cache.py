@@ -135,15 +135,17 @@ def visible(tokens: Tokens, window: int | None = None) -> jax.Array:
   """bool[B or 1, 1, L, S]: which keys each token sees: itself, what came before, and no padding.
 
   Args:
-    window: it sees at most this many tokens, itself included.
+    window: it sees at most this many positions back, its own included. Positions and not slots are counted, since a
+      prompt's virtual tokens stand before the padding of short rows.
   """
   length, slots = tokens.positions.shape[1], tokens.key_positions.shape[1]
   queries = jnp.arange(length)[:, None] + (0 if tokens.slot is None else tokens.slot)
   keys = jnp.arange(slots)[None, :]
   seen = keys <= queries
-  if window is not None:
-    seen &= keys > queries - window
   seen = seen[None, None]
+  if window is not None:
+    near = tokens.key_positions[:, None, :] > tokens.positions[:, :, None] - window
+    seen = seen & near[:, None]
   if tokens.mask is not None:
     seen = seen & tokens.mask[:, None, None, :]
   if tokens.segments is not None:

@@ -47,6 +47,11 @@ class OPTConfig:
   pad_token_id: int | None = 1
   num_labels: int = 2
 
+  @property
+  def position_limit(self) -> int:
+    """How many positions there are; they are learned."""
+    return self.max_position_embeddings
+
 
 def _norm(config: OPTConfig, runtime: Runtime) -> nn.LayerNorm:
   affine = config.layer_norm_elementwise_affine
@@ -157,11 +162,6 @@ class OPTModel(BareDecoder):
   def attend_embedding(self, hidden: jax.Array) -> jax.Array:
     """Products with the word embeddings: a tied output layer."""
     return self.decoder.embed_tokens.attend(hidden)
-
-  @property
-  def position_limit(self) -> int:
-    """How many positions there are."""
-    return self.config.max_position_embeddings
 
   def from_embeds(
     self,

@@ -26,6 +26,7 @@ from peftjax import masks
 from peftjax.errors import UserError, nearest
 from peftjax.files import atomic_folder, read_json
 from peftjax.models.family import Family, checkpoint_axes, checkpoint_key, expanded
+from peftjax.models.gguf import GGUFCheckpoint
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -54,7 +55,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def weight_files(folder: str | Path) -> list[Path]:
-  """The safetensors files of a model folder, sharded or not.
+  """The safetensors files of a model folder, sharded or not, or its GGUF file.
 
   Raises:
     UserError: there are none, or the index names one that is missing.
@@ -67,7 +68,7 @@ def weight_files(folder: str | Path) -> list[Path]:
       if not (folder / name).is_file():
         raise UserError(f"{index} names {name!r}, which is not there; the download is incomplete")
     return [folder / name for name in names]
-  files = sorted(folder.glob("*.safetensors"))
+  files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.gguf"))[:1]
   if not files:
     others = [path.name for path in folder.glob("*.bin")]
     hint = f"; {others[0]} is a pickle, which is never read: convert it to safetensors" if others else ""
@@ -127,11 +128,16 @@ def is_tied(folder: str | Path, family: Family, hf_config: Mapping[str, Any]) ->
   tied = bool(hf_config.get("tie_word_embeddings", True))
   if not tied or not all(family.output_layer):
     return tied
-  checkpoint = Checkpoint(weight_files(folder))
+  checkpoint = open_checkpoint(weight_files(folder))
   if not set(family.output_layer) <= set(checkpoint.keys()):
     return tied
   output, embeddings = (checkpoint.read(key) for key in family.output_layer)
   return bool(np.array_equal(output, embeddings))
+
+
+def open_checkpoint(files: list[Path]) -> Checkpoint | GGUFCheckpoint:
+  """The tensors of a model's files."""
+  return GGUFCheckpoint(files[0]) if files[0].suffix == ".gguf" else Checkpoint(files)
 
 
 def load_params(
@@ -152,7 +158,7 @@ def load_params(
   Raises:
     UserError: a tensor is missing, is not known, or has another shape.
   """
-  checkpoint = Checkpoint(weight_files(folder))
+  checkpoint = open_checkpoint(weight_files(folder))
   keys = set(checkpoint.keys())
   rename = _prefix_fix(family, keys, shapes, stacks)
   wanted = {name: rename(checkpoint_key(family, name)) for name in expanded(shapes, stacks)}
@@ -196,7 +202,7 @@ def _fill(
   stacks: Mapping[str, int],
   family: Family,
   wanted: Mapping[str, str],
-  checkpoint: Checkpoint,
+  checkpoint: Checkpoint | GGUFCheckpoint,
   drawn: set[str],
   seed: int,
 ) -> jax.Array:
@@ -215,7 +221,7 @@ def _tensor(
   dtype: Any,
   family: Family,
   wanted: Mapping[str, str],
-  checkpoint: Checkpoint,
+  checkpoint: Checkpoint | GGUFCheckpoint,
   drawn: set[str],
   seed: int,
 ) -> np.ndarray:

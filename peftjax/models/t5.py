@@ -25,6 +25,11 @@ def encode(encoder: T5Stack, embeds: jax.Array, attention_mask: jax.Array | None
   return encoder(embeds, {"mask": padding_mask(mask)})
 
 
+def shifted_right(tokens: jax.Array, config: T5Config) -> jax.Array:
+  """int[B, L]: the start token and all tokens but the last."""
+  return jnp.pad(tokens[:, :-1], ((0, 0), (1, 0)), constant_values=config.decoder_start_token_id)
+
+
 class T5Model(nn.Module, HasSites):
   """Encoder and decoder without an output layer.
 
@@ -105,8 +110,10 @@ class T5Model(nn.Module, HasSites):
 class T5ForConditionalGeneration(T5Model):
   """Sequence to sequence.
 
-  Inputs as `T5Model`'s, and targets int[B, L], the token after each of the decoder's, -100 for none.
-  Outputs as `T5Model`'s, and "logits" [B, L, vocabulary], or with `targets` "token_losses" float32[B, L] instead.
+  Inputs as `T5Model`'s, and targets int[B, L], the token after each of the decoder's, -100 for none; without
+  decoder_input_ids these are the targets, moved right behind the start token.
+  Outputs as `T5Model`'s, and "logits" [B, L, vocabulary], or with `targets` "token_losses" and "token_hits"
+  float32[B, L] instead.
   """
 
   def setup(self) -> None:
@@ -122,11 +129,13 @@ class T5ForConditionalGeneration(T5Model):
     decoder_attention_mask: jax.Array | None = None,
     targets: jax.Array | None = None,
   ) -> Outputs:
+    if decoder_input_ids is None and targets is not None:
+      decoder_input_ids = shifted_right(jnp.maximum(targets, self.config.pad_token_id), self.config)
     decoder_embeds = self.embed_decoder(decoder_input_ids)
     outputs = self.from_embeds(self.shared(input_ids), attention_mask, decoder_embeds, decoder_attention_mask)
     hidden = outputs["last_hidden_state"]
     if targets is not None:
-      return {**outputs, "token_losses": token_losses(self, hidden, targets, self.config.vocab_size)}
+      return {**outputs, **token_losses(self, hidden, targets, self.config.vocab_size)}
     return {**outputs, "logits": self.head(hidden)}
 
   def head(self, hidden: jax.Array) -> jax.Array:
@@ -187,9 +196,9 @@ class T5ForSequenceClassification(nn.Module, HasSites):
     decoder_input_ids: jax.Array | None = None,
     decoder_attention_mask: jax.Array | None = None,
   ) -> Outputs:
-    shared, start = self.transformer.shared, self.config.decoder_start_token_id
+    shared = self.transformer.shared
     if decoder_input_ids is None:
-      decoder_input_ids = jnp.pad(input_ids[:, :-1], ((0, 0), (1, 0)), constant_values=start)
+      decoder_input_ids = shifted_right(input_ids, self.config)
     decoder_embeds = shared(decoder_input_ids)
     outputs = self.from_embeds(shared(input_ids), attention_mask, decoder_embeds, decoder_attention_mask)
     last = (jnp.arange(input_ids.shape[1]) * (input_ids == self.config.eos_token_id)).argmax(axis=1)

@@ -6,12 +6,16 @@ from collections.abc import Sequence
 
 from peftjax.errors import UserError, nearest
 from peftjax.tasks.base import Forward, Task
+from peftjax.tasks.causal_lm import CausalLM
+from peftjax.tasks.seq2seq_lm import Seq2SeqLM
 from peftjax.tasks.text_classification import TextClassification
 from peftjax.tasks.token_classification import TokenClassification
 
-__all__ = ["TASKS", "Forward", "Task", "TextClassification", "TokenClassification", "make"]
+__all__ = ["TASKS", "CausalLM", "Forward", "Seq2SeqLM", "Task", "TextClassification", "TokenClassification", "make"]
 
 TASKS: dict[str, type] = {
+  "causal_lm": CausalLM,
+  "seq2seq_lm": Seq2SeqLM,
   "text_classification": TextClassification,
   "token_classification": TokenClassification,
 }

@@ -1,0 +1,215 @@
+"""Generation with a cache: one pass over the prompts, then a loop of single tokens inside one compiled program.
+
+    tokens = generate(model, [[1, 15, 7], [1, 9]], Sampling(max_new_tokens=20, eos_ids=(2,)))
+
+Prompts of different lengths are padded on the left, so that all rows write the same slot of the cache. Adapters,
+prefixes and prompts of the model act as in training: a prompt enters with the first pass alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from peftjax.errors import UserError
+from peftjax.methods.inject import acting
+from peftjax.model import Model
+from peftjax.models import beam_search
+from peftjax.models.family import CAUSAL_LM, SEQ2SEQ_LM
+from peftjax.models.kv_cache import grow
+from peftjax.models.layers import CACHE
+from peftjax.models.sampling import Sampling, choose
+
+State = dict[str, Any]
+"""Between steps: "cache"; "logits" f32[B, V] of the next token; "tokens" int32[B, N]; "count" of them that are there;
+"done" bool[B]; "seen" bool[B, V]; "key"."""
+
+_LENGTH_STEP = 32  # prompts are padded, and tokens made room for, in steps of this, so that few programs are compiled
+
+
+def generate(
+  model: Model, prompts: Sequence[Sequence[int]], sampling: Sampling, key: jax.Array | None = None
+) -> list[list[int]]:
+  """The tokens that follow each prompt, the end-of-sequence token included where one came.
+
+  Args:
+    prompts: token ids; of an encoder-decoder the encoder's, which its decoder answers from the start token on.
+    key: for sampling; default `jax.random.key(0)`.
+
+  Raises:
+    UserError: a model without an output layer, an empty prompt, more tokens than the model has positions.
+  """
+  generator = Generator(model, sampling)
+  if sampling.num_beams > 1:
+    return [trimmed(row, sampling) for row in generator.search(prompts)]
+  (tokens,) = generator.stream(prompts, key, chunk=sampling.max_new_tokens)
+  return [trimmed(row, sampling) for row in tokens]
+
+
+def trimmed(tokens: Sequence[int] | np.ndarray, sampling: Sampling) -> list[int]:
+  """The tokens up to the first that ends the sequence, itself included."""
+  found = [int(token) for token in tokens]
+  ends = [index for index, token in enumerate(found) if token in sampling.eos_ids]
+  return found[: ends[0] + 1] if ends else found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Program:
+  """What the compiled functions depend on apart from shapes."""
+
+  module: Any
+  bound: tuple[Any, ...]
+  sampling: Sampling
+
+  def __hash__(self) -> int:
+    return hash((self.module, self.sampling))
+
+  def apply(self, params: Any, variables: Any, method: str, **inputs: Any) -> tuple[jax.Array, Any]:
+    """(logits of the next token, the cache) of the module's `prefill` or `step`."""
+    logits, changed = self.module.apply({"params": params, **variables}, **inputs, method=method, mutable=[CACHE])
+    return logits, changed[CACHE]
+
+
+class Generator:
+  """A model made ready to generate: its layers unrolled, so that no step copies weights out of a stack.
+
+  Attributes:
+    model: the unrolled model.
+    done: after each chunk of `stream`, bool[B]: rows that have ended. A caller may set more.
+  """
+
+  def __init__(self, model: Model, sampling: Sampling):
+    if model.task not in (CAUSAL_LM, SEQ2SEQ_LM):
+      raise UserError(f"{model.architecture} cannot generate: it has no output layer over the vocabulary")
+    self.model = model.unrolled() if model.stacks else model
+    self.sampling = sampling
+    self.done = np.zeros(0, bool)
+    self._params = self.model.params
+
+  def stream(
+    self, prompts: Sequence[Sequence[int]], key: jax.Array | None = None, chunk: int = 8
+  ) -> Iterator[np.ndarray]:
+    """int32[B, n]: the next n ≤ `chunk` tokens of all rows, until all have ended; `pad_id` after a row's end."""
+    most = self.sampling.max_new_tokens
+    state = self.start(prompts, key)
+    self.done = np.zeros(len(prompts), bool)
+    count = 0
+    while count < most and not self.done.all():
+      state["done"] = jnp.asarray(self.done)
+      limit = min(count + chunk, most)
+      state = _advance(self._program, self._params, state, limit)
+      reached = int(state["count"])
+      tokens = np.asarray(state["tokens"])[:, count:reached]
+      self.done = np.array(state["done"])
+      count = reached
+      yield tokens
+
+  def start(self, prompts: Sequence[Sequence[int]], key: jax.Array | None = None) -> State:
+    """The state after the pass over the prompts, with room for all tokens to come."""
+    inputs, room = self._inputs(prompts)
+    logits, cache = _prefill(self._program, self._params, inputs, room)
+    rows = len(prompts)
+    return {
+      "cache": cache,
+      "logits": logits,
+      "tokens": jnp.full((rows, room), self.sampling.pad_id, jnp.int32),
+      "count": jnp.int32(0),
+      "done": jnp.zeros(rows, bool),
+      "seen": self._seen(inputs, logits.shape[-1]),
+      "key": jax.random.key(0) if key is None else key,
+    }
+
+  def search(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
+    """int32[B, N]: the best sequence of each row by beam search."""
+    logits, cache = _prefill(self._program, self._params, *self._inputs(prompts))
+    return np.asarray(_search(self._program, self._params, logits, cache))
+
+  @property
+  def _program(self) -> _Program:
+    return _Program(self.model.module, self.model.bound, self.sampling)
+
+  def _inputs(self, prompts: Sequence[Sequence[int]]) -> tuple[dict[str, jax.Array], int]:
+    """(the inputs of `prefill`, how many slots to make room for)."""
+    if not prompts or not all(len(prompt) for prompt in prompts):
+      raise UserError("generate: every prompt needs at least one token")
+    is_decoder = self.model.task == CAUSAL_LM
+    length, room = (_rounded(count) for count in (max(map(len, prompts)), self.sampling.max_new_tokens))
+    limit = getattr(self.model.module, "position_limit", None)
+    if limit is not None and length + room > limit:
+      length, room = max(map(len, prompts)), self.sampling.max_new_tokens
+    ids = np.full((len(prompts), length), self.sampling.pad_id, np.int32)
+    mask = np.zeros((len(prompts), length), np.int32)
+    for row, prompt in enumerate(prompts):
+      at = slice(length - len(prompt), None) if is_decoder else slice(0, len(prompt))
+      ids[row, at], mask[row, at] = prompt, 1
+    inputs = {"input_ids": jnp.asarray(ids), "attention_mask": jnp.asarray(mask)}
+    if not is_decoder:
+      start = self.model.config.decoder_start_token_id
+      inputs["decoder_input_ids"] = jnp.full((len(prompts), 1), start, jnp.int32)
+    return inputs, room
+
+  def _seen(self, inputs: dict[str, jax.Array], vocabulary: int) -> jax.Array:
+    if self.sampling.repetition_penalty == 1.0:
+      return jnp.zeros((inputs["input_ids"].shape[0], 0), bool)
+    ids = inputs.get("decoder_input_ids", inputs["input_ids"])
+    is_token = jnp.ones_like(ids, bool) if "decoder_input_ids" in inputs else inputs["attention_mask"].astype(bool)
+    rows = jnp.arange(ids.shape[0])[:, None]
+    return jnp.zeros((ids.shape[0], vocabulary), bool).at[rows, ids].max(is_token)
+
+
+def _rounded(count: int) -> int:
+  return -(-count // _LENGTH_STEP) * _LENGTH_STEP
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _prefill(program: _Program, params: Any, inputs: dict[str, jax.Array], room: int) -> tuple[jax.Array, Any]:
+  with acting(program.bound, params) as whole:
+    logits, cache = program.apply(whole, {}, "prefill", **inputs)
+  return logits.astype(jnp.float32), grow(cache, room)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def _advance(program: _Program, params: Any, state: State, limit: int) -> State:
+  """Tokens up to `limit` in all, or until every row has ended."""
+  sampling = program.sampling
+  ends = jnp.asarray(sampling.eos_ids, jnp.int32)
+
+  def is_going(state: State) -> jax.Array:
+    return (state["count"] < limit) & ~state["done"].all()
+
+  with acting(program.bound, params) as whole:
+
+    def one(state: State) -> State:
+      token = choose(jax.random.fold_in(state["key"], state["count"]), state["logits"], state["seen"], sampling)
+      token = jnp.where(state["done"], sampling.pad_id, token)
+      logits, cache = program.apply(whole, {CACHE: state["cache"]}, "step", input_ids=token[:, None])
+      seen = state["seen"]
+      if seen.shape[1]:
+        seen = seen.at[jnp.arange(token.shape[0]), token].set(True)
+      return {
+        "cache": cache,
+        "logits": logits.astype(jnp.float32),
+        "tokens": state["tokens"].at[:, state["count"]].set(token),
+        "count": state["count"] + 1,
+        "done": state["done"] | (token[:, None] == ends).any(axis=1),
+        "seen": seen,
+        "key": state["key"],
+      }
+
+    return jax.lax.while_loop(is_going, one, state)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _search(program: _Program, params: Any, logits: jax.Array, cache: Any) -> jax.Array:
+  with acting(program.bound, params) as whole:
+
+    def step(cache: Any, tokens: jax.Array) -> tuple[jax.Array, Any]:
+      return program.apply(whole, {CACHE: cache}, "step", input_ids=tokens[:, None])
+
+    return beam_search.search(step, logits, cache, program.sampling)

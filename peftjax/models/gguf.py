@@ -1,0 +1,273 @@
+"""GGUF files (llama.cpp's format) of LLaMA-like models: config, weights and tokenizer, read as a Hugging Face folder's.
+
+A folder may hold a config.json and one *.gguf instead of *.safetensors; `prepare_folder` makes one from a lone file.
+Quantised tensors are dequantised to float32 one at a time. For the architecture "llama" GGUF stores the rows of q and k
+in pairs of neighbours (r₀ r_D/2 r₁ ...); Hugging Face's order is the halves one after the other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from peftjax.errors import UserError, nearest
+from peftjax.files import atomic_folder
+
+# general.architecture -> (model_type, class, whether q and k rows are interleaved)
+_ARCHITECTURES = {
+  "llama": ("llama", "LlamaForCausalLM", True),
+  "qwen2": ("qwen2", "Qwen2ForCausalLM", False),
+  "qwen3": ("qwen3", "Qwen3ForCausalLM", False),
+}
+_LAYER_NAMES = {
+  "input_layernorm": "attn_norm",
+  "self_attn.q_proj": "attn_q",
+  "self_attn.k_proj": "attn_k",
+  "self_attn.v_proj": "attn_v",
+  "self_attn.o_proj": "attn_output",
+  "self_attn.q_norm": "attn_q_norm",
+  "self_attn.k_norm": "attn_k_norm",
+  "post_attention_layernorm": "ffn_norm",
+  "mlp.gate_proj": "ffn_gate",
+  "mlp.up_proj": "ffn_up",
+  "mlp.down_proj": "ffn_down",
+}
+_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+_CONTROL, _USER_DEFINED = 3, 4  # kinds of tokens
+
+# tokenizer.ggml.pre -> how text is split before byte-level BPE; Hugging Face's names of the steps.
+_DIGITS = {"type": "Digits", "individual_digits": True}
+_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+_LLAMA3 = (
+  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+_SPLITS: dict[str, list[dict[str, Any]]] = {
+  "smollm": [_DIGITS, _BYTES],
+  "gpt-2": [_BYTES],
+  "default": [_BYTES],
+  "llama-bpe": [{"split": _LLAMA3}],
+  "qwen2": [{"split": _QWEN2}],
+}
+
+
+class GGUFCheckpoint:
+  """The tensors of a GGUF file under Hugging Face's keys, dequantised when read."""
+
+  def __init__(self, path: Path):
+    self._reader = _open(path)
+    _, _, self._interleaved = _architecture(self._reader, path)
+    found = {tensor.name: tensor for tensor in self._reader.tensors}
+    if "rope_freqs.weight" in found:
+      raise UserError(
+        f"{path}: its rope frequencies are a table, which config.json cannot say; use the original weights"
+      )
+    self._tensors = {_hugging_face_key(name): tensor for name, tensor in found.items()}
+
+  def keys(self) -> list[str]:
+    """All tensor names."""
+    return list(self._tensors)
+
+  def shape(self, key: str) -> tuple[int, ...]:
+    """A tensor's shape, without reading it."""
+    return tuple(int(size) for size in reversed(self._tensors[key].shape))
+
+  def read(self, key: str) -> np.ndarray:
+    """A tensor as float32."""
+    from gguf import dequantize
+
+    tensor = self._tensors[key]
+    value = np.asarray(dequantize(tensor.data, tensor.tensor_type), np.float32).reshape(self.shape(key))
+    if self._interleaved and key.endswith((".q_proj.weight", ".k_proj.weight")):
+      return halves_of(value, self._heads("head_count" if ".q_proj" in key else "head_count_kv"))
+    return value
+
+  def _heads(self, field: str) -> int:
+    return int(
+      _metadata(self._reader, f"llama.attention.{field}", _metadata(self._reader, "llama.attention.head_count"))
+    )
+
+
+def halves_of(rows: np.ndarray, heads: int) -> np.ndarray:
+  """Each head's rows from interleaved (0, D/2, 1, D/2 + 1, ...) to halves (0, 1, ..., D/2, D/2 + 1, ...) order."""
+  pairs = rows.reshape(heads, -1, 2, *rows.shape[1:])
+  return np.ascontiguousarray(np.swapaxes(pairs, 1, 2)).reshape(rows.shape)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+  """What a config.json for the file's model would say.
+
+  Raises:
+    UserError: no GGUF file, or of an architecture that is not known.
+  """
+  reader = _open(path)
+  model_type, class_name, _ = _architecture(reader, path)
+  name = _metadata(reader, "general.architecture")
+
+  def field(key: str, default: Any = None) -> Any:
+    return _metadata(reader, f"{name}.{key}", default)
+
+  tensors = {tensor.name for tensor in reader.tensors}
+  heads = int(field("attention.head_count"))
+  config = {
+    "architectures": [class_name],
+    "model_type": model_type,
+    "vocab_size": next(int(tensor.shape[-1]) for tensor in reader.tensors if tensor.name == "token_embd.weight"),
+    "hidden_size": int(field("embedding_length")),
+    "intermediate_size": int(field("feed_forward_length")),
+    "num_hidden_layers": int(field("block_count")),
+    "num_attention_heads": heads,
+    "num_key_value_heads": int(field("attention.head_count_kv", heads)),
+    "head_dim": int(field("attention.key_length", int(field("embedding_length")) // heads)),
+    "max_position_embeddings": int(field("context_length")),
+    "rms_norm_eps": round(float(field("attention.layer_norm_rms_epsilon")), 12),
+    "rope_theta": float(field("rope.freq_base", 10000.0)),
+    "tie_word_embeddings": "output.weight" not in tensors,
+    "hidden_act": "silu",
+  }
+  if field("rope.scaling.type", "none") != "none":
+    config["rope_scaling"] = {
+      "rope_type": field("rope.scaling.type"),
+      "factor": float(field("rope.scaling.factor", 1.0)),
+      "original_max_position_embeddings": int(field("rope.scaling.original_context_length", field("context_length"))),
+    }
+  for ours, theirs in (("bos_token_id", "bos"), ("eos_token_id", "eos"), ("pad_token_id", "padding")):
+    config[ours] = _metadata(reader, f"tokenizer.ggml.{theirs}_token_id")
+  return config
+
+
+def tokenizer_files(path: Path) -> dict[str, dict[str, Any]]:
+  """{"tokenizer.json": ..., "tokenizer_config.json": ...} of the tokenizer and chat template within a GGUF file.
+
+  Raises:
+    UserError: a tokenizer that is no byte-level BPE, or that splits text in a way that is not known.
+  """
+  reader = _open(path)
+  kind, split = (_metadata(reader, f"tokenizer.ggml.{name}", "") for name in ("model", "pre"))
+  if kind != "gpt2":
+    raise UserError(
+      f"{path}: its tokenizer is {kind!r}, and only byte-level BPE (gpt2) can be read; bring tokenizer.json"
+    )
+  if split not in _SPLITS:
+    raise UserError(f"{path}: unknown way to split text {split!r}; {nearest(str(split), _SPLITS)}")
+  tokens = _metadata(reader, "tokenizer.ggml.tokens")
+  kinds = _metadata(reader, "tokenizer.ggml.token_type")
+  added = [
+    {"id": index, "content": token, "special": kind == _CONTROL, "single_word": False, "lstrip": False,
+     "rstrip": False, "normalized": False}
+    for index, (token, kind) in enumerate(zip(tokens, kinds))
+    if kind in (_CONTROL, _USER_DEFINED)
+  ]  # fmt: skip
+  model = {
+    "type": "BPE",
+    "dropout": None,
+    "unk_token": None,
+    "continuing_subword_prefix": None,
+    "end_of_word_suffix": None,
+    "fuse_unk": False,
+    "byte_fallback": False,
+    "ignore_merges": split == "llama-bpe",
+    "vocab": {token: index for index, token in enumerate(tokens)},
+    "merges": [merge.split(" ") for merge in _metadata(reader, "tokenizer.ggml.merges")],
+  }
+  settings: dict[str, Any] = {"add_bos_token": bool(_metadata(reader, "tokenizer.ggml.add_bos_token", False))}
+  for name, theirs in (("bos_token", "bos"), ("eos_token", "eos"), ("unk_token", "unknown"), ("pad_token", "padding")):
+    index = _metadata(reader, f"tokenizer.ggml.{theirs}_token_id")
+    if index is not None:
+      settings[name] = tokens[index]
+  start = _metadata(reader, "tokenizer.ggml.bos_token_id")
+  template = _metadata(reader, "tokenizer.chat_template")
+  if template:
+    settings["chat_template"] = template
+  tokenizer = {
+    "version": "1.0",
+    "truncation": None,
+    "padding": None,
+    "added_tokens": added,
+    "normalizer": None,
+    "pre_tokenizer": _pre_tokenizer(_SPLITS[split]),
+    "post_processor": _post_processor(tokens[start], start) if settings["add_bos_token"] else None,
+    "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+    "model": model,
+  }
+  return {"tokenizer.json": tokenizer, "tokenizer_config.json": settings}
+
+
+def prepared(path: Path, cache: Path) -> Path:
+  """The model folder of a GGUF file, or of a folder that holds nothing else, made in `cache` the first time."""
+  file = path if path.is_file() else next(iter(sorted(path.glob("*.gguf"))))
+  stat = file.stat()
+  folder = cache / f"{file.stem}-{stat.st_size}-{stat.st_mtime_ns}"
+  if not folder.is_dir():
+    prepare_folder(file, folder)
+  return folder
+
+
+def prepare_folder(path: Path, folder: Path) -> None:
+  """Makes a model folder of a GGUF file: config.json, the tokenizer's files, and the file, linked if possible."""
+  files = {"config.json": read_config(path), **tokenizer_files(path)}
+  with atomic_folder(folder, expects="config.json") as temporary:
+    for name, content in files.items():
+      (temporary / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    try:
+      os.link(path, temporary / path.name)
+    except OSError:
+      shutil.copyfile(path, temporary / path.name)
+
+
+def _pre_tokenizer(steps: list[dict[str, Any]]) -> dict[str, Any]:
+  if "split" not in steps[0]:
+    return {"type": "Sequence", "pretokenizers": steps}
+  split = {"type": "Split", "pattern": {"Regex": steps[0]["split"]}, "behavior": "Isolated", "invert": False}
+  return {"type": "Sequence", "pretokenizers": [split, {**_BYTES, "use_regex": False}]}
+
+
+def _post_processor(token: str, index: int) -> dict[str, Any]:
+  start = {"SpecialToken": {"id": token, "type_id": 0}}
+  first, second = ({"Sequence": {"id": name, "type_id": kind}} for name, kind in (("A", 0), ("B", 1)))
+  return {
+    "type": "TemplateProcessing",
+    "single": [start, first],
+    "pair": [start, first, start, second],
+    "special_tokens": {token: {"id": token, "ids": [index], "tokens": [token]}},
+  }
+
+
+def _hugging_face_key(name: str) -> str:
+  stem, _, leaf = name.rpartition(".")
+  for ours, theirs in _NAMES.items():
+    if stem == theirs:
+      return f"{ours}.{leaf}"
+  block, _, part = stem.removeprefix("blk.").partition(".")
+  for ours, theirs in _LAYER_NAMES.items():
+    if part == theirs:
+      return f"model.layers.{block}.{ours}.{leaf}"
+  return name
+
+
+def _open(path: Path) -> Any:
+  try:
+    from gguf import GGUFReader
+  except ModuleNotFoundError:
+    raise UserError("reading GGUF needs the package gguf: pip install gguf") from None
+  try:
+    return GGUFReader(path)
+  except (OSError, ValueError, IndexError, KeyError) as error:
+    raise UserError(f"{path} is no whole GGUF file: {error}") from None
+
+
+def _architecture(reader: Any, path: Path) -> tuple[str, str, bool]:
+  name = str(_metadata(reader, "general.architecture", ""))
+  if name not in _ARCHITECTURES:
+    raise UserError(f"{path}: GGUF architecture {name!r} is not supported; {nearest(name, _ARCHITECTURES)}")
+  return _ARCHITECTURES[name]
+
+
+def _metadata(reader: Any, key: str, default: Any = None) -> Any:
+  field = reader.get_field(key)
+  return default if field is None else field.contents()

@@ -1,0 +1,137 @@
+"""Text from text: a prompt or a conversation in, what the model says out, as it comes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from peftjax.data.chat import load_chat_template
+from peftjax.data.tokenizing import Tokenizer, load_tokenizer
+from peftjax.errors import UserError
+from peftjax.files import read_json
+from peftjax.model import Model, folder_of, load
+from peftjax.models.generate import Generator, generate, trimmed
+from peftjax.models.sampling import Sampling
+
+_CHUNK = 8  # tokens between two looks at the text
+
+
+def complete(
+  model: Model,
+  tokenizer: Tokenizer,
+  prompts: Sequence[Sequence[int]],
+  sampling: Sampling,
+  *,
+  stop: Sequence[str] = (),
+  key: jax.Array | None = None,
+  on_text: Callable[[int, str], None] | None = None,
+) -> list[str]:
+  """What follows each prompt.
+
+  Args:
+    prompts: token ids, special ones included.
+    stop: strings before which a text ends.
+    on_text: called with (row, new text) as the texts grow; the pieces of a row add up to its text.
+
+  Raises:
+    UserError: what `generate` raises.
+  """
+  if sampling.num_beams > 1:
+    return [_cut(tokenizer.decode(row), stop)[0] for row in generate(model, prompts, sampling, key)]
+  generator = Generator(model, sampling)
+  rows: list[list[int]] = [[] for _ in prompts]
+  texts = ["" for _ in prompts]
+  for chunk in generator.stream(prompts, key, chunk=_CHUNK):
+    for row, tokens in enumerate(chunk):
+      rows[row] = trimmed([*rows[row], *(int(token) for token in tokens)], sampling)
+      text, is_cut = _cut(tokenizer.decode(rows[row]), stop)
+      generator.done[row] |= is_cut
+      ended = bool(generator.done[row])
+      shown = text if ended else text[: len(text) - _held_back(text, stop)]
+      if on_text is not None and len(shown) > len(texts[row]):
+        on_text(row, shown[len(texts[row]) :])
+      texts[row] = shown if len(shown) > len(texts[row]) else texts[row]
+  finals = [_cut(tokenizer.decode(row), stop)[0] for row in rows]
+  for row, final in enumerate(finals):
+    if on_text is not None and len(final) > len(texts[row]):
+      on_text(row, final[len(texts[row]) :])
+  return finals
+
+
+def end_ids(folder: Path | None, hf_config: Any) -> tuple[int, ...]:
+  """The tokens that end a sequence, by ``generation_config.json`` or else config.json."""
+  path = folder / "generation_config.json" if folder is not None else None
+  settings = read_json(path) if path is not None and path.is_file() else {}
+  found = settings.get("eos_token_id", hf_config.get("eos_token_id"))
+  if found is None:
+    return ()
+  return tuple(found) if isinstance(found, list | tuple) else (int(found),)
+
+
+def _cut(text: str, stop: Sequence[str]) -> tuple[str, bool]:
+  """(the text before the first stop string, whether there was one)."""
+  places = [place for one in stop if (place := text.find(one)) >= 0]
+  return (text[: min(places)], True) if places else (text, False)
+
+
+def _held_back(text: str, stop: Sequence[str]) -> int:
+  """How many last characters may still change: a character's first bytes, or the start of a stop string."""
+  if text.endswith("\ufffd"):
+    return len(text) - len(text.rstrip("\ufffd"))
+  sizes = [size for one in stop for size in range(1, len(one)) if text.endswith(one[:size])]
+  return max(sizes, default=0)
+
+
+def from_flags(flags: Any, show: Callable[[str], None] | None) -> dict[str, Any]:
+  """What `peftjax generate` does: {"text": ..., "prompt": ...}.
+
+  Args:
+    flags: the command line's: model, adapter, prompt, chat, system, stop, seed and those of `sampling_of`.
+    show: called with every new piece of text.
+
+  Raises:
+    UserError: a folder, an adapter or a flag is not what was expected.
+  """
+  folder = folder_of(flags.model)
+  model = load(folder, flags.adapter or None)
+  tokenizer = load_tokenizer(folder, max_length=2**30)
+  prompt = flags.prompt
+  if flags.chat not in ("", "yes", "no"):
+    raise UserError(f"generate --chat: expected yes or no, got {flags.chat!r}")
+  if flags.chat == "yes":
+    system = [{"role": "system", "content": flags.system}] if flags.system else []
+    messages = [*system, {"role": "user", "content": prompt}]
+    prompt = load_chat_template(folder).render(messages, asks_for_answer=True)
+    ids = tokenizer.encode_with_starts(prompt)[0]
+  else:
+    ids = tokenizer.encode([prompt]).ids[0].tolist()
+  sampling = sampling_of(flags, end_ids(folder, model.hf_config), tokenizer.pad_id)
+  if flags.seed and not flags.seed.isdigit():
+    raise UserError(f"generate --seed: expected a whole number, got {flags.seed!r}")
+  on_text = None if show is None else lambda row, piece: show(piece)
+  key = jax.random.key(int(flags.seed or 0))
+  stop = (flags.stop,) if flags.stop else ()
+  (text,) = complete(model, tokenizer, [ids], sampling, stop=stop, key=key, on_text=on_text)
+  return {"text": text, "prompt": prompt}
+
+
+def sampling_of(flags: Any, eos_ids: tuple[int, ...], pad_id: int) -> Sampling:
+  """The settings in the command line's flags, which are texts; empty ones keep their default.
+
+  Raises:
+    UserError: a flag is no number.
+  """
+  kinds: dict[str, type] = {"max_new_tokens": int, "temperature": float, "top_k": int, "top_p": float,
+                            "repetition_penalty": float, "num_beams": int, "length_penalty": float}  # fmt: skip
+  given: dict[str, Any] = {}
+  for name, kind in kinds.items():
+    text = getattr(flags, name, "")
+    if text:
+      try:
+        given[name] = kind(text)
+      except ValueError:
+        raise UserError(f"generate --{name}: expected {kind.__name__}, got {text!r}") from None
+  return Sampling(eos_ids=eos_ids, pad_id=pad_id, **given)

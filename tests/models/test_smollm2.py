@@ -1,0 +1,43 @@
+"""The packaged SmolLM2-135M-Instruct: its file's tokenizer, its chat template, its weights, from the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from peftjax.data.chat import encode_chat, load_chat_template
+from peftjax.data.tokenizing import IGNORED, load_tokenizer
+from peftjax.model import folder_of
+
+NAME = "packaged:smollm2-135m-instruct"
+
+
+@pytest.fixture(scope="module")
+def folder():
+  return folder_of(NAME)
+
+
+@pytest.mark.usefixtures("folder")
+def test_it_answers():
+  question = ["--chat=yes", "--prompt=What is the capital of France?", "--max_new_tokens=16", "--json"]
+  # A process of its own, since the tests' compiler flags make large products slow.
+  environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+  command = [sys.executable, "-m", "peftjax", "generate", f"--model={NAME}", *question]
+  answer = json.loads(subprocess.run(command, env=environment, capture_output=True, check=True).stdout)
+  assert answer["text"] == "The capital of France is Paris."
+  assert answer["prompt"].endswith("user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_its_tokenizer_and_template(folder):
+  tokenizer = load_tokenizer(folder, max_length=64)
+  ids, starts = tokenizer.encode_with_starts("<|im_start|>In 1987 ünder")
+  assert ids[0] == 1 and tokenizer.decode(ids) == "In 1987 ünder"
+  assert [tokenizer.decode([token]) for token, start in zip(ids, starts) if start in range(15, 19)] == list("1987")
+  messages = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4."}]
+  ids, labels = encode_chat(tokenizer, load_chat_template(folder), messages)
+  assert tokenizer.decode([label for label in labels if label != IGNORED]).strip() == "4."
+  assert len(ids) == len(labels)
