@@ -21,6 +21,7 @@ RUNTIME = [
   "numpy>=2.0",
   "optax>=0.2.5",
   "orbax-checkpoint>=0.11.20",
+  "qwix>=0.1.8",
   "rich>=13.7",
   "safetensors>=0.5",
   "scikit-learn>=1.5",

@@ -31,6 +31,9 @@ def default() -> ConfigDict:
   config.model.path = "packaged:minilm"  # a Hugging Face folder, or packaged:NAME
   config.model.adapter = ""  # an HF PEFT adapter folder to start from
   config.model.dtype = "float32"  # how base leaves are stored
+  config.model.quantize = ""  # kernels of the frozen base: "" (as dtype says), int8, int4, nf4
+  config.model.quantize_block = 64  # inputs that share a scale
+  config.model.quantize_exclude = ()  # patterns of modules that stay as they are; head and output layer always do
   config.model.compute_dtype = ""  # matmuls; empty: as stored
   config.model.attention = "auto"  # backend: auto, xla, heads
   config.model.remat = "minimal"  # what the backward pass recomputes: none, minimal (all but matmuls), full

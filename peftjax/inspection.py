@@ -12,6 +12,7 @@ from rich.table import Table
 
 from peftjax import masks
 from peftjax.model import HEAD, Model
+from peftjax.quantize import kind_of, tree_bytes
 from peftjax.train import assemble
 
 
@@ -25,6 +26,7 @@ class Leaf:
   group: str
   pattern: str
   parameters: int
+  bytes: int
 
 
 def inspect(config: ConfigDict) -> dict[str, Any]:
@@ -41,7 +43,8 @@ def report(model: Model) -> dict[str, Any]:
     task's head where it trains; `total`: all parameters, added ones included; `percent`: 100 · trainable / total;
     `buffers`: values that a method keeps beside them and that are no parameters, such as drawn indices or projections;
     `peft_total`: the total as Hugging Face PEFT counts it, which holds a second copy of every module it saves whole;
-    `groups`: parameters by group; `leaves`: the rows.
+    `groups`: parameters by group; `bytes`: of their leaves, buffers included, with scales of quantised leaves;
+    `leaves`: the rows.
   """
   groups = masks.flatten(model.labels())
   patterns = _patterns(model)
@@ -49,10 +52,13 @@ def report(model: Model) -> dict[str, Any]:
   for path, leaf in masks.flatten(model.params).items():
     parameters = int(np.prod(leaf.shape, dtype=np.int64))
     pattern = patterns.get(path.rpartition(".")[0], "") if groups[path] != masks.FROZEN else ""
-    leaves.append(Leaf(path, tuple(leaf.shape), np.dtype(leaf.dtype).name, groups[path], pattern, parameters))
+    size = tree_bytes(leaf)
+    leaves.append(Leaf(path, tuple(leaf.shape), kind_of(leaf), groups[path], pattern, parameters, size))
   buffers = _buffers(model)
   by_group: dict[str, int] = {}
+  bytes_of: dict[str, int] = {}
   for row in leaves:
+    bytes_of[row.group] = bytes_of.get(row.group, 0) + row.bytes
     if row.path not in buffers:
       by_group[row.group] = by_group.get(row.group, 0) + row.parameters
   total = sum(by_group.values())
@@ -70,6 +76,7 @@ def report(model: Model) -> dict[str, Any]:
     "architecture": model.architecture,
     "methods": [method.name for method in model.methods],
     "groups": dict(sorted(by_group.items())),
+    "bytes": dict(sorted(bytes_of.items())),
     "leaves": [dataclasses.asdict(row) for row in leaves],
   }
 
@@ -100,7 +107,7 @@ def show(result: dict[str, Any], console: Console) -> None:
     table.add_row(row["path"], shape, row["dtype"], row["group"], row["pattern"], style=style)
   console.print(table)
   for name, count in result["groups"].items():
-    console.print(f"{name:>12} {count:>16,}")
+    console.print(f"{name:>12} {count:>16,} {result['bytes'][name] / 1e6:>12,.1f} MB")
   console.print(
     f"{'trainable':>12} {result['trainable']:>16,} of {result['total']:,} ({result['percent']:.4f} %): "
     f"adapter {result['adapter']:,}, head {result['head']:,}"

@@ -26,6 +26,7 @@ import numpy as np
 from flax import traverse_util
 
 from peftjax.errors import UserError, nearest
+from peftjax.quantize import is_quantized, tree_bytes
 
 FROZEN = "frozen"
 ALL_LINEAR = "all-linear"
@@ -249,7 +250,7 @@ class Count:
 
 
 def count(tree: Tree) -> Count:
-  """Counts the leaves of a tree of arrays or shapes."""
-  leaves = jax.tree.leaves(tree)
+  """Counts the leaves of a tree of arrays or shapes; a quantised leaf has the parameters of the array it stands for."""
+  leaves = jax.tree.leaves(tree, is_leaf=is_quantized)
   sizes = [int(np.prod(leaf.shape, dtype=np.int64)) for leaf in leaves]
-  return Count(len(leaves), sum(sizes), sum(size * leaf.dtype.itemsize for size, leaf in zip(sizes, leaves)))
+  return Count(len(leaves), sum(sizes), tree_bytes(tree))

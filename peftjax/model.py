@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import linen as nn
 
@@ -31,6 +30,16 @@ from peftjax.models import gguf, pretrained
 from peftjax.models.family import Architecture, Family
 from peftjax.models.layers import Runtime
 from peftjax.models.registry import family_of
+from peftjax.quantize import is_quantized
+from peftjax.quantize_model import (
+  Quantization,
+  as_quantization,
+  check_frozen,
+  dequantize_leaves,
+  errors_of,
+  quantize_leaves,
+  quantized_paths,
+)
 
 HEAD = "head"
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -51,6 +60,7 @@ class Model:
     bound: the methods added so far, with their sites.
     folder: where it was loaded from.
     drawn: names of leaves that were not in the checkpoint (a new head).
+    quantization_errors: dotted path of each quantised leaf -> its relative error, where the float leaf was at hand.
   """
 
   module: nn.Module
@@ -66,6 +76,7 @@ class Model:
   folder: Path | None = None
   drawn: tuple[str, ...] = ()
   new_head: bool = False
+  quantization_errors: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
   # Forward --------------------------------------------------------------------------------------------------------
 
@@ -157,7 +168,7 @@ class Model:
 
   def _check_uniform(self, bound: tuple[Bound, ...]) -> None:
     for one in bound:
-      masks.label(self.params, one.mask, self.stacks)
+      check_frozen(self.params, masks.label(self.params, one.mask, self.stacks), one.method.name)
 
   def labels(self) -> masks.Tree:
     """The group of every leaf: the head's is "head"; each method's mask names the rest."""
@@ -223,22 +234,49 @@ class Model:
     )
     return dataclasses.replace(fresh, bound=bind(self.methods, fresh.context))
 
+  # Quantised bases -------------------------------------------------------------------------------------------------
+
+  def quantized(self, how: Quantization | str = "nf4") -> Model:
+    """The model with the kernels of its linear modules quantised, and the relative error of each noted.
+
+    Raises:
+      UserError: methods were added before, or the settings do not fit the model.
+    """
+    if self.bound:
+      raise UserError("quantise the model before methods are added, or after model.merge()")
+    how = as_quantization(how) or Quantization()
+    params = quantize_leaves(self.params, how, quantized_paths(how, self.context) - self.quantized_paths())
+    errors = {} if self.is_abstract else errors_of(self.params, params)
+    return dataclasses.replace(self, params=params, quantization_errors={**self.quantization_errors, **errors})
+
+  def quantized_paths(self) -> set[str]:
+    """Dotted tree paths of the leaves that are quantised."""
+    return {path for path, leaf in masks.flatten(self.params).items() if is_quantized(leaf)}
+
+  def dequantized(self, dtype: Any = jnp.float32) -> Model:
+    """The model with its quantised leaves as arrays."""
+    floats = functools.partial(dequantize_leaves, dtype=dtype)
+    params = jax.eval_shape(floats, self.params) if self.is_abstract else floats(self.params)
+    return dataclasses.replace(self, params=params, quantization_errors={})
+
   # Leaving --------------------------------------------------------------------------------------------------------
 
   def merge(self) -> Model:
     """The model with its methods' changes folded into the base's leaves in float32, and no adapter left.
 
+    A quantised base becomes the float32 arrays that it stands for, with the changes; `quantized` rounds them again.
+
     Raises:
       UserError: a method is not a change of the base's weights.
     """
-    flat = dict(masks.flatten(self.params))
+    flat = dict(masks.flatten(dequantize_leaves(self.params, jnp.float32)))
     for one in self.bound:
       shared = self.params.get(one.shared_path, {})
       for site in one.sites:
         _merge_site(flat, one, site, shared)
     for path in self.adapter_paths():
       del flat[path]
-    return dataclasses.replace(self, params=masks.unflatten(flat), bound=())
+    return dataclasses.replace(self, params=masks.unflatten(flat), bound=(), quantization_errors={})
 
   def save(self, folder: str | Path) -> None:
     """Writes config.json and safetensors in Hugging Face's format, and copies the tokenizer along.
@@ -249,7 +287,7 @@ class Model:
     if self.adapter_paths():
       raise UserError("the model has separate adapter leaves; use model.merge().save() or model.save_adapter()")
     hf_config = {**self.hf_config, "architectures": [self.architecture]}
-    tensors = pretrained.to_checkpoint(self.family, self.params, self.stacks)
+    tensors = pretrained.to_checkpoint(self.family, dequantize_leaves(self.params, jnp.float32), self.stacks)
     pretrained.save(folder, hf_config, tensors, self.folder)
 
   def save_adapter(self, folder: str | Path) -> None:
@@ -314,7 +352,8 @@ def unstack(params: masks.Tree, stacks: Mapping[str, int]) -> masks.Tree:
     if names == (path,):
       flat[path] = leaf
     else:
-      flat.update({name: leaf[index] for index, name in enumerate(names)})
+      layers = [jax.tree.map(lambda array, at=index: array[at], leaf) for index in range(len(names))]
+      flat.update(zip(names, layers))
   return masks.unflatten(flat)
 
 
@@ -324,7 +363,8 @@ def stack(params: masks.Tree, stacks: Mapping[str, int]) -> masks.Tree:
   for prefix, count in stacks.items():
     first = [path.removeprefix(f"{prefix}.0.") for path in flat if path.startswith(f"{prefix}.0.")]
     for rest in first:
-      flat[f"{prefix}.{rest}"] = jnp.stack([flat.pop(f"{prefix}.{index}.{rest}") for index in range(count)])
+      layers = [flat.pop(f"{prefix}.{index}.{rest}") for index in range(count)]
+      flat[f"{prefix}.{rest}"] = jax.tree.map(lambda *arrays: jnp.stack(arrays), *layers)
   return masks.unflatten(flat)
 
 
@@ -351,6 +391,7 @@ def load(
   label_names: Sequence[str] = (),
   runtime: Runtime | None = None,
   seed: int = 0,
+  quantize: Quantization | str | None = None,
 ) -> Model:
   """A model from a Hugging Face folder of config.json and *.safetensors, or from "packaged:NAME".
 
@@ -361,6 +402,7 @@ def load(
       checkpoint lacks is drawn with `seed`, and a base without a head gets the adapter's.
     num_labels: classes of the head; 0: what config.json says.
     runtime: how it runs; `dtype` overrides its dtype.
+    quantize: int8, int4 or nf4: the kernels of linear modules are quantised one after the other while they are read.
 
   Raises:
     UserError: the folder, the architecture, a key or a shape is not what was expected.
@@ -373,9 +415,11 @@ def load(
     from peftjax.interop import peft  # interop knows models, so it cannot be imported by them
 
     task, label_names, num_labels = peft.implied_head(adapter, from_config(hf_config).task)
-  model = from_config(hf_config, dtype, task=task, num_labels=num_labels, label_names=label_names, runtime=runtime)
-  params, drawn = pretrained.load_params(folder, model.family, model.params, model.stacks, model.head, seed)
-  model = dataclasses.replace(model, params=params, folder=folder, drawn=tuple(drawn))
+  model = from_config(
+    hf_config, dtype, task=task, num_labels=num_labels, label_names=label_names, runtime=runtime, quantize=quantize
+  )
+  params, drawn, errors = pretrained.load_params(folder, model.family, model.params, model.stacks, model.head, seed)
+  model = dataclasses.replace(model, params=params, folder=folder, drawn=tuple(drawn), quantization_errors=errors)
   if adapter:
     from peftjax.interop import peft
 
@@ -391,8 +435,9 @@ def from_config(
   num_labels: int = 0,
   label_names: Sequence[str] = (),
   runtime: Runtime | None = None,
+  quantize: Quantization | str | None = None,
 ) -> Model:
-  """A model of shapes alone from a config.json; nothing is read or allocated."""
+  """A model of shapes alone from a config.json; nothing is read or allocated. For the arguments see `load`."""
   if dtype not in _DTYPES:
     raise UserError(f"model.dtype: unknown {dtype!r}; {nearest(dtype, _DTYPES)}")
   runtime = dataclasses.replace(runtime or Runtime(), dtype=jnp.dtype(dtype))
@@ -401,7 +446,9 @@ def from_config(
   hf_config = _with_labels(hf_config, family.architectures[architecture], num_labels, label_names)
   config = family.parse(hf_config)
   module, shapes, sites, stacks = build(family, architecture, config, runtime)
-  return Model(module, shapes, config, hf_config, family, architecture, runtime, sites, stacks)
+  model = Model(module, shapes, config, hf_config, family, architecture, runtime, sites, stacks)
+  how = as_quantization(quantize)
+  return model if how is None else model.quantized(how)
 
 
 def _with_labels(
@@ -438,8 +485,3 @@ def _is_gguf(path: Path) -> bool:
   if path.suffix == ".gguf" and path.is_file():
     return True
   return path.is_dir() and not (path / pretrained.CONFIG).is_file() and any(path.glob("*.gguf"))
-
-
-def parameter_bytes(tree: masks.Tree) -> int:
-  """Bytes of a tree's leaves."""
-  return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -3,6 +3,8 @@
 The model stays an ordinary Linen module. `discover` runs it once on shapes under a recording interceptor; `attach`
 computes new leaves as pure functions of sites; `interceptor` only reads leaves, so it works unchanged under `scan`,
 `remat`, `jit`, `grad` and `vmap`, and without an adapter leaf the outputs are bitwise the base's.
+
+A quantised kernel is met here too: the interceptor takes the base's product from it, and methods see it as an array.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from flax import linen as nn
 from peftjax import masks
 from peftjax.errors import UserError
 from peftjax.methods.base import BIAS, Call, Context, Leaves, Method, Site
+from peftjax.quantize import dequantize, is_quantized
 
 _Entry = tuple[Method, Site, Leaves, dict[str, Any]]
 ARRAY_KINDS = ("linear", "conv", "embedding", "unembedding", "norm")
@@ -179,9 +182,13 @@ def _put(flat: dict[str, Any], path: str, leaf: Any, dtype: Any) -> None:
 def _create_at(method: Method, site: Site, base: Leaves, key: jax.Array) -> Leaves:
   hashes = jnp.asarray([zlib.crc32(name.encode()) for name in site.names], jnp.uint32)
   if not site.stack:
-    return method.create(jax.random.fold_in(key, hashes[0]), site, base)
+    return method.create(jax.random.fold_in(key, hashes[0]), site, _as_arrays(base, site))
   keys = jax.vmap(lambda one: jax.random.fold_in(key, one))(hashes).reshape(site.stack)
-  return site.mapped(lambda one, leaves: method.create(one, site.one(0), leaves))(keys, base)
+  return site.mapped(lambda one, leaves: method.create(one, site.one(0), _as_arrays(leaves, site)))(keys, base)
+
+
+def _as_arrays(base: Leaves, site: Site) -> Leaves:
+  return {name: dequantize(leaf, site.dtype) if is_quantized(leaf) else leaf for name, leaf in base.items()}
 
 
 def leaf_paths(bound: Sequence[Bound], params: masks.Tree) -> set[str]:
@@ -209,7 +216,7 @@ def acting(bound: Sequence[Bound], params: masks.Tree, read: set[str] | None = N
   Yields:
     The tree to apply the module to: `params`, with what methods derive from their shared leaves.
   """
-  if not bound:
+  if not bound and not any(map(is_quantized, masks.flatten(params).values())):
     yield params
     return
   table: dict[tuple[tuple[str, ...], str], list[_Entry]] = {}
@@ -238,7 +245,11 @@ def _with_derived(bound: Sequence[Bound], params: masks.Tree) -> masks.Tree:
 def _interceptor(table: Mapping[Any, list[_Entry]], read: set[str] | None) -> Callable[..., Any]:
   def intercept(next_fun: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
     module, method_name = context.module, context.method_name
-    entries = table.get((module.path, method_name)) if module.scope is not None else None
+    if module.scope is None:
+      return next_fun(*args, **kwargs)
+    if method_name == "__call__" and is_quantized(_kernel(module)):
+      next_fun = functools.partial(_quantized_product, module)
+    entries = table.get((module.path, method_name))
     if not entries:
       return next_fun(*args, **kwargs)
     arguments = arguments_of(module, method_name, args, kwargs)
@@ -268,18 +279,34 @@ def _interceptor(table: Mapping[Any, list[_Entry]], read: set[str] | None) -> Ca
   return intercept
 
 
+def _kernel(module: nn.Module) -> Any:
+  return module.get_variable("params", "kernel") if isinstance(module, nn.Dense) else None
+
+
+def _quantized_product(module: nn.Dense, x: jax.Array) -> jax.Array:
+  """A linear module's output, its kernel made anew in every pass: the backward pass keeps the codes alone."""
+
+  @jax.checkpoint
+  def product(kernel: Any, x: jax.Array) -> jax.Array:
+    x, kernel = nn.dtypes.promote_dtype(x, dequantize(kernel, module.param_dtype), dtype=module.dtype)
+    return jnp.dot(x, kernel, precision=module.precision)
+
+  y = product(_kernel(module), x)
+  return y + module.get_variable("params", "bias").astype(y.dtype) if module.use_bias else y
+
+
 def _float32_base(module: nn.Module) -> Leaves:
   held = [name for name in ("kernel", "bias") if module.has_variable("params", name)]
-  return {name: module.get_variable("params", name).astype(jnp.float32) for name in held}
+  return {name: dequantize(module.get_variable("params", name)) for name in held}
 
 
-def _changed_product(module: nn.Module, next_fun: Callable[..., Any], x: jax.Array, delta: jax.Array) -> jax.Array:
+def _changed_product(module: nn.Dense, next_fun: Callable[..., Any], x: jax.Array, delta: jax.Array) -> jax.Array:
   """A linear module's output with `delta` added to its kernel.
 
   In float32 the sum of the kernels is multiplied once; in fewer bits a small change would be rounded away in that sum,
   so that it is multiplied by itself.
   """
-  kernel: jax.Array = module.get_variable("params", "kernel")
+  kernel = dequantize(module.get_variable("params", "kernel"), module.param_dtype)
   if {kernel.dtype, x.dtype, module.dtype or jnp.dtype(jnp.float32)} != {jnp.dtype(jnp.float32)}:
     y = next_fun(x)
     return y + x.astype(y.dtype) @ delta.astype(y.dtype)
@@ -300,7 +327,8 @@ def _leaves(module: nn.Module, method: Method, site: Site, read: set[str] | None
 
 def _call(module: nn.Module, shared: Leaves, notes: dict[str, Any]) -> Call:
   def base(name: str) -> Any:
-    return module.get_variable("params", name) if module.has_variable("params", name) else None
+    leaf = module.get_variable("params", name) if module.has_variable("params", name) else None
+    return dequantize(leaf, module.param_dtype) if is_quantized(leaf) else leaf
 
   def drop(x: jax.Array, rate: float) -> jax.Array:
     if rate == 0.0 or not module.has_rng("dropout"):

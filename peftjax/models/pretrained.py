@@ -27,6 +27,7 @@ from peftjax.errors import UserError, nearest
 from peftjax.files import atomic_folder, read_json
 from peftjax.models.family import Family, checkpoint_axes, checkpoint_key, expanded
 from peftjax.models.gguf import GGUFCheckpoint
+from peftjax.quantize import is_quantized, like, relative_error
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -147,11 +148,11 @@ def load_params(
   stacks: Mapping[str, int],
   fresh: tuple[str, ...],
   seed: int = 0,
-) -> tuple[masks.Tree, list[str]]:
-  """(parameters, names of leaves that were drawn) of a model folder.
+) -> tuple[masks.Tree, list[str], dict[str, float]]:
+  """(parameters, names of leaves that were drawn, relative errors of quantised leaves) of a model folder.
 
   Args:
-    shapes: the tree of shapes and dtypes to fill.
+    shapes: the tree of shapes and dtypes to fill; where a leaf is quantised, each layer is as soon as it is read.
     stacks: dotted path of each stack -> layers.
     fresh: dotted prefixes of the leaves that may be missing: the task's head, which is then drawn with `seed`.
 
@@ -175,11 +176,10 @@ def load_params(
     raise UserError(
       f"{folder} has {len(unknown)} tensors that its config.json does not imply, such as {min(unknown)!r}"
     )
-  leaves = {
-    path: _fill(path, leaf, stacks, family, wanted, checkpoint, drawn, seed)
-    for path, leaf in masks.flatten(shapes).items()
-  }
-  return masks.unflatten(leaves), sorted(drawn)
+  errors: dict[str, float] = {}
+  read = functools.partial(_tensor, family=family, wanted=wanted, checkpoint=checkpoint, drawn=drawn, seed=seed)
+  leaves = {path: _fill(path, leaf, stacks, read, errors) for path, leaf in masks.flatten(shapes).items()}
+  return masks.unflatten(leaves), sorted(drawn), errors
 
 
 def _prefix_fix(family: Family, keys: set[str], shapes: masks.Tree, stacks: Mapping[str, int]) -> Callable[[str], str]:
@@ -197,21 +197,23 @@ def _prefix_fix(family: Family, keys: set[str], shapes: masks.Tree, stacks: Mapp
 
 
 def _fill(
-  path: str,
-  leaf: Any,
-  stacks: Mapping[str, int],
-  family: Family,
-  wanted: Mapping[str, str],
-  checkpoint: Checkpoint | GGUFCheckpoint,
-  drawn: set[str],
-  seed: int,
-) -> jax.Array:
+  path: str, leaf: Any, stacks: Mapping[str, int], read: Callable[..., np.ndarray], errors: dict[str, float]
+) -> Any:
   stack = masks.stack_shape(path, stacks)
+  shape = leaf.shape[len(stack) :]
+  names = masks.layer_names(path, stacks)
+  if is_quantized(leaf):
+    layers = []
+    for name in names:
+      kernel = jnp.asarray(read(name, shape, jnp.float32))
+      layers.append(like(leaf, kernel))
+      errors[path] = max(errors.get(path, 0.0), float(relative_error(kernel, layers[-1])))
+    return jax.tree.map(lambda *arrays: jnp.stack(arrays).reshape(*stack, *arrays[0].shape), *layers)
   if not stack:
-    return jnp.asarray(_tensor(path, leaf.shape, leaf.dtype, family, wanted, checkpoint, drawn, seed))
+    return jnp.asarray(read(path, shape, leaf.dtype))
   whole = np.empty(leaf.shape, leaf.dtype)
-  for at, name in zip(np.ndindex(stack), masks.layer_names(path, stacks)):
-    whole[at] = _tensor(name, leaf.shape[len(stack) :], leaf.dtype, family, wanted, checkpoint, drawn, seed)
+  for at, name in zip(np.ndindex(stack), names):
+    whole[at] = read(name, shape, leaf.dtype)
   return jnp.asarray(whole)
 
 
@@ -251,7 +253,8 @@ def draw_params(shapes: masks.Tree, stacks: Mapping[str, int], key: jax.Array, s
   for path, leaf in masks.flatten(shapes).items():
     axes = len(masks.stack_shape(path, stacks))
     layers = [draw(name, leaf.shape[axes:], leaf.dtype, key, std) for name in masks.layer_names(path, stacks)]
-    leaves[path] = jnp.stack(layers).reshape(leaf.shape) if axes else layers[0]
+    whole = jnp.stack(layers).reshape(leaf.shape) if axes else layers[0]
+    leaves[path] = like(leaf, whole) if is_quantized(leaf) else whole
   return masks.unflatten(leaves)
 
 

@@ -15,6 +15,7 @@ from peftjax.model import Model, folder_of, from_config, load
 from peftjax.models import pretrained
 from peftjax.models.family import CAUSAL_LM, ENCODER, SEQ2SEQ_LM
 from peftjax.models.layers import Runtime
+from peftjax.quantize_model import Quantization
 
 ADAPTER_KEY = 1  # folded into the seed's key, so that no other draw shares the adapter's
 
@@ -29,6 +30,14 @@ def runtime(config: ConfigDict) -> Runtime:
     scan_layers=section.scan_layers,
     dropout=None if section.dropout < 0 else section.dropout,
   )
+
+
+def quantization(config: ConfigDict) -> Quantization | None:
+  """How the base is quantised, from `config.model`; None if it is not."""
+  section = config.model
+  if not section.quantize:
+    return None
+  return Quantization(section.quantize, section.quantize_block, section.quantize_exclude)
 
 
 def make_model(
@@ -52,6 +61,7 @@ def make_model(
     "label_names": label_names,
     "num_labels": num_labels,
     "runtime": runtime(config),
+    "quantize": quantization(config),
   }
   if abstract:
     model = from_config(pretrained.read_config(folder_of(section.path)), section.dtype, **options)
