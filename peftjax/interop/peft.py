@@ -83,7 +83,8 @@ def _written_bound(model: Model) -> tuple[Bound, Format]:
   forms = {form.method: form for form in FORMATS}
   adapters = [one for one in model.bound if type(one.method) in forms]
   adapters = [one for one in adapters if one.method.leaf_names] or adapters
-  if len(adapters) == 1:
+  others = [one for one in model.bound if one.method.leaf_names and type(one.method) not in forms]
+  if len(adapters) == 1 and not others:
     return adapters[0], forms[type(adapters[0].method)]
   if not model.bound:
     raise UserError("the model has no adapter to save; add a method first, or save the model itself")

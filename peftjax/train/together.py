@@ -47,7 +47,7 @@ from peftjax.train.fingerprint import fingerprints
 from peftjax.train.logs import Display, RunLog
 from peftjax.train.run import Run
 from peftjax.train.signals import PREEMPTED, EndRequests, Preempted
-from peftjax.train.state import TrainState
+from peftjax.train.state import TrainState, init_state
 from peftjax.train.step import Metrics, TrainStep
 from peftjax.train.summary import summarize
 from peftjax.train.watch import Diverged, Watch
@@ -147,7 +147,8 @@ class Program:
 
   def start(self) -> TrainState:
     """All runs' states before the first update, stacked; narrower leaves are filled up with zeros."""
-    return jax.tree.map(lambda *leaves: _stack(leaves), *[run.start() for run in self.runs])
+    states = [init_state(run.trainable, run.optimizer, run.config.seed) for run in self.runs]
+    return jax.tree.map(lambda *leaves: _stack(leaves), *states)
 
   @property
   def frozen(self) -> Tree:
