@@ -103,6 +103,12 @@ def default() -> ConfigDict:
   config.compare.baseline = "head"  # the row that every method should beat
   config.compare.split = "test"  # what conclusions rest on; each trial opens it once, after its last step
   config.compare.margin = 0.01  # differences of the main metric below it do not matter: "matches" is inside it
+  config.compare.together = 1  # seeds of a row that one program trains at once
+  config.compare.search = ConfigDict()  # before the final runs, the same number of settings for every row
+  config.compare.search.seeds = ()  # of the search, none of the final runs'; (): no search, rows keep their own rates
+  config.compare.search.trials = 6  # settings of each row
+  config.compare.search.factor = 10**0.5  # between neighbouring learning rates
+  config.compare.search.split = "validation"
   config.compare.timing_rounds = 20  # steps of each row, taken in turns, that step times come from; 0: each run's own
   return config
 

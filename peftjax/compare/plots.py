@@ -198,6 +198,40 @@ def curves(summary: Summary, results: Sequence[Record], narrow: bool = False) ->
   return figure
 
 
+def rates(summary: Summary, narrow: bool = False) -> Figure | None:
+  """The search: score against peak learning rate, all other settings the same; the chosen rate is ringed."""
+  searched = {one["row"]: one for one in summary.get("search", ())}
+  style, scale = looks(summary), _scaled(summary["metric"])
+  drawn = {row: points for row, one in searched.items() if row in style and len(points := _by_rate(one)) > 1}
+  if not drawn:
+    return None
+  figure, axes = new_figure(narrow, 4.6, 4.3)
+  size = font_size(narrow)
+  frame(figure, axes, 34 if narrow else 40, 10 if narrow else 110, 8, 66 if narrow else 36)
+  for row, points in drawn.items():
+    look = style[row]
+    x, y = np.array(points).T
+    axes.plot(x, scale * y, look.line, color=look.color, linewidth=1.6, marker=look.marker, markersize=5, label=row)
+    best = searched[row]["learning_rate"]
+    chosen = [value for rate, value in points if rate == best]
+    if chosen:
+      axes.plot(best, scale * chosen[0], "o", color=look.color, markersize=11, markerfacecolor="none")
+  log_ticks(axes, lambda value: fmt.rate(value))
+  axes.yaxis.set_major_locator(MaxNLocator(6))
+  axes.tick_params(labelsize=size, pad=4)
+  axes.tick_params(axis="y", colors=MUTED)
+  axes.set_xlabel("peak learning rate (log scale)", fontsize=size, labelpad=5)
+  where: dict[str, Any] = {"loc": "lower left", "ncols": 4} if narrow else {"loc": "center right", "ncols": 1}
+  figure.legend(frameon=False, fontsize=size, labelcolor=INK, borderaxespad=0.2, **where)
+  return figure
+
+
+def _by_rate(searched: Mapping[str, Any]) -> list[tuple[float, float]]:
+  """(rate, mean score) of the settings without knobs, by rate; those that diverged are left out."""
+  plain = [one for one in searched["tried"] if not one["knobs"] and None not in one["scores"]]
+  return sorted((one["learning_rate"], float(np.mean(one["scores"]))) for one in plain)
+
+
 def _mean_curve(results: Sequence[Record], row: str) -> tuple[np.ndarray, ...] | None:
   found = [np.array(record["curve"]) for record in results if record["row"] == row and record.get("curve")]
   if not found:
@@ -315,6 +349,7 @@ def all_plots(summary: Summary, results: Sequence[Record]) -> Mapping[str, tuple
     "forest": (lambda narrow: forest(summary, narrow), "Paired differences to the reference"),
     "baseline": (lambda narrow: forest(summary, narrow, "over_baseline"), "Paired differences to the baseline"),
     "curves": (lambda narrow: curves(summary, results, narrow), "Training loss along the steps"),
+    "rates": (lambda narrow: rates(summary, narrow), "Search score against learning rate"),
     "memory": (lambda narrow: memory(summary, narrow), "Bytes of weights, gradients and optimizer"),
     "times": (lambda narrow: times(summary, narrow), "Step time and FLOPs over the reference"),
     "storage": (lambda narrow: storage(summary, narrow), "Bytes on disk for one more task"),

@@ -85,6 +85,7 @@ def html(
     timed=any(row["step_ratio"] for row in summary["rows"]),
     seeds=seed_table(summary, results),
     tests=test_table(summary),
+    searches=search_table(summary),
     verdicts=[dict(one) | {"shown": _effect(one)} for one in verdicts],
     tally=_tally(verdicts),
     environment=environment(),
@@ -117,6 +118,8 @@ def markdown(
     + json.dumps(config, indent=2, sort_keys=True)
     + "\n```",
   ]
+  if summary["search"]:
+    parts.insert(4, "## The search\n\n" + _grid(*search_table(summary)))
   if summary["failed"]:
     parts.insert(3, "## Failed trials\n\n" + _grid(["run", "error"], [list(one) for one in summary["failed"].items()]))
   return "\n\n".join(part.rstrip() for part in parts) + "\n"
@@ -155,6 +158,27 @@ def test_table(summary: Summary) -> tuple[list[str], list[list[str]]]:
       if one := row[key]:
         values = [_p(one[name]) for name in ("p", "p_holm", "p_equivalence", "p_sign_flip")]
         rows.append([row["row"], one["to"], fmt.difference(one, metric), *values, one["verdict"]])
+  return headings, rows
+
+
+def search_table(summary: Summary) -> tuple[list[str], list[list[str]]]:
+  """Headings and one line a setting that the search tried; the chosen one is marked."""
+  headings, rows = ["method", "learning rate", "other settings", "scores by seed", "mean", "chosen"], []
+  metric = summary.get("metric", "accuracy")
+  for one in summary["search"]:
+    for tried in one["tried"]:
+      chosen = tried["learning_rate"] == one["learning_rate"] and tried["knobs"] == one["knobs"]
+      whole = None not in tried["scores"]
+      rows.append(
+        [
+          one["row"],
+          fmt.rate(tried["learning_rate"]),
+          ", ".join(f"{name} {value}" for name, value in tried["knobs"].items()) or fmt.NONE,
+          ", ".join("diverged" if score is None else fmt.score(score, metric) for score in tried["scores"]),
+          fmt.score(sum(tried["scores"]) / len(tried["scores"]), metric) if whole else "diverged",
+          ("yes" if one["interior"] else "yes, at the edge of what was tried") if chosen else "",
+        ]
+      )
   return headings, rows
 
 

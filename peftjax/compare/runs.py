@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from peftjax.model import folder_of, from_config
 from peftjax.models import pretrained
 from peftjax.models.family import ENCODER
 from peftjax.parallel.mesh import put_batch
-from peftjax.train import finished, loop
+from peftjax.train import finished, loop, together
 from peftjax.train import run as run_lib
 from peftjax.train.assemble import make_model, shape_task
 from peftjax.train.compiling import CompiledStep
@@ -37,11 +39,35 @@ def check(config: ConfigDict) -> None:
 def train(config: ConfigDict, folder: Path) -> dict[str, Any]:
   """Trains or resumes a trial, and saves its adapter beside it in ``adapter/`` where the method has a file format."""
   summary = loop.train(config, folder)
+  _save_adapter(folder)
+  return summary
+
+
+def train_many(configs: Sequence[ConfigDict], folders: Sequence[Path]) -> list[dict[str, Any] | Exception]:
+  """Trains or resumes trials, in one program where they fit in one; a trial's error is its outcome."""
+  if len(configs) > 1:
+    try:
+      outcomes: list[Any] = list(together.train_together(configs, folders))
+      for folder, outcome in zip(folders, outcomes):
+        if not isinstance(outcome, Exception):
+          _save_adapter(folder)
+      return outcomes
+    except together.DoNotFit as error:
+      logging.getLogger(__name__).warning("%s: trained one after the other", error)
+  outcomes = []
+  for config, folder in zip(configs, folders):
+    try:
+      outcomes.append(train(config, folder))
+    except Exception as error:
+      outcomes.append(error)
+  return outcomes
+
+
+def _save_adapter(folder: Path) -> None:
   try:
     finished.export(folder, "peft", folder / "adapter")
   except UserError:  # full fine-tuning, or a method that Hugging Face PEFT does not have
     shutil.rmtree(folder / "adapter", ignore_errors=True)
-  return summary
 
 
 def training_step(config: ConfigDict) -> Step:

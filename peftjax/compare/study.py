@@ -1,5 +1,6 @@
 """The study: every method under every seed, each an ordinary training run, then one table of what came out.
 
+    D/search/ROW/...     the search's runs, if there is one; D/search.json, what it found
     D/runs/ROW/seed-N/   a trial's folder, as `peftjax train --workdir` leaves it, and its record.json
     D/config.json        the study's config
     D/results.jsonl      one line a finished trial
@@ -24,9 +25,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from peftjax.compare import analysis, claims, records, report, table, timing
+from peftjax.compare import analysis, claims, records, report, search, table, timing
 from peftjax.compare.records import Record
-from peftjax.compare.trials import Trial, plain, plan
+from peftjax.compare.search import TrainMany
+from peftjax.compare.trials import Trial, in_groups, plain, plan
 from peftjax.errors import UserError
 from peftjax.files import write_text
 
@@ -53,6 +55,7 @@ def run(
   train: Train | None = None,
   make_step: MakeStep | None = None,
   check: Check | None = None,
+  train_many: TrainMany | None = None,
 ) -> Outcome:
   """Runs what the study still lacks, and writes its results and its report.
 
@@ -62,6 +65,7 @@ def run(
     train: what trains a trial; `peftjax.compare.runs.train` if left out.
     make_step: what builds a trial's bare training step for the clock; `peftjax.compare.runs.training_step` if left out.
     check: raises `UserError` where a trial's config cannot be built; `peftjax.compare.runs.check` if left out.
+    train_many: trains several runs at once; `peftjax.compare.runs.train_many`, or `train` for each if that is given.
 
   Raises:
     UserError: a config that does not plan, or a folder that holds another study.
@@ -71,25 +75,34 @@ def run(
   if train is None or make_step is None or check is None:
     from peftjax.compare import runs  # imported late: a report from records needs no JAX
 
+    train_many = train_many or (runs.train_many if train is None else None)
     train, make_step, check = train or runs.train, make_step or runs.training_step, check or runs.check
+  train_many = train_many or _each(train)
   _check_rows(trials, check)
+  chosen = search.run(config, workdir, list(dict.fromkeys(trial.row for trial in trials)), train_many, say)
+  if chosen:
+    trials = plan(config, {row: choice.best.laid_on for row, choice in chosen.items()})
   done = {trial.run: record for trial in trials if (record := records.finished(trial, workdir))}
   write_text(workdir / "config.json", json.dumps(plain(config), indent=2, sort_keys=True) + "\n")
   failed: dict[str, str] = {}
-  for number, trial in enumerate(trials, 1):
-    if trial.run in done:
+  for group in in_groups(trials, config.compare.together):
+    open_ = [trial for trial in group if trial.run not in done]
+    if not open_:
       continue
-    say(f"trial {number} of {len(trials)}: {trial.row}, seed {trial.seed}")
-    try:
-      done[trial.run] = _train(trial, workdir, train)
-    except Exception as error:  # one method's failure is a result of that method; the others go on
-      if not done and _is_mistake(error):
-        raise
-      failed[trial.run] = _keep_error(trial, workdir, error)
-      say(f"failed: {trial.run}: {failed[trial.run]}")
+    seeds = ", ".join(str(trial.seed) for trial in open_)
+    say(f"trial {len(done) + len(failed) + 1} of {len(trials)}: {open_[0].row}, seed {seeds}")
+    for trial, outcome in zip(open_, _train(open_, workdir, train_many)):
+      if isinstance(outcome, Exception):  # one method's failure is a result of that method; the others go on
+        if not done and _is_mistake(outcome):
+          raise outcome
+        failed[trial.run] = _keep_error(trial, workdir, outcome)
+        say(f"failed: {trial.run}: {failed[trial.run]}")
+      else:
+        done[trial.run] = outcome
     records.write_results([done[one.run] for one in trials if one.run in done], workdir)
   times = _step_times(trials, done, config, workdir, make_step)
-  return conclude(config, workdir, [done[one.run] for one in trials if one.run in done], times, failed)
+  results = [done[one.run] for one in trials if one.run in done]
+  return conclude(config, workdir, results, times, failed, [one.as_json() for one in chosen.values()])
 
 
 def conclude(
@@ -98,12 +111,13 @@ def conclude(
   results: Sequence[Record],
   times: Mapping[str, Any] | None,
   failed: Mapping[str, str],
+  searched: Sequence[Mapping[str, Any]] = (),
 ) -> Outcome:
   """Writes the summary, the claims and the report of the trials that there are."""
   if not results:
-    return Outcome({"rows": [], "failed": dict(failed)}, dict(failed))
+    return Outcome({"rows": [], "failed": dict(failed), "search": list(searched)}, dict(failed))
   question = analysis.Question(**{key: config.compare[key] for key in ("reference", "baseline", "margin", "split")})
-  summary = analysis.summarize(results, question, times) | {"failed": dict(failed)}
+  summary = analysis.summarize(results, question, times) | {"failed": dict(failed), "search": list(searched)}
   verdicts = claims.judge(summary, results)
   write_text(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
   write_text(workdir / "claims.json", json.dumps(verdicts, indent=2) + "\n")
@@ -137,13 +151,33 @@ def _check_rows(trials: Sequence[Trial], check: Check) -> None:
       raise UserError(f"compare.methods.{trial.row}: {error}") from None
 
 
-def _train(trial: Trial, workdir: Path, train: Train) -> Record:
-  folder = trial.folder(workdir)
-  summary = train(trial.config, folder)
-  record = records.make(trial, summary, folder)
-  write_text(folder / "record.json", json.dumps(record, sort_keys=True) + "\n")
-  (folder / "error.txt").unlink(missing_ok=True)
-  return record
+def _each(train: Train) -> TrainMany:
+  """One run after the other; an error is that run's outcome."""
+
+  def train_each(configs: Sequence[ConfigDict], folders: Sequence[Path]) -> list[Mapping[str, Any] | Exception]:
+    outcomes: list[Mapping[str, Any] | Exception] = []
+    for config, folder in zip(configs, folders):
+      try:
+        outcomes.append(train(config, folder))
+      except Exception as error:
+        outcomes.append(error)
+    return outcomes
+
+  return train_each
+
+
+def _train(trials: Sequence[Trial], workdir: Path, train_many: TrainMany) -> list[Record | Exception]:
+  folders = [trial.folder(workdir) for trial in trials]
+  made: list[Record | Exception] = []
+  for trial, folder, summary in zip(trials, folders, train_many([trial.config for trial in trials], folders)):
+    if isinstance(summary, Exception):
+      made.append(summary)
+      continue
+    record = records.make(trial, summary, folder)
+    write_text(folder / "record.json", json.dumps(record, sort_keys=True) + "\n")
+    (folder / "error.txt").unlink(missing_ok=True)
+    made.append(record)
+  return made
 
 
 def _is_mistake(error: Exception) -> bool:

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,12 @@ class Trial:
     return workdir / "runs" / self.row / f"seed-{self.seed}"
 
 
-def plan(config: ConfigDict) -> list[Trial]:
+def plan(config: ConfigDict, change: Mapping[str, Callable[[ConfigDict], ConfigDict]] | None = None) -> list[Trial]:
   """The trials of a study, all rows of a seed before the next seed: a study cut short still compares all methods.
+
+  Args:
+    config: with the section `compare`.
+    change: row -> what the search made of its config.
 
   Raises:
     UserError: a reference or baseline that is no row, a row's name that is no folder name, an override that fits no
@@ -60,7 +64,21 @@ def plan(config: ConfigDict) -> list[Trial]:
       raise UserError(f"compare.methods: the row {row!r} names a folder; use letters, digits, '.', '_', '+' and '-'")
   first = [row for row in (study.reference, study.baseline) if row]
   order = dict.fromkeys([*first, *rows])  # what others are compared with comes first
-  return [Trial(row, seed, row_config(config, row, rows[row], seed)) for seed in seeds for row in order]
+  changed = change or {}
+  return [
+    Trial(row, seed, changed.get(row, lambda one: one)(row_config(config, row, rows[row], seed)))
+    for seed in seeds
+    for row in order
+  ]
+
+
+def in_groups(trials: Sequence[Trial], together: int) -> list[list[Trial]]:
+  """The trials in the order of their training: `together` seeds of a row at once, all rows before the next seeds."""
+  seeds = list(dict.fromkeys(trial.seed for trial in trials))
+  chunks = [seeds[start : start + max(together, 1)] for start in range(0, len(seeds), max(together, 1))]
+  rows = list(dict.fromkeys(trial.row for trial in trials))
+  found = {(trial.row, trial.seed): trial for trial in trials}
+  return [[found[row, seed] for seed in chunk if (row, seed) in found] for chunk in chunks for row in rows]
 
 
 def row_config(config: ConfigDict, row: str, overrides: Mapping[str, Any], seed: int) -> ConfigDict:
@@ -82,6 +100,8 @@ def row_config(config: ConfigDict, row: str, overrides: Mapping[str, Any], seed:
       config.train.final_splits = (*config.train.final_splits, config.compare.split)
     del config["compare"]
     for section, fields in overrides.items():
+      if section == "search":  # of the row's knobs, before the final runs
+        continue
       if section not in sections:
         raise UserError(f"{where}: no section {section!r}; {nearest(section, sections)}")
       if not isinstance(fields, Mapping):

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from peftjax.errors import UserError
 from peftjax.files import read_json, write_text
+from peftjax.masks import flatten
 
 # Fields that may change when a run goes on: they do not decide what is computed.
 MAY_CHANGE = ("mesh.", "compare.", "sweep", "data.workers", "train.keep", "train.save_every", "train.tensorboard")
@@ -41,8 +42,8 @@ def differing_fields(folder: Path, config: ConfigDict) -> list[str]:
   """ "field: saved -> given" for every field in which the run in the folder is another one than this config's."""
   if not (folder / "config.json").is_file():
     return []
-  saved = _flat(read_config(folder)[0].to_dict())
-  given = _flat(_with_tuples(json.loads(json.dumps(config.to_dict(), default=list))))
+  saved = flatten(read_config(folder)[0].to_dict())
+  given = flatten(_with_tuples(json.loads(json.dumps(config.to_dict(), default=list))))
   names = sorted(name for name in saved.keys() | given.keys() if saved.get(name) != given.get(name))
   return [f"{name}: {saved.get(name)!r} -> {given.get(name)!r}" for name in names if not name.startswith(MAY_CHANGE)]
 
@@ -87,16 +88,6 @@ def only_run(folder: Path, first: bool = True) -> Iterator[None]:
     except BlockingIOError:
       raise UserError(f"another process is training in {folder}") from None
     yield
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  flat: dict[str, Any] = {}
-  for name, value in tree.items():
-    if isinstance(value, Mapping):
-      flat |= _flat(value, f"{prefix}{name}.")
-    else:
-      flat[prefix + name] = value
-  return flat
 
 
 def _with_tuples(value: Any) -> Any:

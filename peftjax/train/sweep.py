@@ -19,6 +19,7 @@ from rich.table import Table
 
 from peftjax.config import OPEN
 from peftjax.errors import UserError, nearest
+from peftjax.masks import flatten
 from peftjax.train.together import train_together
 from peftjax.train.watch import Diverged
 
@@ -29,7 +30,7 @@ def grid(config: ConfigDict) -> dict[str, ConfigDict]:
   Raises:
     UserError: a field that does not exist, or values that are no tuple of different ones.
   """
-  fields = _flat(config.sweep.to_dict())
+  fields = flatten(config.sweep.to_dict())
   for name, values in fields.items():
     if not isinstance(values, tuple) or not values or len(set(map(str, values))) != len(values):
       raise UserError(f"sweep.{name}={values!r}: expected different values, such as (0, 1, 2)")
@@ -69,13 +70,6 @@ def show(result: Mapping[str, Any], console: Console) -> None:
     scores = [one["metrics"].get(split, {}).get(one["main_metric"]) for split in splits]
     table.add_row(name, f"{one['train']['loss']:.4f}", *["" if score is None else f"{score:.4f}" for score in scores])
   console.print(table)
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  flat: dict[str, Any] = {}
-  for name, value in tree.items():
-    flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-  return flat
 
 
 def _set(config: ConfigDict, name: str, value: Any) -> None:

@@ -58,6 +58,10 @@ Resolve = Callable[[ConfigDict], Run]
 DIVERGED = "diverged.txt"  # in the folder of a run whose loss was not finite: why it takes no more part
 
 
+class DoNotFit(UserError):
+  """Runs that one program cannot train."""
+
+
 def train_together(
   configs: Sequence[ConfigDict], folders: Sequence[str | Path], resolve: Resolve = run_lib.resolve
 ) -> list[Summary | Diverged]:
@@ -73,7 +77,7 @@ def train_together(
     not finite under `train.nonfinite=stop`: the others go on without it.
 
   Raises:
-    UserError: as `loop.train`, and if the runs do not fit in one program.
+    UserError: as `loop.train`; `DoNotFit` if the runs do not fit in one program.
     Preempted: after SIGTERM or SIGINT; all is saved.
   """
   places = [Path(folder) for folder in folders]
@@ -120,7 +124,7 @@ class Program:
     """The program of runs that are made one after the other; of all their bases it keeps one.
 
     Raises:
-      UserError: a run does not fit; the first difference is named.
+      DoNotFit: a run does not fit; the first difference is named.
     """
     runs: list[Run] = []
     frozen: list[dict[str, Any]] = []  # of each run: all leaves of the first, then what the method added
@@ -219,8 +223,8 @@ def _check_widths(runs: Sequence[Run]) -> None:
 
 
 def _check_alike(first: Run, run: Run, index: int) -> None:
-  def differ(what: str, one: Any, other: Any) -> UserError:
-    return UserError(f"runs 0 and {index} do not fit in one program: {what} is {one} and {other}")
+  def differ(what: str, one: Any, other: Any) -> DoNotFit:
+    return DoNotFit(f"runs 0 and {index} do not fit in one program: {what} is {one} and {other}")
 
   if first.base != run.base:
     raise differ("the base", first.base.path, run.base.path)

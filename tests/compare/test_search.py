@@ -1,0 +1,166 @@
+"""The search on trials that take no time: it finds a peak, spends the same on every row, and resumes."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from peftjax import config as config_lib
+from peftjax.compare import plots, report, search, study
+from peftjax.errors import UserError
+from peftjax.train.watch import Diverged
+from tests.compare import test_study
+
+PEAKS = {"full": 3e-5, "head": 1e-3, "lora": 4e-2}  # far below, at, and far above the middle of the grid
+
+
+def config(**fields):
+  made = test_study.config()
+  for row in PEAKS:
+    made.compare.methods[row] = {"optim": {"learning_rate": 1e-3}}
+  made.compare.search.update({"seeds": (100, 101), **fields})
+  return made
+
+
+def score(one):
+  """A smooth hill over the logarithm of the rate; a smaller weight decay is a little better."""
+  away = math.log10(one.optim.learning_rate / PEAKS[one.method.name])
+  return 0.8 - 0.1 * away**2 - 0.01 * one.optim.weight_decay + 0.001 * (one.seed % 2)
+
+
+class Trainer:
+  """Trains nothing; notes what it was asked for."""
+
+  def __init__(self, diverges=()):
+    self.asked, self.diverges = [], diverges
+
+  def __call__(self, configs, folders):
+    self.asked += [folder.parts[-3:] for folder in folders]
+    return [self.one(config, folder) for config, folder in zip(configs, folders)]
+
+  def one(self, one, folder):
+    folder.mkdir(parents=True)
+    if one.optim.learning_rate in self.diverges:
+      return Diverged("step 2: loss nan")
+    assert one.train.final_splits == ("validation",)
+    return {"main_metric": "accuracy", "metrics": {"validation": {"accuracy": score(one)}}}
+
+
+def run(made, folder, trainer=None):
+  return search.run(made, folder, list(PEAKS), trainer or Trainer(), lambda line: None)
+
+
+def test_every_row_has_as_many_settings_and_its_peak_is_found(tmp_path):
+  trainer = Trainer()
+  choices = run(config(trials=8), tmp_path, trainer)
+  for row, choice in choices.items():
+    assert len(choice.tried) == 8 and choice.interior
+    assert abs(math.log10(choice.best.rate / PEAKS[row])) < 0.2
+  assert len(trainer.asked) == 3 * 8 * 2 and len(set(trainer.asked)) == len(trainer.asked)
+  saved = json.loads((tmp_path / "search.json").read_text())
+  assert [one["row"] for one in saved] == list(PEAKS) and saved[0]["learning_rate"] == choices["full"].best.rate
+
+
+def test_a_peak_out_of_reach_is_said_to_be_at_the_edge(tmp_path):
+  choices = run(config(trials=4), tmp_path)
+  assert not choices["full"].interior and not choices["lora"].interior and choices["head"].interior
+  assert choices["full"].best.rate == min(one.setting.rate for one in choices["full"].tried)
+
+
+def test_knobs_are_tried_at_the_best_rate(tmp_path):
+  made = config(trials=6)
+  made.compare.methods.head.search = {"optim": {"weight_decay": (0.0, 0.3)}, "train": {"batch_size": (16,)}}
+  choice = run(made, tmp_path)["head"]
+  assert choice.best.knobs == (("optim.weight_decay", 0.0),)
+  tried = [one.setting for one in choice.tried]
+  assert tried[3] == search.Setting(1e-3, (("optim.weight_decay", 0.0),))
+  assert tried[5].knobs == (("optim.weight_decay", 0.0), ("train.batch_size", 16))
+  final = choice.best.laid_on(config_lib.default())
+  assert final.optim.weight_decay == 0.0 and final.optim.learning_rate == choice.best.rate
+
+
+def test_it_goes_on_from_what_is_finished(tmp_path):
+  whole = run(config(trials=5), tmp_path / "whole")
+
+  class Killed(Trainer):
+    def one(self, one, folder):
+      if len(list((tmp_path / "parts").rglob("score.json"))) >= 7:
+        raise KeyboardInterrupt
+      return super().one(one, folder)
+
+  with pytest.raises(KeyboardInterrupt):
+    run(config(trials=5), tmp_path / "parts", Killed())
+  done = {path.parent for path in (tmp_path / "parts").rglob("score.json")}
+  for folder in (tmp_path / "parts").rglob("seed-*"):
+    if folder not in done:
+      folder.rmdir()
+  rest = Trainer()
+  assert run(config(trials=5), tmp_path / "parts", rest) == whole
+  assert len(rest.asked) == 3 * 5 * 2 - len(done)
+
+
+def test_a_setting_that_diverges_is_not_chosen(tmp_path):
+  made = config(trials=4)
+  made.compare.methods = {"lora": {"optim": {"learning_rate": 1e-3}}}
+  choice = search.search_row(made, tmp_path, "lora", Trainer(diverges=(0.00316, 0.01)))
+  assert choice.best.rate == 1e-3 and math.isinf(choice.tried[2].score)
+  assert choice.as_json()["tried"][2]["scores"] == [None, None]
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"seeds": (2, 7)}, r"\[2\] are seeds of the final runs too"),
+    ({"trials": 2}, "expected 3 settings or more"),
+    ({"split": "dev"}, "no such split to search on"),
+  ],
+)
+def test_mistakes(tmp_path, fields, message):
+  made = config(**fields)
+
+  class Lax(Trainer):
+    def one(self, one, folder):
+      return {"main_metric": "accuracy", "metrics": {"validation": {"accuracy": 0.5}}}
+
+  with pytest.raises(UserError, match=message):
+    run(made, tmp_path, Lax())
+
+
+def test_a_study_trains_with_what_was_found(tmp_path):
+  trained = {}
+
+  def train(one, folder):
+    if "search" in folder.parts:
+      return {"main_metric": "accuracy", "metrics": {"validation": {"accuracy": score(one)}}}
+    trained[folder.parts[-2]] = one.optim.learning_rate
+    return test_study.train(one, folder)
+
+  outcome = test_study.run(config(trials=6), tmp_path, train)
+  searched = {one["row"]: one["learning_rate"] for one in outcome.summary["search"]}
+  assert trained == searched and set(searched) == set(PEAKS)
+  assert (
+    json.loads((tmp_path / "runs/lora/seed-0/record.json").read_text())["config"]["optim"]["learning_rate"]
+    == (searched["lora"])
+  )
+  page = (tmp_path / "report.html").read_text()
+  assert 'id="rates"' in page and "The search" in page and "## The search" in (tmp_path / "report.md").read_text()
+  headings, rows = report.search_table(outcome.summary)
+  assert len(rows) == 18 and sum(row[-1].startswith("yes") for row in rows) == 3 and len(headings) == 6
+  assert plots.rates(outcome.summary, narrow=True) is not None
+
+
+def test_groups_of_seeds_are_trained_at_once(tmp_path):
+  made = test_study.config()
+  made.compare.together = 2
+  groups = []
+
+  def train_many(configs, folders):
+    groups.append([folder.parts[-2:] for folder in folders])
+    return [test_study.train(one, folder) for one, folder in zip(configs, folders)]
+
+  outcome = study.run(made, tmp_path, train=test_study.train, make_step=test_study.make_step,
+                      check=lambda one: None, train_many=train_many)  # fmt: skip
+  assert outcome.exit_code == 0 and len(groups) == 6
+  assert groups[0] == [("full", "seed-0"), ("full", "seed-1")] and groups[3] == [("full", "seed-2")]
