@@ -14,6 +14,7 @@ from peftjax.errors import UserError
 from peftjax.files import read_json
 from peftjax.model import Model, folder_of, load
 from peftjax.models.generate import Generator, generate, trimmed
+from peftjax.models.layers import Runtime
 from peftjax.models.sampling import Sampling
 
 _CHUNK = 8  # tokens between two looks at the text
@@ -96,7 +97,8 @@ def from_flags(flags: Any, show: Callable[[str], None] | None) -> dict[str, Any]
     UserError: a folder, an adapter or a flag is not what was expected.
   """
   folder = folder_of(flags.model)
-  model = load(folder, flags.adapter or None)
+  # One subtree a layer from the start: taking layers out of a stack would hold the model twice.
+  model = load(folder, flags.adapter or None, runtime=Runtime(scan_layers=False))
   tokenizer = load_tokenizer(folder, max_length=2**30)
   prompt = flags.prompt
   if flags.chat not in ("", "yes", "no"):

@@ -44,6 +44,7 @@ from peftjax.methods.base import Method
 from peftjax.methods.inject import Bound
 from peftjax.model import Model
 from peftjax.models import pretrained
+from peftjax.models.tensor_files import Checkpoint
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -223,7 +224,7 @@ def _read_tensors(path: Path) -> Tensors:
     pickled = path.name == WEIGHTS and (path.parent / PICKLE).is_file()
     hint = f"; {PICKLE} is a pickle, which is never read: save it with safe_serialization=True" if pickled else ""
     raise UserError(f"no {path.name}{hint}")
-  checkpoint = pretrained.Checkpoint([path])
+  checkpoint = Checkpoint([path])
   return {key: checkpoint.read(key) for key in checkpoint.keys()}
 
 

@@ -8,8 +8,11 @@ in pairs of neighbours (r₀ r_D/2 r₁ ...); Hugging Face's order is the halves
 from __future__ import annotations
 
 import json
+import math
+import mmap
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ import numpy as np
 
 from peftjax.errors import UserError, nearest
 from peftjax.files import atomic_folder
+from peftjax.models.tensor_files import BLOCK_BYTES, Block
 
 # general.architecture -> (model_type, class, whether q and k rows are interleaved)
 _ARCHITECTURES = {
@@ -77,15 +81,27 @@ class GGUFCheckpoint:
     """A tensor's shape, without reading it."""
     return tuple(int(size) for size in reversed(self._tensors[key].shape))
 
-  def read(self, key: str) -> np.ndarray:
-    """A tensor as float32."""
+  def blocks(self, key: str) -> Iterator[Block]:
+    """A tensor's rows as float32, up to `BLOCK_BYTES` of them at a time, but q and k as a whole."""
     from gguf import dequantize
 
-    tensor = self._tensors[key]
-    value = np.asarray(dequantize(tensor.data, tensor.tensor_type), np.float32).reshape(self.shape(key))
-    if self._interleaved and key.endswith((".q_proj.weight", ".k_proj.weight")):
-      return halves_of(value, self._heads("head_count" if ".q_proj" in key else "head_count_kv"))
-    return value
+    tensor, shape = self._tensors[key], self.shape(key)
+    stored = tensor.data.reshape(shape[0], -1) if len(shape) > 1 else tensor.data
+    is_pairs = self._interleaved and key.endswith((".q_proj.weight", ".k_proj.weight"))
+    width = 4 * math.prod(shape[1:])
+    step = shape[0] if is_pairs or len(shape) == 1 else max(1, BLOCK_BYTES // width)
+    for start in range(0, shape[0], step):
+      rows = slice(start, min(start + step, shape[0]))
+      block = np.asarray(dequantize(stored[rows], tensor.tensor_type), np.float32).reshape(-1, *shape[1:])
+      if is_pairs:
+        block = halves_of(block, self._heads("head_count" if ".q_proj" in key else "head_count_kv"))
+      yield rows, block
+    self._forget()
+
+  def _forget(self) -> None:
+    """Gives the pages of the mapped file back, so that they do not pile up."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+      self._reader.data._mmap.madvise(mmap.MADV_DONTNEED)
 
   def _heads(self, field: str) -> int:
     return int(

@@ -19,7 +19,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from peftjax import masks
@@ -27,6 +26,7 @@ from peftjax.errors import UserError, nearest
 from peftjax.files import atomic_folder, read_json
 from peftjax.models.family import Family, checkpoint_axes, checkpoint_key, expanded
 from peftjax.models.gguf import GGUFCheckpoint
+from peftjax.models.tensor_files import Checkpoint, Tensors, as_leaf, empty
 from peftjax.quantize import is_quantized, like, relative_error
 
 CONFIG = "config.json"
@@ -99,31 +99,6 @@ def content_hash(folder: str | Path) -> str:
 # Loading ----------------------------------------------------------------------------------------------------------
 
 
-class Checkpoint:
-  """The tensors of one or several safetensors files by key, read on demand."""
-
-  def __init__(self, files: list[Path]):
-    self._files: dict[str, Any] = {}
-    for path in files:
-      try:
-        handle = safe_open(str(path), framework="flax")
-      except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is no whole safetensors file: {error}") from None
-      self._files.update(dict.fromkeys(handle.keys(), handle))
-
-  def keys(self) -> list[str]:
-    """All tensor names."""
-    return list(self._files)
-
-  def shape(self, key: str) -> tuple[int, ...]:
-    """A tensor's shape, without reading it."""
-    return tuple(self._files[key].get_slice(key).get_shape())
-
-  def read(self, key: str) -> np.ndarray:
-    """A tensor."""
-    return np.asarray(self._files[key].get_tensor(key))
-
-
 def is_tied(folder: str | Path, family: Family, hf_config: Mapping[str, Any]) -> bool:
   """Whether the word embeddings are the output layer: as config.json says, unless the files hold two that differ."""
   tied = bool(hf_config.get("tie_word_embeddings", True))
@@ -132,11 +107,13 @@ def is_tied(folder: str | Path, family: Family, hf_config: Mapping[str, Any]) ->
   checkpoint = open_checkpoint(weight_files(folder))
   if not set(family.output_layer) <= set(checkpoint.keys()):
     return tied
-  output, embeddings = (checkpoint.read(key) for key in family.output_layer)
-  return bool(np.array_equal(output, embeddings))
+  if checkpoint.shape(family.output_layer[0]) != checkpoint.shape(family.output_layer[1]):
+    return False
+  output, embeddings = (checkpoint.blocks(key) for key in family.output_layer)
+  return all(np.array_equal(one, other) for (_, one), (_, other) in zip(output, embeddings))
 
 
-def open_checkpoint(files: list[Path]) -> Checkpoint | GGUFCheckpoint:
+def open_checkpoint(files: list[Path]) -> Tensors:
   """The tensors of a model's files."""
   return GGUFCheckpoint(files[0]) if files[0].suffix == ".gguf" else Checkpoint(files)
 
@@ -177,7 +154,13 @@ def load_params(
       f"{folder} has {len(unknown)} tensors that its config.json does not imply, such as {min(unknown)!r}"
     )
   errors: dict[str, float] = {}
-  read = functools.partial(_tensor, family=family, wanted=wanted, checkpoint=checkpoint, drawn=drawn, seed=seed)
+
+  def read(name: str, target: np.ndarray) -> None:
+    if name in drawn:
+      target[...] = np.asarray(draw(name, target.shape, target.dtype, jax.random.key(seed)))
+    else:
+      _read_into(target, name, wanted[name], family, checkpoint)
+
   leaves = {path: _fill(path, leaf, stacks, read, errors) for path, leaf in masks.flatten(shapes).items()}
   return masks.unflatten(leaves), sorted(drawn), errors
 
@@ -197,44 +180,39 @@ def _prefix_fix(family: Family, keys: set[str], shapes: masks.Tree, stacks: Mapp
 
 
 def _fill(
-  path: str, leaf: Any, stacks: Mapping[str, int], read: Callable[..., np.ndarray], errors: dict[str, float]
+  path: str,
+  leaf: Any,
+  stacks: Mapping[str, int],
+  read: Callable[[str, np.ndarray], None],
+  errors: dict[str, float],
 ) -> Any:
   stack = masks.stack_shape(path, stacks)
-  shape = leaf.shape[len(stack) :]
   names = masks.layer_names(path, stacks)
   if is_quantized(leaf):
     layers = []
     for name in names:
-      kernel = jnp.asarray(read(name, shape, jnp.float32))
+      target = empty(leaf.shape[len(stack) :], np.float32)
+      read(name, target)
+      kernel = as_leaf(target)
       layers.append(like(leaf, kernel))
       errors[path] = max(errors.get(path, 0.0), float(relative_error(kernel, layers[-1])))
     return jax.tree.map(lambda *arrays: jnp.stack(arrays).reshape(*stack, *arrays[0].shape), *layers)
-  if not stack:
-    return jnp.asarray(read(path, shape, leaf.dtype))
-  whole = np.empty(leaf.shape, leaf.dtype)
+  whole = empty(leaf.shape, leaf.dtype)
   for at, name in zip(np.ndindex(stack), names):
-    whole[at] = read(name, shape, leaf.dtype)
-  return jnp.asarray(whole)
+    read(name, whole[at] if leaf.ndim > len(stack) else whole[(*at, None)])
+  return as_leaf(whole)
 
 
-def _tensor(
-  name: str,
-  shape: tuple[int, ...],
-  dtype: Any,
-  family: Family,
-  wanted: Mapping[str, str],
-  checkpoint: Checkpoint | GGUFCheckpoint,
-  drawn: set[str],
-  seed: int,
-) -> np.ndarray:
-  if name in drawn:
-    return np.asarray(draw(name, shape, dtype, jax.random.key(seed)))
-  value = checkpoint.read(wanted[name])
-  axes = checkpoint_axes(family, name, value.ndim)
-  value = value if axes is None else value.transpose(axes)
-  if value.shape != shape:
-    raise UserError(f"{wanted[name]!r} has shape {value.shape} as a leaf; config.json implies {shape}")
-  return value.astype(dtype)
+def _read_into(target: np.ndarray, name: str, key: str, family: Family, checkpoint: Tensors) -> None:
+  """Fills a leaf, which is a view into the array of its stack, block by block."""
+  shape = checkpoint.shape(key) or (1,)
+  axes = checkpoint_axes(family, name, len(shape))
+  found = shape if axes is None else tuple(shape[axis] for axis in axes)
+  if found != target.shape:
+    raise UserError(f"{key!r} has shape {found} as a leaf; config.json implies {target.shape}")
+  stored = target if axes is None else target.transpose(np.argsort(axes))
+  for rows, block in checkpoint.blocks(key):
+    stored[rows] = block
 
 
 def draw(name: str, shape: tuple[int, ...], dtype: Any, key: jax.Array, std: float = 0.02) -> jax.Array:

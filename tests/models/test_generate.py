@@ -60,7 +60,7 @@ def test_learned_positions_go_on_from_each_row(name):
     assert logits[len(prompt) - 1 : -1].argmax(-1).tolist() == tokens
 
 
-@pytest.mark.parametrize("name", ["none", "lora", "prompt"])
+@pytest.mark.parametrize("name", ["lora", "prompt", "prefix"])
 def test_an_encoder_decoder_answers_from_its_cache(name):
   model = adapted(T5, name)
   found = generate(model, PROMPTS, Sampling(max_new_tokens=9))

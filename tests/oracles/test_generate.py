@@ -20,12 +20,15 @@ from tests.oracles.decoders import load_pair  # noqa: E402
 PROMPTS = [[7, 30, 11, 45, 8], [19, 5], [40, 41, 42, 6, 9, 33, 50]]
 DECODERS = {
   "llama": test_llama,
+  "gemma": test_llama,
   "gemma2": test_llama,
   "gemma3": test_llama,
   "mistral": test_llama,
   "qwen2-windows": test_llama,
   "qwen3": test_llama,
   "mixtral": test_llama,
+  "qwen3_moe": test_llama,
+  "granite": test_llama,
   "llama-dynamic": test_llama,
   "gpt2": test_decoders,
   "opt": test_decoders,

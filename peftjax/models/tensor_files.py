@@ -1,0 +1,150 @@
+"""Safetensors files read in blocks of rows, so that a tensor never stands in memory twice.
+
+A file is 8 bytes of header length, a JSON header {name: {"dtype", "shape", "data_offsets"}}, and the tensors one after
+the other, little-endian. Blocks are read rather than mapped: mapped pages would count as the process's memory.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+
+from peftjax.errors import UserError
+
+BLOCK_BYTES = 2**24
+_ALIGNMENT = 64  # of arrays that XLA takes over without a copy
+_DTYPES: dict[str, Any] = {
+  "F64": np.float64,
+  "F32": np.float32,
+  "F16": np.float16,
+  "BF16": ml_dtypes.bfloat16,
+  "F8_E4M3": ml_dtypes.float8_e4m3fn,
+  "F8_E5M2": ml_dtypes.float8_e5m2,
+  "I64": np.int64,
+  "I32": np.int32,
+  "I16": np.int16,
+  "I8": np.int8,
+  "U8": np.uint8,
+  "BOOL": np.bool_,
+}
+
+Block = tuple[slice, np.ndarray]
+"""Rows of a tensor's first axis, and their values."""
+
+
+class Tensors(Protocol):
+  """The tensors of a model's files."""
+
+  def keys(self) -> list[str]:
+    """All tensor names."""
+
+  def shape(self, key: str) -> tuple[int, ...]:
+    """A tensor's shape, without reading it."""
+
+  def blocks(self, key: str) -> Iterator[Block]:
+    """A tensor with at least one axis, some rows at a time."""
+
+
+class _Place(NamedTuple):
+  path: Path
+  dtype: np.dtype[Any]
+  shape: tuple[int, ...]
+  offset: int
+
+
+class Checkpoint:
+  """The tensors of one or several safetensors files by key, read on demand.
+
+  Raises:
+    UserError: a file is not whole.
+  """
+
+  def __init__(self, files: list[Path]):
+    self._places = {key: place for path in files for key, place in _places(path).items()}
+
+  def keys(self) -> list[str]:
+    """All tensor names."""
+    return list(self._places)
+
+  def shape(self, key: str) -> tuple[int, ...]:
+    """A tensor's shape, without reading it."""
+    return self._places[key].shape
+
+  def blocks(self, key: str) -> Iterator[Block]:
+    """A tensor's rows, up to `BLOCK_BYTES` at a time; of a scalar, one row."""
+    place = self._places[key]
+    rows, *rest = place.shape or (1,)
+    width = math.prod(rest) * place.dtype.itemsize
+    step = max(1, BLOCK_BYTES // max(width, 1))
+    with place.path.open("rb", buffering=0) as file:
+      file.seek(place.offset)
+      for start in range(0, rows, step):
+        some = slice(start, min(start + step, rows))
+        block = np.empty((some.stop - some.start, *rest), place.dtype)
+        _read_into(file, block)
+        yield some, block
+
+  def read(self, key: str) -> np.ndarray:
+    """A whole tensor."""
+    place = self._places[key]
+    value = np.empty(place.shape or (1,), place.dtype)
+    for rows, block in self.blocks(key):
+      value[rows] = block
+    return value.reshape(place.shape)
+
+
+def _read_into(file: Any, block: np.ndarray) -> None:
+  view = memoryview(block.reshape(-1).view(np.uint8))
+  while len(view):
+    count = file.readinto(view)
+    if not count:
+      raise UserError(f"{file.name} ends early; it changed while it was read")
+    view = view[count:]
+
+
+def _places(path: Path) -> dict[str, _Place]:
+  try:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+      length = int.from_bytes(file.read(8), "little")
+      if length > size - 8:
+        raise ValueError(f"a header of {length} bytes in a file of {size}")
+      header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    start = 8 + length
+    places = {
+      key: _Place(path, np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"]), start + entry["data_offsets"][0])
+      for key, entry in header.items()
+    }
+    end = max((start + entry["data_offsets"][1] for entry in header.values()), default=start)
+    for key, place in places.items():
+      first, last = header[key]["data_offsets"]
+      if last - first != math.prod(place.shape) * place.dtype.itemsize:
+        raise ValueError(f"{key!r} does not fill its place")
+    if end != size:
+      raise ValueError(f"{size} bytes, expected {end}")
+  except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    raise UserError(f"{path} is no whole safetensors file: {error}") from None
+  return places
+
+
+def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+  """An uninitialised array that `as_leaf` turns into a JAX array without a copy."""
+  dtype = np.dtype(dtype)
+  count = math.prod(shape) * dtype.itemsize
+  raw = np.empty(count + _ALIGNMENT, np.uint8)
+  start = -raw.ctypes.data % _ALIGNMENT
+  return raw[start : start + count].view(dtype).reshape(shape)
+
+
+def as_leaf(array: np.ndarray) -> jax.Array:
+  """A JAX array of an `empty` array that has been filled and is not written again."""
+  return jax.device_put(array) if array.size else jnp.asarray(array)
