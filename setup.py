@@ -33,6 +33,7 @@ RUNTIME = [
 
 TEST = [
   "hypothesis>=6.130",
+  "lm_eval>=0.4.8",
   "mypy>=1.15",
   "peft>=0.21,<0.22",
   "pytest>=8.3",

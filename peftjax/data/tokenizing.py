@@ -112,6 +112,11 @@ class Tokenizer:
     encoding = self._fast.encode(text, add_special_tokens=False)
     return list(encoding.ids), [start for start, _ in encoding.offsets]
 
+  def id_of(self, token: str) -> int | None:
+    """The id of a token, None if the tokenizer has none of that spelling."""
+    found: int | None = self._fast.token_to_id(token)
+    return found
+
   def decode(self, ids: Sequence[int]) -> str:
     """The text of some ids, special tokens left out."""
     return self._fast.decode(list(ids), skip_special_tokens=True)

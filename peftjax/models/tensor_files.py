@@ -102,7 +102,7 @@ class Checkpoint:
 
 
 def _read_into(file: Any, block: np.ndarray) -> None:
-  view = memoryview(block.reshape(-1).view(np.uint8))
+  view = memoryview(block.reshape(-1).view(np.uint8).data)
   while len(view):
     count = file.readinto(view)
     if not count:
