@@ -32,12 +32,13 @@ SAMPLING_FLAGS = (
 
 @dataclasses.dataclass(frozen=True)
 class Verb:
-  """A verb: what it does, its own flags (name -> help), the required ones, and the function that does it."""
+  """A verb: what it does, the function that does it, its own flags and switches (name -> help), the required ones."""
 
   help: str
   run: Callable[[argparse.Namespace, list[str]], int]
   flags: dict[str, str] = dataclasses.field(default_factory=dict)
   required: tuple[str, ...] = ()
+  switches: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -74,6 +75,8 @@ def _dispatch(arguments: list[str]) -> int:
   parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
   for flag, text in verb.flags.items():
     parser.add_argument(f"--{flag}", default="", required=flag in verb.required, help=text)
+  for switch, text in verb.switches.items():
+    parser.add_argument(f"--{switch}", action="store_true", help=text)
   overrides = [one.removeprefix("--config.") for one in rest if one.startswith("--config.")]
   parsed = parser.parse_args([one for one in rest if not one.startswith("--config.")])
   return verb.run(parsed, overrides)
@@ -126,6 +129,13 @@ def _inspect(parsed: argparse.Namespace, overrides: list[str]) -> int:
   return _finish(parsed, result, lambda console: inspection.show(result, console))
 
 
+def _plan(parsed: argparse.Namespace, overrides: list[str]) -> int:
+  from peftjax.train import plan
+
+  result = plan.plan(_config(parsed, overrides), parsed.topology, parsed.search)
+  return _finish(parsed, result, lambda console: plan.show(result, console))
+
+
 def _compare(parsed: argparse.Namespace, overrides: list[str]) -> int:
   from peftjax.compare import study
 
@@ -155,6 +165,12 @@ VERBS: dict[str, Verb] = {
   "train": Verb("train one method; resumes by itself", _train, {"workdir": "folder of the run"}, ("workdir",)),
   "eval": Verb("evaluate a finished run", _eval, {"workdir": "folder of the run"}, ("workdir",)),
   "inspect": Verb("what trains and what does not, from shapes alone", _inspect),
+  "plan": Verb(
+    "what the train step needs on every device, compiled ahead of time",
+    _plan,
+    {"topology": "a slice such as v5e:4x4; this machine without"},
+    switches={"search": "if it does not fit, try what would make it fit"},
+  ),
   "compare": Verb("train and compare methods", _compare, {"workdir": "folder of the study"}, ("workdir",)),
   "export": Verb(
     "write a run in Hugging Face's formats",

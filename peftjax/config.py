@@ -93,6 +93,7 @@ def default() -> ConfigDict:
   config.mesh.data = -1  # devices an axis; -1: what is left
   config.mesh.fsdp = 1
   config.mesh.tensor = 1
+  config.mesh.sequence = 1
 
   config.sweep = ConfigDict()  # field -> tuple of values: `train` runs their grid as one program
 
@@ -121,7 +122,7 @@ def load(spec: str = "", overrides: Sequence[str] = ()) -> ConfigDict:
   """
   config = _from_file(spec) if spec else default()
   for override in overrides:
-    _apply(config, override)
+    apply(config, override)
   return config
 
 
@@ -145,7 +146,8 @@ def _from_file(spec: str) -> ConfigDict:
   return get_config(argument) if argument else get_config()
 
 
-def _apply(config: ConfigDict, override: str) -> None:
+def apply(config: ConfigDict, override: str) -> None:
+  """Applies one ``a.b=value`` to a config; raises as `load` does."""
   key, equals, text = override.partition("=")
   if not equals:
     raise UserError(f"--config.{override}: expected --config.{key}=value")

@@ -6,6 +6,7 @@ Shapes are in the names: B batch, L query length, S key length, H query heads, K
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -14,12 +15,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from peftjax.errors import UserError, nearest
+from peftjax.models import placement
 
 Dtype = Any
 REMAT_POLICIES = {
   "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   "full": jax.checkpoint_policies.nothing_saveable,
 }
+_LONG = 1024  # tokens from which the weights of all heads at once are what fills a device's memory
 ATTENTION_BACKENDS = ("auto", "xla", "heads")
 ACTIVATIONS = {
   "gelu": lambda x: nn.gelu(x, approximate=False),
@@ -160,6 +163,7 @@ def attention(
   backend: str = "auto",
   dropout_rate: float = 0.0,
   dropout_key: jax.Array | None = None,
+  recompute: bool = False,
 ) -> jax.Array:
   """softmax(q kᵀ · scale + bias) v, grouped-query where K < H, softmax in float32.
 
@@ -171,16 +175,19 @@ def attention(
     backend: "xla" computes all heads at once; "heads" maps over heads, whose smaller temporaries stay in the cache of a
       CPU; "auto" chooses by platform.
     dropout_key: drop attention weights at `dropout_rate`; None keeps all.
+    recompute: the backward pass computes one head's weights at a time once more, so that those of all heads are never
+      held; with "heads", which "auto" then chooses for long sequences on every platform.
 
   Returns:
     [B, L, H, D] in q's dtype.
   """
   if backend == "auto":
-    backend = "heads" if jax.default_backend() == "cpu" and q_BxLxHxD.shape[1] >= 128 else "xla"
+    shortest = _LONG if recompute else 128 if placement.current().platform == "cpu" else math.inf
+    backend = "heads" if q_BxLxHxD.shape[1] >= shortest else "xla"
   scale = q_BxLxHxD.shape[-1] ** -0.5 if scale is None else scale
   drop = dropout_rate > 0.0 and dropout_key is not None
   if backend == "heads" and not drop:
-    return _attention_by_head(q_BxLxHxD, k_BxSxKxD, v_BxSxKxD, mask, bias, scale, softcap)
+    return _attention_by_head(q_BxLxHxD, k_BxSxKxD, v_BxSxKxD, mask, bias, scale, softcap, recompute)
   batch, length, heads, size = q_BxLxHxD.shape
   kv_heads = k_BxSxKxD.shape[2]
   q = (q_BxLxHxD * scale).reshape(batch, length, kv_heads, heads // kv_heads, size)
@@ -200,7 +207,9 @@ def attend(
   """`attention` as the module's runtime wants it, with weights dropped at config.json's `rate` while training."""
   rate = module.runtime.rate(rate)
   key = module.make_rng("dropout") if rate > 0.0 and module.has_rng("dropout") else None
-  return attention(q, k, v, mask, backend=module.runtime.attention, dropout_rate=rate, dropout_key=key, **options)
+  runtime = module.runtime
+  options |= {"backend": runtime.attention, "recompute": runtime.remat == "full"}
+  return attention(q, k, v, mask, dropout_rate=rate, dropout_key=key, **options)
 
 
 def _softmax(
@@ -224,6 +233,7 @@ def _attention_by_head(
   bias: jax.Array | None,
   scale: float,
   softcap: float | None,
+  recompute: bool,
 ) -> jax.Array:
   heads, kv_heads = q.shape[2], k.shape[2]
 
@@ -246,7 +256,8 @@ def _attention_by_head(
 
   if kv_heads != heads:
     k, v = (jnp.repeat(x, heads // kv_heads, axis=2) for x in (k, v))
-  mapped = jax.lax.map(one, (heads_first(q), heads_first(k), heads_first(v), per_head(mask), per_head(bias)))
+  each = jax.checkpoint(one, prevent_cse=False) if recompute else one
+  mapped = jax.lax.map(each, (heads_first(q), heads_first(k), heads_first(v), per_head(mask), per_head(bias)))
   return jnp.moveaxis(mapped, 0, 2)
 
 

@@ -1,4 +1,7 @@
-"""One mesh with the axes `data`, `fsdp` and `tensor`, and the shardings of batches and trees on it."""
+"""One mesh with the axes `data`, `fsdp`, `tensor` and `sequence`, and how batches lie on it.
+
+Devices stand in JAX's order, those of one process side by side, and the last axes vary fastest: what talks most is close.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from ml_collections import ConfigDict
 
 from peftjax.errors import UserError
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "tensor", "sequence")
 BATCH_AXES = ("data", "fsdp")
 
 SpecRule = Callable[[str, Any], PartitionSpec]  # (dotted name, array or shape) -> how it is split
@@ -23,14 +26,15 @@ def make_mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
   """The mesh that `config.mesh` describes, over all devices of all processes.
 
   Args:
-    config: devices along each axis; at most one axis may be -1, which takes what is left.
+    config: devices along each axis; at most one axis may be -1, which takes what is left. An axis that is not there
+      has one device: runs of an earlier version go on.
     devices: all of `jax.devices()` if not given.
 
   Raises:
     UserError: the sizes do not multiply to the number of devices.
   """
   devices = jax.devices() if devices is None else list(devices)
-  sizes = [int(config[axis]) for axis in AXES]
+  sizes = [int(config.get(axis, 1)) for axis in AXES]
   asked = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, sizes))
   if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
     raise UserError(f"{asked}: expected positive numbers, and -1 for at most one axis")
@@ -49,6 +53,23 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh, together: bool = False) -> NamedSharding:
   """Examples are split over the data and fsdp axes; they are the second axis of many runs' batches together."""
   return NamedSharding(mesh, PartitionSpec(None, BATCH_AXES) if together else PartitionSpec(BATCH_AXES))
+
+
+def process_share(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
+  """(index, count): this process feeds the index-th of `count` equal parts of every global batch.
+
+  Processes whose devices differ in the tensor and sequence axes alone feed the same rows.
+
+  Raises:
+    UserError: the rows of the process do not lie together.
+  """
+  process = jax.process_index() if process is None else process
+  ways = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+  flat = mesh.devices.reshape(ways, -1)
+  rows = [row for row in range(ways) if any(device.process_index == process for device in flat[row])]
+  if not rows or rows != list(range(rows[0], rows[0] + len(rows))) or ways % len(rows) or rows[0] % len(rows):
+    raise UserError(f"mesh {dict(mesh.shape)}: process {process} holds parts {rows} of the batch; give each an equal part")
+  return rows[0] // len(rows), ways // len(rows)
 
 
 def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray], together: bool = False) -> dict[str, jax.Array]:
@@ -80,7 +101,7 @@ def largest_axis(mesh: Mesh, smallest: int = 2**16) -> SpecRule:
 
 
 def tree_shardings(mesh: Mesh, tree: Any, rule: SpecRule | None = None) -> Any:
-  """A tree of shardings for any tree of arrays or shapes: parameters, or a whole training state.
+  """A tree of shardings by a rule that knows no model: for a tree without sites, or of many runs together.
 
   Args:
     mesh: the mesh.

@@ -87,10 +87,12 @@ class CompiledStep:
     key = tuple((name, array.shape, array.dtype) for name, array in sorted(batch.items()))
     self.just_compiled = key not in self._compiled
     if self.just_compiled:
-      self._compiled[key] = self._compile(state, frozen, batch)
+      self._compiled[key], cost = self.compile(state, frozen, batch)
+      self._tell(cost)
     return self._compiled[key](state, frozen, batch)
 
-  def _compile(self, state: TrainState, frozen: Tree, batch: Mapping[str, jax.Array]) -> Any:
+  def compile(self, state: TrainState, frozen: Tree, batch: Mapping[str, Any]) -> tuple[Any, Cost]:
+    """(the compiled step, its cost) for arrays, or for shapes with shardings."""
     start = time.perf_counter()
     traced = self._jitted.trace(state, frozen, batch)
     compiled = traced.lower().compile()
@@ -106,8 +108,7 @@ class CompiledStep:
       temp_bytes=int(memory.temp_size_in_bytes) if memory else 0,
       argument_bytes=int(memory.argument_size_in_bytes) if memory else 0,
     )
-    self._tell(cost)
-    return compiled
+    return compiled, cost
 
 
 def shape_name(batch: Mapping[str, Any], skip: int = 0) -> str:

@@ -15,7 +15,8 @@ from peftjax.data.packages import cache_folder
 from peftjax.errors import UserError, nearest
 from peftjax.files import write_text
 from peftjax.model import Model
-from peftjax.parallel.mesh import make_mesh, tree_shardings
+from peftjax.parallel.mesh import make_mesh
+from peftjax.parallel.sharding import Layout, layout_of
 from peftjax.train import assemble
 from peftjax.train import folder as folder_lib
 from peftjax.train.checkpoint import Base, Checkpoints
@@ -37,7 +38,8 @@ def load_model(workdir: str | Path) -> tuple[ConfigDict, int, Model]:
   labels = tuple(resolved["label_names"])
   model = assemble.make_model(config, resolved["task"], label_names=labels, num_labels=max(len(labels), 1))
   trainable, frozen = masks.partition(model.params, model.labels())
-  step, trainable = _restore(folder, trainable, Base(str(config.model.path), base_hash(model)), make_mesh(config.mesh))
+  layout = layout_of(model, make_mesh(config.mesh))
+  step, trainable = _restore(folder, trainable, Base(str(config.model.path), base_hash(model)), layout)
   return config, step, model.with_params(masks.combine(trainable, frozen))
 
 
@@ -60,8 +62,8 @@ def evaluate_run(workdir: str | Path, splits: Sequence[str] = ()) -> dict[str, A
   for split in splits:
     if split not in run.loaders.evals:
       raise UserError(f"no split {split!r} to evaluate; {nearest(split, run.loaders.evals)}")
-  step, trainable = _restore(folder, run.trainable, run.base, run.mesh)
-  predict = make_predict(run.model.forward, run.task, run.mesh)
+  step, trainable = _restore(folder, run.trainable, run.base, run.layout)
+  predict = make_predict(run.forward, run.task, run.mesh)
   metrics = {}
   for split in splits or tuple(run.loaders.evals):
     metrics[split], rows = evaluate(predict, trainable, run.frozen, run.loaders.evals[split], run.task, run.mesh)
@@ -93,9 +95,9 @@ def export(workdir: str | Path, form: str, out: str | Path) -> dict[str, Any]:
   return {"out": str(out), "format": form, "step": step, "bytes": size}
 
 
-def _restore(folder: Path, trainable: masks.Tree, base: Base, mesh: Any) -> tuple[int, masks.Tree]:
+def _restore(folder: Path, trainable: masks.Tree, base: Base, layout: Layout) -> tuple[int, masks.Tree]:
   if not folder_lib.has_checkpoints(folder):
     raise UserError(f"{folder} holds no checkpoint; train first")
-  like = jax.device_put(trainable, tree_shardings(mesh, trainable))
+  like = jax.device_put(trainable, layout.shardings(trainable))
   with Checkpoints(folder / "checkpoints") as checkpoints:
     return checkpoints.restore_trainable(like, base)

@@ -84,7 +84,7 @@ def train(config: ConfigDict, workdir: str | Path, resolve: Resolve = run_lib.re
         # Loop
         costs = Costs(folder, log.say, writes)
         step = CompiledStep(run.step(), run.mesh, state, run.frozen, costs.add)
-        predict = make_predict(run.model.forward, run.task, run.mesh)
+        predict = make_predict(run.forward, run.task, run.mesh)
         watch = Watch(config, log, run.loaders.train.examples)
         for count in range(start + 1, total + 1):
           batch = next(run.loaders.train)

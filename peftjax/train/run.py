@@ -18,44 +18,70 @@ from peftjax.errors import UserError, nearest
 from peftjax.masks import Tree
 from peftjax.model import Model, folder_of
 from peftjax.parallel import mesh as mesh_lib
+from peftjax.parallel.sharding import Layout, layout_of, on_mesh
 from peftjax.train import assemble
 from peftjax.train.checkpoint import Base
 from peftjax.train.fingerprint import digest
 from peftjax.train.state import TrainState, init_state
-from peftjax.train.step import TrainStep, make_loss, make_train_step
+from peftjax.train.step import ModelForward, TrainStep, make_loss, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-  """A run that is ready to start.
+class Program:
+  """What is compiled, and for which devices: all of a run but data and values.
 
   Attributes:
     config: as given.
-    loaders: the data.
     task: loss, predictions and metrics.
-    model: with the method added; its parameters are those before the first step.
+    model: with the method added; its leaves may be shapes.
     mesh: devices.
+    layout: how leaves lie on them.
     groups: the group of every trainable leaf.
     settings: group -> learning rate, weight decay and schedule.
-    trainable, frozen: the two parts of the parameters, laid on the mesh.
     optimizer: over the trainable part.
     total_steps: updates in the whole run.
+  """
+
+  config: ConfigDict
+  task: tasks.Task
+  model: Model
+  mesh: Mesh
+  layout: Layout
+  groups: Tree
+  settings: Mapping[str, optim.GroupSettings]
+  optimizer: optax.GradientTransformation
+  total_steps: int
+
+  @property
+  def forward(self) -> ModelForward:
+    """The model's forward pass on the mesh."""
+    return on_mesh(self.model.forward, self.model, self.mesh)
+
+  def step(self) -> TrainStep:
+    """One update, not yet compiled."""
+    loss = make_loss(self.forward, self.task, self.model.penalty)
+    return make_train_step(loss, self.optimizer, self.config.train.accumulate)
+
+  def init(self, trainable: Tree) -> TrainState:
+    """The state before the first update; traceable."""
+    return init_state(trainable, self.optimizer, self.config.seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(Program):
+  """A run that is ready to start.
+
+  Attributes:
+    loaders: the data.
+    trainable, frozen: the two parts of the parameters, laid on the mesh.
     base: the model that the method was added to.
     eval_splits: evaluated during training; final_splits: after the last step.
     notes: lines for the log.
   """
 
-  config: ConfigDict
   loaders: data_lib.Loaders
-  task: tasks.Task
-  model: Model
-  mesh: Mesh
-  groups: Tree
-  settings: Mapping[str, optim.GroupSettings]
   trainable: Tree
   frozen: Tree
-  optimizer: optax.GradientTransformation
-  total_steps: int
   base: Base
   eval_splits: tuple[str, ...] = ()
   final_splits: tuple[str, ...] = ()
@@ -63,16 +89,29 @@ class Run:
 
   def start(self) -> TrainState:
     """The state before the first update, laid on the mesh."""
-    place = mesh_lib.tree_shardings(self.mesh, jax.eval_shape(self._init, self.trainable))
-    return jax.jit(self._init, out_shardings=place)(self.trainable)
+    place = self.layout.shardings(jax.eval_shape(self.init, self.trainable))
+    return jax.jit(self.init, out_shardings=place)(self.trainable)
 
-  def _init(self, trainable: Tree) -> TrainState:
-    return init_state(trainable, self.optimizer, self.config.seed)
 
-  def step(self) -> TrainStep:
-    """One update, not yet compiled."""
-    loss = make_loss(self.model.forward, self.task, self.model.penalty)
-    return make_train_step(loss, self.optimizer, self.config.train.accumulate)
+def program(config: ConfigDict, task: tasks.Task, model: Model, mesh: Mesh, total_steps: int) -> Program:
+  """The program of a model, whose leaves may be shapes."""
+  labels = model.labels()
+  groups = masks.partition(labels, labels)[0]
+  if not jax.tree.leaves(groups):
+    raise UserError(f"method {config.method.name!r} leaves nothing to train")
+  method_groups = group_rates(model)
+  optimizer = optim.make_optimizer(config.optim, groups, total_steps, method_groups, stacks=model.stacks)
+  return Program(
+    config=config,
+    task=task,
+    model=model,
+    mesh=mesh,
+    layout=layout_of(model, mesh),
+    groups=groups,
+    settings=optim.group_settings(config.optim, set(jax.tree.leaves(groups)), method_groups),
+    optimizer=model.transformed(optimizer, total_steps),
+    total_steps=total_steps,
+  )
 
 
 def resolve(config: ConfigDict) -> Run:
@@ -82,40 +121,26 @@ def resolve(config: ConfigDict) -> Run:
     UserError: whatever in the config, the data or the model does not fit, in one line.
   """
   mesh = mesh_lib.make_mesh(config.mesh)
-  _check_sizes(config, mesh)
+  check_sizes(config, mesh)
   tokenizer = data_lib.load_tokenizer(folder_of(config.model.path), config.data.max_length)
-  process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-  loaders = data_lib.make_loaders(config, tokenizer, **process)
+  index, count = mesh_lib.process_share(mesh)
+  loaders = data_lib.make_loaders(config, tokenizer, process_index=index, process_count=count)
   task = make_task(config, loaders.dataset)
   model = assemble.make_model(config, task.name, label_names=task.label_names, num_labels=task.num_labels)
   tokenizer.check_fits(int(model.hf_config["vocab_size"]))
-  labels = model.labels()
-  trainable, frozen = masks.partition(model.params, labels)
-  if not jax.tree.leaves(trainable):
-    raise UserError(f"method {config.method.name!r} leaves nothing to train")
-  trainable = jax.device_put(trainable, mesh_lib.tree_shardings(mesh, trainable))
-  frozen = jax.device_put(frozen, mesh_lib.tree_shardings(mesh, frozen))
-  groups = masks.partition(labels, labels)[0]
-  total_steps = count_steps(config, loaders.train.steps_per_epoch)
-  method_groups = group_rates(model)
+  base = Base(str(config.model.path), base_hash(model))
+  made = program(config, task, model, mesh, count_steps(config, loaders.train.steps_per_epoch))
+  trainable, frozen = masks.partition(model.params, model.labels())
+  notes = [*loaders.train.measured.notes("train", config.data.max_length), *made.layout.notes(model.params)]
   return Run(
-    config=config,
+    **{field.name: getattr(made, field.name) for field in dataclasses.fields(Program)},
     loaders=loaders,
-    task=task,
-    model=model,
-    mesh=mesh,
-    groups=groups,
-    settings=optim.group_settings(config.optim, set(jax.tree.leaves(groups)), method_groups),
-    trainable=trainable,
-    frozen=frozen,
-    optimizer=model.transformed(
-      optim.make_optimizer(config.optim, groups, total_steps, method_groups, stacks=model.stacks), total_steps
-    ),
-    total_steps=total_steps,
-    base=Base(str(config.model.path), base_hash(model)),
+    trainable=jax.device_put(trainable, made.layout.shardings(trainable)),
+    frozen=jax.device_put(frozen, made.layout.shardings(frozen)),
+    base=base,
     eval_splits=tuple(split for split in ("validation",) if split in loaders.evals),
     final_splits=final_splits(config, loaders),
-    notes=tuple(loaders.train.measured.notes("train", config.data.max_length)),
+    notes=tuple(notes),
   )
 
 
@@ -174,7 +199,8 @@ def base_hash(model: Model) -> str:
   return digest({name: leaf for name, leaf in flat.items() if name not in added and not name.startswith(heads)})
 
 
-def _check_sizes(config: ConfigDict, mesh: Mesh) -> None:
+def check_sizes(config: ConfigDict, mesh: Mesh) -> None:
+  """Raises `UserError` if batches do not divide as the config and the mesh want, or a choice is unknown."""
   train = config.train
   if train.accumulate < 1 or train.batch_size % train.accumulate:
     raise UserError(f"train.accumulate={train.accumulate} does not divide train.batch_size={train.batch_size}")

@@ -122,7 +122,7 @@ def test_a_position_in_other_data_is_refused(config, tokenizer):
     ("data.max_length", 9, "data.buckets was|tokenizer was"),
   ):
     other = config.copy_and_resolve_references()
-    configs._apply(other, f"{key}={value}")
+    configs.apply(other, f"{key}={value}")
     with pytest.raises(UserError, match=message):
       make_loaders(other, tokenizer).train.set_state(state)
 
@@ -230,7 +230,7 @@ def test_settings_that_do_not_fit_are_said(config, tokenizer, tmp_path):
     ("data.train_examples", 48, "data.train_examples=48: the training split has 47"),
   ):
     other = config.copy_and_resolve_references()
-    configs._apply(other, f"{key}={value}")
+    configs.apply(other, f"{key}={value}")
     with pytest.raises(UserError, match=message):
       make_loaders(other, tokenizer)
   jsonl(tmp_path / "plain" / "train.jsonl", [{"text": "a", "mood": "x"}])

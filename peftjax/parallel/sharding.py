@@ -1,0 +1,223 @@
+"""Where every leaf lies on the mesh: logical names of its axes, and rules from names to mesh axes.
+
+  q_proj.kernel  [layers, hidden, heads · size]    (None, "embed", "heads")   -> PartitionSpec(None, "fsdp", "tensor")
+  q_proj.lora_a  [layers, hidden, rank]            (None, "embed", None)      -> PartitionSpec(None, "fsdp", None)
+  q_proj.lora_b  [layers, rank, heads · size]      (None, None, "heads")      -> PartitionSpec(None, None, "tensor")
+
+An adapter's leaf takes the names of those axes of the adapted leaf that its own match, and a statistic of the optimizer
+those of its parameter. Axes of layers and experts are whole on every device. What does not divide is replicated.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from peftjax import masks
+from peftjax.methods.base import Site
+from peftjax.model import Model
+from peftjax.models.placement import Placement, placed
+from peftjax.parallel.mesh import BATCH_AXES
+
+Axes = tuple[str | None, ...]
+
+EMBED, HEADS, MLP, VOCAB = "embed", "heads", "mlp", "vocab"
+RULES: Mapping[str, str] = {EMBED: "fsdp", HEADS: "tensor", MLP: "tensor", VOCAB: "tensor"}
+SMALLEST = 2**14  # elements; smaller leaves cost more to gather than to hold
+
+# Modules that lead back to the hidden states, by the end of their Hugging Face name; other linears lead away from them.
+_BACK = re.compile(r"(^|\.)(o_proj|out_proj|c_proj|down_proj|fc2|fc_out|wo|o|w2|dense_4h_to_h|(output|attention)\.dense)$")
+_ATTENTION = re.compile(r"(^|\.)(\w*attn|\w*attention|SelfAttention|EncDecAttention)(\.|$)")
+_OUTPUT_LAYER = re.compile(r"(^|\.)(lm_head|embed_out)$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """How a model's leaves lie on a mesh.
+
+  Attributes:
+    mesh: the devices.
+    axes: dotted path -> the logical names of the leaf's axes, for those that have names.
+    stacks: dotted path of each stack -> layers or experts.
+  """
+
+  mesh: Mesh
+  axes: Mapping[str, Axes]
+  stacks: Mapping[str, int]
+
+  def spec(self, name: str, leaf: Any) -> PartitionSpec:
+    """How the leaf at a dotted path, a parameter's or one that ends in a parameter's, is split."""
+    owner, rest = self._owner(name)
+    leading = len(masks.stack_shape(owner, self.stacks)) if owner else 0
+    axes = self.axes.get(owner)
+    if axes is None or rest or len(axes) != len(leaf.shape):
+      axes = (None,) * len(leaf.shape)
+    return _by_rules(self.mesh, axes, leaf, leading)
+
+  def shardings(self, tree: Any) -> Any:
+    """The tree of shardings for a tree of arrays or shapes: parameters, or a whole training state."""
+
+    def one(path: Any, leaf: Any) -> NamedSharding:
+      return NamedSharding(self.mesh, self.spec(jax.tree_util.keystr(path, simple=True, separator="."), leaf))
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+  def notes(self, tree: Any, least: int = 2**26) -> list[str]:
+    """A line for every leaf of at least `least` bytes that is whole on every device although the mesh could split it."""
+    ways = self.mesh.shape["fsdp"] * self.mesh.shape["tensor"]
+    lines = []
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+      name = jax.tree_util.keystr(path, simple=True, separator=".")
+      if ways > 1 and math.prod(leaf.shape) * leaf.dtype.itemsize >= least and not any(self.spec(name, leaf)):
+        lines.append(f"{name} {list(leaf.shape)} is replicated: no axis divides by mesh.fsdp or mesh.tensor")
+    return lines
+
+  def _owner(self, name: str) -> tuple[str, str]:
+    """(the parameter whose path the name ends in or contains, what follows it)."""
+    if name in self.axes:
+      return name, ""
+    parts = name.split(".")
+    for start in range(len(parts)):
+      for end in range(len(parts), start, -1):
+        found = ".".join(parts[start:end])
+        if found in self.axes:
+          return found, ".".join(parts[end:])
+    return "", ""
+
+
+def layout_of(model: Model, mesh: Mesh) -> Layout:
+  """The layout of a model with its methods, from its sites alone."""
+  hidden = hidden_size(model)
+  flat = masks.flatten(model.params)
+  axes: dict[str, Axes] = {}
+  for site in sorted(model.sites, key=lambda site: len(site.path)):
+    prefix = ".".join(site.path) + "."
+    ends = _ends(site, hidden)
+    for path in [path for path in flat if path.startswith(prefix)]:
+      stack = masks.stack_shape(path, model.stacks)
+      own = flat[path].shape[len(stack) :]
+      axes[path] = (*(None,) * len(stack), *_names(path.rpartition(".")[2], own, site, ends))
+  for path, leaf in flat.items():
+    axes.setdefault(path, _unnamed(path, leaf, model.stacks, hidden))
+  return Layout(mesh, axes, dict(model.stacks))
+
+
+def hidden_size(model: Model) -> int:
+  """The size of the hidden states: the commonest end of the linear sites."""
+  ends = collections.Counter(end for site in model.sites if site.kind == "linear" for end in site.shape for _ in site.names)
+  return ends.most_common(1)[0][0] if ends else 0
+
+
+def _ends(site: Site, hidden: int) -> tuple[str | None, str | None]:
+  """The logical names of a site's input and output."""
+  name = site.names[0]
+  if site.kind in ("embedding", "unembedding"):
+    return VOCAB, EMBED
+  if site.kind not in ("linear", "conv"):
+    return EMBED, EMBED
+  if _OUTPUT_LAYER.search(name):
+    return EMBED, VOCAB
+  inside = HEADS if _ATTENTION.search(name) else MLP
+  source, target = site.shape[-2:]
+  if _BACK.search(name) and target == hidden:
+    return inside, EMBED
+  return EMBED if source == hidden else None, inside if source == hidden else None
+
+
+def _names(leaf: str, shape: tuple[int, ...], site: Site, ends: tuple[str | None, str | None]) -> Axes:
+  """The names of a leaf's axes at a site: the axis that is as long as the input or output has its name.
+
+  Where input and output are of one size, a matrix's first axis is the input's and its last the output's.
+  """
+  source, target = (site.shape[-2:] if len(site.shape) > 1 and site.kind != "attention" else (site.shape[-1],) * 2)
+  if len(shape) == 1:
+    is_target = shape[0] == target and leaf != "lora_a"
+    name = ends[1] if is_target else ends[0] if shape[0] == source else None
+    return (name if name != EMBED else None,)  # vectors along the hidden states are held whole, as norms are
+  names: list[str | None] = [None] * len(shape)
+  if len(shape) >= 2 and site.kind != "attention":
+    if shape[-2] == source:
+      names[-2] = ends[0]
+    if shape[-1] == target and (names[-2] is None or names[-2] != ends[1]):
+      names[-1] = ends[1]
+  return tuple(names)
+
+
+def _unnamed(path: str, leaf: Any, stacks: Mapping[str, int], hidden: int) -> Axes:
+  """The names of a leaf that stands at no site, such as one that all sites share: axes of the hidden size alone."""
+  leading = len(masks.stack_shape(path, stacks))
+  names: list[str | None] = [None] * len(leaf.shape)
+  for axis in range(leading, len(leaf.shape)):
+    if leaf.shape[axis] == hidden and len(leaf.shape) - leading > 1 and EMBED not in names:
+      names[axis] = EMBED
+  return tuple(names)
+
+
+def _by_rules(mesh: Mesh, axes: Axes, leaf: Any, leading: int) -> PartitionSpec:
+  """The rules' mesh axes where they divide; where none of them is `fsdp`, that on the longest axis it divides."""
+  if math.prod(leaf.shape) < SMALLEST:
+    return PartitionSpec()
+  chosen: list[Any] = [None] * len(axes)
+  for index, (name, size) in enumerate(zip(axes, leaf.shape)):
+    axis = RULES.get(name or "")
+    if axis is not None and mesh.shape[axis] > 1 and size % mesh.shape[axis] == 0 and axis not in chosen:
+      chosen[index] = axis
+  ways = mesh.shape["fsdp"]
+  if ways > 1 and "fsdp" not in chosen:
+    held = [size // (mesh.shape[axis] if axis else 1) for axis, size in zip(chosen, leaf.shape)]
+    free = [index for index in range(leading, len(held)) if held[index] % ways == 0]
+    if free:
+      longest = max(free, key=lambda index: held[index])
+      chosen[longest] = (chosen[longest], "fsdp") if chosen[longest] else "fsdp"
+  return PartitionSpec(*chosen) if any(chosen) else PartitionSpec()
+
+
+# Activations ------------------------------------------------------------------------------------------------------
+
+
+def on_mesh(forward: Callable[..., Any], model: Model, mesh: Mesh) -> Callable[..., Any]:
+  """A forward pass whose activations stay where the batch lies, so that leaves come to them and not they to leaves.
+
+  Left to itself, the partitioner gathers the batch instead of the leaves wherever a leaf is larger. Inputs and outputs
+  of every linear module are held to [batch over data and fsdp, length over sequence, features over tensor or whole].
+  """
+  ways = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+  placement = Placement(mesh.devices.flat[0].platform, ways, mesh.shape["tensor"])
+  hidden = hidden_size(model)
+  ends = {site.path: _ends(site, hidden) for site in model.sites if site.kind in ("linear", "embedding")}
+
+  def hold(x: jax.Array, name: str | None) -> jax.Array:
+    if x.ndim < 2 or x.shape[0] % ways:
+      return x
+    along = mesh.shape["sequence"]
+    middle = ["sequence" if x.ndim == 3 and along > 1 and x.shape[1] % along == 0 else None] + [None] * (x.ndim - 3)
+    axis = RULES.get(name or "") if name != EMBED else None
+    last = axis if axis and x.shape[-1] % mesh.shape[axis] == 0 else None
+    spec = PartitionSpec(BATCH_AXES, *middle[: x.ndim - 2], last)
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+  def intercept(next_fun: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+    module = context.module
+    if context.method_name != "__call__" or module.scope is None or module.path not in ends or len(args) != 1:
+      return next_fun(*args, **kwargs)
+    source, target = ends[module.path]
+    if isinstance(module, nn.Embed):
+      return hold(next_fun(*args, **kwargs), target)
+    return hold(next_fun(hold(args[0], source), **kwargs), target)
+
+  def run(params: masks.Tree, inputs: Mapping[str, Any], rng: jax.Array | None = None) -> Any:
+    with placed(placement):
+      if mesh.size == 1:
+        return forward(params, inputs, rng)
+      with nn.intercept_methods(intercept):
+        return forward(params, inputs, rng)
+
+  return run

@@ -1,0 +1,123 @@
+"""Run with 8 virtual devices: trains tiny models by every kind of method on four meshes and on one device; prints JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import jax
+import numpy as np
+
+from peftjax import config as config_lib
+from peftjax import masks, methods, tasks
+from peftjax.model import from_config, initialise
+from peftjax.models.layers import Runtime
+from peftjax.parallel import mesh as mesh_lib
+from peftjax.train import run as run_lib
+from peftjax.train.compiling import CompiledStep
+
+BERT = {
+  "model_type": "bert",
+  "architectures": ["BertForSequenceClassification"],
+  "vocab_size": 24,
+  "hidden_size": 16,
+  "num_hidden_layers": 2,
+  "num_attention_heads": 4,
+  "intermediate_size": 24,
+  "max_position_embeddings": 32,
+  "initializer_range": 0.3,
+  "num_labels": 3,
+}
+LLAMA = {
+  "model_type": "llama",
+  "architectures": ["LlamaForSequenceClassification"],
+  "vocab_size": 24,
+  "hidden_size": 16,
+  "num_hidden_layers": 2,
+  "num_attention_heads": 4,
+  "num_key_value_heads": 2,
+  "intermediate_size": 24,
+  "max_position_embeddings": 32,
+  "initializer_range": 0.3,
+  "num_labels": 3,
+  "pad_token_id": 0,
+}
+MESHES = [
+  {"data": 8},
+  {"data": 1, "fsdp": 8},
+  {"data": 2, "fsdp": 2, "tensor": 2},
+  {"data": 1, "fsdp": 2, "tensor": 2, "sequence": 2},
+]
+METHODS = {
+  "full": {},
+  "lora": {"rank": 3},
+  "ia3": {},
+  "houlsby": {"bottleneck_dim": 5},
+  "prefix": {"num_virtual_tokens": 4},
+  "prompt": {"num_virtual_tokens": 4},
+}
+
+
+def batch(seed, rows=8, length=6):
+  random = np.random.default_rng(seed)
+  return {
+    "input_ids": random.integers(1, 24, size=(rows, length)).astype("i4"),
+    "attention_mask": (np.arange(length) < random.integers(1, length + 1, size=(rows, 1))).astype("i4"),
+    "labels": random.integers(3, size=rows).astype("i4"),
+    "weight": random.uniform(0.5, 2.0, size=rows).astype("f4"),
+    "index": np.arange(rows, dtype="i4"),
+  }
+
+
+def train(hf_config, name, mesh_fields, steps=2):
+  """(losses, trained leaves, share of the trained and frozen bytes that each device holds)."""
+  config = config_lib.default()
+  config.mesh.update(mesh_fields)
+  config.optim.update({"learning_rate": 1e-2, "warmup": 0.0, "name": "sgd", "weight_decay": 0.0, "clip_norm": 0.0})
+  devices = jax.devices() if mesh_fields.get("data") != 0 else jax.devices()[:1]
+  config.mesh.data = mesh_fields.get("data") or 1
+  mesh = mesh_lib.make_mesh(config.mesh, devices)
+  bare = from_config(hf_config, runtime=Runtime(dropout=0.0, remat="full"))
+  model = initialise(bare, jax.random.key(0)).add(
+    methods.build(config_lib.ConfigDict({"name": name, **METHODS[name]})), jax.random.key(1)
+  )
+  program = run_lib.program(config, tasks.make("text_classification", "abc"), model, mesh, steps)
+  trainable, frozen = masks.partition(model.params, model.labels())
+  # Fresh adapters are zero on one side: noise lets gradients reach all leaves.
+  trainable = jax.tree.map(lambda x: x + 0.1 * np.sin(np.arange(x.size).reshape(x.shape)).astype(x.dtype), trainable)
+  trainable = jax.device_put(trainable, program.layout.shardings(trainable))
+  frozen = jax.device_put(frozen, program.layout.shardings(frozen))
+  place = program.layout.shardings(jax.eval_shape(program.init, trainable))
+  state = jax.jit(program.init, out_shardings=place)(trainable)
+  step = CompiledStep(program.step(), mesh, state, frozen, lambda _: None)
+  losses = []
+  for index in range(steps):
+    state, metrics = step(state, frozen, mesh_lib.put_batch(mesh, batch(index)))
+    losses.append(float(metrics["loss"]))
+  held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves((trainable, frozen)))
+  whole = sum(leaf.nbytes for leaf in jax.tree.leaves((trainable, frozen)))
+  return losses, masks.flatten(jax.device_get(state.trainable)), held / whole
+
+
+def main(models):
+  import peftjax.parallel.sharding as sharding
+
+  sharding.SMALLEST = 16  # so that leaves this small are split
+  assert len(jax.devices()) == 8
+  rows = []
+  for model_name in models:
+    hf_config = {"bert": BERT, "llama": LLAMA}[model_name]
+    for name in METHODS:
+      losses, leaves, _ = train(hf_config, name, {"data": 0})
+      for mesh in MESHES:
+        other, other_leaves, share = train(hf_config, name, mesh)
+        apart = max(float(np.abs(leaves[path] - other_leaves[path]).max()) for path in leaves)
+        rows.append(
+          {"model": model_name, "method": name, "mesh": mesh, "losses": losses, "others": other, "apart": apart}
+          | {"share": share}
+        )
+  print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+  main(sys.argv[1:])
