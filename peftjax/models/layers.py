@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from peftjax.errors import UserError, nearest
-from peftjax.models import placement
+from peftjax.models.placement import current
 
 Dtype = Any
 REMAT_POLICIES = {
@@ -182,7 +182,7 @@ def attention(
     [B, L, H, D] in q's dtype.
   """
   if backend == "auto":
-    shortest = _LONG if recompute else 128 if placement.current().platform == "cpu" else math.inf
+    shortest = _LONG if recompute else 128 if current().platform == "cpu" else math.inf
     backend = "heads" if q_BxLxHxD.shape[1] >= shortest else "xla"
   scale = q_BxLxHxD.shape[-1] ** -0.5 if scale is None else scale
   drop = dropout_rate > 0.0 and dropout_key is not None

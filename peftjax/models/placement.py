@@ -25,12 +25,12 @@ class Placement:
   heads: int = 1
 
 
-_current: ContextVar[Placement] = ContextVar("placement", default=Placement())
+_current: ContextVar[Placement | None] = ContextVar("placement", default=None)
 
 
 def current() -> Placement:
   """The placement of the program that is being traced."""
-  found = _current.get()
+  found = _current.get() or Placement()
   return found if found.platform else dataclasses.replace(found, platform=jax.default_backend())
 
 

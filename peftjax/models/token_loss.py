@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from peftjax.models.placement import current
+
 IGNORED = -100
 """The target of tokens that carry no loss."""
 
 _CHUNK_ELEMENTS = 2**24
-"""Logits that exist at once: 64 MiB in float32."""
+"""Logits that exist at once on a device: 64 MiB in float32."""
 
 
 def token_losses(module: Any, hidden_BxLxE: jax.Array, targets_BxL: jax.Array, vocabulary: int) -> dict[str, jax.Array]:
@@ -22,7 +24,8 @@ def token_losses(module: Any, hidden_BxLxE: jax.Array, targets_BxL: jax.Array, v
   no weight gradient; methods that act on it act here too.
   """
   batch, length = targets_BxL.shape
-  chunk = min(length, max(1, _CHUNK_ELEMENTS // (batch * vocabulary)))
+  rows = -(-batch // current().batch)  # on one device
+  chunk = min(length, max(1, _CHUNK_ELEMENTS // (rows * vocabulary)))
   count = -(-length // chunk)
   padding = count * chunk - length
   hidden = jnp.pad(hidden_BxLxE, ((0, 0), (0, padding), (0, 0)))

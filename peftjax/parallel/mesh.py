@@ -1,6 +1,7 @@
 """One mesh with the axes `data`, `fsdp`, `tensor` and `sequence`, and how batches lie on it.
 
-Devices stand in JAX's order, those of one process side by side, and the last axes vary fastest: what talks most is close.
+Devices stand in JAX's order, those of one process side by side, and the last axes vary fastest: what talks most is
+close.
 """
 
 from __future__ import annotations
@@ -68,7 +69,9 @@ def process_share(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
   flat = mesh.devices.reshape(ways, -1)
   rows = [row for row in range(ways) if any(device.process_index == process for device in flat[row])]
   if not rows or rows != list(range(rows[0], rows[0] + len(rows))) or ways % len(rows) or rows[0] % len(rows):
-    raise UserError(f"mesh {dict(mesh.shape)}: process {process} holds parts {rows} of the batch; give each an equal part")
+    raise UserError(
+      f"mesh {dict(mesh.shape)}: process {process} holds parts {rows} of the batch; give each an equal part"
+    )
   return rows[0] // len(rows), ways // len(rows)
 
 

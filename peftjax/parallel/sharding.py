@@ -34,7 +34,9 @@ RULES: Mapping[str, str] = {EMBED: "fsdp", HEADS: "tensor", MLP: "tensor", VOCAB
 SMALLEST = 2**14  # elements; smaller leaves cost more to gather than to hold
 
 # Modules that lead back to the hidden states, by the end of their Hugging Face name; other linears lead away from them.
-_BACK = re.compile(r"(^|\.)(o_proj|out_proj|c_proj|down_proj|fc2|fc_out|wo|o|w2|dense_4h_to_h|(output|attention)\.dense)$")
+_BACK = re.compile(
+  r"(^|\.)(o_proj|out_proj|c_proj|down_proj|fc2|fc_out|wo|o|w2|dense_4h_to_h|(output|attention)\.dense)$"
+)
 _ATTENTION = re.compile(r"(^|\.)(\w*attn|\w*attention|SelfAttention|EncDecAttention)(\.|$)")
 _OUTPUT_LAYER = re.compile(r"(^|\.)(lm_head|embed_out)$")
 
@@ -71,7 +73,7 @@ class Layout:
     return jax.tree_util.tree_map_with_path(one, tree)
 
   def notes(self, tree: Any, least: int = 2**26) -> list[str]:
-    """A line for every leaf of at least `least` bytes that is whole on every device although the mesh could split it."""
+    """A line for every leaf of at least `least` bytes that is whole on every device of a mesh that splits leaves."""
     ways = self.mesh.shape["fsdp"] * self.mesh.shape["tensor"]
     lines = []
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
@@ -112,7 +114,9 @@ def layout_of(model: Model, mesh: Mesh) -> Layout:
 
 def hidden_size(model: Model) -> int:
   """The size of the hidden states: the commonest end of the linear sites."""
-  ends = collections.Counter(end for site in model.sites if site.kind == "linear" for end in site.shape for _ in site.names)
+  ends = collections.Counter(
+    end for site in model.sites if site.kind == "linear" for end in site.shape for _ in site.names
+  )
   return ends.most_common(1)[0][0] if ends else 0
 
 
@@ -137,7 +141,7 @@ def _names(leaf: str, shape: tuple[int, ...], site: Site, ends: tuple[str | None
 
   Where input and output are of one size, a matrix's first axis is the input's and its last the output's.
   """
-  source, target = (site.shape[-2:] if len(site.shape) > 1 and site.kind != "attention" else (site.shape[-1],) * 2)
+  source, target = site.shape[-2:] if len(site.shape) > 1 and site.kind != "attention" else (site.shape[-1],) * 2
   if len(shape) == 1:
     is_target = shape[0] == target and leaf != "lora_a"
     name = ends[1] if is_target else ends[0] if shape[0] == source else None
@@ -162,7 +166,10 @@ def _unnamed(path: str, leaf: Any, stacks: Mapping[str, int], hidden: int) -> Ax
 
 
 def _by_rules(mesh: Mesh, axes: Axes, leaf: Any, leading: int) -> PartitionSpec:
-  """The rules' mesh axes where they divide; where none of them is `fsdp`, that on the longest axis it divides."""
+  """The rules' mesh axes where they divide; where none of them is `fsdp`, that too, on the longest axis it divides.
+
+  An axis without a name, such as a rank, is split only where no axis has one.
+  """
   if math.prod(leaf.shape) < SMALLEST:
     return PartitionSpec()
   chosen: list[Any] = [None] * len(axes)
@@ -173,7 +180,8 @@ def _by_rules(mesh: Mesh, axes: Axes, leaf: Any, leading: int) -> PartitionSpec:
   ways = mesh.shape["fsdp"]
   if ways > 1 and "fsdp" not in chosen:
     held = [size // (mesh.shape[axis] if axis else 1) for axis, size in zip(chosen, leaf.shape)]
-    free = [index for index in range(leading, len(held)) if held[index] % ways == 0]
+    named = [index for index, name in enumerate(axes) if name] or range(leading, len(held))
+    free = [index for index in named if held[index] % ways == 0]
     if free:
       longest = max(free, key=lambda index: held[index])
       chosen[longest] = (chosen[longest], "fsdp") if chosen[longest] else "fsdp"

@@ -1,4 +1,4 @@
-"""Devices that are not here: a slice of TPUs as the compiler from `libtpu` knows it, and how much memory a device has."""
+"""Devices that are not here: a slice of TPUs as the compiler from `libtpu` knows it; how much memory a device has."""
 
 from __future__ import annotations
 

@@ -128,6 +128,7 @@ def resolve(config: ConfigDict) -> Run:
   task = make_task(config, loaders.dataset)
   model = assemble.make_model(config, task.name, label_names=task.label_names, num_labels=task.num_labels)
   tokenizer.check_fits(int(model.hf_config["vocab_size"]))
+  check_positions(model, config.data.max_length)
   base = Base(str(config.model.path), base_hash(model))
   made = program(config, task, model, mesh, count_steps(config, loaders.train.steps_per_epoch))
   trainable, frozen = masks.partition(model.params, model.labels())
@@ -142,6 +143,17 @@ def resolve(config: ConfigDict) -> Run:
     final_splits=final_splits(config, loaders),
     notes=tuple(notes),
   )
+
+
+def check_positions(model: Model, max_length: int) -> None:
+  """Raises `UserError` if the longest text, with its virtual tokens, needs more positions than are learned."""
+  limit = getattr(model.module, "position_limit", None)
+  virtual = sum(getattr(one, "num_virtual_tokens", 0) for one in model.methods if "model" in one.kinds)
+  if isinstance(limit, int) and max_length + virtual > limit:
+    beside = f" and {virtual} virtual tokens" if virtual else ""
+    raise UserError(
+      f"data.max_length={max_length}{beside}: the model has {limit} positions; {max(limit - virtual, 0)} tokens fit"
+    )
 
 
 def final_splits(config: ConfigDict, loaders: data_lib.Loaders) -> tuple[str, ...]:

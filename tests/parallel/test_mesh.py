@@ -22,7 +22,12 @@ def mesh_config(**fields):
 
 
 def test_what_is_left_goes_to_the_open_axis():
-  assert mesh_lib.make_mesh(mesh_config(), jax.devices()[:1]).shape == {"data": 1, "fsdp": 1, "tensor": 1, "sequence": 1}
+  assert mesh_lib.make_mesh(mesh_config(), jax.devices()[:1]).shape == {
+    "data": 1,
+    "fsdp": 1,
+    "tensor": 1,
+    "sequence": 1,
+  }
 
 
 @pytest.mark.parametrize("fields", [{"data": 3}, {"data": -1, "fsdp": -1}, {"data": 0}, {"fsdp": 2}])

@@ -1,0 +1,152 @@
+"""Specs from shapes: the axes of leaves, of adapters beside them and of the optimizer's statistics."""
+
+from __future__ import annotations
+
+import types
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from peftjax import config as config_lib
+from peftjax import masks, methods, tasks
+from peftjax.errors import UserError
+from peftjax.model import from_config
+from peftjax.parallel import mesh as mesh_lib
+from peftjax.parallel.sharding import layout_of
+from peftjax.train import run as run_lib
+
+LLAMA = {
+  "model_type": "llama",
+  "architectures": ["LlamaForCausalLM"],
+  "vocab_size": 320,
+  "hidden_size": 128,
+  "num_hidden_layers": 3,
+  "num_attention_heads": 4,
+  "num_key_value_heads": 2,
+  "intermediate_size": 192,
+  "tie_word_embeddings": False,
+}
+GPT2 = {"model_type": "gpt2", "vocab_size": 320, "n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 64}
+BERT = {
+  "model_type": "bert",
+  "architectures": ["BertModel"],
+  "vocab_size": 320,
+  "hidden_size": 128,
+  "num_hidden_layers": 2,
+  "num_attention_heads": 4,
+  "intermediate_size": 192,
+}
+
+
+def device_mesh(data=1, fsdp=2, tensor=2, sequence=1):
+  """A mesh of devices that are not there, for specs alone."""
+  shape = (data, fsdp, tensor, sequence)
+  devices = [types.SimpleNamespace(id=i, platform="cpu", process_index=i // 2) for i in range(np.prod(shape))]
+  return types.SimpleNamespace(
+    devices=np.array(devices).reshape(shape), shape=dict(zip(mesh_lib.AXES, shape)), size=len(devices)
+  )
+
+
+def specs(hf_config, *added, **sizes):
+  model = from_config(hf_config)
+  for one in added:
+    model = model.add(one)
+  layout = layout_of(model, device_mesh(**sizes))
+  return {path: layout.spec(path, leaf) for path, leaf in masks.flatten(model.params).items()}
+
+
+def test_an_adapter_follows_the_axes_of_its_leaf():
+  found = specs(LLAMA, methods.LoRA(rank=64, targets="all-linear"))
+  layers = "model.layers"
+  assert found[f"{layers}.self_attn.q_proj.kernel"] == P(None, "fsdp", "tensor")
+  assert found[f"{layers}.self_attn.q_proj.lora_a"] == P(None, "fsdp", None)
+  assert found[f"{layers}.self_attn.q_proj.lora_b"] == P(None, None, ("tensor", "fsdp"))
+  assert found[f"{layers}.self_attn.o_proj.kernel"] == P(None, "tensor", "fsdp")
+  assert found[f"{layers}.self_attn.o_proj.lora_a"] == P(None, ("tensor", "fsdp"), None)
+  assert found[f"{layers}.self_attn.o_proj.lora_b"] == P(None, None, "fsdp")
+  assert found[f"{layers}.mlp.down_proj.kernel"] == P(None, "tensor", "fsdp")
+  assert found["model.embed_tokens.embedding"] == P("tensor", "fsdp")
+  assert found["lm_head.kernel"] == P("fsdp", "tensor")
+  assert found["model.norm.scale"] == P()
+
+
+@pytest.mark.parametrize(
+  ("hf_config", "away", "back"),
+  [
+    (GPT2, "h.attn.c_attn.kernel", "h.attn.c_proj.kernel"),
+    (GPT2, "h.mlp.c_fc.kernel", "h.mlp.c_proj.kernel"),
+    (BERT, "encoder.layer.attention.self.query.kernel", "encoder.layer.attention.output.dense.kernel"),
+    (BERT, "encoder.layer.intermediate.dense.kernel", "encoder.layer.output.dense.kernel"),
+  ],
+)
+def test_families(hf_config, away, back):
+  found = {path.removeprefix("transformer."): spec for path, spec in specs(hf_config).items()}
+  assert found[away] == P(None, "fsdp", "tensor")
+  assert found[back] == P(None, "tensor", "fsdp")
+
+
+def test_experts_are_whole_along_their_axis():
+  experts = {"model_type": "mixtral", "num_local_experts": 2, "num_experts_per_tok": 1}
+  found = specs({**LLAMA, **experts, "architectures": ["MixtralForCausalLM"]})
+  path = "model.layers.block_sparse_moe.experts"
+  assert found[f"{path}.w1.kernel"] == P(None, None, "fsdp", "tensor")
+  assert found[f"{path}.w2.kernel"] == P(None, None, "tensor", "fsdp")
+
+
+def test_sizes_that_do_not_divide_are_replicated_with_a_note_for_large_leaves():
+  model = from_config({**LLAMA, "vocab_size": 321, "num_hidden_layers": 1})
+  layout = layout_of(model, device_mesh(fsdp=5, tensor=7))
+  assert all(not any(layout.spec(path, leaf)) for path, leaf in masks.flatten(model.params).items())
+  notes = layout.notes(model.params, least=2**17)
+  assert sorted(notes) == [
+    "lm_head.kernel [128, 321] is replicated: no axis divides by mesh.fsdp or mesh.tensor",
+    "model.embed_tokens.embedding [321, 128] is replicated: no axis divides by mesh.fsdp or mesh.tensor",
+  ]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_statistics_lie_where_their_parameter_does(optimizer):
+  config = config_lib.default()
+  config.optim.name = optimizer
+  model = from_config({**LLAMA, "architectures": ["LlamaForSequenceClassification"], "num_labels": 3}).add(
+    methods.build(config_lib.ConfigDict({"name": "full"}))
+  )
+  made = run_lib.program(config, tasks.make("text_classification", "abc"), model, device_mesh(), 10)
+  trainable, _ = masks.partition(model.params, model.labels())
+  state = jax.eval_shape(made.init, trainable)
+  statistics = {}
+  for path, leaf in jax.tree_util.tree_flatten_with_path(state.opt_state)[0]:
+    name = jax.tree_util.keystr(path, simple=True, separator=".")
+    statistics[name] = (leaf.shape, made.layout.spec(name, leaf))
+  if optimizer == "adamw":
+    moments = {n: s for n, s in statistics.items() if n.endswith("q_proj.kernel")}
+    assert len(moments) == 2
+    assert set(moments.values()) == {((3, 128, 128), P(None, "fsdp", "tensor"))}
+  else:
+    large = [spec for shape, spec in statistics.values() if np.prod(shape) >= 2**14]
+    assert large == [] or all(any(spec) for spec in large)
+
+
+def test_rows_of_processes():
+  mesh = device_mesh(data=2, fsdp=2, tensor=2)  # processes of two devices each
+  assert [mesh_lib.process_share(mesh, process) for process in range(4)] == [(0, 4), (1, 4), (2, 4), (3, 4)]
+  mesh = device_mesh(data=1, fsdp=2, tensor=4)
+  assert [mesh_lib.process_share(mesh, process) for process in range(4)] == [(0, 2), (0, 2), (1, 2), (1, 2)]
+  mesh = device_mesh(data=8, fsdp=1, tensor=1)
+  assert [mesh_lib.process_share(mesh, process) for process in range(4)] == [(0, 4), (1, 4), (2, 4), (3, 4)]
+
+
+def test_the_longest_text_and_virtual_tokens_must_have_positions():
+  bert = from_config({**BERT, "max_position_embeddings": 40})
+  run_lib.check_positions(bert, 40)
+  with pytest.raises(UserError, match=r"data\.max_length=41: the model has 40 positions; 40 tokens fit"):
+    run_lib.check_positions(bert, 41)
+  roberta = {**BERT, "model_type": "roberta", "architectures": ["RobertaModel"], "max_position_embeddings": 42}
+  with pytest.raises(UserError, match="the model has 40 positions"):
+    run_lib.check_positions(from_config({**roberta, "pad_token_id": 1}), 41)
+  prompted = bert.add(methods.build(config_lib.ConfigDict({"name": "prompt", "num_virtual_tokens": 8})))
+  with pytest.raises(UserError, match=r"max_length=40 and 8 virtual tokens: .* 32 tokens fit"):
+    run_lib.check_positions(prompted, 40)
+  run_lib.check_positions(from_config(LLAMA), 10**6)
