@@ -57,10 +57,10 @@ class Layout:
 
   def spec(self, name: str, leaf: Any) -> PartitionSpec:
     """How the leaf at a dotted path, a parameter's or one that ends in a parameter's, is split."""
-    owner, rest = self._owner(name)
+    owner = self._owner(name)
     leading = len(masks.stack_shape(owner, self.stacks)) if owner else 0
     axes = self.axes.get(owner)
-    if axes is None or rest or len(axes) != len(leaf.shape):
+    if axes is None or len(axes) != len(leaf.shape):
       axes = (None,) * len(leaf.shape)
     return _by_rules(self.mesh, axes, leaf, leading)
 
@@ -82,17 +82,17 @@ class Layout:
         lines.append(f"{name} {list(leaf.shape)} is replicated: no axis divides by mesh.fsdp or mesh.tensor")
     return lines
 
-  def _owner(self, name: str) -> tuple[str, str]:
-    """(the parameter whose path the name ends in or contains, what follows it)."""
+  def _owner(self, name: str) -> str:
+    """The parameter whose path the name contains: a statistic's, or that of a quantised leaf's codes and scales."""
     if name in self.axes:
-      return name, ""
+      return name
     parts = name.split(".")
     for start in range(len(parts)):
       for end in range(len(parts), start, -1):
         found = ".".join(parts[start:end])
         if found in self.axes:
-          return found, ".".join(parts[end:])
-    return "", ""
+          return found
+    return ""
 
 
 def layout_of(model: Model, mesh: Mesh) -> Layout:

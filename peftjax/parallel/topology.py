@@ -31,7 +31,9 @@ def topology_devices(name: str) -> list[Any]:
   if importlib.util.find_spec("libtpu") is None:
     raise UserError("plan --topology needs the TPU compiler: pip install 'peftjax[tpu]'")
   # The compiler asks the cloud's metadata server which machine this is; there is none to ask.
-  for variable, value in (("TPU_SKIP_MDS_QUERY", "1"), ("TPU_WORKER_HOSTNAMES", "localhost"), ("TPU_WORKER_ID", "0")):
+  # Nothing runs on a TPU, so that several processes may hold the library.
+  known = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}
+  for variable, value in (known | {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}).items():
     os.environ.setdefault(variable, value)
   from jax.experimental import topologies
 

@@ -20,6 +20,11 @@ from peftjax.train.state import TrainState
 from peftjax.train.step import Metrics, TrainStep
 
 
+# On TPUs: a product with a gathered leaf is one product behind one gather, which the scheduler hides behind the layer
+# before. Products in pieces between permutations held 0.3 GiB more on a LLaMA of 7B and took longer to compile.
+_OPTIONS = {"tpu": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "100000"}}
+
+
 def use_cache(folder: str) -> None:
   """Keeps compiled programs in a folder, unless the environment or the caller has chosen one already."""
   if not jax.config.values.get("jax_compilation_cache_dir"):
@@ -79,6 +84,7 @@ class CompiledStep:
       out_shardings=(place[0], replicated(mesh)),
       donate_argnums=0,
     )
+    self._options = _OPTIONS.get(mesh.devices.flat[0].platform, {})
     self._compiled: dict[Any, Any] = {}
     self._tell, self._together = compiled, together
     self.just_compiled = False
@@ -95,7 +101,7 @@ class CompiledStep:
     """(the compiled step, its cost) for arrays, or for shapes with shardings."""
     start = time.perf_counter()
     traced = self._jitted.trace(state, frozen, batch)
-    compiled = traced.lower().compile()
+    compiled = traced.lower().compile(compiler_options=self._options)
     seconds = time.perf_counter() - start
     memory, analysis = compiled.memory_analysis(), compiled.cost_analysis() or {}
     cost = Cost(

@@ -15,6 +15,7 @@ from peftjax.errors import UserError
 from peftjax.model import from_config
 from peftjax.parallel import mesh as mesh_lib
 from peftjax.parallel.sharding import layout_of
+from peftjax.train import assemble
 from peftjax.train import run as run_lib
 
 LLAMA = {
@@ -150,3 +151,18 @@ def test_the_longest_text_and_virtual_tokens_must_have_positions():
   with pytest.raises(UserError, match=r"max_length=40 and 8 virtual tokens: .* 32 tokens fit"):
     run_lib.check_positions(prompted, 40)
   run_lib.check_positions(from_config(LLAMA), 10**6)
+
+
+def test_codes_and_scales_lie_where_their_kernel_would():
+  config = config_lib.default()
+  config.model.quantize = "nf4"
+  model = from_config(LLAMA, quantize=assemble.quantization(config)).add(methods.LoRA(rank=3))
+  layout = layout_of(model, device_mesh())
+  found = {
+    jax.tree_util.keystr(path, simple=True, separator="."): layout.spec(
+      jax.tree_util.keystr(path, simple=True, separator="."), leaf
+    )
+    for path, leaf in jax.tree_util.tree_flatten_with_path(model.params)[0]
+  }
+  assert found["model.layers.self_attn.q_proj.kernel.qvalue"] == P(None, "fsdp", "tensor")
+  assert found["model.layers.mlp.down_proj.kernel.qvalue"] == P(None, "tensor", "fsdp")
