@@ -19,7 +19,6 @@ from peftjax.train.flops import flops_of
 from peftjax.train.state import TrainState
 from peftjax.train.step import Metrics, TrainStep
 
-
 # On TPUs: a product with a gathered leaf is one product behind one gather, which the scheduler hides behind the layer
 # before. Products in pieces between permutations held 0.3 GiB more on a LLaMA of 7B and took longer to compile.
 _OPTIONS = {"tpu": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "100000"}}
