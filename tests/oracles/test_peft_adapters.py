@@ -365,6 +365,13 @@ CASES |= {
     merges=False,
     trains=True,
   ),
+  "llama-p-tuning": Case(
+    lambda **c: peft.PromptEncoderConfig(num_virtual_tokens=3, encoder_hidden_size=7, **c),
+    methods.PTuning(num_virtual_tokens=3, encoder_hidden_size=7),
+    base="llama-causal",
+    merges=False,
+    same_config=False,
+  ),
   "llama-norm": Case(
     lambda **c: peft.LNTuningConfig(target_modules=["input_layernorm", "model.norm"], **c),
     methods.LayerNormTuning(targets=("input_layernorm", "model.norm")),
