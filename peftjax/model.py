@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +144,7 @@ class Model:
         raise UserError(f"{error}; the experts of a layer are one leaf, so treat them alike") from None
       return self.unrolled().add(methods, key)
     key = jax.random.key(0) if key is None else key
-    laid = functools.partial(attach, bound=bound, key=key)
+    laid = functools.partial(attach, bound=bound, key=key, original=self._originals(bound))
     observed = self._observe(bound)
     params = (
       jax.eval_shape(laid, self.params, observed=observed) if self.is_abstract else laid(self.params, observed=observed)
@@ -152,6 +152,20 @@ class Model:
     whole = (*self.bound, *bound)
     check_all_read(self.module, params, whole, self.example_inputs)
     return dataclasses.replace(self, params=params, bound=whole)
+
+  def _originals(self, bound: tuple[Bound, ...]) -> Callable[[Site], jax.Array] | None:
+    """How to get the float kernel that was quantised at a site; None if no method asks for one."""
+    wanting = [one for one in bound if one.method.needs_original]
+    if not wanting:
+      return None
+    paths, name = self.quantized_paths(), wanting[0].method.name
+    if not any(".".join((*site.path, "kernel")) in paths for one in wanting for site in one.sites):
+      raise UserError(f"{name}.init='loftq' starts from what quantisation rounded away; set model.quantize='nf4'")
+    if self.is_abstract:
+      return lambda site: jnp.zeros((*site.stack, *site.shape))
+    if self.folder is None:
+      raise UserError(f"{name}.init='loftq' needs the float weights; load the model from a folder with quantize='nf4'")
+    return pretrained.kernels_of(self.folder, self.family, self.params, self.stacks)
 
   def _observe(self, bound: tuple[Bound, ...]) -> dict[str, dict[str, Any]]:
     """What methods note at their sites in a run of the model as it is; {} for most methods."""

@@ -4,12 +4,14 @@
     W ≈ s_block · q[code]         nf4: s = absmax of the block, q the 16 quantiles of arXiv 2305.14314, appendix E
 
 A block is 64 consecutive inputs of one output. The scales of nf4 are quantised again (section 3, "double
-quantization"): int8 in blocks of 256 around the mean of the layer's scales, 4.13 bits a parameter in all. A `QArray`
-whose `scale` is a `CentredScale` says that; every other field is as qwix has it, with the codes packed two a byte by
-XLA's own 4-bit types.
+quantization"): int8 in blocks of 256 around the mean of the layer's scales, 4.13 bits a parameter in all.
+
+int8 is a `QArray`. Codes of 4 bits are a `Packed`, two a byte, which becomes a `QArray` inside the layer: as one, each
+code would take a byte of the host's memory, and programs compiled ahead of time for a CPU refuse 4-bit arguments, whose
+arrays do not report the layout that they have.
 
   before   {"query": {"kernel": f32[6, 384, 384]}}
-  after    {"query": {"kernel": QArray}} with the arrays kernel.qvalue: uint4[6, 384, 384],
+  after    {"query": {"kernel": Packed}} with the arrays kernel.qvalue: uint8[6, 192, 384],
            kernel.scale.deviation.qvalue: int8[6, 6, 384], kernel.scale.deviation.scale: f32[6, 6, 2],
            kernel.scale.mean: f32[6, 1, 1]
 """
@@ -18,7 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, TypeAlias
 
 import flax.struct
 import jax
@@ -51,16 +53,57 @@ class CentredScale:
     return self.mean + qwix.dequantize(self.deviation)
 
 
+@flax.struct.dataclass
+class Packed:
+  """4-bit codes, those of inputs 2i and 2i + 1 in the low and the high half of byte i.
+
+  Attributes:
+    qvalue: uint8 [..., rows / 2 rounded up, out].
+    scale: float32 [..., in / block, out], or that as a `CentredScale`.
+    rows: inputs.
+    qtype: "int4" (two's complement) or "nf4" (an index of the codebook).
+  """
+
+  qvalue: jax.Array
+  scale: Any
+  rows: int = flax.struct.field(pytree_node=False)
+  qtype: str = flax.struct.field(pytree_node=False)
+
+  shape = property(lambda self: (*self.qvalue.shape[:-2], self.rows, self.qvalue.shape[-1]))
+  ndim = property(lambda self: self.qvalue.ndim)
+  dtype = property(lambda self: self.scale.dtype)
+
+  def unpacked(self) -> QArray:
+    """The same with a byte for each code, and with plain scales."""
+    halves = jnp.stack([self.qvalue & 15, self.qvalue >> 4], axis=-2)
+    codes = halves.reshape(*self.qvalue.shape[:-2], -1, self.qvalue.shape[-1])[..., : self.rows, :]
+    if self.qtype == "int4":
+      codes = (codes ^ 8).astype(jnp.int8) - 8
+    scale = self.scale.value() if isinstance(self.scale, CentredScale) else self.scale
+    return QArray(codes, scale, qtype="nf4" if self.qtype == "nf4" else jnp.int8)
+
+
+def _packed(array: QArray, kind: str) -> Packed:
+  codes = array.qvalue.astype(jnp.int8).astype(jnp.uint8) & 15
+  rows = codes.shape[-2]
+  codes = jnp.pad(codes, [(0, 0)] * (codes.ndim - 2) + [(0, rows % 2), (0, 0)])
+  pairs = codes.reshape(*codes.shape[:-2], -1, 2, codes.shape[-1])
+  return Packed(pairs[..., 0, :] | pairs[..., 1, :] << 4, array.scale, rows, kind)
+
+
+Quantized: TypeAlias = QArray | Packed
+
+
 def is_quantized(leaf: Any) -> bool:
   """Whether a leaf of the parameter tree is quantised."""
-  return isinstance(leaf, QArray)
+  return isinstance(leaf, QArray | Packed)
 
 
 def kind_of(leaf: Any) -> str:
   """What a leaf is stored as: "nf4", "int8", or the dtype of an array."""
   if not is_quantized(leaf):
     return str(np.dtype(leaf.dtype).name)
-  return "nf4" if leaf.qtype == "nf4" else str(np.dtype(leaf.qtype).name)
+  return leaf.qtype if isinstance(leaf, Packed) else "int8"
 
 
 def block_of(size: int, block: int) -> int:
@@ -79,8 +122,8 @@ def block_of(size: int, block: int) -> int:
 
 
 @functools.partial(jax.jit, static_argnames=("kind", "block"))
-def quantize(kernel: jax.Array, kind: str, block: int = 64) -> QArray:
-  """A kernel [..., in, out] as a `QArray` of one of `KINDS`; leading axes are layers, each by itself.
+def quantize(kernel: jax.Array, kind: str, block: int = 64) -> Quantized:
+  """A kernel [..., in, out] as one of `KINDS`; leading axes are layers, each by itself.
 
   Raises:
     UserError: as `block_of`.
@@ -93,8 +136,10 @@ def quantize(kernel: jax.Array, kind: str, block: int = 64) -> QArray:
     channelwise_axes=(*range(lead), lead + 1),
     tiled_axes={lead: block_of(features_in, block)},
   )
-  if kind != "nf4":
-    return dataclasses.replace(found, qtype=_QTYPES[kind])
+  if kind == "int8":
+    return dataclasses.replace(found, qtype=jnp.int8)
+  if kind == "int4":
+    return _packed(found, kind)
   mean = found.scale.mean(axis=(-2, -1), keepdims=True)
   deviation: QArray = qwix.quantize(
     found.scale - mean,
@@ -102,7 +147,8 @@ def quantize(kernel: jax.Array, kind: str, block: int = 64) -> QArray:
     channelwise_axes=tuple(range(lead + 1)),
     tiled_axes={lead + 1: _scale_block(features_out)},
   )
-  return dataclasses.replace(found, scale=CentredScale(dataclasses.replace(deviation, qtype=jnp.int8), mean))
+  scale: Any = CentredScale(dataclasses.replace(deviation, qtype=jnp.int8), mean)
+  return _packed(dataclasses.replace(found, scale=scale), kind)
 
 
 def _scale_block(size: int) -> int:
@@ -117,18 +163,16 @@ def dequantize(leaf: Any, dtype: Any = jnp.float32) -> jax.Array:
   if not is_quantized(leaf):
     array: jax.Array = leaf.astype(dtype)
     return array
-  if isinstance(leaf.scale, CentredScale):
-    leaf = dataclasses.replace(leaf, scale=leaf.scale.value())
-  return qwix.dequantize(leaf).astype(dtype)
+  return qwix.dequantize(leaf.unpacked() if isinstance(leaf, Packed) else leaf).astype(dtype)
 
 
-def like(leaf: QArray, kernel: jax.Array) -> QArray:
+def like(leaf: Quantized, kernel: jax.Array) -> Quantized:
   """A float kernel quantised as `leaf` is; the kernel may lack its leading axes."""
   return quantize(kernel, kind=kind_of(leaf), block=leaf.shape[-2] // leaf.scale.shape[-2])
 
 
 @jax.jit
-def relative_error(kernel: jax.Array, leaf: QArray) -> jax.Array:
+def relative_error(kernel: jax.Array, leaf: Quantized) -> jax.Array:
   """‖W - W_q‖ / ‖W‖ in the Frobenius norm, of the worst of the layers, float32 scalar; 0 where W is 0."""
   kernel = kernel.astype(jnp.float32)
   lost, whole = (jnp.sqrt(jnp.sum(jnp.square(x), axis=(-2, -1))) for x in (kernel - dequantize(leaf), kernel))
@@ -136,7 +180,7 @@ def relative_error(kernel: jax.Array, leaf: QArray) -> jax.Array:
 
 
 def tree_bytes(tree: Any) -> int:
-  """Bytes of a tree's arrays or shapes, two 4-bit values a byte."""
+  """Bytes of a tree's arrays or shapes."""
   return sum(-(-int(np.prod(x.shape, dtype=np.int64)) * _bits(x.dtype) // 8) for x in jax.tree.leaves(tree))
 
 

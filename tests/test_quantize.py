@@ -13,7 +13,7 @@ from scipy.stats import norm
 from peftjax import masks, methods, quantize
 from peftjax.errors import UserError
 from peftjax.model import from_config
-from peftjax.quantize import CentredScale, dequantize
+from peftjax.quantize import CentredScale, Packed, dequantize
 from peftjax.quantize_model import Quantization, errors_of
 
 ROUND = {"int8": 127.5, "int4": 7.5}
@@ -23,9 +23,8 @@ BYTES = {"int8": 0.27, "int4": 0.15, "nf4": 0.13}
 
 def codebook() -> np.ndarray:
   """nf4's 16 values, as the codes 0 to 15 of a block whose scale is one."""
-  leaf = quantize.quantize(jnp.linspace(-1.0, 1.0, 64 * 64).reshape(64, 64).T, "int8")
-  codes = jnp.arange(16, dtype=jnp.uint4)[:, None]
-  leaf = leaf.replace(qvalue=codes, scale=jnp.ones((1, 1)), qtype="nf4")
+  pairs = np.arange(0, 16, 2) + 16 * np.arange(1, 16, 2)
+  leaf = Packed(jnp.asarray(pairs[:, None], jnp.uint8), jnp.ones((1, 1)), rows=16, qtype="nf4")
   return np.asarray(dequantize(leaf))[:, 0]
 
 
@@ -86,7 +85,7 @@ def test_nf4_codes_are_nearest_and_its_error_is_that_of_normal_weights():
   leaf = quantize.quantize(x, "nf4")
   scaled = blocks(x) / np.abs(blocks(x)).max(axis=2, keepdims=True)
   nearest = np.abs(scaled[..., None] - codebook()).argmin(axis=-1)
-  assert (nearest.reshape(x.shape) == np.asarray(leaf.qvalue, np.int32)).mean() > 0.99999
+  assert (nearest.reshape(x.shape) == np.asarray(leaf.unpacked().qvalue, np.int32)).mean() > 0.99999
   # of N(0, 1) in blocks of 64; int4 with as many bits does worse
   assert float(quantize.relative_error(x, leaf)) == pytest.approx(0.0918, abs=0.002)
   assert float(quantize.relative_error(x, quantize.quantize(x, "int4"))) > 0.1
@@ -143,6 +142,14 @@ def test_argument_bytes_of_a_compiled_steps_base(kind):
   assert quantize.tree_bytes(kernels) <= BYTES[kind] * floats
   assert masks.count(kernels).bytes == quantize.tree_bytes(kernels)
   assert masks.count(kernels).parameters * 4 == floats
+
+
+def test_a_program_compiled_ahead_of_time_takes_committed_leaves():
+  leaf = jax.device_put(quantize.quantize(kernel(), "nf4"), jax.devices()[0])
+  compiled = jax.jit(dequantize).lower(jax.eval_shape(lambda leaf: leaf, leaf)).compile()
+  np.testing.assert_array_equal(compiled(leaf), dequantize(leaf))
+  odd = quantize.quantize(kernel()[:, :19], "int4")
+  assert odd.qvalue.shape == (3, 10, 300) and dequantize(odd).shape == odd.shape == (3, 19, 300)
 
 
 def test_errors_of_two_trees():

@@ -177,6 +177,14 @@ class Method:
     del x, y, site
     return {}
 
+  @property
+  def needs_original(self) -> bool:
+    """Whether `create` is to find, at quantised kernels, base["original"], float32, and base["quantized"].
+
+    It may then return another quantised "kernel", which replaces the base's.
+    """
+    return False
+
   def create(self, key: jax.Array, site: Site, base: Leaves) -> Leaves:
     """The leaves of one layer's site; `base` holds that layer's base leaves, and what was observed there."""
     del key, site, base

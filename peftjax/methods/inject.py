@@ -137,6 +137,7 @@ def attach(
   key: jax.Array,
   *,
   observed: Mapping[str, Leaves] | None = None,
+  original: Callable[[Site], jax.Array] | None = None,
   dtype: Any = jnp.float32,
 ) -> masks.Tree:
   """A new tree with the methods' fresh leaves beside the base's, which are the same arrays as before.
@@ -146,6 +147,7 @@ def attach(
 
   Args:
     observed: `note_key` -> what a method noted at a site while the base ran; `create` finds it in `base`.
+    original: the float kernel of a site whose kernel is quantised, for methods with `needs_original`.
 
   Raises:
     UserError: two methods add a leaf of one name at one site.
@@ -154,6 +156,8 @@ def attach(
   for one in bound:
     for site in one.sites:
       base = {**_base_leaves(flat, site), **(observed or {}).get(note_key(one.method, site), {})}
+      if original is not None and one.method.needs_original and is_quantized(base.get("kernel")):
+        base |= {"original": original(site), "quantized": base["kernel"]}
       for name, leaf in _create_at(one.method, site, base, key).items():
         _put(flat, ".".join((*site.leaf_path, name)), leaf, dtype)
     shared_key = jax.random.fold_in(key, zlib.crc32(one.method.name.encode()))
@@ -174,6 +178,9 @@ def _base_leaves(flat: Mapping[str, Any], site: Site) -> Leaves:
 
 
 def _put(flat: dict[str, Any], path: str, leaf: Any, dtype: Any) -> None:
+  if is_quantized(leaf):
+    flat[path] = leaf
+    return
   if path in flat:
     raise UserError(f"two methods add the leaf {path!r}")
   flat[path] = leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
@@ -188,7 +195,8 @@ def _create_at(method: Method, site: Site, base: Leaves, key: jax.Array) -> Leav
 
 
 def _as_arrays(base: Leaves, site: Site) -> Leaves:
-  return {name: dequantize(leaf, site.dtype) if is_quantized(leaf) else leaf for name, leaf in base.items()}
+  arrays = {name: dequantize(leaf, site.dtype) if is_quantized(leaf) else leaf for name, leaf in base.items()}
+  return arrays | {name: leaf for name, leaf in base.items() if name == "quantized"}
 
 
 def leaf_paths(bound: Sequence[Bound], params: masks.Tree) -> set[str]:

@@ -22,8 +22,9 @@ from peftjax import masks
 from peftjax.errors import UserError, nearest
 from peftjax.methods.base import Call, Leaves, Site
 from peftjax.methods.linear import LinearMethod, by_pattern
+from peftjax.methods.loftq import loftq, principal_product
 
-INITS = ("kaiming", "gaussian", "orthogonal", "pissa", "olora")
+INITS = ("kaiming", "gaussian", "orthogonal", "pissa", "olora", "loftq")
 _FROM_WEIGHT = ("pissa", "olora")
 
 
@@ -36,7 +37,9 @@ class LoRA(LinearMethod):
     alpha: α; the update is scaled by α / r.
     dropout: rate on the update's input while training.
     rslora: scale by α / √r.
-    init: kaiming (uniform ±1/√in, as published and in PEFT), gaussian (N(0, 1/r²)), orthogonal, pissa, olora.
+    init: kaiming (uniform ±1/√in, as published and in PEFT), gaussian (N(0, 1/r²)), orthogonal, pissa, olora, loftq
+      (on a quantised base; see `loftq.py`).
+    loftq_iterations: T of LoftQ.
     rank_pattern, alpha_pattern: name pattern -> value, for modules that differ; a regular expression for the end of the
       name.
     lora_bias: B has a bias, scaled like the update.
@@ -57,6 +60,7 @@ class LoRA(LinearMethod):
   dropout: float = 0.0
   rslora: bool = False
   init: str = "kaiming"
+  loftq_iterations: int = 1
   rank_pattern: Mapping[str, int] = dataclasses.field(default_factory=dict)
   alpha_pattern: Mapping[str, float] = dataclasses.field(default_factory=dict)
   lora_bias: bool = False
@@ -68,8 +72,14 @@ class LoRA(LinearMethod):
       raise UserError(f"{self.name}.init: unknown {self.init!r}; {nearest(self.init, INITS)}")
     if self.init == "orthogonal" and self.rank % 2:
       raise UserError(f"{self.name}.rank: orthogonal initialisation needs an even rank, got {self.rank}")
+    if self.init == "loftq" and self.name != "lora":
+      raise UserError(f"{self.name}.init='loftq': LoftQ is defined for lora alone")
     if self.lora_bias and self.init in _FROM_WEIGHT:
       raise UserError(f"{self.name}.lora_bias cannot go with init={self.init!r}")
+
+  @property
+  def needs_original(self) -> bool:
+    return self.init == "loftq"
 
   def settings(self, name: str) -> tuple[int, float]:
     """(rank, scale) at a module."""
@@ -96,6 +106,9 @@ class LoRA(LinearMethod):
       a, b = _principal(self.init, kernel, rank, scale)
       a = a.reshape(*window, channels_in, rank)
       return {"lora_a": a, "lora_b": b, "lora_a_init": a, "lora_b_init": b}
+    if "original" in base:
+      kernel, a, b = loftq(base["original"], base["quantized"], rank, scale, self.loftq_iterations)
+      return {"lora_a": a, "lora_b": b} | ({"kernel": kernel} if self.loftq_iterations > 1 else {})
     leaves = _fresh(self.init, key, features_in, features_out, rank)
     leaves["lora_a"] = leaves["lora_a"].reshape(*window, channels_in, rank)
     if self.lora_bias:
@@ -160,9 +173,7 @@ def _principal(init: str, kernel: jax.Array, rank: int, scale: float) -> tuple[j
   if init == "olora":
     q, r = jnp.linalg.qr(kernel.T)
     return r[:rank].T, q[:, :rank].T
-  u, s, vt = jnp.linalg.svd(kernel, full_matrices=False)
-  root = jnp.sqrt(s[:rank] / scale)
-  return u[:, :rank] * root, root[:, None] * vt[:rank]
+  return principal_product(kernel, rank, scale)
 
 
 def _image(x: jax.Array, a: jax.Array, dtype: Any, site: Site, call: Call) -> jax.Array:

@@ -165,6 +165,23 @@ def load_params(
   return masks.unflatten(leaves), sorted(drawn), errors
 
 
+def kernels_of(
+  folder: str | Path, family: Family, shapes: masks.Tree, stacks: Mapping[str, int]
+) -> Callable[[Any], jax.Array]:
+  """site -> its kernel as the folder has it, float32, layers stacked where the site is; read when asked for."""
+  checkpoint = open_checkpoint(weight_files(folder))
+  rename = _prefix_fix(family, set(checkpoint.keys()), shapes, stacks)
+
+  def read(name: str, target: np.ndarray) -> None:
+    _read_into(target, name, rename(checkpoint_key(family, name)), family, checkpoint)
+
+  def kernel(site: Any) -> jax.Array:
+    leaf = jax.ShapeDtypeStruct((*site.stack, *site.shape), jnp.float32)
+    return jnp.asarray(_fill(".".join((*site.path, "kernel")), leaf, stacks, read, {}))
+
+  return kernel
+
+
 def _prefix_fix(family: Family, keys: set[str], shapes: masks.Tree, stacks: Mapping[str, int]) -> Callable[[str], str]:
   """How the tree's keys are spelled in this checkpoint: the bare model's prefix may be there or not."""
   prefixes = {architecture.prefix for architecture in family.architectures.values()} - {""}

@@ -131,7 +131,7 @@ def leaves_as(method: LoRA, site: Site, leaves: Leaves) -> Leaves:
 def config_of(method: LoRA, config: Config, names: Mapping[str, str], context: Context) -> Config:
   """How PEFT would have initialised it."""
   del config, names, context
-  return {"init_lora_weights": {"kaiming": True}.get(method.init, method.init)}
+  return {"init_lora_weights": {"kaiming": True, "loftq": True}.get(method.init, method.init)}
 
 
 _LORA = Format(
