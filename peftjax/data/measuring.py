@@ -11,10 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from peftjax.data.collating import encode_examples
+from peftjax.data.collating import Collate
 from peftjax.data.packages import cache_folder
 from peftjax.data.sources import Dataset
-from peftjax.data.tokenizing import Tokenizer
 
 _CHUNK = 512  # examples tokenised together
 
@@ -26,27 +25,31 @@ class Measured:
   Attributes:
     lengths: [n] int32, tokens of each example after cutting.
     cut: examples that did not fit.
-    lost_words: words whose tag no token carries.
+    lost_words: words whose tag no token carries, or responses that are cut off as a whole.
   """
 
   lengths: np.ndarray
   cut: int
   lost_words: int
+  has_responses: bool = False
 
   def notes(self, what: str, max_length: int) -> list[str]:
     """Lines for the log about what does not reach the model; none if everything does."""
     lines = []
+    lost = "words lose their tags, being cut off or unknown to the tokenizer"
+    if self.has_responses:
+      lost = "examples have no response left and teach nothing; raise data.max_length"
     if self.cut:
       share = self.cut / len(self.lengths)
       lines.append(f"{what}: {self.cut:,} of {len(self.lengths):,} texts ({share:.1%}) are cut at {max_length} tokens")
     if self.lost_words:
-      lines.append(f"{what}: {self.lost_words:,} words lose their tags, being cut off or unknown to the tokenizer")
+      lines.append(f"{what}: {self.lost_words:,} {lost}")
     return lines
 
 
-def measure(dataset: Dataset, split: str, tokenizer: Tokenizer) -> Measured:
+def measure(dataset: Dataset, split: str, collate: Collate) -> Measured:
   """Tokenises a split once; later calls with equal data and tokenizer read the cache."""
-  key = hashlib.sha256(f"{dataset.fingerprint()} {split} {tokenizer.fingerprint()}".encode()).hexdigest()
+  key = hashlib.sha256(f"{dataset.fingerprint()} {split} {collate.fingerprint()}".encode()).hexdigest()
   path = cache_folder("lengths") / f"{key}.npz"
   if (saved := _load(path)) is not None:
     return saved
@@ -54,11 +57,11 @@ def measure(dataset: Dataset, split: str, tokenizer: Tokenizer) -> Measured:
   lengths, cut, lost = [np.zeros(0, np.int32)], 0, 0
   for start in range(0, len(source), _CHUNK):
     examples = [source[index] for index in range(start, min(start + _CHUNK, len(source)))]
-    encoded = encode_examples(tokenizer, examples)
-    lengths.append(np.array([len(ids) for ids in encoded.ids], np.int32))
-    cut += int(encoded.cut.sum())
-    lost += encoded.lost_words
-  measured = Measured(np.concatenate(lengths), cut, lost)
+    sizes = collate.sizes(examples)
+    lengths.append(sizes.lengths)
+    cut += sizes.cut
+    lost += sizes.lost
+  measured = Measured(np.concatenate(lengths), cut, lost, "text" not in source[0] and "tokens" not in source[0])
   _save(path, measured)
   return measured
 
@@ -66,7 +69,7 @@ def measure(dataset: Dataset, split: str, tokenizer: Tokenizer) -> Measured:
 def _load(path: Path) -> Measured | None:
   try:
     with path.open("rb") as file, np.load(file) as saved:
-      return Measured(saved["lengths"], int(saved["cut"]), int(saved["lost_words"]))
+      return Measured(saved["lengths"], int(saved["cut"]), int(saved["lost_words"]), bool(saved["has_responses"]))
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # not there, or cut short by a crash
     return None
 

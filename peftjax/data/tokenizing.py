@@ -46,9 +46,17 @@ class Tokenizer:
     size: number of ids, special tokens included.
     max_length: tokens, special ones included.
     gives_type_ids: the model was trained with token type ids.
+    eos_id: the token that ends a text; None if there is none.
   """
 
-  def __init__(self, fast: tokenizers.Tokenizer, pad_id: int, gives_type_ids: bool, max_length: int):
+  def __init__(
+    self,
+    fast: tokenizers.Tokenizer,
+    pad_id: int,
+    gives_type_ids: bool,
+    max_length: int,
+    eos_id: int | None = None,
+  ):
     specials = fast.num_special_tokens_to_add(is_pair=False)
     if max_length <= specials:
       raise UserError(f"data.max_length={max_length}: expected more than the {specials} special tokens of a text")
@@ -59,6 +67,7 @@ class Tokenizer:
     self.size = fast.get_vocab_size(with_added_tokens=True)
     self.max_length = max_length
     self.gives_type_ids = gives_type_ids
+    self.eos_id = eos_id
     pre = json.loads(fast.to_str())["pre_tokenizer"] or {}
     self._words_open_with_a_space = any(
       step["type"] == "ByteLevel" and not step["add_prefix_space"] for step in pre.get("pretokenizers", [pre]) if step
@@ -66,7 +75,7 @@ class Tokenizer:
 
   def cut_to(self, max_length: int) -> Tokenizer:
     """The same tokenizer with another `max_length`."""
-    return Tokenizer(self._fast, self.pad_id, self.gives_type_ids, max_length)
+    return Tokenizer(self._fast, self.pad_id, self.gives_type_ids, max_length, self.eos_id)
 
   def fingerprint(self) -> str:
     """Hex sha256 of everything that decides the ids."""
@@ -89,6 +98,10 @@ class Tokenizer:
     """Encodes texts, or pairs of them (the longer of the two is cut first)."""
     inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
     return self._gather(self._fast.encode_batch(inputs))
+
+  def encode_bare(self, texts: Sequence[str]) -> list[list[int]]:
+    """The ids of texts without special tokens of the tokenizer's own."""
+    return [list(one.ids) for one in self._fast.encode_batch(list(texts), add_special_tokens=False)]
 
   def encode_words(self, tokens: Sequence[Sequence[str]], tags: Sequence[Sequence[int]] | None = None) -> Encoded:
     """Encodes texts given word by word; the first token of a word carries its tag."""
@@ -169,7 +182,7 @@ def load_tokenizer(folder: str | Path, max_length: int = 128) -> Tokenizer:
     raise UserError(f"the tokenizer files in {folder} are damaged: {error}") from None
   fast.no_padding()
   gives_type_ids = "token_type_ids" in settings.get("model_input_names", ()) or _tells_pairs_apart(fast)
-  return Tokenizer(fast, _pad_id(fast, settings), gives_type_ids, max_length)
+  return Tokenizer(fast, _pad_id(fast, settings), gives_type_ids, max_length, _eos_id(fast, settings))
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -230,6 +243,17 @@ def _pad_id(fast: tokenizers.Tokenizer, settings: dict[str, Any]) -> int:
     if token and (index := fast.token_to_id(token)) is not None:
       return index
   return int(settings.get("pad_token_id") or 0)
+
+
+def _eos_id(fast: tokenizers.Tokenizer, settings: dict[str, Any]) -> int | None:
+  """The id of the folder's end token."""
+  token = _token(settings, "eos_token")
+  if token:
+    index: int | None = fast.token_to_id(token)
+    return index
+  ids = settings.get("eos_token_id")
+  ids = ids[0] if isinstance(ids, list) and ids else ids
+  return ids if isinstance(ids, int) else None
 
 
 def _tells_pairs_apart(fast: tokenizers.Tokenizer) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,13 +11,15 @@ from ml_collections import ConfigDict
 
 from peftjax import config as config_lib
 from peftjax import methods
-from peftjax.errors import UserError
-from peftjax.model import Model, folder_of, from_config, load
+from peftjax.errors import UserError, nearest
+from peftjax.model import Model, folder_of, from_config, initialise, load
 from peftjax.models import pretrained
 from peftjax.models.family import CAUSAL_LM, ENCODER, SEQ2SEQ_LM
 from peftjax.models.layers import Runtime
+from peftjax.models.registry import family_of
 from peftjax.quantize_model import Quantization
 
+INITS = ("pretrained", "random")
 ADAPTER_KEY = 1  # folded into the seed's key, so that no other draw shares the adapter's
 
 
@@ -63,8 +66,17 @@ def make_model(
     "runtime": runtime(config),
     "quantize": quantization(config),
   }
-  if abstract:
-    model = from_config(pretrained.read_config(folder_of(section.path)), section.dtype, **options)
+  if section.init not in INITS:
+    raise UserError(f"model.init={section.init!r}; {nearest(section.init, INITS)}")
+  if abstract or section.init == "random":
+    folder = folder_of(section.path)
+    model = from_config(pretrained.read_config(folder), section.dtype, **options)
+    if section.init == "random" and not abstract:
+      if section.adapter:
+        raise UserError("model.adapter: an adapter needs the base that it was trained on, not model.init=random")
+      if options["quantize"]:
+        raise UserError("model.quantize: a model with model.init=random trains its base, which cannot be quantised")
+      model = dataclasses.replace(initialise(model, jax.random.key(config.seed)), folder=folder)
   else:
     model = load(section.path, section.adapter or None, section.dtype, seed=config.seed, **options)
     if section.adapter:
@@ -95,10 +107,18 @@ def trained_task(config: ConfigDict, data_task: str) -> str:
   """
   if config.task.name != "auto":
     return config.task.name
-  if data_task:
+  if data_task not in ("", CAUSAL_LM, SEQ2SEQ_LM):
     return data_task
   hf_config = pretrained.read_config(folder_of(config.model.path))
   task = from_config(hf_config).task
+  offered = {one.task for one in family_of(hf_config).architectures.values()}
+  if data_task == SEQ2SEQ_LM:
+    for kind in (SEQ2SEQ_LM, CAUSAL_LM):
+      if kind in offered:
+        return kind
+    raise UserError(f"{config.data.name!r} has a source and a target, and {config.model.path!r} writes no text")
+  if data_task == CAUSAL_LM and CAUSAL_LM in offered and not config.data.label_column:
+    return CAUSAL_LM
   if task == ENCODER:
     raise UserError(f"task.name: neither {config.data.name!r} nor {config.model.path!r} names a task; set it")
   if task not in (CAUSAL_LM, SEQ2SEQ_LM) and not config.data.label_column:

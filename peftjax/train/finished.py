@@ -17,7 +17,7 @@ from peftjax.files import write_text
 from peftjax.model import Model
 from peftjax.parallel.mesh import make_mesh
 from peftjax.parallel.sharding import Layout, layout_of
-from peftjax.train import assemble
+from peftjax.train import assemble, generations
 from peftjax.train import folder as folder_lib
 from peftjax.train.checkpoint import Base, Checkpoints
 from peftjax.train.compiling import use_cache
@@ -59,6 +59,7 @@ def evaluate_run(workdir: str | Path, splits: Sequence[str] = ()) -> dict[str, A
   config, _ = folder_lib.read_config(folder)
   use_cache(str(cache_folder("compiled")))
   run = resolve(config)
+  generations.check(run)
   for split in splits:
     if split not in run.loaders.evals:
       raise UserError(f"no split {split!r} to evaluate; {nearest(split, run.loaders.evals)}")
@@ -67,6 +68,10 @@ def evaluate_run(workdir: str | Path, splits: Sequence[str] = ()) -> dict[str, A
   metrics = {}
   for split in splits or tuple(run.loaders.evals):
     metrics[split], rows = evaluate(predict, trainable, run.frozen, run.loaders.evals[split], run.task, run.mesh)
+    if config.task.generate:
+      written, texts = generations.generated(run, trainable, split)
+      metrics[split] |= written
+      generations.save_texts(folder, split, texts)
     if jax.process_index() == 0:
       save_rows(folder, split, rows)
   result = {"step": step, "metrics": metrics}

@@ -6,6 +6,7 @@ D/timing.jsonl       step times
 D/tensorboard/       both, as event files
 D/checkpoints/       trainable leaves, optimizer, step, data position
 D/predictions-*.npz  every example's result after the last step
+D/generations-*.jsonl  what a language model wrote (task.generate)
 D/summary.json       written last: the run is finished
 """
 
@@ -23,6 +24,7 @@ from peftjax.data.packages import cache_folder
 from peftjax.files import write_text
 from peftjax.parallel.mesh import put_batch
 from peftjax.train import folder as folder_lib
+from peftjax.train import generations
 from peftjax.train import run as run_lib
 from peftjax.train.checkpoint import Checkpoints
 from peftjax.train.checks import check_moved, check_unchanged
@@ -63,6 +65,7 @@ def train(config: ConfigDict, workdir: str | Path, resolve: Resolve = run_lib.re
     # Data, task, model, method, optimizer
     use_cache(str(cache_folder("compiled")))
     run = resolve(config)
+    generations.check(run)
     frozen_prints = fingerprints(run.frozen)
 
     # State: the newest checkpoint's, or else the start
@@ -85,6 +88,13 @@ def train(config: ConfigDict, workdir: str | Path, resolve: Resolve = run_lib.re
         costs = Costs(folder, log.say, writes)
         step = CompiledStep(run.step(), run.mesh, state, run.frozen, costs.add)
         predict = make_predict(run.forward, run.task, run.mesh)
+        if start == 0 and config.task.generate_first:
+          for split in run.eval_splits:
+            scores, _ = evaluate(predict, state.trainable, run.frozen, run.loaders.evals[split], run.task, run.mesh)
+            written, texts = generations.generated(run, state.trainable, split)
+            log.evaluation_row(0, split, scores | written)
+            if writes:
+              generations.save_texts(folder, f"{split}-before", texts)
         watch = Watch(config, log, run.loaders.train.examples)
         for count in range(start + 1, total + 1):
           batch = next(run.loaders.train)
@@ -101,6 +111,11 @@ def train(config: ConfigDict, workdir: str | Path, resolve: Resolve = run_lib.re
               scores, rows = evaluate(
                 predict, state.trainable, run.frozen, run.loaders.evals[split], run.task, run.mesh
               )
+              if last and config.task.generate:
+                written, texts = generations.generated(run, state.trainable, split)
+                scores |= written
+                if writes:
+                  generations.save_texts(folder, split, texts)
               log.evaluation_row(count, split, scores)
               if last and writes and config.train.predictions:
                 save_rows(folder, split, rows)

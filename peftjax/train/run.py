@@ -122,17 +122,27 @@ def resolve(config: ConfigDict) -> Run:
   """
   mesh = mesh_lib.make_mesh(config.mesh)
   check_sizes(config, mesh)
-  tokenizer = data_lib.load_tokenizer(folder_of(config.model.path), config.data.max_length)
+  folder = folder_of(config.model.path)
+  tokenizer = data_lib.load_tokenizer(folder, config.data.max_length)
+  columns = (config.data[f"{name}_column"] for name in ("text", "label", "source", "target"))
+  dataset = data_lib.open_data(config.data.name, *columns)
+  task = make_task(config, dataset)
+  form = data_lib.form_of(config.data, folder)
   index, count = mesh_lib.process_share(mesh)
-  loaders = data_lib.make_loaders(config, tokenizer, process_index=index, process_count=count)
-  task = make_task(config, loaders.dataset)
+  loaders = data_lib.make_loaders(
+    config, tokenizer, dataset, process_index=index, process_count=count, task=task.name, form=form
+  )
   model = assemble.make_model(config, task.name, label_names=task.label_names, num_labels=task.num_labels)
   tokenizer.check_fits(int(model.hf_config["vocab_size"]))
   check_positions(model, config.data.max_length)
   base = Base(str(config.model.path), base_hash(model))
   made = program(config, task, model, mesh, count_steps(config, loaders.train.steps_per_epoch))
   trainable, frozen = masks.partition(model.params, model.labels())
-  notes = [*loaders.train.measured.notes("train", config.data.max_length), *made.layout.notes(model.params)]
+  notes = [
+    *loaders.train.measured.notes("train", config.data.max_length),
+    *loaders.train.notes,
+    *made.layout.notes(model.params),
+  ]
   return Run(
     **{field.name: getattr(made, field.name) for field in dataclasses.fields(Program)},
     loaders=loaders,
@@ -175,6 +185,8 @@ def make_task(config: ConfigDict, dataset: data_lib.Dataset) -> tasks.Task:
     UserError: fewer classes than the data has, or an unknown task.
   """
   name = assemble.trained_task(config, dataset.task)
+  if name in (tasks.CausalLM.name, tasks.Seq2SeqLM.name):
+    return tasks.make(name, (), config.task.label_smoothing)
   labels, asked = tuple(dataset.label_names), config.task.num_labels
   if asked and labels and asked < len(labels):
     raise UserError(f"task.num_labels={asked}: {dataset.name} has {len(labels)} labels: {', '.join(labels[:8])}")

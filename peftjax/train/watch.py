@@ -68,7 +68,7 @@ class Watch:
     seen = {name: _number(metrics[name]) for name in ("loss", "grad_norm")}
     now = time.perf_counter()
     if self._clock is not None:
-      self._log.step_took((now - self._clock) / self._together, int(np.sum(batch.get("attention_mask", 0))))
+      self._log.step_took((now - self._clock) / self._together, _tokens(batch))
     self._clock = now
     self._log.progress(step, seen["loss"])
     if not metrics["finite"]:
@@ -84,6 +84,11 @@ class Watch:
       raise Diverged(f"{what}; lower optim.learning_rate, or set train.nonfinite=skip to leave such updates out")
     self._log.train_row(step, {"skipped": True, **seen})
     self._log.say(f"{what}; the update is left out")
+
+
+def _tokens(batch: Mapping[str, np.ndarray]) -> int:
+  segments = batch.get("segment_ids")
+  return int(np.sum(batch.get("attention_mask", 0))) if segments is None else int(np.sum(np.asarray(segments) > 0))
 
 
 def _plain(value: Any) -> Any:

