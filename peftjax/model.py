@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 
@@ -80,16 +81,35 @@ class Model:
 
   # Forward --------------------------------------------------------------------------------------------------------
 
-  def forward(self, params: masks.Tree, inputs: Mapping[str, Any], rng: jax.Array | None = None) -> dict[str, Any]:
-    """A pure, traceable forward pass; with `rng` dropout is on."""
+  def forward(
+    self,
+    params: masks.Tree,
+    inputs: Mapping[str, Any],
+    rng: jax.Array | None = None,
+    adapter_ids: jax.Array | None = None,
+  ) -> dict[str, Any]:
+    """A pure, traceable forward pass; with `rng` dropout is on.
+
+    Args:
+      adapter_ids: int[B], where the model holds several adapters: which one each example has, -1 for none.
+    """
     rngs = None if rng is None else {"dropout": rng}
-    with acting(self.bound, params) as whole:
+    with acting(self.bound, params, adapter_ids=adapter_ids) as whole:
       outputs: Any = self.module.apply({"params": whole}, **inputs, rngs=rngs)
     return outputs
 
-  def __call__(self, **inputs: Any) -> dict[str, Any]:
+  def __call__(self, *, adapter_ids: Any = None, **inputs: Any) -> dict[str, Any]:
     """The outputs for arrays given by name, as `forward` without dropout, compiled."""
-    return _jitted(self.forward_key)(self.params, {name: jnp.asarray(value) for name, value in inputs.items()})
+    ids = None if adapter_ids is None else self._checked_ids(adapter_ids)
+    return _jitted(self.forward_key)(self.params, {name: jnp.asarray(value) for name, value in inputs.items()}, ids)
+
+  def _checked_ids(self, adapter_ids: Any) -> jax.Array:
+    ids, count = np.asarray(adapter_ids), max([len(one.members) for one in self.bound], default=0)
+    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+      raise UserError(f"adapter_ids: expected one integer for each example, got {ids.dtype} of shape {ids.shape}")
+    if count and ids.size and not -1 <= ids.min() <= ids.max() < count:
+      raise UserError(f"adapter_ids: {ids.min()} to {ids.max()}; the model holds {count} adapters, 0 to {count - 1}")
+    return jnp.asarray(ids)
 
   @property
   def forward_key(self) -> _Forward:
@@ -196,8 +216,11 @@ class Model:
 
   @property
   def trains_head(self) -> bool:
-    """A classifier trains with every method; a language model's output layer is part of the base."""
-    return bool(self.head)
+    """A classifier trains with every method; a language model's output layer is part of the base.
+
+    Where each of several adapters has its own head, the base's is the one of examples without an adapter.
+    """
+    return bool(self.head) and not any(one.is_stacked for one in self.bound)
 
   def adapter_paths(self) -> set[str]:
     """Dotted tree paths of the leaves that methods added."""
@@ -209,8 +232,10 @@ class Model:
 
   def transformed(self, optimizer: optax.GradientTransformation, total_steps: int) -> optax.GradientTransformation:
     """The optimizer of the trainable tree, with what the methods do at every update built around it."""
-    for method in self.methods:
-      optimizer = method.transform(optimizer, total_steps)
+    for one in self.bound:
+      if one.is_stacked and type(one.method).transform is not Method.transform:
+        raise UserError(f"{one.method.name} changes every update, each adapter's by itself; train them one at a time")
+      optimizer = one.method.transform(optimizer, total_steps)
     return optimizer
 
   def learning_rates(self) -> dict[str, float]:
@@ -246,7 +271,9 @@ class Model:
     fresh = dataclasses.replace(
       self, module=module, params=params, runtime=runtime, sites=sites, stacks=stacks, bound=()
     )
-    return dataclasses.replace(fresh, bound=bind(self.methods, fresh.context))
+    bound = zip(self.bound, bind(self.methods, fresh.context))
+    return dataclasses.replace(fresh, bound=tuple(dataclasses.replace(one, sites=new.sites, method=new.method)
+                                                  for one, new in bound))  # fmt: skip
 
   # Quantised bases -------------------------------------------------------------------------------------------------
 
@@ -283,14 +310,9 @@ class Model:
     Raises:
       UserError: a method is not a change of the base's weights.
     """
-    flat = dict(masks.flatten(dequantize_leaves(self.params, jnp.float32)))
-    for one in self.bound:
-      shared = self.params.get(one.shared_path, {})
-      for site in one.sites:
-        _merge_site(flat, one, site, shared)
-    for path in self.adapter_paths():
-      del flat[path]
-    return dataclasses.replace(self, params=masks.unflatten(flat), bound=(), quantization_errors={})
+    from peftjax.adapters import merging  # it knows models, so it cannot be imported by them
+
+    return merging.merge(self)
 
   def save(self, folder: str | Path) -> None:
     """Writes config.json and safetensors in Hugging Face's format, and copies the tokenizer along.
@@ -326,8 +348,8 @@ class _Forward:
 
 @functools.lru_cache(maxsize=64)
 def _jitted(forward: _Forward) -> Any:
-  def run(params: masks.Tree, inputs: dict[str, Any]) -> dict[str, Any]:
-    with acting(forward.bound, params) as whole:
+  def run(params: masks.Tree, inputs: dict[str, Any], adapter_ids: jax.Array | None) -> dict[str, Any]:
+    with acting(forward.bound, params, adapter_ids=adapter_ids) as whole:
       outputs: Any = forward.module.apply({"params": whole}, **inputs)
     return outputs
 
@@ -340,22 +362,6 @@ def _token_ids(folder: Path | None, text: str) -> tuple[int, ...]:
   from peftjax.data import load_tokenizer  # only a method that starts from text needs the data package
 
   return tuple(int(token) for token in load_tokenizer(folder, 4096).encode([text]).ids[0])
-
-
-def _merge_site(flat: dict[str, Any], one: Bound, site: Site, shared: masks.Tree) -> None:
-  own = {name: flat[path] for name in (*one.method.leaf_names, *one.method.buffer_names)
-         if (path := ".".join((*site.leaf_path, name))) in flat}  # fmt: skip
-  base = {name: flat[path] for name in ("kernel", "bias", "embedding", "scale")
-          if (path := ".".join((*site.path, name))) in flat}  # fmt: skip
-
-  def layer(leaves: masks.Tree, base_leaves: masks.Tree) -> masks.Tree:
-    held = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), base_leaves)
-    return one.method.delta(leaves, held, site.one(0), shared)
-
-  deltas = site.mapped(layer)(own, base)
-  for name, change in deltas.items():
-    path = ".".join((*site.path, name))
-    flat[path] = (flat[path].astype(jnp.float32) + change).astype(flat[path].dtype)
 
 
 def unstack(params: masks.Tree, stacks: Mapping[str, int]) -> masks.Tree:

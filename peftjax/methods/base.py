@@ -135,6 +135,7 @@ class Method:
     leaf_names: the leaves it adds that train, and `buffer_names` those that do not.
     learning_rate: default peak learning rate with AdamW.
     free: fields in which runs trained by one program may differ; see `free_leaves`.
+    only_notes: `before` changes no input, and only notes what `after` needs.
   """
 
   name: ClassVar[str] = ""
@@ -143,6 +144,7 @@ class Method:
   buffer_names: ClassVar[tuple[str, ...]] = ()
   learning_rate: ClassVar[float] = 1e-3
   free: ClassVar[tuple[str, ...]] = ()
+  only_notes: ClassVar[bool] = False
 
   modules_to_save: tuple[str, ...] = ()
 

@@ -23,10 +23,12 @@ from flax import linen as nn
 
 from peftjax import masks
 from peftjax.errors import UserError
+from peftjax.methods.acting import Actor, Scaled
 from peftjax.methods.base import BIAS, Call, Context, Leaves, Method, Site
+from peftjax.methods.per_example import PerExample, Summed
 from peftjax.quantize import dequantize, is_quantized
 
-_Entry = tuple[Method, Site, Leaves, dict[str, Any]]
+_Entry = tuple[Actor, Site, Leaves, dict[str, Any]]
 ARRAY_KINDS = ("linear", "conv", "embedding", "unembedding", "norm")
 _LEAF_MODULES: tuple[tuple[Any, str, str], ...] = (
   (nn.Dense, "linear", "kernel"),
@@ -40,10 +42,20 @@ _LEAF_MODULES: tuple[tuple[Any, str, str], ...] = (
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-  """A method bound to a model, with the sites it acts on."""
+  """A method bound to a model, with the sites it acts on.
+
+  Attributes:
+    scale: factor on all that the method changes.
+    members: of several adapters whose leaves are stacked behind the layers' axes: each one's place in the stack, -1 if
+      it has no part in this method. A batch's `adapter_ids` count these. Empty: there is one adapter, not stacked.
+    weights: all of the stacked adapters act, summed with these weights, instead of one for each example.
+  """
 
   method: Method
   sites: tuple[Site, ...]
+  scale: float = 1.0
+  members: tuple[int, ...] = ()
+  weights: tuple[float, ...] = ()
 
   def mask(self, name: str, leaf: Any) -> str:
     """The method's mask, and the biases that its `bias` setting frees: "all", or "<method>_only" at its sites."""
@@ -53,6 +65,26 @@ class Bound:
     if group != masks.FROZEN or mode == "none" or tail != "bias":
       return group
     return BIAS if mode == "all" or any(module in site.names for site in self.sites) else masks.FROZEN
+
+  def actor(self, adapter_ids: jax.Array | None = None) -> Actor:
+    """What acts at the sites: the method, scaled where it is, or several adapters of it.
+
+    Args:
+      adapter_ids: int[B], each example's adapter, -1 for none.
+    """
+    if self.weights:
+      return Summed(self.method, self.weights)
+    if self.members:
+      if adapter_ids is None:
+        raise UserError(f"the model holds {len(self.members)} adapters; say by adapter_ids which each example has")
+      local = jnp.asarray(self.members)[jnp.maximum(adapter_ids, 0)]
+      return PerExample(self.method, jnp.where(adapter_ids < 0, -1, local))
+    return self.method if self.scale == 1.0 else Scaled(self.method, self.scale)
+
+  @property
+  def is_stacked(self) -> bool:
+    """Whether there are several adapters' leaves."""
+    return bool(self.members or self.weights)
 
   @property
   def shared_path(self) -> str:
@@ -213,17 +245,22 @@ def leaf_paths(bound: Sequence[Bound], params: masks.Tree) -> set[str]:
 
 
 @contextlib.contextmanager
-def acting(bound: Sequence[Bound], params: masks.Tree, read: set[str] | None = None) -> Iterator[masks.Tree]:
+def acting(
+  bound: Sequence[Bound], params: masks.Tree, read: set[str] | None = None, adapter_ids: jax.Array | None = None
+) -> Iterator[masks.Tree]:
   """Within it, calls of the module's sites are acted on by the methods.
 
   Args:
     bound: methods with their sites, applied in order.
     params: the model's leaves.
     read: if given, collects the dotted paths of the leaves that were read.
+    adapter_ids: int[B], where the model holds several adapters: which one each example has, -1 for none.
 
   Yields:
     The tree to apply the module to: `params`, with what methods derive from their shared leaves.
   """
+  if adapter_ids is not None and not any(one.members for one in bound):
+    raise UserError("adapter_ids: the model does not hold several adapters; stack them first (docs/adapters.md)")
   if not bound and not any(map(is_quantized, masks.flatten(params).values())):
     yield params
     return
@@ -233,14 +270,15 @@ def acting(bound: Sequence[Bound], params: masks.Tree, read: set[str] | None = N
     if read is not None:
       read.update(f"{one.shared_path}.{name}" for name in masks.flatten(shared))
     notes: dict[str, Any] = {}
+    actor = one.actor(adapter_ids)
     for site in one.sites:
-      table.setdefault((site.path, site.method), []).append((one.method, site, shared, notes))
+      table.setdefault((site.path, site.method), []).append((actor, site, shared, notes))
   with nn.intercept_methods(_interceptor(table, read)):
     yield _with_derived(bound, params)
 
 
 def _with_derived(bound: Sequence[Bound], params: masks.Tree) -> masks.Tree:
-  derived = [(one.sites, one.method.derive(params.get(one.shared_path, {}), one.sites)) for one in bound]
+  derived = [(one.sites, _derive(one, params.get(one.shared_path, {}))) for one in bound]
   if not any(leaves for _, leaves in derived):
     return params
   flat = masks.flatten(params)
@@ -248,6 +286,16 @@ def _with_derived(bound: Sequence[Bound], params: masks.Tree) -> masks.Tree:
     for site, leaves in zip(sites, leaves_of):
       flat.update({".".join((*site.leaf_path, name)): leaf for name, leaf in leaves.items()})
   return masks.unflatten(flat)
+
+
+def _derive(one: Bound, shared: Leaves) -> list[Leaves]:
+  if not (one.is_stacked and shared):
+    return one.method.derive(shared, one.sites)
+  each = jax.vmap(lambda own: one.method.derive(own, one.sites))(shared)
+  return [
+    {name: jnp.moveaxis(leaf, 0, len(site.stack)) for name, leaf in leaves.items()}
+    for site, leaves in zip(one.sites, each)
+  ]
 
 
 def _interceptor(table: Mapping[Any, list[_Entry]], read: set[str] | None) -> Callable[..., Any]:
@@ -322,7 +370,7 @@ def _changed_product(module: nn.Dense, next_fun: Callable[..., Any], x: jax.Arra
   return y + module.get_variable("params", "bias") if module.use_bias else y
 
 
-def _leaves(module: nn.Module, method: Method, site: Site, read: set[str] | None) -> Leaves:
+def _leaves(module: nn.Module, method: Actor, site: Site, read: set[str] | None) -> Leaves:
   if site.method == "__call__":
     held: Leaves = {name: module.get_variable("params", name) for name in (*method.leaf_names, *method.buffer_names)
             if module.has_variable("params", name)}  # fmt: skip
@@ -358,7 +406,7 @@ def penalty(bound: Sequence[Bound], params: masks.Tree) -> jax.Array | float:
       prefix = ".".join(site.leaf_path)
       leaves = {name: flat[f"{prefix}.{name}"] for name in one.method.leaf_names if f"{prefix}.{name}" in flat}
       each = functools.partial(one.method.penalty, site=site.one(0))
-      total += jnp.sum(jax.vmap(each)(leaves) if site.stack else each(leaves))
+      total += jnp.sum(site.mapped(jax.vmap(each) if one.is_stacked else each)(leaves))
   return total
 
 

@@ -43,6 +43,7 @@ class ReFT(Targeted):
     f"{end}_{leaf}" for end in _ENDS for leaf in ("rotation", "source_kernel", "source_bias")
   )
   learning_rate: ClassVar[float] = 2e-3
+  only_notes: ClassVar[bool] = True
 
   rank: int = 4
   prefix_positions: int = dataclasses.field(default=1, metadata=MAY_BE_ZERO)

@@ -1,0 +1,187 @@
+"""Folding methods into the base's weights, and taking them out again: pure, in float32, from `Method.delta` alone.
+
+W' = W + f · delta(leaves, W)            merge: f the factor of `scaled`, the sum rounded once to W's dtype
+W  = W' - f · delta(leaves)              unmerge, where the change does not depend on W; its inverse otherwise
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from peftjax import masks
+from peftjax.adapters.abilities import check
+from peftjax.adapters.adapter import Adapter
+from peftjax.errors import UserError
+from peftjax.methods import BOFT, HRA, IA3, OFT, HiRA, MiSS, RoAd
+from peftjax.methods.base import Leaves, Method, Site
+from peftjax.methods.inject import Bound
+from peftjax.model import Model
+from peftjax.quantize_model import dequantize_leaves
+
+_BASE_LEAVES = ("kernel", "bias", "embedding", "scale")
+
+
+def merge(model: Model) -> Model:
+  """The model with its methods' changes folded into the base's leaves in float32, and no adapter left.
+
+  A quantised base becomes the float32 arrays that it stands for, with the changes; `quantized` rounds them again.
+
+  Raises:
+    UserError: a method is not a change of the base's weights.
+  """
+  flat = masks.flatten(dequantize_leaves(model.params, jnp.float32))
+  for path, change in deltas(model).items():
+    flat[path] = (flat[path].astype(jnp.float32) + change).astype(flat[path].dtype)
+  for path in model.adapter_paths():
+    del flat[path]
+  return dataclasses.replace(model, params=masks.unflatten(flat), bound=(), quantization_errors={})
+
+
+def deltas(model: Model) -> dict[str, jax.Array]:
+  """Dotted path of a base leaf -> its float32 change by all of the model's methods; layers stacked as the leaf is.
+
+  Where several methods act on one module, each changes what the ones before it left.
+
+  Raises:
+    UserError: a method is not a change of the base's weights.
+  """
+  if any(one.members for one in model.bound):
+    raise UserError("the model holds several adapters, one for each example; merge a model of one of them")
+  flat = masks.flatten(dequantize_leaves(model.params, jnp.float32))
+  found: dict[str, jax.Array] = {}
+  for one in model.bound:
+    check(one.method, "merge")
+    shared = model.params.get(one.shared_path, {})
+    for site in one.sites:
+      own, base = site_leaves(flat, one, site)
+      held = {
+        name: leaf.astype(jnp.float32) + found.get(".".join((*site.path, name)), 0.0) for name, leaf in base.items()
+      }
+      change = functools.partial(_change, one, site.one(0), shared)
+      for name, delta in site.mapped(change)(own, held).items():
+        path = ".".join((*site.path, name))
+        found[path] = found[path] + delta if path in found else delta
+  return found
+
+
+def _change(one: Bound, site: Site, shared: Leaves, own: Leaves, held: Leaves) -> Leaves:
+  return one.actor().delta(own, held, site, shared)
+
+
+def site_leaves(flat: Mapping[str, Any], one: Bound, site: Site) -> tuple[Leaves, Leaves]:
+  """(the method's leaves, the base's) at a site, layers stacked."""
+
+  def held(prefix: tuple[str, ...], names: tuple[str, ...]) -> Leaves:
+    return {name: flat[path] for name in names if (path := ".".join((*prefix, name))) in flat}
+
+  return held(site.leaf_path, (*one.method.leaf_names, *one.method.buffer_names)), held(site.path, _BASE_LEAVES)
+
+
+# Taking out -------------------------------------------------------------------------------------------------------
+
+
+def unmerge(merged: Model, adapter: Adapter) -> Model:
+  """The base from a merged model and the adapter that was merged into it, equal but for rounding.
+
+  Raises:
+    UserError: the adapter leaves no way back: the change replaces what was there, or it cannot be solved for.
+  """
+  if merged.bound:
+    raise UserError("the model has a separate adapter; unmerge takes a merged one")
+  heads = merged.head
+  for path in adapter.along:
+    if not any(path.startswith(f"{head}.") for head in heads):
+      raise UserError(f"{path!r} trained in place, so that the base's value is not kept; keep the model instead")
+  flat = masks.flatten(merged.params)
+  for one in reversed(adapter.bound):
+    common = masks.unflatten(adapter.leaves).get(one.shared_path, {})
+    for site in reversed(one.sites):
+      own, after = site_leaves({**flat, **adapter.leaves}, one, site)
+      held = {name: leaf.astype(jnp.float32) for name, leaf in after.items()}
+      undone = site.mapped(functools.partial(_undone, one, site.one(0), common))(own, held)
+      for name, leaf in undone.items():
+        path = ".".join((*site.path, name))
+        flat[path] = leaf.astype(flat[path].dtype)
+  return dataclasses.replace(merged, params=masks.unflatten(flat))
+
+
+def _undone(one: Bound, site: Site, shared: Leaves, own: Leaves, after: Leaves) -> Leaves:
+  """The base's leaves of one layer's site."""
+  method = one.method
+  if not _reads_base(method, own, after, site, shared):
+    return {name: after[name] - change for name, change in _change(one, site, shared, own, after).items()}
+  reason = cannot_undo(method)
+  if reason:
+    raise UserError(reason)
+  if one.scale != 1.0:
+    raise UserError(f"{method.name} cannot be taken out at a scale of {one.scale}: its change depends on the base")
+  inverse = next(_INVERSES[kind] for kind in type(method).__mro__ if kind in _INVERSES)
+  return inverse(method, own, after, site)
+
+
+def cannot_undo(method: Method) -> str:
+  """Why `unmerge` cannot take the method out where its change depends on the base; "" if it can."""
+  if any(kind in _INVERSES for kind in type(method).__mro__):
+    return ""
+  return f"{method.name} cannot be taken out: its change depends on the base's weights; keep the model instead"
+
+
+def _reads_base(method: Method, own: Leaves, base: Leaves, site: Site, shared: Leaves) -> bool:
+  """Whether the change depends on the base's values, and not only on their shapes."""
+  whole = jax.make_jaxpr(lambda held: method.delta(own, held, site, shared))(base).jaxpr
+  inputs = set(whole.invars)
+  read = {one for equation in whole.eqns for one in equation.invars if not hasattr(one, "val")}
+  return bool(inputs & (read | {one for one in whole.outvars if not hasattr(one, "val")}))
+
+
+def _divided(method: Method, own: Leaves, after: Leaves, site: Site) -> Leaves:
+  """Where each weight is multiplied by a number: that of a base of ones."""
+  ones = {name: jnp.ones_like(leaf) for name, leaf in after.items()}
+  changes = method.delta(own, ones, site, {})
+  return {name: after[name] / (1.0 + change) for name, change in changes.items()}
+
+
+def _turned_inputs(method: Method, own: Leaves, after: Leaves, site: Site) -> Leaves:
+  """Where the kernel is multiplied by a matrix from the left: that which makes of an identity."""
+  identity = jnp.eye(site.shape[0])
+  matrix = identity + method.delta(own, {"kernel": identity}, site, {})["kernel"]
+  return {"kernel": jnp.linalg.solve(matrix, after["kernel"])}
+
+
+def _turned_and_scaled_inputs(method: Any, own: Leaves, after: Leaves, site: Site) -> Leaves:
+  identity = jnp.eye(site.shape[0])
+  unscaled = {**own, "boft_s": jnp.ones(site.shape[0])}
+  matrix = identity + method.delta(unscaled, {"kernel": identity}, site, {})["kernel"]
+  return {"kernel": jnp.linalg.solve(matrix, after["kernel"] / own["boft_s"])}
+
+
+def _turned_outputs(method: Method, own: Leaves, after: Leaves, site: Site) -> Leaves:
+  identity = jnp.eye(site.shape[1])
+  matrix = identity + method.delta(own, {"kernel": identity}, site, {})["kernel"]
+  return {name: jnp.linalg.solve(matrix.T, leaf.T).T for name, leaf in after.items()}
+
+
+def _bat(method: Any, own: Leaves, after: Leaves, site: Site) -> Leaves:
+  """W'_ao = W_ao + B_oᵀ W_ao + B_oᵀ, shard by shard."""
+  rank, (features_in, features_out) = method.rank, site.shape
+  transposed = jnp.swapaxes(own["miss_block"], 1, 2)
+  shards = after["kernel"].reshape(features_in // rank, rank, features_out // rank, rank).transpose(0, 2, 1, 3)
+  solved = jnp.linalg.solve(jnp.broadcast_to(jnp.eye(rank) + transposed, shards.shape), shards - transposed)
+  return {"kernel": solved.transpose(0, 2, 1, 3).reshape(site.shape)}
+
+
+_INVERSES: dict[type[Method], Callable[[Any, Leaves, Leaves, Site], Leaves]] = {
+  IA3: _divided,
+  HiRA: _divided,
+  OFT: _turned_inputs,
+  HRA: _turned_inputs,
+  BOFT: _turned_and_scaled_inputs,
+  RoAd: _turned_outputs,
+  MiSS: _bat,
+}

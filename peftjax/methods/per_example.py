@@ -1,0 +1,312 @@
+"""Several adapters of one method at once: one for each example of a batch, or all of them summed.
+
+Their leaves are stacked on an axis [A, ...] behind the layers'. For a batch in which every example names its adapter,
+each example's leaves are gathered and the method's `before` and `after` are mapped over the examples, each as a batch
+of one. Products with them are batched products, so that they cost what one adapter's do. An example that names none
+(-1) is the base's; where a method adds tokens, keys or values, hers are put last and masked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from peftjax.errors import UserError
+from peftjax.methods.base import Call, Leaves, Method, Site
+
+_ARRAYS = ("linear", "conv", "embedding", "unembedding", "norm")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stack:
+  """A method of which there are several adapters."""
+
+  method: Method
+
+  @property
+  def leaf_names(self) -> tuple[str, ...]:
+    """The method's."""
+    return self.method.leaf_names
+
+  @property
+  def buffer_names(self) -> tuple[str, ...]:
+    """The method's."""
+    return self.method.buffer_names
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PerExample(Stack):
+  """Every example has its own of the stacked adapters.
+
+  Attributes:
+    ids: int[B], each example's; negative for none.
+  """
+
+  ids: jax.Array
+
+  def acts_by_delta(self, site: Site) -> bool:
+    """Never: examples differ in it."""
+    del site
+    return False
+
+  def delta(self, leaves: Leaves, base: Leaves, site: Site, shared: Leaves) -> Leaves:
+    """None."""
+    raise UserError(f"{self.method.name}: a batch of several adapters is no change of the weights; use one of them")
+
+  def before(self, leaves: Leaves, x: Any, site: Site, call: Call) -> Any:
+    """Each example's input as its adapter has it."""
+    method = self.method
+    if type(method).before is Method.before:
+      return x
+    rest, value = _parted(x, site)
+    value = self._checked(value, site)
+
+    def step(own: Leaves, alone: Call, one: Any) -> Any:
+      new = method.before(own, _joined(rest, one), site, alone)
+      return {name: new[name] for name in one} if rest else new
+
+    new = self._map(step, leaves, call, site, value)
+    if site.kind in _ARRAYS:
+      return _where(self.ids < 0, value, new, 0)
+    if site.kind == "attention":
+      return self._masked(x, new)
+    return self._moved(x, new, call) if site.kind == "model" else {**rest, **new}
+
+  def after(self, leaves: Leaves, x: Any, y: Any, site: Site, call: Call) -> Any:
+    """Each example's output as its adapter has it."""
+    method = self.method
+    rest, value = _parted(x, site)
+    value = self._checked(value, site)
+    if method.acts_by_delta(site):
+      return self._multiplied(leaves, value, y, site, call)
+    if type(method).after is Method.after:
+      return y
+    if site.kind == "model" and method.only_notes:
+      return method.after({}, x, y, site, call)  # the pass is over, and with it what was noted
+
+    def step(own: Leaves, alone: Call, one: Any, base: Any) -> Any:
+      return method.after(own, _joined(rest, one), base, site, alone)
+
+    new = self._map(step, leaves, call, site, value, self._checked(y, site))
+    flat, treedef = jax.tree_util.tree_flatten_with_path(y)
+    kept = [
+      old if old is changed else _where(self.ids < 0, old, changed, _batch_axis(path, changed, len(self.ids)) or 0)
+      for (path, old), changed in zip(flat, jax.tree.leaves(new))
+    ]
+    return jax.tree.unflatten(treedef, kept)
+
+  def _checked(self, value: Any, site: Site) -> Any:
+    """Arrays of one row for all examples are given to each."""
+    if site.kind not in _ARRAYS or value.shape[0] == len(self.ids):
+      return value
+    if value.shape[0] == 1:
+      return jnp.broadcast_to(value, (len(self.ids), *value.shape[1:]))
+    raise UserError(
+      f"adapter_ids has {len(self.ids)} entries, and {site.name} gets {value.shape[0]} rows; expected one each"
+    )
+
+  def _multiplied(self, leaves: Leaves, x: jax.Array, y: jax.Array, site: Site, call: Call) -> jax.Array:
+    """Where the method acts by its delta: each adapter's is computed once."""
+    held = {name: leaf.astype(jnp.float32) for name in ("kernel", "bias") if (leaf := call.base(name)) is not None}
+    change = jax.vmap(lambda own, shared: self.method.delta(own, held, site, shared)["kernel"])
+    chosen = change(leaves, dict(call.shared))[jnp.maximum(self.ids, 0)].astype(y.dtype)
+    update = jnp.einsum("bni,bio->bno", x.astype(y.dtype).reshape(x.shape[0], -1, x.shape[-1]), chosen)
+    return _where(self.ids < 0, y, y + update.reshape(y.shape), 0)
+
+  def _map(self, step: Callable[..., Any], leaves: Leaves, call: Call, site: Site, *values: Any) -> Any:
+    """step(leaves, call, *values) of every example alone, as a batch of one; the notes it makes are kept for all."""
+    size, picked = len(self.ids), jnp.maximum(self.ids, 0)
+    others = {name: leaf for name in self.method.leaf_names
+              if name not in leaves and (leaf := call.base(name)) is not None}  # fmt: skip
+    own, shared, others = jax.tree.map(lambda leaf: leaf[picked], (dict(leaves), dict(call.shared), others))
+    has_rng = call.module.has_rng("dropout")
+    keys = jax.random.split(call.module.make_rng("dropout"), size) if has_rng else None
+    flat, treedef = jax.tree_util.tree_flatten_with_path(values)
+    given = [leaf for _, leaf in flat]
+    axes = [_batch_axis(path, leaf, size) for path, leaf in flat]
+    mapped = [None if axis is None else jnp.expand_dims(jnp.moveaxis(leaf, axis, 0), axis + 1)
+              for leaf, axis in zip(given, axes)]  # fmt: skip
+    plan: list[Any] = []
+
+    def one(own: Leaves, shared: Leaves, others: Leaves, key: Any, row: jax.Array, rows: list[Any]) -> list[Any]:
+      leaves_in = [leaf if row is None else row for leaf, row in zip(given, rows)]
+      notes = _Notes(call.notes, row, size)
+      alone = _alone(call, own | others, shared, key, notes)
+      result = step(own, alone, *jax.tree.unflatten(treedef, leaves_in))
+      out, out_tree = jax.tree_util.tree_flatten_with_path((result, notes.made))
+      places = {id(leaf): index for index, leaf in enumerate(leaves_in)}
+      plan[:] = [out_tree, [(path, places.get(id(leaf)), leaf) for path, leaf in out]]
+      return [leaf for _, leaf in out if id(leaf) not in places and hasattr(leaf, "shape")]
+
+    computed = iter(jax.vmap(one)(own, shared, others, keys, jnp.arange(size), mapped))
+    whole = []
+    for path, place, leaf in plan[1]:
+      if place is not None:
+        whole.append(given[place])
+      elif not hasattr(leaf, "shape"):
+        whole.append(leaf)
+      else:
+        axis = 1 if _layers_first(path, leaf) else 0
+        whole.append(jnp.moveaxis(jnp.squeeze(next(computed), axis + 1), 0, axis))
+    result, made = jax.tree.unflatten(plan[0], whole)
+    call.notes.update(made)
+    return result
+
+  def _masked(self, x: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Attention's arguments with new keys hidden from examples that have none."""
+    slots = new["k"].shape[1]
+    count = slots - x["k"].shape[1]
+    visible = (self.ids >= 0)[:, None, None, None] | (jnp.arange(slots) >= count)
+    return {**new, "mask": visible if new.get("mask") is None else visible & new["mask"]}
+
+  def _moved(self, x: dict[str, Any], new: dict[str, Any], call: Call) -> dict[str, Any]:
+    """The embedding step's inputs where examples without a prompt have its room, masked, behind their tokens."""
+    none, length, total = self.ids < 0, x["embeds"].shape[1], new["embeds"].shape[1]
+    positions = new.get("position_ids")
+    if total == length:
+      if positions is None or positions is x.get("position_ids"):
+        return new
+      shift = self.method.num_virtual_tokens  # type: ignore[attr-defined]
+      return {**new, "position_ids": _where(none, positions - shift, positions, 0)}
+    moved = dict(new)
+    for name in ("embeds", "token_type_ids"):
+      if new.get(name) is not None:
+        moved[name] = _where(none, jnp.roll(new[name], length - total, axis=1), new[name], 0)
+    mask = new.get("attention_mask")
+    mask = jnp.ones(new["embeds"].shape[:2], jnp.int32) if mask is None else mask
+    own = jnp.roll(mask, length - total, axis=1) * (jnp.arange(total) < length).astype(mask.dtype)
+    moved["attention_mask"] = _where(none, own, mask, 0)
+    if hasattr(call.module, "default_positions") and positions is None:
+      counted = call.module.default_positions({**new, "attention_mask": mask})
+      alone = x["position_ids"] if x.get("position_ids") is not None else call.module.default_positions(x)
+      if counted is not None and alone is not None:
+        alone = jnp.pad(alone, ((0, 0), (0, total - length)))
+        moved["position_ids"] = _where(none, alone, counted, 0)
+    return moved
+
+
+@dataclasses.dataclass(frozen=True)
+class Summed(Stack):
+  """All of the stacked adapters act at once: y + Σ_a w_a (after_a(x, y) - y).
+
+  Attributes:
+    weights: w, one for each adapter.
+  """
+
+  weights: tuple[float, ...]
+
+  def acts_by_delta(self, site: Site) -> bool:
+    """The method's."""
+    return self.method.acts_by_delta(site)
+
+  def delta(self, leaves: Leaves, base: Leaves, site: Site, shared: Leaves) -> Leaves:
+    """Σ_a w_a delta_a."""
+    changes = jax.vmap(lambda own, common: self.method.delta(own, base, site, common))(dict(leaves), dict(shared))
+    return {name: jnp.tensordot(jnp.asarray(self.weights), change, 1) for name, change in changes.items()}
+
+  def before(self, leaves: Leaves, x: Any, site: Site, call: Call) -> Any:
+    """The input as it is."""
+    if self.method.only_notes:
+      self.method.before({name: leaf[0] for name, leaf in leaves.items()}, x, site, call)
+    return x
+
+  def after(self, leaves: Leaves, x: Any, y: Any, site: Site, call: Call) -> Any:
+    """The output with what every adapter adds to the base's."""
+    if self.acts_by_delta(site) or type(self.method).after is Method.after:
+      return y
+    count, has_rng = len(self.weights), call.module.has_rng("dropout")
+    keys = jax.random.split(call.module.make_rng("dropout"), count) if has_rng else None
+    before = dict(call.notes)
+
+    def one(own: Leaves, shared: Leaves, key: Any) -> Any:
+      return self.method.after(own, x, y, site, _alone(call, own, shared, key, dict(before)))
+
+    weights = jnp.asarray(self.weights)
+
+    def total(base: Any, each: Any) -> Any:
+      return base + jnp.tensordot(weights.astype(base.dtype), each - base, 1)
+
+    return jax.tree.map(total, y, jax.vmap(one)(dict(leaves), dict(call.shared), keys))
+
+
+class _Notes(dict[str, Any]):
+  """What one example sees of the notes: its row of those that there are, read when asked for, and its own new ones."""
+
+  def __init__(self, outer: dict[str, Any], row: jax.Array, size: int) -> None:
+    super().__init__()
+    self.outer, self.row, self.size = outer, row, size
+    self.made: dict[str, Any] = {}
+
+  def __getitem__(self, name: str) -> Any:
+    if name in self.made:
+      return self.made[name]
+    return jax.tree.map(
+      lambda leaf: leaf if _batch_axis((), leaf, self.size) is None else leaf[self.row][None], self.outer[name]
+    )
+
+  def __setitem__(self, name: str, value: Any) -> None:
+    self.made[name] = value
+
+  def get(self, name: str, default: Any = None) -> Any:
+    """As a dict's."""
+    return self[name] if name in self.made or name in self.outer else default
+
+  def clear(self) -> None:
+    """Forgets what is new; what was there goes when the pass is over."""
+    self.made.clear()
+
+
+def _alone(call: Call, own: Leaves, shared: Leaves, key: Any, notes: dict[str, Any]) -> Call:
+  """The call as one adapter sees it: its leaves, its dropout."""
+  draws = itertools.count()
+
+  def base(name: str) -> Any:
+    return own[name] if name in own else call.base(name)
+
+  def drop(x: jax.Array, rate: float) -> jax.Array:
+    if rate == 0.0 or key is None:
+      return x
+    keep = jax.random.bernoulli(jax.random.fold_in(key, next(draws)), 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+
+  return Call(base=base, shared=shared, dropout=drop, module=call.module, notes=notes)
+
+
+def _parted(x: Any, site: Site) -> tuple[dict[str, Any], Any]:
+  """(arguments that all examples share, the others); of a sublayer or a block only the first has examples."""
+  if site.kind in ("sublayer", "block"):
+    first = next(iter(x))
+    return {name: value for name, value in x.items() if name != first}, {first: x[first]}
+  return {}, x
+
+
+def _joined(rest: dict[str, Any], one: Any) -> Any:
+  return {**one, **rest} if rest else one
+
+
+def _layers_first(path: Any, leaf: Any) -> bool:
+  """Whether a model's output is the hidden states of all layers, [layers, B, L, hidden]."""
+  name = str(getattr(path[-1], "key", "")) if path else ""
+  return name.endswith("hidden_states") and leaf.ndim == 4
+
+
+def _batch_axis(path: Any, leaf: Any, size: int) -> int | None:
+  if not hasattr(leaf, "shape") or leaf.ndim == 0:
+    return None
+  if _layers_first(path, leaf):
+    return 1
+  return 0 if leaf.shape[0] == size else None
+
+
+def _where(none: jax.Array, old: Any, new: Any, axis: int) -> Any:
+  """`old` for examples without an adapter, `new` for the others; of a longer `old` its first positions."""
+  if old.shape != new.shape and old.ndim >= 3 and old.shape[-2] > new.shape[-2]:
+    old = jax.lax.slice_in_dim(old, 0, new.shape[-2], axis=-2)
+  shape = [1] * new.ndim
+  shape[axis] = len(none)
+  return jnp.where(none.reshape(shape), old, new)
