@@ -17,6 +17,7 @@ from peftjax.files import write_text
 from peftjax.model import Model
 from peftjax.parallel.mesh import make_mesh
 from peftjax.parallel.sharding import Layout, layout_of
+from peftjax.quantize_model import summary
 from peftjax.train import assemble, generations
 from peftjax.train import folder as folder_lib
 from peftjax.train.checkpoint import Base, Checkpoints
@@ -84,7 +85,8 @@ def export(workdir: str | Path, form: str, out: str | Path) -> dict[str, Any]:
   """Writes a run's adapter ("peft") or its merged model ("merged") in Hugging Face's format.
 
   Returns:
-    {"out", "format", "step", "bytes"}.
+    {"out", "format", "step", "bytes", "quantization"}: the last are the relative errors (`quantize_model.summary`) of a
+    quantised base, {} without one; a merged model has them too, as it is made of what the base stands for.
 
   Raises:
     UserError: an unknown format, as `load_model`, or the method cannot be written so.
@@ -97,7 +99,8 @@ def export(workdir: str | Path, form: str, out: str | Path) -> dict[str, Any]:
   else:
     model.merge().save(out)
   size = sum(path.stat().st_size for path in Path(out).rglob("*") if path.is_file())
-  return {"out": str(out), "format": form, "step": step, "bytes": size}
+  rounding = summary(model.quantization_errors)
+  return {"out": str(out), "format": form, "step": step, "bytes": size, "quantization": rounding}
 
 
 def _restore(folder: Path, trainable: masks.Tree, base: Base, layout: Layout) -> tuple[int, masks.Tree]:
