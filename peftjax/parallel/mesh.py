@@ -75,6 +75,21 @@ def process_share(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
   return rows[0] // len(rows), ways // len(rows)
 
 
+def put_tree(tree: Any, shardings: Any) -> Any:
+  """Lays a tree of arrays as a tree of shardings says; each process gives the parts of its own devices.
+
+  Arrays that lie so already are given back as they are.
+  """
+
+  def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    if sharding.is_fully_addressable or not getattr(leaf, "is_fully_addressable", True):
+      return jax.device_put(leaf, sharding)
+    whole = np.asarray(leaf)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+  return jax.tree.map(put, tree, shardings)
+
+
 def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray], together: bool = False) -> dict[str, jax.Array]:
   """Lays this process's rows of a batch on its devices; together the processes hold the global batch."""
   sharding = batch_sharding(mesh, together)

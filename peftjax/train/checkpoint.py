@@ -3,7 +3,7 @@
     checkpoints/300/trainable     the trainable leaves under their dotted names
     checkpoints/300/training      "step", "rng" and the optimizer's leaves
     checkpoints/300/meta          JSON: data position, base model's path and content hash, and for every array its
-                                  shape, dtype and fingerprint
+                                  shape, dtype and fingerprint; and a digest of all that
 
 Orbax writes them in the background and renames a finished one into place, so a killed save leaves no checkpoint. A
 restored array must have the fingerprint it was saved with.
@@ -12,6 +12,8 @@ restored array must have the fingerprint it was saved with.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,7 +52,12 @@ class Checkpoints:
     return self
 
   def __exit__(self, *error: object) -> None:
-    self._manager.close()
+    try:
+      self._manager.close()
+    except Exception as late:
+      if error[0] is None:
+        raise
+      log.debug("a save that failed on the way out: %s", late)  # what ends the run has been said already
 
   def steps(self) -> list[int]:
     """The steps that have a finished checkpoint, ascending."""
@@ -66,6 +73,7 @@ class Checkpoints:
     """
     trainable, training = _as_items(state)
     meta = {"position": position, "base": dataclasses.asdict(base), "arrays": _describe(trainable | training)}
+    meta["digest"] = _digest(meta)
     items = {
       "trainable": ocp.args.StandardSave(trainable),
       "training": ocp.args.StandardSave(training),
@@ -146,7 +154,11 @@ class Checkpoints:
     return _from_items(found, like), meta["position"]
 
   def _meta(self, step: int) -> dict[str, Any]:
-    return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+    found = dict(self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"])
+    saved = found.pop("digest", None)  # checkpoints of the first version have none
+    if saved is not None and saved != _digest(found):
+      raise ValueError(f"meta has the digest {_digest(found)[:16]}, saved with {str(saved)[:16]}")
+    return found
 
   def _arrays(self, step: int, item: str, like: Mapping[str, Any], recorded: Mapping[str, Any]) -> dict[str, Any]:
     args = ocp.args.StandardRestore(jax.tree.map(_abstract, dict(like)))
@@ -173,6 +185,10 @@ def _from_items(found: Mapping[str, Any], like: TrainState) -> TrainState:
   return TrainState(
     found["step"], trainable, jax.tree.unflatten(structure, [found[name] for name in names]), found["rng"]
   )
+
+
+def _digest(meta: Mapping[str, Any]) -> str:
+  return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
 def _describe(arrays: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

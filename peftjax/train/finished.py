@@ -15,7 +15,7 @@ from peftjax.data.packages import cache_folder
 from peftjax.errors import UserError, nearest
 from peftjax.files import write_text
 from peftjax.model import Model
-from peftjax.parallel.mesh import make_mesh
+from peftjax.parallel.mesh import make_mesh, put_tree
 from peftjax.parallel.sharding import Layout, layout_of
 from peftjax.quantize_model import summary
 from peftjax.train import assemble, generations
@@ -106,6 +106,6 @@ def export(workdir: str | Path, form: str, out: str | Path) -> dict[str, Any]:
 def _restore(folder: Path, trainable: masks.Tree, base: Base, layout: Layout) -> tuple[int, masks.Tree]:
   if not folder_lib.has_checkpoints(folder):
     raise UserError(f"{folder} holds no checkpoint; train first")
-  like = jax.device_put(trainable, layout.shardings(trainable))
+  like = put_tree(trainable, layout.shardings(trainable))
   with Checkpoints(folder / "checkpoints") as checkpoints:
     return checkpoints.restore_trainable(like, base)

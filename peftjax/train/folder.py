@@ -16,7 +16,16 @@ from peftjax.files import read_json, write_text
 from peftjax.masks import flatten
 
 # Fields that may change when a run goes on: they do not decide what is computed.
-MAY_CHANGE = ("mesh.", "compare.", "sweep", "data.workers", "train.keep", "train.save_every", "train.tensorboard")
+MAY_CHANGE = (
+  "mesh.",
+  "hosts.",
+  "compare.",
+  "sweep",
+  "data.workers",
+  "train.keep",
+  "train.save_every",
+  "train.tensorboard",
+)
 
 
 def write_config(folder: Path, config: ConfigDict, resolved: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 from peftjax.data.packages import cache_folder
 from peftjax.files import write_text
+from peftjax.parallel.hosts import ending_together
 from peftjax.parallel.mesh import put_batch
 from peftjax.train import folder as folder_lib
 from peftjax.train import generations
@@ -30,6 +31,7 @@ from peftjax.train.checkpoint import Checkpoints
 from peftjax.train.checks import check_moved, check_unchanged
 from peftjax.train.compiling import CompiledStep, Costs, use_cache
 from peftjax.train.evaluate import evaluate, make_predict, save_rows
+from peftjax.train.faults import told
 from peftjax.train.fingerprint import fingerprints
 from peftjax.train.logs import RunLog
 from peftjax.train.signals import PREEMPTED, EndRequests, Preempted
@@ -70,7 +72,7 @@ def train(config: ConfigDict, workdir: str | Path, resolve: Resolve = run_lib.re
 
     # State: the newest checkpoint's, or else the start
     state = run.start()
-    with Checkpoints(folder / "checkpoints", config.train.keep) as checkpoints:
+    with Checkpoints(folder / "checkpoints", config.train.keep) as checkpoints, ending_together():
       if (found := checkpoints.restore(state, run.base)) is not None:
         state, position = found
         run.loaders.train.set_state(position)
@@ -97,7 +99,8 @@ def train(config: ConfigDict, workdir: str | Path, resolve: Resolve = run_lib.re
               generations.save_texts(folder, f"{split}-before", texts)
         watch = Watch(config, log, run.loaders.train.examples)
         for count in range(start + 1, total + 1):
-          batch = next(run.loaders.train)
+          with told("reading the data", checkpoints.steps):
+            batch = next(run.loaders.train)
           first = jax.tree.map(jax.numpy.copy, state.trainable) if count == 1 else None
           state, metrics = step(state, run.frozen, put_batch(run.mesh, batch))
           watch.dispatched(count, metrics, batch, clean=not step.just_compiled)
@@ -122,13 +125,16 @@ def train(config: ConfigDict, workdir: str | Path, resolve: Resolve = run_lib.re
             watch.restart_clock()
           if last or ending or _due(count, config.train.save_every):
             watch.fetch()
-            checkpoints.save(state, run.loaders.train.get_state(), run.base)
+            with told("saving", checkpoints.steps):
+              checkpoints.save(state, run.loaders.train.get_state(), run.base)
             watch.restart_clock()
           if ending and not last:
-            checkpoints.wait()
+            with told("saving", checkpoints.steps):
+              checkpoints.wait()
             log.say(f"saved after step {count}; the same command goes on")
             raise Preempted(PREEMPTED)
-        checkpoints.wait()
+        with told("saving", checkpoints.steps):
+          checkpoints.wait()
 
       # Finish: the promises, then the summary
       check_unchanged(frozen_prints, fingerprints(run.frozen))

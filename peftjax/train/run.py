@@ -22,6 +22,7 @@ from peftjax.parallel.sharding import Layout, layout_of, on_mesh
 from peftjax.train import assemble
 from peftjax.train.checkpoint import Base
 from peftjax.train.fingerprint import digest
+from peftjax.train.spikes import watch_loss
 from peftjax.train.state import TrainState, init_state
 from peftjax.train.step import ModelForward, TrainStep, make_loss, make_train_step
 
@@ -109,7 +110,7 @@ def program(config: ConfigDict, task: tasks.Task, model: Model, mesh: Mesh, tota
     layout=layout_of(model, mesh),
     groups=groups,
     settings=optim.group_settings(config.optim, set(jax.tree.leaves(groups)), method_groups),
-    optimizer=model.transformed(optimizer, total_steps),
+    optimizer=watch_loss(model.transformed(optimizer, total_steps), config.train.get("spike", 0.0)),
     total_steps=total_steps,
   )
 
@@ -146,8 +147,8 @@ def resolve(config: ConfigDict) -> Run:
   return Run(
     **{field.name: getattr(made, field.name) for field in dataclasses.fields(Program)},
     loaders=loaders,
-    trainable=jax.device_put(trainable, made.layout.shardings(trainable)),
-    frozen=jax.device_put(frozen, made.layout.shardings(frozen)),
+    trainable=mesh_lib.put_tree(trainable, made.layout.shardings(trainable)),
+    frozen=mesh_lib.put_tree(frozen, made.layout.shardings(frozen)),
     base=base,
     eval_splits=tuple(split for split in ("validation",) if split in loaders.evals),
     final_splits=final_splits(config, loaders),

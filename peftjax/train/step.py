@@ -16,6 +16,7 @@ import optax
 from peftjax import optim
 from peftjax.masks import Tree, combine, flatten
 from peftjax.tasks import Task
+from peftjax.train.spikes import spiked
 from peftjax.train.state import TrainState
 
 Batch = Mapping[str, jax.Array]
@@ -53,12 +54,14 @@ def make_train_step(loss: Loss, optimizer: optax.GradientTransformation, accumul
     accumulate: micro-batches in the batch; only one's activations and one set of trainable gradients are held.
 
   Returns:
-    step(state, frozen, batch) -> (state, metrics). An update whose loss or gradient is not finite is left out: leaves
-    and optimizer stay, the step counts. Metrics, float32 scalars if not said otherwise: loss, grad_norm (before
-    clipping), weight, finite (bool), learning_rate {group: rate}, leaf_norms {leaf: norm of its gradient}, and the
-    task's extra sums over the sum of weights.
+    step(state, frozen, batch) -> (state, metrics). An update whose loss or gradient is not finite, or whose loss is a
+    spike (`peftjax.train.spikes`), is left out: leaves and optimizer stay, the step counts. Metrics,
+    float32 scalars if not said otherwise: loss, grad_norm (before clipping), weight, finite (bool: not left out),
+    learning_rate {group: rate}, leaf_norms {leaf: norm of its gradient}, and the task's extra sums over the sum of
+    weights.
   """
   gradient = jax.value_and_grad(loss, has_aux=True)
+  updating = optax.with_extra_args_support(optimizer)
 
   def sums(state: TrainState, frozen: Tree, batch: Batch, key: jax.Array) -> Any:
     (total, (weight, extra)), grads = gradient(state.trainable, frozen, batch, key)
@@ -86,7 +89,8 @@ def make_train_step(loss: Loss, optimizer: optax.GradientTransformation, accumul
     norm = jnp.sqrt(sum(squares.values(), jnp.float32(0)))
     loss_value = total * scale
     finite = jnp.isfinite(loss_value) & jnp.isfinite(norm)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+    updates, opt_state = updating.update(grads, state.opt_state, state.trainable, value=loss_value)
+    finite &= jnp.logical_not(spiked(opt_state))
     changed = (optax.apply_updates(state.trainable, updates), opt_state)
     trainable, opt_state = jax.tree.map(
       lambda new, old: jnp.where(finite, new, old), changed, (state.trainable, state.opt_state)

@@ -1,0 +1,37 @@
+"""What a machine does to a run (a full disk, a folder that cannot be written any more, a file that is gone)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from peftjax.errors import UserError
+
+_SIGNS = ("no space left", "disk quota", "file too large", "read-only file system", "permission denied", "no such file",
+          "input/output error", "stale file handle")  # fmt: skip
+
+
+@contextlib.contextmanager
+def told(what: str, steps: Callable[[], list[int]]) -> Iterator[None]:
+  """A fault of the machine in the block becomes one line that names the checkpoint that stays.
+
+  Args:
+    what: what was being done.
+    steps: gives the steps that have a checkpoint.
+
+  Raises:
+    UserError: for an `OSError`, or for another error that speaks of one, as storage libraries' do.
+  """
+  try:
+    yield
+  except UserError:
+    raise
+  except Exception as error:
+    sign = next((one for one in _SIGNS if one in str(error).lower()), "")
+    if not isinstance(error, OSError) and not sign:
+      raise
+    reason = getattr(error, "strerror", None) or sign or str(error).strip().splitlines()[0]
+    where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+    saved = steps()
+    stays = f"the checkpoint of step {saved[-1]} is whole" if saved else "there is no checkpoint yet"
+    raise UserError(f"{what}: {reason[:200]}{where}; {stays}, and the same command goes on") from None
