@@ -10,6 +10,7 @@ import collections
 import copy
 import math
 import re
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -74,7 +75,8 @@ def compiled_for(config: ConfigDict, devices: list[Any]) -> dict[str, Any]:
 
   Returns:
     `fits`; `bytes_per_device` {"arguments", "temp", "total"}; `arguments_by_kind` {"base", "adapter", "optimizer",
-    "batch"}, their bytes on a device; `limit_bytes`; `compile_seconds`; `devices`, their number; `device_kind`;
+    "batch"}, their bytes on a device; `limit_bytes`; `compile_seconds`, `compile_cpu_seconds` of all
+    threads, which other work on the machine does not change; `devices`, their number; `device_kind`;
     `mesh`; `step_flops`, over all devices; `collectives` {kind: number in the compiled text}; `largest_replicated`,
     the bytes of the largest leaf that is whole on every device of a mesh that could split it; `notes`.
   """
@@ -102,6 +104,7 @@ def compiled_for(config: ConfigDict, devices: list[Any]) -> dict[str, Any]:
     "notes": program.layout.notes(model.params),
   }
   step = CompiledStep(program.step(), mesh, state, frozen, lambda _: None)
+  cpu = time.process_time()
   try:
     compiled, cost = step.compile(state, frozen, batch)
   except jax.errors.JaxRuntimeError as error:
@@ -118,6 +121,7 @@ def compiled_for(config: ConfigDict, devices: list[Any]) -> dict[str, Any]:
     "fits": each["total"] <= found["limit_bytes"],
     "bytes_per_device": each,
     "compile_seconds": cost.compile_seconds,
+    "compile_cpu_seconds": round(time.process_time() - cpu, 1),
     "step_flops": cost.flops,
     "collectives": collectives(compiled.as_text()),
   }

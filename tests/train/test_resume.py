@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -30,9 +31,12 @@ def start(config, material):
   overrides = [f"--config.{one}" for one in (f"model.path={config.model.path}", *given, *changed)]
   environment = {**os.environ, "PEFTJAX_CACHE": str(material / "cache")}
 
-  def process(folder: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "peftjax", "train", f"--workdir={folder}", *overrides]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+  def process(folder: Path, more: Sequence[str] = (), devices: int = 1) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "peftjax", "train", f"--workdir={folder}", *overrides, *more]
+    flags = f"{environment.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    return subprocess.Popen(
+      command, env={**environment, "XLA_FLAGS": flags}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
 
   return process
 
@@ -71,3 +75,55 @@ def test_killed_ten_times_and_resumed(start, tmp_path):
   trained = [finished.load_model(folder)[2].params for folder in (whole, parts)]
   jax.tree.map(np.testing.assert_array_equal, *trained)
   assert [row["step"] for row in read_rows(whole / "metrics.jsonl") if "split" not in row] == list(range(1, STEPS + 1))
+
+
+MESHES = ({"data": 4}, {"data": 1, "fsdp": 4}, {"data": 2, "fsdp": 2}, {"data": 1, "fsdp": 2, "tensor": 2})
+MANY = 50
+
+
+def kill_within_a_save(process, folder, step):
+  """Kills the process while a checkpoint of a step from `step` on is being written."""
+  while True:
+    assert process.poll() is None, process.communicate()[1]
+    under_way = [path.name.partition(".")[0] for path in (folder / "checkpoints").glob("*orbax-checkpoint-tmp*")]
+    if any(name.isdigit() and int(name) >= step for name in under_way):
+      break
+  process.kill()
+  process.communicate()
+  assert process.returncode == -9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changing", [False, True])
+def test_killed_fifty_times(start, tmp_path, changing):
+  """Half of the kills within a save, each five on another mesh: the end is that of the whole run."""
+  steps = 4 * MANY + 10
+  same = [f"--config.train.steps={steps}", "--config.train.save_every=1", "--config.model.dropout=0.0"]
+
+  def on(number):
+    mesh = MESHES[number // 5 % len(MESHES)] if changing else MESHES[1]
+    return [*same, *(f"--config.mesh.{axis}={size}" for axis, size in mesh.items())]
+
+  whole, parts = tmp_path / "whole", tmp_path / "parts"
+  finish(start(whole, on(0), devices=4))
+  random = np.random.default_rng(1)
+  for number in range(MANY):
+    process = start(parts, on(number), devices=4)
+    target = 4 * number + 3
+    if number % 2:
+      kill_within_a_save(process, parts, target)
+    else:
+      kill_at(process, parts, target, random.uniform(0.0, 0.05))
+  assert not (parts / "summary.json").exists()
+  finish(start(parts, on(MANY), devices=4))
+
+  rows, others = (read_rows(folder / "metrics.jsonl") for folder in (whole, parts))
+  assert [row["step"] for row in rows] == [row["step"] for row in others]
+  trained = [finished.load_model(folder)[2].params for folder in (whole, parts)]
+  if changing:
+    for row, other in zip(rows, others):
+      np.testing.assert_allclose(other["loss"], row["loss"], rtol=1e-3)
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-2, atol=1e-4), *trained)
+  else:
+    assert (parts / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    jax.tree.map(np.testing.assert_array_equal, *trained)
