@@ -432,6 +432,7 @@ def load(
   runtime: Runtime | None = None,
   seed: int = 0,
   quantize: Quantization | str | None = None,
+  place: Callable[[Model], Callable[[masks.Tree], masks.Tree]] | None = None,
 ) -> Model:
   """A model from a Hugging Face folder of config.json and *.safetensors, or from "packaged:NAME".
 
@@ -443,6 +444,7 @@ def load(
     num_labels: classes of the head; 0: what config.json says.
     runtime: how it runs; `dtype` overrides its dtype.
     quantize: int8, int4 or nf4: the kernels of linear modules are quantised one after the other while they are read.
+    place: the model, of shapes -> (a tree of shapes -> its shardings): where leaves are to lie as they are read.
 
   Raises:
     UserError: the folder, the architecture, a key or a shape is not what was expected.
@@ -458,7 +460,10 @@ def load(
   model = from_config(
     hf_config, dtype, task=task, num_labels=num_labels, label_names=label_names, runtime=runtime, quantize=quantize
   )
-  params, drawn, errors = pretrained.load_params(folder, model.family, model.params, model.stacks, model.head, seed)
+  shardings = None if place is None else place(model)
+  params, drawn, errors = pretrained.load_params(
+    folder, model.family, model.params, model.stacks, model.head, seed, shardings
+  )
   model = dataclasses.replace(model, params=params, folder=folder, drawn=tuple(drawn), quantization_errors=errors)
   if adapter:
     from peftjax.interop import peft

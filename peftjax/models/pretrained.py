@@ -26,6 +26,7 @@ from peftjax.errors import UserError, nearest
 from peftjax.files import atomic_folder, read_json
 from peftjax.models.family import Family, checkpoint_axes, checkpoint_key, expanded
 from peftjax.models.gguf import GGUFCheckpoint
+from peftjax.models.parts import lay, read_parts, tensor_part
 from peftjax.models.tensor_files import Checkpoint, Tensors, as_leaf, empty
 from peftjax.quantize import is_quantized, like, relative_error
 
@@ -125,6 +126,7 @@ def load_params(
   stacks: Mapping[str, int],
   fresh: tuple[str, ...],
   seed: int = 0,
+  place: Callable[[masks.Tree], masks.Tree] | None = None,
 ) -> tuple[masks.Tree, list[str], dict[str, float]]:
   """(parameters, names of leaves that were drawn, relative errors of quantised leaves) of a model folder.
 
@@ -132,6 +134,8 @@ def load_params(
     shapes: the tree of shapes and dtypes to fill; where a leaf is quantised, each layer is as soon as it is read.
     stacks: dotted path of each stack -> layers.
     fresh: dotted prefixes of the leaves that may be missing: the task's head, which is then drawn with `seed`.
+    place: the tree of shapes -> its shardings: each process reads the parts of its own devices. Leaves that are
+      quantised while they are read, and those of GGUF files, are read whole and then laid.
 
   Raises:
     UserError: a tensor is missing, is not known, or has another shape.
@@ -161,7 +165,20 @@ def load_params(
     else:
       _read_into(target, name, wanted[name], family, checkpoint)
 
-  leaves = {path: _fill(path, leaf, stacks, read, errors) for path, leaf in masks.flatten(shapes).items()}
+  def part(name: str, index: Any, shape: tuple[int, ...]) -> np.ndarray:
+    if name in drawn:
+      return np.asarray(draw(name, shape, jnp.float32, jax.random.key(seed)))[index]
+    assert isinstance(checkpoint, Checkpoint)
+    return tensor_part(checkpoint, wanted[name], family, name, index, shape)
+
+  shardings = masks.flatten(place(shapes)) if place is not None else {}
+  leaves = {}
+  for path, leaf in masks.flatten(shapes).items():
+    if shardings and isinstance(checkpoint, Checkpoint) and not is_quantized(leaf):
+      leaves[path] = read_parts(path, leaf, stacks, shardings[path], part)
+    else:
+      whole = _fill(path, leaf, stacks, read, errors)
+      leaves[path] = jax.tree.map(lay, whole, shardings[path]) if shardings else whole
   return masks.unflatten(leaves), sorted(drawn), errors
 
 

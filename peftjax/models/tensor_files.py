@@ -92,6 +92,14 @@ class Checkpoint:
         _read_into(file, block)
         yield some, block
 
+  def part(self, key: str, index: tuple[slice, ...]) -> np.ndarray:
+    """A tensor's values at some slices; only the pages that hold them are read."""
+    place = self._places[key]
+    if not math.prod(place.shape):
+      return np.zeros(place.shape, place.dtype)[index]
+    mapped = np.memmap(place.path, np.uint8, "r", place.offset, (math.prod(place.shape) * place.dtype.itemsize,))
+    return np.array(mapped.view(place.dtype).reshape(place.shape)[index])
+
   def read(self, key: str) -> np.ndarray:
     """A whole tensor."""
     place = self._places[key]

@@ -16,6 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from peftjax.errors import UserError
+from peftjax.models.parts import lay
 
 AXES = ("data", "fsdp", "tensor", "sequence")
 BATCH_AXES = ("data", "fsdp")
@@ -76,18 +77,8 @@ def process_share(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
 
 
 def put_tree(tree: Any, shardings: Any) -> Any:
-  """Lays a tree of arrays as a tree of shardings says; each process gives the parts of its own devices.
-
-  Arrays that lie so already are given back as they are.
-  """
-
-  def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
-    if sharding.is_fully_addressable or not getattr(leaf, "is_fully_addressable", True):
-      return jax.device_put(leaf, sharding)
-    whole = np.asarray(leaf)
-    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
-
-  return jax.tree.map(put, tree, shardings)
+  """Lays a tree of arrays as a tree of shardings says; each process gives the parts of its own devices."""
+  return jax.tree.map(lay, tree, shardings)
 
 
 def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray], together: bool = False) -> dict[str, jax.Array]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from peftjax import config as config_lib
@@ -17,6 +18,7 @@ from peftjax.models import pretrained
 from peftjax.models.family import CAUSAL_LM, ENCODER, SEQ2SEQ_LM
 from peftjax.models.layers import Runtime
 from peftjax.models.registry import family_of
+from peftjax.parallel.sharding import layout_of
 from peftjax.quantize_model import Quantization
 
 INITS = ("pretrained", "random")
@@ -44,7 +46,12 @@ def quantization(config: ConfigDict) -> Quantization | None:
 
 
 def make_model(
-  config: ConfigDict, task: str = "", label_names: Sequence[str] = (), num_labels: int = 0, abstract: bool = False
+  config: ConfigDict,
+  task: str = "",
+  label_names: Sequence[str] = (),
+  num_labels: int = 0,
+  abstract: bool = False,
+  mesh: Mesh | None = None,
 ) -> Model:
   """The base with the task's head and the configured method.
 
@@ -53,6 +60,7 @@ def make_model(
     label_names: names of the head's classes, or
     num_labels: their number.
     abstract: shapes alone: no weights are read or made.
+    mesh: of several devices: the base is read straight onto it.
 
   Raises:
     UserError: as `peftjax.model.load` and `Model.add` do.
@@ -78,6 +86,8 @@ def make_model(
         raise UserError("model.quantize: a model with model.init=random trains its base, which cannot be quantised")
       model = dataclasses.replace(initialise(model, jax.random.key(config.seed)), folder=folder)
   else:
+    if mesh is not None and mesh.size > 1:
+      options["place"] = lambda base: layout_of(base, mesh).shardings
     model = load(section.path, section.adapter or None, section.dtype, seed=config.seed, **options)
     if section.adapter:
       return model  # its method is the adapter's

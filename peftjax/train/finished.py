@@ -37,9 +37,10 @@ def load_model(workdir: str | Path) -> tuple[ConfigDict, int, Model]:
   folder = Path(workdir)
   config, resolved = folder_lib.read_config(folder)
   labels = tuple(resolved["label_names"])
-  model = assemble.make_model(config, resolved["task"], label_names=labels, num_labels=max(len(labels), 1))
+  mesh = make_mesh(config.mesh)
+  model = assemble.make_model(config, resolved["task"], label_names=labels, num_labels=max(len(labels), 1), mesh=mesh)
   trainable, frozen = masks.partition(model.params, model.labels())
-  layout = layout_of(model, make_mesh(config.mesh))
+  layout = layout_of(model, mesh)
   step, trainable = _restore(folder, trainable, Base(str(config.model.path), base_hash(model)), layout)
   return config, step, model.with_params(masks.combine(trainable, frozen))
 

@@ -133,7 +133,7 @@ def resolve(config: ConfigDict) -> Run:
   loaders = data_lib.make_loaders(
     config, tokenizer, dataset, process_index=index, process_count=count, task=task.name, form=form
   )
-  model = assemble.make_model(config, task.name, label_names=task.label_names, num_labels=task.num_labels)
+  model = assemble.make_model(config, task.name, label_names=task.label_names, num_labels=task.num_labels, mesh=mesh)
   tokenizer.check_fits(int(model.hf_config["vocab_size"]))
   check_positions(model, config.data.max_length)
   base = Base(str(config.model.path), base_hash(model))

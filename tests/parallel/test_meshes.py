@@ -6,15 +6,16 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
 
 
-def on_8_devices(*args: str) -> list[dict]:
+def on_8_devices(*args: str, program: str = "equal_on_meshes.py") -> Any:
   flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
   done = subprocess.run(
-    [sys.executable, "tests/parallel/equal_on_meshes.py", *args],
+    [sys.executable, f"tests/parallel/{program}", *args],
     capture_output=True,
     text=True,
     check=False,
@@ -44,3 +45,11 @@ def test_each_method_on_each_mesh():
   rows = on_8_devices("all", "bert", "llama")
   assert len(rows) == 48
   check(rows)
+
+
+def test_leaves_are_read_merged_and_exported_in_parts(tmp_path):
+  found = on_8_devices(str(tmp_path), program="sharded_loading.py")
+  assert found["loaded"] == {"float32": True, "bfloat16": True} and found["nf4"]
+  assert found["split"] >= 10
+  assert found["smallest_share"] <= 1 / 8  # a device's part of a kernel, not the kernel
+  assert found["apart"] < 1e-2  # of bfloat16 leaves, whose sums may round otherwise
