@@ -43,7 +43,8 @@ def read_parts(
   names = np.asarray(masks.layer_names(path, stacks), dtype=object).reshape(stack)
   known: dict[str, np.ndarray] = {}  # devices that hold the same part share one reading of it
 
-  def part(index: Index) -> np.ndarray:
+  def part(index: Index | None) -> np.ndarray:
+    assert index is not None
     if str(index) not in known:
       chosen, own = np.asarray(names[index[: len(stack)]], dtype=object), index[len(stack) :]
       sizes = [len(range(*one.indices(size))) for one, size in zip(index, leaf.shape)]
