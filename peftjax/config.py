@@ -57,6 +57,7 @@ def default() -> ConfigDict:
   config.data = ConfigDict()
   config.data.name = "packaged:movie_reviews"  # packaged:NAME, jsonl:FILE, csv:FILE, tfds:NAME
   config.data.train_examples = 0  # the first n of the shuffled training split; 0: all
+  config.data.eval_examples = 0  # the first n of every other split, in an order that no seed changes; 0: all
   config.data.max_length = 128  # tokens; longer texts are cut
   config.data.buckets = (16, 24, 32, 48, 64, 96, 128)  # padded lengths, one compilation each; (): max_length only
   config.data.text_column = ""  # empty: the source's own

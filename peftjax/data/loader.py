@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
+import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
@@ -164,7 +165,7 @@ class EvalLoader:
   """All batches of a split, in one order, as often as it is iterated; the split is first read when it is needed.
 
   Attributes:
-    examples: in the split.
+    examples: read of the split.
     collate: makes the batches.
   """
 
@@ -176,10 +177,13 @@ class EvalLoader:
     batch_size: int,
     buckets: Sequence[int],
     share: Share = Share(),
+    limit: int = 0,
   ):
     _positive("train.eval_batch_size", batch_size)
     rows(batch_size, share.index, share.count)
-    self.examples = dataset.splits[split]
+    count = dataset.splits[split]
+    self._ids = np.sort(subset(count, min(limit, count))) if limit else np.arange(count)
+    self.examples = len(self._ids)
     self._dataset, self._split, self.collate, self._share = dataset, split, collate, share
     self._batch_size, self._buckets = batch_size, buckets
 
@@ -191,7 +195,9 @@ class EvalLoader:
   @functools.cached_property
   def _steps(self) -> _EvaluationSteps:
     reader = _Reader(self._dataset.split(self._split), self.collate, self._share)
-    return _EvaluationSteps(evaluation_batches(self.measured.lengths, self._batch_size, self._buckets), reader)
+    batches = evaluation_batches(self.measured.lengths[self._ids], self._batch_size, self._buckets)
+    ids = np.where(batches.ids == FILL, FILL, self._ids[batches.ids])
+    return _EvaluationSteps(Batches(ids, batches.lengths), reader)
 
   def __len__(self) -> int:
     return -(-self.examples // self._batch_size)
@@ -288,7 +294,7 @@ def make_loaders(
     reader = _Reader(source, collate, share)
   train = TrainLoader(plan, reader, measured, identity, int(data.workers))
   evals = {
-    split: EvalLoader(dataset, split, collate, config.train.eval_batch_size, buckets, share)
+    split: EvalLoader(dataset, split, collate, config.train.eval_batch_size, buckets, share, _limit(data.eval_examples))
     for split in dataset.splits
     if split != "train"
   }
@@ -314,6 +320,12 @@ def _check_task(task: str, dataset: Dataset) -> None:
     )
   if task not in ("", dataset.task):
     raise UserError(f"task.name={task!r}, but {dataset.name} holds data for {dataset.task!r}")
+
+
+def _limit(count: int) -> int:
+  if count < 0:
+    raise UserError(f"data.eval_examples={count}: expected a number of examples, or 0 for all")
+  return count
 
 
 def _positive(name: str, value: int) -> None:

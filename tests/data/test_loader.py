@@ -241,3 +241,15 @@ def test_settings_that_do_not_fit_are_said(config, tokenizer, tmp_path):
 def test_an_opened_data_set_can_be_given(config, tokenizer):
   dataset = open_data(config.data.name)
   assert make_loaders(config, tokenizer, dataset=dataset).dataset is dataset
+
+
+def test_evaluation_may_read_a_part_that_no_seed_changes(tmp_path, config, tokenizer):
+  jsonl(tmp_path / "data" / "validation.jsonl", ROWS)
+  whole = {int(index) for batch in make_loaders(config, tokenizer).evals["validation"] for index in batch["index"]}
+  parts = []
+  for count, seed in ((9, 0), (9, 1), (4, 0)):
+    config.data.eval_examples, config.seed = count, seed
+    loader = make_loaders(config, tokenizer).evals["validation"]
+    parts.append([int(index) for batch in loader for index in batch["index"] if index >= 0])
+    assert loader.examples == count == len(set(parts[-1]))
+  assert sorted(parts[0]) == sorted(parts[1]) and set(parts[2]) < set(parts[0]) < whole

@@ -1,0 +1,28 @@
+"""SmolLM2-135M-Instruct tuned with LoRA on instructions: `self_instruct` or `gsm8k`."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from peftjax.config import default
+
+
+def get_config(data: str = "self_instruct") -> ConfigDict:
+  """`data`: self_instruct or gsm8k."""
+  config = default()
+  config.model.path = "packaged:smollm2-135m-instruct"
+  config.method = ConfigDict({"name": "lora", "rank": 8, "targets": ("q_proj", "v_proj")})
+  config.data.name = f"packaged:{data}"
+  config.data.packing = True
+  config.data.max_length = 256
+  config.data.buckets = (64, 128, 192)
+  config.data.eval_examples = 16
+  config.optim.learning_rate = 1e-3
+  config.optim.weight_decay = 0.0
+  config.task.generate = config.task.generate_first = True
+  config.task.generate_examples = 4
+  config.task.max_new_tokens = 64
+  config.task.text_metrics = ("rougeL", "last_number") if data == "gsm8k" else ("rougeL", "chrf")
+  config.train.update({"batch_size": 2, "eval_batch_size": 4, "steps": 40, "eval_every": 20, "save_every": 40})
+  config.train.update({"log_every": 5, "tensorboard": False})
+  return config
