@@ -1,8 +1,8 @@
 """peftjax: full fine-tuning and parameter-efficient fine-tuning through one code path, in JAX and Flax."""
 
-from peftjax import masks, methods
+from peftjax import adapters, masks, methods
 from peftjax.errors import UserError
 from peftjax.model import Model, load
 
 __version__ = "0.1.0"
-__all__ = ["Model", "UserError", "load", "masks", "methods"]
+__all__ = ["Model", "UserError", "adapters", "load", "masks", "methods"]

@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from peftjax.errors import UserError, nearest
 from peftjax.methods.acting import has_delta
 from peftjax.methods.base import Method
@@ -24,17 +26,21 @@ def can(method: Method, ability: str) -> bool | str:
   """
   if ability not in ABILITIES:
     raise UserError(f"no ability {ability!r}; {nearest(ability, ABILITIES)}")
-  reasons = [_reason(part, ability) for part in method.parts]
-  if ability in ("convert", "combine") and all(reasons):
-    return reasons[0]
-  return next((reason for reason in reasons if reason), True)
+  return _answer(method.parts, ability)
 
 
-def check(method: Method, ability: str) -> None:
-  """Raises the reason as a `UserError`."""
-  answer = can(method, ability)
+def check(methods: Sequence[Method], ability: str) -> None:
+  """Raises the reason as a `UserError` if methods together lack the ability."""
+  answer = _answer(methods, ability)
   if answer is not True:
     raise UserError(str(answer))
+
+
+def _answer(parts: Sequence[Method], ability: str) -> bool | str:
+  adding = [part for part in parts if part.leaf_names]
+  if ability in ("convert", "combine"):
+    parts = adding or parts  # what a mask trains is in the base, and stays there
+  return next((reason for part in parts if (reason := _reason(part, ability))), True)
 
 
 def _reason(method: Method, ability: str) -> str:

@@ -104,8 +104,7 @@ def _check(
   for model in models:
     if not model.bound:
       raise UserError("a model has no adapter to combine")
-    for method in model.methods:
-      check(method, "combine")
+    check(model.methods, "combine")
 
 
 def _with_along(base: Model, models: Sequence[Model], along: int | None) -> Model:

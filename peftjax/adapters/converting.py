@@ -54,8 +54,7 @@ def to_lora(model: Model, rank: int = 0, energy: float = 0.0) -> Converted:
     raise UserError("the model has no adapter to convert")
   if bool(rank) == bool(energy) or rank < 0 or not 0.0 <= energy <= 1.0:
     raise UserError(f"give either a rank, at least 1, or the energy to keep, in (0, 1]; got {rank=} and {energy=}")
-  for method in model.methods:
-    check(method, "convert")
+  check(model.methods, "convert")
   return from_deltas(disabled(model), deltas(model), rank, energy)
 
 

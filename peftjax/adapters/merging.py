@@ -56,7 +56,7 @@ def deltas(model: Model) -> dict[str, jax.Array]:
   flat = masks.flatten(dequantize_leaves(model.params, jnp.float32))
   found: dict[str, jax.Array] = {}
   for one in model.bound:
-    check(one.method, "merge")
+    check((one.method,), "merge")
     shared = model.params.get(one.shared_path, {})
     for site in one.sites:
       own, base = site_leaves(flat, one, site)

@@ -111,7 +111,7 @@ def _groups(base: Model, adapters: Sequence[Adapter]) -> list[_Group]:
   groups: list[tuple[Bound, list[tuple[Bound, Adapter] | None]]] = []
   for number, adapter in enumerate(adapters):
     for one in adapter.bound:
-      check(one.method, "mixed_batch")
+      check((one.method,), "mixed_batch")
       if not one.sites and not one.method.leaf_names:
         continue  # a mask alone; the leaves it trains come along
       _check_stackable(base, one)

@@ -18,6 +18,8 @@ from tests.methods import tiny
 from tests.models import decoder_models
 
 MERGES = [name for name in cases.NAMES if name == "hybrid" or METHODS[name].delta is not Method.delta]
+# One of each way in which a factor acts: on outputs, on a formed change, on a changed input, on an embedding.
+SCALED = ("lora", "dora", "hira", "oft", "boft", "ia3", "hybrid", "trainable_tokens")
 STAYS = ("dora", "trainable_tokens")  # no way back from the merged weights
 
 
@@ -29,10 +31,10 @@ def results(name):
   def run(params):
     adapted = model.with_params(params)
     half = adapters.scaled(adapters.scaled(adapted, -1.2), -0.5)
-    found = {"half": half}
-    if name in MERGES:
-      found |= {"adapted": adapted, "merged": adapters.merge(adapted), "half_merged": adapters.merge(half)}
-    else:
+    found = {"adapted": adapted, "merged": adapters.merge(adapted)} if name in MERGES else {"half": half}
+    if name in SCALED:
+      found |= {"half": half, "half_merged": adapters.merge(half)}
+    elif name not in MERGES:
       found["zero"] = adapters.scaled(adapted, 0.0)
     outputs = {key: one.forward(one.params, inputs)["logits"] for key, one in found.items()}
     if name in MERGES and name not in STAYS:
@@ -47,8 +49,9 @@ def test_merging_and_taking_out(name):
   model, found = cases.adapted(name), results(name)
   assert np.abs(found["adapted"] - cases.base_logits(name)).max() > 1e-2
   cases.close(found["merged"], found["adapted"])
-  cases.close(found["half"], found["half_merged"])
-  assert np.abs(found["half"] - found["adapted"]).max() > 1e-2
+  if name in SCALED:
+    cases.close(found["half"], found["half_merged"])
+    assert np.abs(found["half"] - found["adapted"]).max() > 1e-2
   if name in STAYS:
     with pytest.raises(UserError) as caught:
       adapters.unmerge(model.merge(), adapters.take(model))
@@ -58,7 +61,7 @@ def test_merging_and_taking_out(name):
     np.testing.assert_allclose(found["back"][path], leaf, rtol=1e-5, atol=3e-6, err_msg=path)
 
 
-@pytest.mark.parametrize("name", ["houlsby", "reft", "llama_adapter"])
+@pytest.mark.parametrize("name", ["houlsby", pytest.param("reft", marks=pytest.mark.slow)])
 def test_a_factor_on_what_changes_outputs(name):
   found = results(name)
   cases.close(found["zero"], cases.base_logits(name))
