@@ -100,10 +100,15 @@ class Model:
 
   def __call__(self, *, adapter_ids: Any = None, **inputs: Any) -> dict[str, Any]:
     """The outputs for arrays given by name, as `forward` without dropout, compiled."""
-    ids = None if adapter_ids is None else self._checked_ids(adapter_ids)
+    ids = None if adapter_ids is None else self.checked_ids(adapter_ids)
     return _jitted(self.forward_key)(self.params, {name: jnp.asarray(value) for name, value in inputs.items()}, ids)
 
-  def _checked_ids(self, adapter_ids: Any) -> jax.Array:
+  def checked_ids(self, adapter_ids: Any) -> jax.Array:
+    """int[B]: each example's adapter of those that the model holds, -1 for none.
+
+    Raises:
+      UserError: no integers, or of an adapter that the model does not hold.
+    """
     ids, count = np.asarray(adapter_ids), max([len(one.members) for one in self.bound], default=0)
     if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
       raise UserError(f"adapter_ids: expected one integer for each example, got {ids.dtype} of shape {ids.shape}")

@@ -28,27 +28,32 @@ from peftjax.models.sampling import Sampling, choose
 
 State = dict[str, Any]
 """Between steps: "cache"; "logits" f32[B, V] of the next token; "tokens" int32[B, N]; "count" of them that are there;
-"done" bool[B]; "seen" bool[B, V]; "key"."""
+"done" bool[B]; "seen" bool[B, V]; "key"; "chosen": each row's adapter, where the model holds several."""
 
 _LENGTH_STEP = 32  # prompts are padded, and tokens made room for, in steps of this, so that few programs are compiled
 
 
 def generate(
-  model: Model, prompts: Sequence[Sequence[int]], sampling: Sampling, key: jax.Array | None = None
+  model: Model,
+  prompts: Sequence[Sequence[int]],
+  sampling: Sampling,
+  key: jax.Array | None = None,
+  adapter_ids: Sequence[int] | None = None,
 ) -> list[list[int]]:
   """The tokens that follow each prompt, the end-of-sequence token included where one came.
 
   Args:
     prompts: token ids; of an encoder-decoder the encoder's, which its decoder answers from the start token on.
     key: for sampling; default `jax.random.key(0)`.
+    adapter_ids: where the model holds several adapters: which one each prompt's text is made with, -1 for none.
 
   Raises:
     UserError: a model without an output layer, an empty prompt, more tokens than the model has positions.
   """
   generator = Generator(model, sampling)
   if sampling.num_beams > 1:
-    return [trimmed(row, sampling) for row in generator.search(prompts)]
-  (tokens,) = generator.stream(prompts, key, chunk=sampling.max_new_tokens)
+    return [trimmed(row, sampling) for row in generator.search(prompts, adapter_ids)]
+  (tokens,) = generator.stream(prompts, key, chunk=sampling.max_new_tokens, adapter_ids=adapter_ids)
   return [trimmed(row, sampling) for row in tokens]
 
 
@@ -93,11 +98,15 @@ class Generator:
     self._params = self.model.params
 
   def stream(
-    self, prompts: Sequence[Sequence[int]], key: jax.Array | None = None, chunk: int = 8
+    self,
+    prompts: Sequence[Sequence[int]],
+    key: jax.Array | None = None,
+    chunk: int = 8,
+    adapter_ids: Sequence[int] | None = None,
   ) -> Iterator[np.ndarray]:
     """int32[B, n]: the next n ≤ `chunk` tokens of all rows, until all have ended; `pad_id` after a row's end."""
     most = self.sampling.max_new_tokens
-    state = self.start(prompts, key)
+    state = self.start(prompts, key, adapter_ids)
     self.done = np.zeros(len(prompts), bool)
     count = 0
     while count < most and not self.done.all():
@@ -110,12 +119,19 @@ class Generator:
       count = reached
       yield tokens
 
-  def start(self, prompts: Sequence[Sequence[int]], key: jax.Array | None = None) -> State:
+  def start(
+    self,
+    prompts: Sequence[Sequence[int]],
+    key: jax.Array | None = None,
+    adapter_ids: Sequence[int] | None = None,
+  ) -> State:
     """The state after the pass over the prompts, with room for all tokens to come."""
     inputs, room = self._inputs(prompts)
-    logits, cache = _prefill(self._program, self._params, inputs, room)
     rows = len(prompts)
+    chosen = self._chosen(adapter_ids, rows)
+    logits, cache = _prefill(self._program, self._params, inputs, room, chosen)
     return {
+      "chosen": chosen,
       "cache": cache,
       "logits": logits,
       "tokens": jnp.full((rows, room), self.sampling.pad_id, jnp.int32),
@@ -125,14 +141,24 @@ class Generator:
       "key": jax.random.key(0) if key is None else key,
     }
 
-  def search(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
+  def search(self, prompts: Sequence[Sequence[int]], adapter_ids: Sequence[int] | None = None) -> np.ndarray:
     """int32[B, N]: the best sequence of each row by beam search."""
-    logits, cache = _prefill(self._program, self._params, *self._inputs(prompts))
-    return np.asarray(_search(self._program, self._params, logits, cache))
+    chosen = self._chosen(adapter_ids, len(prompts))
+    logits, cache = _prefill(self._program, self._params, *self._inputs(prompts), chosen)
+    of_beams = None if chosen is None else jnp.repeat(chosen, self.sampling.num_beams)
+    return np.asarray(_search(self._program, self._params, logits, cache, of_beams))
 
   @property
   def _program(self) -> _Program:
     return _Program(self.model.module, self.model.bound, self.sampling)
+
+  def _chosen(self, adapter_ids: Sequence[int] | None, rows: int) -> jax.Array | None:
+    """int[B]: each row's adapter, if the model holds several."""
+    if adapter_ids is None:
+      return None
+    if len(adapter_ids) != rows:
+      raise UserError(f"generate: {len(adapter_ids)} adapter_ids for {rows} prompts")
+    return self.model.checked_ids(adapter_ids)
 
   def _inputs(self, prompts: Sequence[Sequence[int]]) -> tuple[dict[str, jax.Array], int]:
     """(the inputs of `prefill`, how many slots to make room for)."""
@@ -168,8 +194,10 @@ def _rounded(count: int) -> int:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def _prefill(program: _Program, params: Any, inputs: dict[str, jax.Array], room: int) -> tuple[jax.Array, Any]:
-  with acting(program.bound, params) as whole:
+def _prefill(
+  program: _Program, params: Any, inputs: dict[str, jax.Array], room: int, chosen: jax.Array | None
+) -> tuple[jax.Array, Any]:
+  with acting(program.bound, params, adapter_ids=chosen) as whole:
     logits, cache = program.apply(whole, {}, "prefill", **inputs)
   return logits.astype(jnp.float32), grow(cache, room)
 
@@ -183,7 +211,7 @@ def _advance(program: _Program, params: Any, state: State, limit: int) -> State:
   def is_going(state: State) -> jax.Array:
     return (state["count"] < limit) & ~state["done"].all()
 
-  with acting(program.bound, params) as whole:
+  with acting(program.bound, params, adapter_ids=state["chosen"]) as whole:
 
     def one(state: State) -> State:
       token = choose(jax.random.fold_in(state["key"], state["count"]), state["logits"], state["seen"], sampling)
@@ -200,14 +228,15 @@ def _advance(program: _Program, params: Any, state: State, limit: int) -> State:
         "done": state["done"] | (token[:, None] == ends).any(axis=1),
         "seen": seen,
         "key": state["key"],
+        "chosen": state["chosen"],
       }
 
     return jax.lax.while_loop(is_going, one, state)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _search(program: _Program, params: Any, logits: jax.Array, cache: Any) -> jax.Array:
-  with acting(program.bound, params) as whole:
+def _search(program: _Program, params: Any, logits: jax.Array, cache: Any, chosen: jax.Array | None) -> jax.Array:
+  with acting(program.bound, params, adapter_ids=chosen) as whole:
 
     def step(cache: Any, tokens: jax.Array) -> tuple[jax.Array, Any]:
       return program.apply(whole, {CACHE: cache}, "step", input_ids=tokens[:, None])

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from peftjax import methods, text_generation
+from peftjax import adapters, methods, text_generation
 from peftjax.errors import UserError
 from peftjax.model import from_config
 from peftjax.models.generate import Generator, generate, trimmed
@@ -49,6 +49,24 @@ def test_edits_of_the_last_token_are_those_of_the_prompt_alone():
     logits = np.asarray(model(input_ids=np.array([prompt]))["logits"])[0]
     assert logits[-1].argmax() == tokens[0]
   assert found != plain
+
+
+@pytest.mark.parametrize("name", ["lora", "prompt"])
+def test_every_prompt_may_name_its_adapter(name):
+  base, several = random_model(LLAMA), [with_method(random_model(LLAMA), METHODS[name], seed) for seed in (1, 2)]
+  model = adapters.mixed(base, [adapters.take(one) for one in several])
+  found = generate(model, [PROMPTS[0]] * 3, Sampling(max_new_tokens=7), adapter_ids=[1, -1, 0])
+  alone = [generate(one, PROMPTS[:1], Sampling(max_new_tokens=7))[0] for one in (several[1], base, several[0])]
+  assert found == alone
+  assert len({tuple(row) for row in alone}) == 3
+  if name == "lora":
+    beams = Sampling(max_new_tokens=4, num_beams=2)
+    found = generate(model, PROMPTS, beams, adapter_ids=[1, 0])
+    assert found == [generate(several[at], [prompt], beams)[0] for at, prompt in zip((1, 0), PROMPTS)]
+    with pytest.raises(UserError, match="1 adapter_ids for 2 prompts"):
+      generate(model, PROMPTS, beams, adapter_ids=[1])
+    with pytest.raises(UserError, match="adapter_ids: 1 to 2; the model holds 2"):
+      generate(model, PROMPTS, beams, adapter_ids=[1, 2])
 
 
 @pytest.mark.parametrize("name", ["none", "prompt", "prefix"])
