@@ -60,7 +60,8 @@ setup(
   license_files=["LICENSE"],
   packages=find_packages(include=["peftjax", "peftjax.*"]),
   package_data={
-    "peftjax": ["py.typed", "data/files/**/*", "data/builders/**/*", "compare/claims.json", "compare/report.html.j2"]
+    "peftjax": ["py.typed", "data/files/**/*", "data/builders/**/*"],
+    "peftjax.compare": ["claims.json", "report.html.j2", "evidence/*.csv"],
   },
   python_requires=">=3.11",
   install_requires=RUNTIME,

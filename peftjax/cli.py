@@ -146,6 +146,13 @@ def _compare(parsed: argparse.Namespace, overrides: list[str]) -> int:
   return study.main(_config(parsed, overrides), parsed.workdir, as_json=parsed.json)
 
 
+def _guide(parsed: argparse.Namespace, overrides: list[str]) -> int:
+  from peftjax.compare import guide
+
+  result = guide.guide(_config(parsed, overrides))
+  return _finish(parsed, result, lambda console: guide.show(result, console))
+
+
 def _export(parsed: argparse.Namespace, overrides: list[str]) -> int:
   from peftjax.train import finished
 
@@ -176,6 +183,7 @@ VERBS: dict[str, Verb] = {
     switches={"search": "if it does not fit, try what would make it fit"},
   ),
   "compare": Verb("train and compare methods", _compare, {"workdir": "folder of the study"}, ("workdir",)),
+  "guide": Verb("which method, with the evidence", _guide),
   "export": Verb(
     "write a run in Hugging Face's formats",
     _export,

@@ -118,6 +118,22 @@ def default() -> ConfigDict:
 
   config.sweep = ConfigDict()  # field -> tuple of values: `train` runs their grid as one program
 
+  config.guide = ConfigDict()  # what `guide` is told; 0 and "" say nothing
+  config.guide.topology = ""  # a slice such as v5e:4x4; this machine without
+  config.guide.devices = 0  # their number
+  config.guide.device_gib = 0.0  # memory of one
+  config.guide.examples = 0  # for training
+  config.guide.tokens = 0  # of an example; data.max_length without
+  config.guide.tasks = 1  # that the base is to serve
+  config.guide.domain = ""  # near or far from the pretraining data
+  config.guide.latency = ""  # same: inference may cost no more than the base's
+  config.guide.mixed_batches = False  # requests of several tasks in one batch
+  config.guide.adapter_bytes = 0.0  # at most, on disk, for a task
+  config.guide.retention = 0.0  # tolerated rise of the loss on pretraining text, nats a token
+  config.guide.budget_flops = 0.0  # for the training of one task
+  config.guide.results = ""  # results.jsonl of an own study, or a tuple of them
+  config.guide.compile = 1  # of the best candidates, how many are compiled to see whether they fit
+
   config.compare = ConfigDict()
   config.compare.methods = ConfigDict()  # row name -> overrides of the sections, e.g. {"method": {...}, "optim": {...}}
   config.compare.seeds = (0, 1)

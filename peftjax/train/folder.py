@@ -20,6 +20,7 @@ MAY_CHANGE = (
   "mesh.",
   "hosts.",
   "compare.",
+  "guide.",
   "sweep",
   "data.workers",
   "train.keep",

@@ -1,0 +1,106 @@
+"""What is known of methods' accuracy and forgetting: published figures, and the records of one's own studies.
+
+metamathqa.csv: Hugging Face PEFT's method comparison (github.com/huggingface/peft, Apache-2.0): Llama-3.2-3B trained on
+MetaMathQA, accuracy on GSM8K, and the rise of the loss on text of its pretraining. One seed a run and no search of
+learning rates, so a method's settings are taken as a range, never as an estimate.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import functools
+import statistics
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from peftjax.compare import analysis
+from peftjax.compare.records import read_results
+
+PUBLISHED = "PEFT's method comparison, Llama-3.2-3B on MetaMathQA, one seed a run"
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+  """A method's figure less full fine-tuning's, from one source.
+
+  Attributes:
+    low, high: ends of the range, or of the 95% interval of a study.
+    source: where it is from.
+    runs: how many runs it rests on.
+  """
+
+  low: float
+  high: float
+  source: str
+  runs: int
+
+  def as_json(self) -> dict[str, Any]:
+    return dataclasses.asdict(self)
+
+
+@functools.cache
+def published() -> tuple[dict[str, str], ...]:
+  """The rows of ``metamathqa.csv``."""
+  text = resources.files(__name__).joinpath("metamathqa.csv").read_text(encoding="utf-8")
+  return tuple(csv.DictReader(text.splitlines()))
+
+
+def published_accuracy(method: str) -> Range | None:
+  """Share of problems solved less full fine-tuning's: from the median setting to the best one."""
+  values = [float(row["accuracy"]) for row in published() if row["method"] == method]
+  full = next(float(row["accuracy"]) for row in published() if row["method"] == "full")
+  if not values or method == "full":
+    return None
+  return Range(statistics.median(values) - full, max(values) - full, PUBLISHED, len(values))
+
+
+def published_forgetting(method: str) -> Range | None:
+  """Rise of the loss on pretraining text, nats a token: over all settings."""
+  values = [float(row["forgetting"]) for row in published() if row["method"] == method]
+  return Range(min(values), max(values), PUBLISHED, len(values)) if values else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Own:
+  """What one's own study found.
+
+  Attributes:
+    accuracy: row -> the difference to the reference, an interval.
+    methods: row -> the method's name.
+    settings: row -> the config's method section.
+    spread: standard deviation over seeds of a difference between two methods; None with one seed.
+    reference: the row that others were compared with.
+  """
+
+  accuracy: dict[str, Range]
+  methods: dict[str, str]
+  settings: dict[str, dict[str, Any]]
+  spread: float | None
+  reference: str
+
+
+def own_study(path: Path, reference: str = "full") -> Own:
+  """A study's ``results.jsonl`` as evidence.
+
+  Raises:
+    UserError: no such file, or no record in it.
+  """
+  records = read_results(path)
+  summary = analysis.summarize(records, analysis.Question(reference=reference, baseline=""))
+  found, spreads = {}, []
+  for row in summary["rows"]:
+    one = row["difference"]
+    if one and one["low"] is not None:
+      found[row["row"]] = Range(one["low"], one["high"], f"your study {path}", len(row["runs"]))
+      if len(one["by_seed"]) > 1:
+        spreads.append(statistics.stdev(one["by_seed"]))
+  methods = {record["row"]: str(record["config"]["method"]["name"]) for record in records}
+  settings = {record["row"]: dict(record["config"]["method"]) for record in records}
+  return Own(found, methods, settings, _root_mean_square(spreads), reference)
+
+
+def _root_mean_square(values: Sequence[float]) -> float | None:
+  return (sum(value**2 for value in values) / len(values)) ** 0.5 if values else None

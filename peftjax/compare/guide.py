@@ -1,0 +1,351 @@
+"""`peftjax guide`: which method, from what a user has and wants, with the evidence and with what speaks against it.
+
+What is exact comes from shapes: parameters, files, arguments. Memory of the candidates that are worth it comes from
+`plan`, which compiles their step. Accuracy and forgetting are ranges with their sources: the user's own studies first,
+then published figures of one model and task, which may not carry over. Nothing is a score of everything.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.table import Table
+
+from peftjax import inspection, masks, methods
+from peftjax.adapters import abilities
+from peftjax.compare import evidence, rules
+from peftjax.compare import formatting as fmt
+from peftjax.compare.evidence import Range
+from peftjax.errors import UserError
+from peftjax.model import Model, folder_of, from_config
+from peftjax.models import pretrained
+from peftjax.models.family import ENCODER
+from peftjax.parallel.topology import limit_bytes, topology_devices
+from peftjax.train import assemble, plan
+
+CANDIDATES: tuple[tuple[str, dict[str, Any]], ...] = (  # name, fields of the method
+  ("full", {}),
+  ("lora", {"rank": 16, "alpha": 32.0, "targets": "all-linear"}),
+  ("dora", {"rank": 16, "alpha": 32.0, "targets": "all-linear"}),
+  ("ia3", {}),
+  ("houlsby", {"bottleneck_dim": 64}),
+  ("oft", {}),
+  ("gralora", {"rank": 32}),
+  ("shira", {"rank": 32}),
+  ("bitfit", {}),
+  ("layernorm", {}),
+  ("prefix", {"num_virtual_tokens": 20}),
+  ("prompt", {"num_virtual_tokens": 20}),
+)
+
+
+@dataclasses.dataclass
+class Candidate:
+  """A method on the user's model: exact sizes, and what is known of its results.
+
+  Attributes:
+    row: its name in the study it is from, or the method's.
+    method: fields of `config.method`.
+    trainable: parameters.
+    file_bytes: on disk for one task.
+    held_bytes: of weights, gradients and AdamW's two moments, over all devices: what a step cannot do without.
+    flops: of one step.
+    accuracy, forgetting: ranges, best evidence first.
+    plan: `plan`'s figures, where it was compiled.
+    notes: what a user should know.
+  """
+
+  row: str
+  method: dict[str, Any]
+  trainable: int
+  file_bytes: int
+  held_bytes: int
+  flops: int
+  accuracy: list[Range]
+  forgetting: list[Range]
+  plan: dict[str, Any] | None = None
+  notes: list[str] = dataclasses.field(default_factory=list)
+
+  @property
+  def overrides(self) -> str:
+    """The method as flags."""
+    return " ".join(f"--config.method.{name}={value}" for name, value in self.method.items())
+
+
+def guide(config: ConfigDict) -> dict[str, Any]:
+  """Ranked methods for a config's model, with what `config.guide` says of devices, task and wishes.
+
+  Returns:
+    `ranked`, best first: {"row", "method", "flags", "trainable", "adapter_bytes", "held_bytes", "step_flops",
+    "training_flops", "fits" (None where it was not compiled), "bytes_per_device", "accuracy", "forgetting" (ranges
+    with sources), "notes"}; `rejected`: {"row", "reason"}; `rules`, `conflicts`; `experiment`: the cheapest study
+    that would settle the choice between the first two; `device` {"limit_bytes", "count"}.
+
+  Raises:
+    UserError: nothing fits, or a field that makes no sense.
+  """
+  wants, devices = _wants(config), _devices(config)
+  limit, count = _limit(config, devices), config.guide.devices or len(devices)
+  own = [evidence.own_study(Path(one)) for one in _paths(config.guide.results)]
+  ranked, rejected = [], []
+  for row, method in _candidates(own):
+    try:
+      one = _measured(config, row, method, own)
+    except UserError as error:  # such as a default target list that does not know the architecture
+      rejected.append({"row": row, "reason": str(error)})
+      continue
+    reason = _refused(one, wants, limit * count)
+    if reason:
+      rejected.append({"row": row, "reason": reason})
+    else:
+      ranked.append(one)
+  ranked.sort(key=_order)
+  ranked, too_big = _compiled(config, ranked, devices, limit)
+  rejected += too_big
+  if not ranked:
+    first = "; ".join(f"{one['row']}: {one['reason']}" for one in rejected[:4])
+    raise UserError(f"nothing fits: {first}")
+  applying = rules.applying(wants)
+  return {
+    "ranked": [_as_json(one, wants) for one in ranked],
+    "rejected": rejected,
+    "rules": [{"favours": one.favours, "says": one.says, "source": one.source} for one in applying],
+    "conflicts": [[one.says, other.says] for one, other in rules.conflicts(applying)],
+    "experiment": _experiment(ranked, own, wants),
+    "device": {"limit_bytes": limit, "count": count},
+  }
+
+
+def _wants(config: ConfigDict) -> rules.Wants:
+  section = config.guide
+  if section.domain not in ("", "near", "far"):
+    raise UserError(f"guide.domain={section.domain!r}: expected near or far, or nothing")
+  if section.latency not in ("", "same"):
+    raise UserError(f"guide.latency={section.latency!r}: expected same (as the base's), or nothing")
+  fields = {field.name: section[field.name] for field in dataclasses.fields(rules.Wants)}
+  for name, value in fields.items():
+    if not isinstance(value, str) and value < 0:
+      raise UserError(f"guide.{name}={value}: expected 0 (nothing said) or more")
+  return rules.Wants(**fields)
+
+
+def _devices(config: ConfigDict) -> list[Any]:
+  return topology_devices(config.guide.topology) if config.guide.topology else jax.devices()
+
+
+def _limit(config: ConfigDict, devices: Sequence[Any]) -> int:
+  if config.guide.device_gib < 0:
+    raise UserError(f"guide.device_gib={config.guide.device_gib}: expected the memory of one device in GiB, or 0")
+  return int(config.guide.device_gib * 2**30) or limit_bytes(devices[0])
+
+
+def _paths(given: Any) -> list[str]:
+  return list(given) if isinstance(given, tuple) else [given] if given else []
+
+
+def _candidates(own: Sequence[evidence.Own]) -> list[tuple[str, dict[str, Any]]]:
+  """The rows of own studies with their settings, then the standing candidates that these do not hold."""
+  found: dict[str, dict[str, Any]] = {}
+  for study in own:
+    found |= {row: dict(method) for row, method in study.settings.items()}
+  known = {method["name"] for method in found.values()}
+  return [*found.items(), *((name, {"name": name, **fields}) for name, fields in CANDIDATES if name not in known)]
+
+
+def _measured(config: ConfigDict, row: str, method: Mapping[str, Any], own: Sequence[evidence.Own]) -> Candidate:
+  model = _model(config, method)
+  counts = inspection.report(model)
+  trainable, frozen = (masks.count(tree) for tree in masks.partition(model.params, model.labels()))
+  name = str(method["name"])
+  accuracy = [study.accuracy[row] for study in own if row in study.accuracy]
+  accuracy += [one for one in (evidence.published_accuracy(name),) if one]
+  forgetting = [one for one in (evidence.published_forgetting(name),) if one]
+  notes = []
+  if name != "full" and not accuracy:
+    notes.append("no figure of its accuracy is at hand")
+  if any(row == study.reference for study in own) or name == "full":
+    notes.append("differences are to this method")
+  return Candidate(
+    row,
+    dict(method),
+    int(counts["trainable"]),
+    trainable.bytes,
+    trainable.bytes * 4 + frozen.bytes,
+    _step_flops(config, model, trainable.parameters),
+    accuracy,
+    forgetting,
+    notes=notes,
+  )
+
+
+def _model(config: ConfigDict, method: Mapping[str, Any]) -> Model:
+  changed = copy.deepcopy(config)
+  with changed.unlocked():
+    changed.method = ConfigDict(dict(method))
+  task, num_labels = assemble.shape_task(changed)
+  if not task and from_config(pretrained.read_config(folder_of(config.model.path))).task == ENCODER:
+    task = "text_classification"
+  return assemble.make_model(changed, task, num_labels=num_labels or 2, abstract=True)
+
+
+def _step_flops(config: ConfigDict, model: Model, trainable: int) -> int:
+  """FLOPs of a step by the usual count: 2 a parameter and token forwards, 2 for its input's gradient, 2 for its own."""
+  tokens = config.train.batch_size * (config.guide.tokens or config.data.max_length)
+  flat = masks.flatten(model.params)
+  multiplied = sum(math.prod(leaf.shape) for path, leaf in flat.items() if not path.endswith("embedding"))
+  return int(tokens * (4 * multiplied + 2 * min(trainable, multiplied)))
+
+
+def _refused(one: Candidate, wants: rules.Wants, memory: int) -> str:
+  """Why a candidate is out, or nothing."""
+  name = str(one.method["name"])
+  if one.held_bytes > memory:
+    return f"weights, gradients and optimizer alone are {fmt.size(one.held_bytes)} of {fmt.size(memory)}"
+  if wants.adapter_bytes and one.file_bytes > wants.adapter_bytes:
+    return f"its file is {fmt.size(one.file_bytes)}; at most {fmt.size(wants.adapter_bytes)} is wanted"
+  if wants.latency == "same" and (reason := abilities.can(methods.build(ConfigDict(one.method)), "merge")) is not True:
+    return f"inference costs more than the base's: {reason}"
+  if wants.mixed_batches and name == "full":
+    return "every task would need its own model, so a batch cannot mix tasks"
+  training = one.flops * _steps(wants)
+  if wants.budget_flops and training > wants.budget_flops:
+    return f"one pass over the examples takes {training:.2g} FLOPs; the budget is {wants.budget_flops:.2g}"
+  if wants.retention and one.forgetting and min(known.low for known in one.forgetting) > wants.retention:
+    best = min(known.low for known in one.forgetting)
+    return f"at best it raised the loss on pretraining text by {best:.3f}; at most {wants.retention:g} is tolerated"
+  return ""
+
+
+def _steps(wants: rules.Wants) -> int:
+  return max(wants.examples, 1)
+
+
+def _order(one: Candidate) -> tuple[Any, ...]:
+  """By the middle of the best range there is, an own study's before a published one; unknown ones last, by size."""
+  if one.method["name"] == "full":
+    return (0, 0.0)
+  if not one.accuracy:
+    return (1, one.trainable)
+  first = one.accuracy[0]
+  return (0, -(first.low + first.high) / 2)
+
+
+def _compiled(
+  config: ConfigDict, ranked: Sequence[Candidate], devices: list[Any], limit: int
+) -> tuple[list[Candidate], list[dict[str, str]]]:
+  """The candidates with `plan`'s figures of the first `guide.compile` that fit; those that do not are rejected."""
+  kept, rejected, wanted = [], [], config.guide.compile
+  for one in ranked:
+    if wanted <= 0:
+      kept.append(one)
+      continue
+    changed = copy.deepcopy(config)
+    with changed.unlocked():
+      changed.method = ConfigDict(one.method)
+    found = plan.compiled_for(changed, devices)
+    total = found["bytes_per_device"]["total"]
+    if total > limit:
+      rejected.append(
+        {"row": one.row, "reason": f"a step needs {fmt.size(total)} a device of {fmt.size(limit)} (plan)"}
+      )
+      continue
+    wanted -= 1
+    kept.append(dataclasses.replace(one, plan=found))
+  return kept, rejected
+
+
+def _as_json(one: Candidate, wants: rules.Wants) -> dict[str, Any]:
+  return {
+    "row": one.row,
+    "method": one.method,
+    "flags": one.overrides,
+    "trainable": one.trainable,
+    "adapter_bytes": one.file_bytes,
+    "bytes_for_all_tasks": one.file_bytes * wants.tasks,
+    "held_bytes": one.held_bytes,
+    "step_flops": one.flops,
+    "fits": True if one.plan else None,
+    "bytes_per_device": one.plan["bytes_per_device"] if one.plan else None,
+    "accuracy": [known.as_json() for known in one.accuracy],
+    "forgetting": [known.as_json() for known in one.forgetting],
+    "notes": one.notes,
+  }
+
+
+def _experiment(ranked: Sequence[Candidate], own: Sequence[evidence.Own], wants: rules.Wants) -> dict[str, Any] | None:
+  """The cheapest study that would tell the first two apart: seeds for a difference of two points at 80% power."""
+  if len(ranked) < 2:
+    return None
+  rows = [one.row for one in ranked[:2]]
+  spread = next((study.spread for study in own if study.spread), None)
+  assumed = spread is None
+  deviation = 0.01 if spread is None else spread
+  seeds = max(3, math.ceil(2 + ((1.96 + 0.84) * deviation / 0.02) ** 2))
+  return {
+    "rows": rows,
+    "seeds": seeds,
+    "spread_of_differences": deviation,
+    "spread_is_assumed": assumed,
+    "training_flops": sum(one.flops for one in ranked[:2]) * _steps(wants) * seeds,
+    "command": f"peftjax compare --workdir=runs/decide {_flags(ranked[:2], seeds)}",
+    "says": f"tells {rows[0]} from {rows[1]} by two points in four of five studies"
+    + (", if seeds spread by one point" if assumed else ""),
+  }
+
+
+def _flags(candidates: Sequence[Candidate], seeds: int) -> str:
+  fields = {"reference": candidates[0].row, "baseline": "", "seeds": tuple(range(seeds))}
+  fields |= {
+    f"methods.{one.row}.method.{field}": value for one in candidates for field, value in sorted(one.method.items())
+  }
+  return " ".join(
+    shlex.quote(f"--config.compare.{name}={str(value).replace(' ', '')}") for name, value in fields.items()
+  )
+
+
+# For people -------------------------------------------------------------------------------------------------------
+
+
+def show(result: Mapping[str, Any], console: Console) -> None:
+  """The table, the rejected, the conflicts and the experiment."""
+  table = Table("method", "trainable", "file", "weights + gradients + optimizer", "a device (plan)",
+                "accuracy, to full", "forgetting", box=None, header_style="bold")  # fmt: skip
+  for one in result["ranked"]:
+    each = one["bytes_per_device"]
+    table.add_row(
+      one["row"],
+      fmt.short(one["trainable"]),
+      fmt.size(one["adapter_bytes"]),
+      fmt.size(one["held_bytes"]),
+      fmt.size(each["total"]) if each else "not compiled",
+      _ranges(one["accuracy"], 100.0),
+      _ranges(one["forgetting"], 1.0),
+    )
+  console.print(table)
+  for source in dict.fromkeys(known["source"] for one in result["ranked"] for known in one["accuracy"]):
+    console.print(f"  accuracy in points: {source}")
+  for one in result["rejected"]:
+    console.print(f"  without {one['row']}: {one['reason']}", highlight=False)
+  for rule in result["rules"]:
+    console.print(f"  rule for {rule['favours']}: {rule['says']} ({rule['source']})", highlight=False)
+  for one, other in result["conflicts"]:
+    console.print(f"  in conflict: “{one}” and “{other}”", highlight=False)
+  if result["experiment"]:
+    console.print(f"To settle it: {result['experiment']['command']}", highlight=False)
+    console.print(f"  {result['experiment']['says']}", highlight=False)
+
+
+def _ranges(known: Sequence[Mapping[str, Any]], scale: float) -> str:
+  if not known:
+    return fmt.NONE
+  first, digits = known[0], 1 if scale > 1 else 3
+  return f"{scale * first['low']:+.{digits}f} to {scale * first['high']:+.{digits}f}"

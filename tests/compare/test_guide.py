@@ -1,0 +1,140 @@
+"""The guide: exact where it can be, ranges with sources elsewhere, and a reason for everything it leaves out."""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+import pytest
+
+from peftjax import cli
+from peftjax import config as config_lib
+from peftjax.compare import evidence, guide, records, rules
+from peftjax.compare.trials import plan
+from peftjax.errors import UserError
+from tests.compare import synthetic
+from tests.methods import tiny
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """A config.json alone: a tiny encoder."""
+  place = tmp_path_factory.mktemp("model")
+  (place / "config.json").write_text(json.dumps({**tiny.config(), "architectures": ["BertForSequenceClassification"]}))
+  return place
+
+
+def config(folder, **wants):
+  made = config_lib.default()
+  made.model.path = str(folder)
+  made.data.max_length = 8
+  made.train.batch_size = 2
+  made.guide.update({"compile": 0, "device_gib": 1.0, **wants})
+  return made
+
+
+def rows(result):
+  return [one["row"] for one in result["ranked"]]
+
+
+@pytest.fixture(scope="module")
+def plain(folder):
+  return guide.guide(config(folder))
+
+
+def reasons(result):
+  return {one["row"]: one["reason"] for one in result["rejected"]}
+
+
+def test_sizes_are_those_of_the_shapes(plain):
+  found = {one["row"]: one for one in plain["ranked"]}
+  full = found["full"]
+  assert full["adapter_bytes"] == 4 * full["trainable"] and full["held_bytes"] == 16 * full["trainable"]
+  lora = found["lora"]
+  assert (
+    lora["held_bytes"] == 4 * (full["trainable"] + lora["trainable"] - tiny.HIDDEN * 5 - 5) + 12 * lora["trainable"]
+  )
+
+
+def test_published_ranges_carry_their_source_and_order_what_is_known(plain):
+  found = {one["row"]: one for one in plain["ranked"]}
+  lora = found["lora"]["accuracy"][0]
+  assert lora["source"] == evidence.PUBLISHED and lora["runs"] == 5
+  assert lora["high"] == pytest.approx(0.5133 - 0.4716) and lora["low"] == pytest.approx(0.4784 - 0.4716)
+  assert found["ia3"]["forgetting"][0]["high"] == pytest.approx(0.3141)
+  known = [one for one in plain["ranked"] if one["accuracy"]]
+  middles = [one["accuracy"][0]["low"] + one["accuracy"][0]["high"] for one in known]
+  assert middles == sorted(middles, reverse=True)
+  assert rows(plain).index("houlsby") > rows(plain).index("lora")  # of which nothing is known
+  assert "no figure of its accuracy is at hand" in found["houlsby"]["notes"]
+
+
+def test_wishes_reject_with_a_reason(folder):
+  result = guide.guide(config(folder, latency="same", mixed_batches=True, adapter_bytes=8000.0, retention=0.04))
+  why = reasons(result)
+  assert "cannot be merged" in why["prompt"] and "cannot mix tasks" not in why["full"]  # the first reason is told
+  assert "its file is" in why["full"] and "at best it raised the loss" in why["gralora"]
+  assert not set(rows(result)) & set(why)
+
+
+def test_nothing_fits(folder, capsys):
+  with pytest.raises(UserError, match="nothing fits: full: weights, gradients and optimizer alone are"):
+    guide.guide(config(folder, device_gib=1e-6))
+  flags = [f"--config.model.path={folder}", "--config.guide.device_gib=1e-6", "--config.guide.compile=0"]
+  assert cli.main(["guide", *flags]) == 2
+  assert capsys.readouterr().err.startswith("peftjax: nothing fits")
+
+
+def test_the_best_is_compiled(folder):
+  result = guide.guide(config(folder, compile=1))
+  first = result["ranked"][0]
+  assert first["fits"] and first["bytes_per_device"]["total"] >= first["bytes_per_device"]["arguments"] > 0
+  assert result["ranked"][1]["fits"] is None
+
+
+def test_own_studies_come_first(folder, tmp_path):
+  trained = {"full": (0.80, 9000, 1.0, 1e-4), "prompt": (0.84, 40, 0.9, 1e-2), "lora": (0.78, 300, 0.7, 1e-3)}
+  own = synthetic.results(trained, seeds=6, examples=800)
+  path = records.write_results(own, tmp_path)
+  result = guide.guide(config(folder, results=str(path)))
+  assert rows(result)[0] == "prompt"
+  first = result["ranked"][0]["accuracy"]
+  assert [one["source"] for one in first] == [f"your study {path}", evidence.PUBLISHED]
+  assert first[0]["low"] < 0.04 < first[0]["high"]
+  assert not result["experiment"]["spread_is_assumed"] and result["experiment"]["seeds"] >= 3
+
+
+def test_rules_that_disagree_are_shown_as_such():
+  applying = rules.applying(rules.Wants(domain="far", examples=300))
+  assert {rule.favours for rule in applying} == {rules.FULL, rules.PEFT}
+  pairs = rules.conflicts(applying)
+  assert any("far from" in one.says and "far from" in other.says for one, other in pairs)
+  assert not rules.conflicts(rules.applying(rules.Wants(tasks=3, examples=300)))
+
+
+def test_the_experiment_is_a_command_that_plans(plain):
+  words = shlex.split(plain["experiment"]["command"])
+  trials = plan(config_lib.load("", [word.removeprefix("--config.") for word in words if word.startswith("--config.")]))
+  assert {trial.row for trial in trials} == set(plain["experiment"]["rows"])
+  assert len(trials) == 2 * plain["experiment"]["seeds"]
+
+
+@pytest.mark.parametrize(
+  ("wants", "message"),
+  [
+    ({"domain": "medium"}, "expected near or far"),
+    ({"latency": "low"}, "expected same"),
+    ({"examples": -1}, r"guide\.examples=-1"),
+    ({"results": "nowhere.jsonl"}, "no file nowhere.jsonl"),
+  ],
+)
+def test_mistakes(folder, wants, message):
+  with pytest.raises(UserError, match=message):
+    guide.guide(config(folder, **wants))
+
+
+def test_the_table_is_shown(folder, capsys):
+  flags = [f"--config.model.path={folder}", "--config.guide.compile=0", "--config.guide.domain=far"]
+  assert cli.main(["guide", *flags]) == 0
+  out = capsys.readouterr().out
+  assert "in conflict" in out and "To settle it: peftjax compare" in out and evidence.PUBLISHED in out
