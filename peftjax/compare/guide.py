@@ -110,6 +110,9 @@ def guide(config: ConfigDict) -> dict[str, Any]:
       ranked.append(one)
   ranked.sort(key=_order)
   ranked, too_big = _compiled(config, ranked, devices, limit)
+  for one in ranked[1:]:
+    if one.accuracy and ranked[0].accuracy and one.accuracy[0].high >= ranked[0].accuracy[0].low:
+      one.notes.append("may be as good as the first")
   rejected += too_big
   if not ranked:
     first = "; ".join(f"{one['row']}: {one['reason']}" for one in rejected[:4])
@@ -193,8 +196,8 @@ def _model(config: ConfigDict, method: Mapping[str, Any]) -> Model:
     changed.method = ConfigDict(dict(method))
   task, num_labels = assemble.shape_task(changed)
   if not task and from_config(pretrained.read_config(folder_of(config.model.path))).task == ENCODER:
-    task = "text_classification"
-  return assemble.make_model(changed, task, num_labels=num_labels or 2, abstract=True)
+    task, num_labels = "text_classification", 2  # a head of some size: which one, only the data says
+  return assemble.make_model(changed, task, num_labels=num_labels, abstract=True)
 
 
 def _step_flops(config: ConfigDict, model: Model, trainable: int) -> int:
@@ -317,12 +320,13 @@ def _flags(candidates: Sequence[Candidate], seeds: int) -> str:
 
 def show(result: Mapping[str, Any], console: Console) -> None:
   """The table, the rejected, the conflicts and the experiment."""
-  table = Table("method", "trainable", "file", "weights + gradients + optimizer", "a device (plan)",
+  table = Table("method", "", "trainable", "file", "weights + gradients + optimizer", "a device (plan)",
                 "accuracy, to full", "forgetting", box=None, header_style="bold")  # fmt: skip
   for one in result["ranked"]:
     each = one["bytes_per_device"]
     table.add_row(
       one["row"],
+      "≈" if "may be as good as the first" in one["notes"] else "",
       fmt.short(one["trainable"]),
       fmt.size(one["adapter_bytes"]),
       fmt.size(one["held_bytes"]),
@@ -331,6 +335,7 @@ def show(result: Mapping[str, Any], console: Console) -> None:
       _ranges(one["forgetting"], 1.0),
     )
   console.print(table)
+  console.print("  ≈: its range reaches the first one's, so that nothing known tells them apart")
   for source in dict.fromkeys(known["source"] for one in result["ranked"] for known in one["accuracy"]):
     console.print(f"  accuracy in points: {source}")
   for one in result["rejected"]:
@@ -348,4 +353,4 @@ def _ranges(known: Sequence[Mapping[str, Any]], scale: float) -> str:
   if not known:
     return fmt.NONE
   first, digits = known[0], 1 if scale > 1 else 3
-  return f"{scale * first['low']:+.{digits}f} to {scale * first['high']:+.{digits}f}"
+  return f"{scale * first['low']:+.{digits}f} to {scale * first['high']:+.{digits}f}".replace("-", fmt.MINUS)
