@@ -20,6 +20,7 @@ import numpy as np
 import optax
 
 from peftjax import masks, methods, tasks
+from peftjax.adapters import abilities
 from peftjax.errors import UserError
 from peftjax.model import Model, from_config, load
 from peftjax.train.checkpoint import Base, Checkpoints
@@ -29,7 +30,10 @@ from peftjax.train.step import make_loss, make_train_step
 from tests.methods import tiny
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
-COLUMNS = ("starts as the base", "trains", "FLOPs", "sweep", "resume", "PEFT out", "PEFT in")
+COLUMNS = (
+  "starts as the base", "trains", "FLOPs", "merge", "convert", "combine", "mixed batch", "sweep", "resume", "PEFT out",
+  "PEFT in",
+)  # fmt: skip
 YES = "yes"
 
 SETTINGS: dict[str, dict[str, Any]] = {  # on the tiny encoder; a method that is not named has none
@@ -160,6 +164,12 @@ def _flops(name: str) -> int:
   return count_flops(gradient, tiny.trainable(model), tiny.rest_of(model), inputs)
 
 
+def able(name: str, ability: str) -> str:
+  """What the code answers, and its errors say; `tests/adapters` does each thing with every method and checks it."""
+  answer = abilities.can(make(name, SETTINGS.get(name, {})), ability)
+  return YES if answer is True else f"no: {str(answer).replace(name, 'it', 1)}"
+
+
 def in_a_sweep(name: str, single: Any, optimizer: optax.GradientTransformation) -> str:
   """Two runs in one vmapped step over one base: each ends where it ends alone."""
   states, frozen = zip(*(start(added(name, seed), optimizer) for seed in (0, 1)))
@@ -229,6 +239,7 @@ def row(name: str) -> tuple[str, ...]:
     starts_as_base(name),
     trained_leaves(name, state, moved, metrics["leaf_norms"]),
     flops(name),
+    *(able(name, ability) for ability in abilities.ABILITIES),
     in_a_sweep(name, single, optimizer),
     resumes(single, moved, frozen),
     *to_and_from_peft(name),
@@ -245,6 +256,9 @@ and compared with this page by `tests/methods/test_matrix.py`; `python -m tests.
 - *starts as the base*: outputs with fresh leaves against the base's.
 - *trains*: the leaves that move in a step, beside the head; no other does.
 - *FLOPs*: of a step's gradient, over full fine-tuning's: two layers of BERT-base, 8 x 64 tokens, default settings.
+- *merge* (into the base's weights), *convert* (to LoRA), *combine* (several, weighted), *mixed batch* (every example
+  names its adapter): each is done with every method, or refused with this reason, by `tests/adapters`; see
+  [adapters.md](adapters.md).
 - *sweep*: two runs in one vmapped step over one base end as they do alone.
 - *resume*: a state saved, restored and taken a step further equals the unbroken one bit for bit.
 - *PEFT out*, *PEFT in*: the adapter in Hugging Face PEFT's files, read again with bitwise equal leaves; that `peft`
