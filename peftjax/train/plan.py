@@ -145,6 +145,12 @@ def batch_shapes(config: ConfigDict, model: Model, task: tasks.Task) -> dict[str
   found = {"input_ids": tokens, "attention_mask": tokens, "index": one}
   found["weight"] = jax.ShapeDtypeStruct((rows,), jnp.float32)
   found["labels"] = one if task.name == "text_classification" else tokens
+  if task.name == "seq2seq_lm":
+    targets = min(config.data.max_target_length or length, length)
+    found["labels"] = jax.ShapeDtypeStruct((rows, targets), jnp.int32)
+  if task.name == "causal_lm" and config.data.packing:
+    del found["attention_mask"]
+    return found | {"segment_ids": tokens, "position_ids": tokens}
   return found | {name: tokens for name in ("token_type_ids",) if name in model.example_inputs}
 
 
@@ -190,7 +196,7 @@ def remedies(config: ConfigDict, devices: int) -> Iterator[list[str]]:
     yield ["model.compute_dtype=bfloat16"]
   if config.method.name != "full" and config.model.dtype == "float32":
     yield ["model.dtype=bfloat16"]
-  if config.method.name != "full" and not config.model.get("quantize", "nf4"):
+  if config.method.name != "full" and not config.model.quantize:
     yield ["model.quantize=int8"]
     yield ["model.quantize=nf4"]
   ways = config.train.batch_size // config.train.accumulate
