@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
@@ -118,11 +119,16 @@ def _train(parsed: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _eval(parsed: argparse.Namespace, overrides: list[str]) -> int:
+  from peftjax.parallel import hosts
   from peftjax.train import finished
+  from peftjax.train.folder import read_config
 
   if overrides or parsed.config:
     raise UserError("peftjax eval: the config is the run's own, in its workdir; it takes no --config")
+  hosts.start(read_config(Path(parsed.workdir))[0])
   result = finished.evaluate_run(parsed.workdir)
+  if not hosts.is_first():
+    return 0
   return _finish(parsed, result, lambda console: console.print_json(json.dumps(result, default=str)))
 
 

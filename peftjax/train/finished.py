@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,7 @@ def load_model(workdir: str | Path) -> tuple[ConfigDict, int, Model]:
   folder = Path(workdir)
   config, resolved = folder_lib.read_config(folder)
   labels = tuple(resolved["label_names"])
-  mesh = make_mesh(config.mesh)
+  mesh = make_mesh(_on_these_devices(config).mesh)
   model = assemble.make_model(config, resolved["task"], label_names=labels, num_labels=max(len(labels), 1), mesh=mesh)
   trainable, frozen = masks.partition(model.params, model.labels())
   layout = layout_of(model, mesh)
@@ -58,7 +60,7 @@ def evaluate_run(workdir: str | Path, splits: Sequence[str] = ()) -> dict[str, A
     UserError: as `load_model`; no such split.
   """
   folder = Path(workdir)
-  config, _ = folder_lib.read_config(folder)
+  config = _on_these_devices(folder_lib.read_config(folder)[0])
   use_cache(str(cache_folder("compiled")))
   run = resolve(config)
   generations.check(run)
@@ -102,6 +104,15 @@ def export(workdir: str | Path, form: str, out: str | Path) -> dict[str, Any]:
   size = sum(path.stat().st_size for path in Path(out).rglob("*") if path.is_file())
   rounding = summary(model.quantization_errors)
   return {"out": str(out), "format": form, "step": step, "bytes": size, "quantization": rounding}
+
+
+def _on_these_devices(config: ConfigDict) -> ConfigDict:
+  """The config with its own mesh if that is of as many devices as there are here, else with all of these as `data`."""
+  sizes = [int(size) for size in config.mesh.values()]
+  if -1 not in sizes and math.prod(sizes) != jax.device_count():
+    config = copy.deepcopy(config)
+    config.mesh.update({axis: -1 if axis == "data" else 1 for axis in config.mesh})
+  return config
 
 
 def _restore(folder: Path, trainable: masks.Tree, base: Base, layout: Layout) -> tuple[int, masks.Tree]:

@@ -26,7 +26,9 @@ class EndRequests:
     self._before: dict[int, Any] = {}
 
   def __enter__(self) -> EndRequests:
-    if threading.current_thread() is threading.main_thread():  # Python lets no other thread set handlers
+    # Python lets no other thread set handlers. Where several processes train, JAX's own handler of SIGTERM tells the
+    # coordinator, and all of them end after the same step.
+    if threading.current_thread() is threading.main_thread() and jax.process_count() == 1:
       for number in (signal.SIGTERM, signal.SIGINT):
         self._before[number] = signal.signal(number, self._note)
     return self

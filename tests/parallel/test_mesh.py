@@ -13,6 +13,7 @@ import pytest
 from peftjax import config as config_lib
 from peftjax.errors import UserError
 from peftjax.parallel import mesh as mesh_lib
+from peftjax.train import finished
 
 
 def mesh_config(**fields):
@@ -87,3 +88,12 @@ def test_sharded_training_equals_one_device():
     env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"},
   )
   assert done.stdout.strip() == "equal", done.stderr[-3000:]
+
+
+def test_what_a_pod_trained_is_evaluated_and_exported_here():
+  config = config_lib.default()
+  config.mesh.update({"data": 2, "fsdp": 64, "tensor": 2})
+  assert finished._on_these_devices(config).mesh.to_dict() == {"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1}
+  assert config.mesh.fsdp == 64
+  config.mesh.update({"data": -1, "fsdp": 1, "tensor": 1})
+  assert finished._on_these_devices(config) is config
