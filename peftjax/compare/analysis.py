@@ -48,7 +48,8 @@ def summarize(records: Sequence[Record], question: Question, timing: Mapping[str
   Returns:
     "metric", "split", "level", "margin", "reference", "baseline" (None where no record has it), "seeds", "examples",
     "pooled_seeds" (whether rows lent each other their spread over seeds), "cost_shape" (of the batch that FLOPs and
-    temporary bytes are of) and "rows": the reference, the baseline, the others by size.
+    temporary bytes are of), "search" (empty; a study adds what its search found) and "rows": the reference, the
+    baseline, the others by size.
     A row: "row", "method", "runs", "seeds"; "estimate", "low", "high", "by_seed" and "bootstrap" of its score;
     "difference" to the reference and "over_baseline", each {"to", "estimate", "low", "high", "p", "p_holm",
     "p_equivalence", "p_sign_flip", "verdict", "seeds", "by_seed"}; "parameters"; "bytes",
@@ -99,6 +100,7 @@ def summarize(records: Sequence[Record], question: Question, timing: Mapping[str
     "pooled_seeds": paired is not None,
     "cost_shape": next((cost["shape"] for cost in costs.values() if cost), None),
     "examples": examples.pop() if len(examples) == 1 else None,
+    "search": [],
     "rows": summaries,
   }
 

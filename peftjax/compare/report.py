@@ -1,4 +1,4 @@
-"""The study's report: one HTML file that needs nothing else, and the same in Markdown.
+"""The study's report: one HTML file that needs nothing else, the same in Markdown, and its table in LaTeX.
 
 What is in it follows from the summary and the records alone. The page holds its plots as SVG, its style and its data;
 it loads nothing, works without scripts, follows the reader's light or dark setting, and fits phones and paper.
@@ -35,9 +35,10 @@ def write(
   results: Sequence[Record],
   verdicts: Sequence[Mapping[str, Any]],
 ) -> Path:
-  """``D/report.html`` and ``D/report.md``; the path of the first."""
+  """``D/report.html``, ``D/report.md`` and the table as ``D/report.tex``; the path of the first."""
   page = html(config, summary, results, verdicts)
   write_text(workdir / "report.md", markdown(config, summary, results, verdicts))
+  write_text(workdir / "report.tex", table.latex(summary))
   write_text(workdir / "report.html", page)
   return workdir / "report.html"
 

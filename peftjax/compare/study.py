@@ -7,7 +7,7 @@
     D/timing.json        interleaved step times
     D/summary.json       the conclusions: what --json prints
     D/claims.json        verdicts on published claims
-    D/report.html, D/report.md
+    D/report.html, D/report.md, D/report.tex
 
 The same command again goes on where it stopped: finished trials are kept, a trial under way goes on from
 its checkpoint.

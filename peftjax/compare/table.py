@@ -1,4 +1,4 @@
-"""The comparison as a table: on the terminal, and in Markdown."""
+"""The comparison as a table: on the terminal, in Markdown, and in LaTeX."""
 
 from __future__ import annotations
 
@@ -116,3 +116,34 @@ def markdown(summary: Summary) -> str:
   lines.append("|" + "|".join("---" if number in (0, 3) else "---:" for number in range(len(columns(summary)))) + "|")
   lines += ["| " + " | ".join(cells(row, summary)) + " |" for row in summary["rows"]]
   return "\n".join(lines) + "\n\n" + "\n\n".join(notes(summary)) + "\n"
+
+
+_LATEX = {
+  "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+  "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", fmt.MINUS: "$-$", "±": r"$\pm$", "×": r"$\times$", "–": "--",
+  "<": "$<$", ">": "$>$",
+}  # fmt: skip
+
+
+def latex(summary: Summary) -> str:
+  """The table as a ``table`` float for LaTeX with booktabs, its notes in the caption."""
+  headings = columns(summary)
+  lines = [
+    "% \\usepackage{booktabs}",
+    "\\begin{table}",
+    "\\centering",
+    f"\\begin{{tabular}}{{{''.join('l' if number in (0, 3) else 'r' for number in range(len(headings)))}}}",
+    "\\toprule",
+    " & ".join(_escaped(one) for one in headings) + r" \\",
+    "\\midrule",
+    *(" & ".join(_escaped(cell) for cell in cells(row, summary)) + r" \\" for row in summary["rows"]),
+    "\\bottomrule",
+    "\\end{tabular}",
+    f"\\caption{{{_escaped(heading(summary) + '. ' + ' '.join(notes(summary)))}}}",
+    "\\end{table}",
+  ]
+  return "\n".join(lines) + "\n"
+
+
+def _escaped(text: str) -> str:
+  return "".join(_LATEX.get(one, one) for one in text)

@@ -202,3 +202,15 @@ def test_the_terminal_shows_the_table_and_what_failed(made, capsys):
     shown = capsys.readouterr().out
     assert "houlsby" in shown and "worse" in shown and "failed: lora/seed-4" in shown
     assert max(len(line.rstrip()) for line in shown.splitlines() if "failed" not in line) <= width
+
+
+def test_the_latex_table_has_every_cell_and_no_bare_special_character(made):
+  summary = made[0]
+  text = table.latex(summary)
+  rows = [line for line in text.splitlines() if line.endswith(r"\\")]
+  assert len(rows) == 1 + len(summary["rows"])
+  assert all(line.count(" & ") == len(table.columns(summary)) - 1 for line in rows)
+  assert (
+    not re.search(r"(?<!\\)[%#_]", text.partition("\n")[2]) and "−" not in text and text.count("{") == text.count("}")
+  )
+  assert r"lora" in text and r"\begin{tabular}{lrrlrrrrr}" in text
