@@ -16,6 +16,8 @@ from peftjax.model import from_config, initialise
 from peftjax.tasks.causal_lm import CausalLM
 from tests.data.language_folders import LLAMA, language_folder, reversal_data
 from tests.data.tiny import jsonl
+from tests.models import decoder_models
+from tests.models.decoder_models import assert_close, random_model, token_ids, with_method
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +129,29 @@ def test_packed_loss_and_gradient_are_those_of_single_rows(config, folder):
   np.testing.assert_allclose(packed[0][0], total, rtol=1e-5)
   for ours, theirs in zip(jax.tree.leaves(packed[1]), jax.tree.leaves(grads), strict=True):
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize(
+  "method",
+  [methods.Prefix(num_virtual_tokens=3), methods.Houlsby(bottleneck_dim=3), methods.IA3()],
+  ids=lambda method: method.name,
+)
+def test_methods_act_on_each_segment_as_on_a_row_of_its_own(method):
+  model = with_method(random_model(decoder_models.LLAMA), method)
+  first, second = token_ids(1, 5), token_ids(1, 7, seed=3)
+  packed = model(
+    input_ids=np.concatenate([first, second, np.zeros((1, 2), int)], axis=1),
+    segment_ids=np.array([[1] * 5 + [2] * 7 + [0] * 2]),
+    position_ids=np.array([[*range(5), *range(7), 0, 0]]),
+  )["logits"]
+  single = [model(input_ids=ids)["logits"] for ids in (first, second)]
+  assert_close(packed[:, :12], np.concatenate(single, axis=1))
+
+
+def test_a_prompt_before_packed_rows_is_refused():
+  model = with_method(random_model(decoder_models.LLAMA), methods.Prompt(num_virtual_tokens=2))
+  with pytest.raises(UserError, match="packed sequences cannot share it"):
+    model(input_ids=token_ids(1, 4), segment_ids=np.array([[1, 1, 2, 2]]))
 
 
 def test_long_texts_go_on_in_the_next_piece(config, folder, tmp_path):
