@@ -142,7 +142,7 @@ def _inspect(parsed: argparse.Namespace, overrides: list[str]) -> int:
 def _plan(parsed: argparse.Namespace, overrides: list[str]) -> int:
   from peftjax.train import plan
 
-  result = plan.plan(_config(parsed, overrides), parsed.topology, parsed.search)
+  result = plan.plan(_config(parsed, overrides), parsed.topology, parsed.search, parsed.arguments)
   return _finish(parsed, result, lambda console: plan.show(result, console))
 
 
@@ -186,7 +186,10 @@ VERBS: dict[str, Verb] = {
     "what the train step needs on every device, compiled ahead of time",
     _plan,
     {"topology": "a slice such as v5e:4x4; this machine without"},
-    switches={"search": "if it does not fit, try what would make it fit"},
+    switches={
+      "search": "if it does not fit, try what would make it fit",
+      "arguments": "leaves, optimizer and batch alone, from shapes, in seconds; nothing is compiled",
+    },
   ),
   "compare": Verb("train and compare methods", _compare, {"workdir": "folder of the study"}, ("workdir",)),
   "guide": Verb("which method, with the evidence", _guide),

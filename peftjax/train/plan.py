@@ -37,13 +37,14 @@ _OVERFULL = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-def plan(config: ConfigDict, topology: str = "", search: bool = False) -> dict[str, Any]:
+def plan(config: ConfigDict, topology: str = "", search: bool = False, arguments: bool = False) -> dict[str, Any]:
   """What the train step of a config needs on every device.
 
   Args:
     config: as for `train`; `model.path` may hold a config.json alone. A batch is `train.batch_size` rows of
       `data.max_length` tokens.
     topology: a slice such as "v5e:4x4"; empty: this machine's devices.
+    arguments: the arguments alone, from shapes; nothing is compiled, and `fits` is False only where they do not fit.
     search: if it does not fit, tries changes that save memory, one on top of the other, until it does.
 
   Returns:
@@ -53,7 +54,7 @@ def plan(config: ConfigDict, topology: str = "", search: bool = False) -> dict[s
     UserError: the config, the slice or the model is not what was expected.
   """
   devices = topology_devices(topology) if topology else jax.devices()
-  found = compiled_for(config, devices) | {"topology": topology}
+  found = compiled_for(config, devices, arguments) | {"topology": topology}
   changes = list(remedies(config, len(devices)))
   if not search:
     return found | ({} if found["fits"] else {"may_help": [" ".join(one) for one in changes]})
@@ -64,13 +65,13 @@ def plan(config: ConfigDict, topology: str = "", search: bool = False) -> dict[s
     if done:
       break
     overrides = [*overrides, *change]
-    row = compiled_for(_changed(config, overrides), devices)
+    row = compiled_for(_changed(config, overrides), devices, arguments)
     tried.append({"overrides": list(overrides), **{key: row[key] for key in ("fits", "bytes_per_device")}})
     done = row["fits"]
   return found | {"tried": tried, "fitting": overrides if done else None}
 
 
-def compiled_for(config: ConfigDict, devices: list[Any]) -> dict[str, Any]:
+def compiled_for(config: ConfigDict, devices: list[Any], arguments: bool = False) -> dict[str, Any]:
   """Compiles the train step of a config for some devices.
 
   Returns:
@@ -103,6 +104,10 @@ def compiled_for(config: ConfigDict, devices: list[Any]) -> dict[str, Any]:
     "largest_replicated": largest_replicated((state, frozen), mesh),
     "notes": program.layout.notes(model.params),
   }
+  if arguments:
+    held = sum(by_kind.values())
+    alone = {"arguments": held, "temp": None, "total": None}
+    return found | {"fits": held <= found["limit_bytes"], "bytes_per_device": alone, "compile_seconds": None}
   step = CompiledStep(program.step(), mesh, state, frozen, lambda _: None)
   cpu = time.process_time()
   try:
@@ -110,8 +115,8 @@ def compiled_for(config: ConfigDict, devices: list[Any]) -> dict[str, Any]:
   except jax.errors.JaxRuntimeError as error:
     if (used := _OVERFULL.search(str(error))) is None:
       raise
-    total, arguments = int(float(used[1]) * _UNITS[used[2]]), sum(by_kind.values())
-    each = {"arguments": arguments, "temp": max(total - arguments, 0), "total": total}
+    total, held = int(float(used[1]) * _UNITS[used[2]]), sum(by_kind.values())
+    each = {"arguments": held, "temp": max(total - held, 0), "total": total}
     return found | {"fits": False, "bytes_per_device": each, "compile_seconds": None}
   memory = compiled.memory_analysis()
   beside = max(memory.output_size_in_bytes - memory.alias_size_in_bytes, 0)
@@ -228,12 +233,15 @@ def show(result: dict[str, Any], console: Console) -> None:
   for kind, size in result["arguments_by_kind"].items():
     table.add_row(f"  {kind}", f"{size / 2**30:.3f}")
   for kind in ("arguments", "temp", "total"):
-    table.add_row(kind, f"{each[kind] / 2**30:.3f}")
+    table.add_row(kind, "-" if each[kind] is None else f"{each[kind] / 2**30:.3f}")
   table.add_row("limit", f"{limit / 2**30:.3f}")
   console.print(table)
   verdict = "fits" if result["fits"] else "does not fit"
   seconds = result["compile_seconds"]
-  console.print(verdict + (f"; compiled in {seconds:.0f} s" if seconds is not None else "; the compiler gave up"))
+  if each["total"] is None:
+    console.print("arguments alone, nothing was compiled: " + ("they fit" if result["fits"] else verdict))
+  else:
+    console.print(verdict + (f"; compiled in {seconds:.0f} s" if seconds is not None else "; the compiler gave up"))
   for kind, count in result.get("collectives", {}).items():
     console.print(f"  {count} × {kind}")
   for line in result["notes"]:
@@ -242,4 +250,5 @@ def show(result: dict[str, Any], console: Console) -> None:
     console.print(f"may help: {line}   (--search tries)")
   for row in result.get("tried", ()):
     state = "fits" if row["fits"] else "does not fit"
-    console.print(f"tried {' '.join(row['overrides'])}: {row['bytes_per_device']['total'] / 2**30:.3f} GiB, {state}")
+    size = row["bytes_per_device"]["total"] or row["bytes_per_device"]["arguments"]
+    console.print(f"tried {' '.join(row['overrides'])}: {size / 2**30:.3f} GiB, {state}")

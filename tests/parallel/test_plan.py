@@ -79,3 +79,13 @@ def test_search_names_what_fits(plan, monkeypatch):
   assert found["fitting"] and found["tried"][-1]["fits"]
   assert found["tried"][-1]["overrides"] == found["fitting"]
   assert any("remat=full" in one for one in found["fitting"])
+
+
+def test_arguments_alone(plan):
+  whole, found = plan(), plan("--arguments")
+  assert found["arguments_by_kind"] == whole["arguments_by_kind"] and found["fits"]
+  assert found["bytes_per_device"] == {
+    "arguments": sum(whole["arguments_by_kind"].values()),
+    "temp": None,
+    "total": None,
+  }
