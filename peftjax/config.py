@@ -48,7 +48,6 @@ def default() -> ConfigDict:
   config.task.num_labels = 0  # 0: counted from the data or config.json
   config.task.label_smoothing = 0.0
   config.task.generate = False  # language models: also score what the model writes, after the last step
-  config.task.generate_first = False  # and before the first
   config.task.generate_examples = 64  # the first n of a split; 0: all
   config.task.max_new_tokens = 64
   config.task.num_beams = 1
@@ -96,6 +95,7 @@ def default() -> ConfigDict:
   config.train.epochs = 2.0
   config.train.steps = 0  # updates; 0: from epochs
   config.train.eval_every = 0  # updates; 0: only at the end
+  config.train.eval_first = False  # before the first update, too
   config.train.save_every = 100  # updates; 0: only at the end
   config.train.keep = 2  # checkpoints kept
   config.train.log_every = 10  # updates

@@ -90,13 +90,15 @@ def train(config: ConfigDict, workdir: str | Path, resolve: Resolve = run_lib.re
         costs = Costs(folder, log.say, writes)
         step = CompiledStep(run.step(), run.mesh, state, run.frozen, costs.add)
         predict = make_predict(run.forward, run.task, run.mesh)
-        if start == 0 and config.task.generate_first:
+        if start == 0 and config.train.eval_first:
           for split in run.eval_splits:
             scores, _ = evaluate(predict, state.trainable, run.frozen, run.loaders.evals[split], run.task, run.mesh)
-            written, texts = generations.generated(run, state.trainable, split)
-            log.evaluation_row(0, split, scores | written)
-            if writes:
-              generations.save_texts(folder, f"{split}-before", texts)
+            if config.task.generate:
+              written, texts = generations.generated(run, state.trainable, split)
+              scores |= written
+              if writes:
+                generations.save_texts(folder, f"{split}-before", texts)
+            log.evaluation_row(0, split, scores)
         watch = Watch(config, log, run.loaders.train.examples)
         for count in range(start + 1, total + 1):
           with told("reading the data", checkpoints.steps):

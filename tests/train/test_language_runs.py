@@ -41,7 +41,7 @@ def rows(folder) -> list[dict]:
 def test_a_t5_is_trained_from_config_json_exported_and_adapted(config, folders, tmp_path):
   config.model.path = str(folders["t5"])
   config.method.name = "full"
-  config.task.generate = config.task.generate_first = True
+  config.task.generate = config.train.eval_first = True
   config.task.generate_examples, config.task.max_new_tokens = 4, 8
   config.task.text_metrics = ("exact_match", "character_error_rate")
   summary = train(config, tmp_path / "run")
