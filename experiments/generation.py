@@ -6,6 +6,10 @@ In every round each of the rivals generates once, in turn: torch, peftjax merged
 A round gives one ratio each, and the medians of the ratios are printed with their range. Before the first round each
 has run once, so that nothing is compiled while time is taken. The memory-bandwidth limit of one sequence is the bytes
 of all weights, which every token reads, over the bandwidth of a stream through as many bytes, measured in each round.
+
+Seconds of the processor are reported beside those of the wall: on a machine that others use too, threads that wait for
+each other lose far more than their share. With --torch_threads=1 no thread of torch waits for another, so that its
+processor seconds are work alone.
 """
 
 from __future__ import annotations
@@ -88,11 +92,11 @@ def stream_bandwidth(size: int) -> Callable[[], float]:
   return run
 
 
-def seconds(run: Rival) -> float:
-  """Wall-clock seconds of a run."""
-  start = time.perf_counter()
+def seconds(run: Rival) -> tuple[float, float]:
+  """(wall-clock, processor) seconds of a run."""
+  start, busy = time.perf_counter(), time.process_time()
   run()
-  return time.perf_counter() - start
+  return time.perf_counter() - start, time.process_time() - busy
 
 
 def summary(values: list[float]) -> dict[str, float]:
@@ -114,10 +118,13 @@ def measure(model: Model, batch: int, prompt_tokens: int, new_tokens: int, round
   first = {name: run() for name, run in rivals.items()}
   same = float(np.mean(np.asarray(first["torch"]) == np.asarray(first["merged"])))
   times: dict[str, list[float]] = {name: [] for name in rivals}
+  busy: dict[str, list[float]] = {name: [] for name in rivals}
   bandwidths = []
   for _ in range(rounds):
     for name, run in rivals.items():
-      times[name].append(seconds(run))
+      wall, processor = seconds(run)
+      times[name].append(wall)
+      busy[name].append(processor)
     bandwidths.append(max(stream() for _ in range(3)))
   made = batch * new_tokens
   steps = [new_tokens * size / one for one in times["merged"]]
@@ -126,6 +133,9 @@ def measure(model: Model, batch: int, prompt_tokens: int, new_tokens: int, round
     "merged_over_torch": summary([a / b for a, b in zip(times["torch"], times["merged"])]),
     "lora_over_torch": summary([a / b for a, b in zip(times["torch"], times["lora"])]),
     "lora_time_over_merged": summary([a / b for a, b in zip(times["lora"], times["merged"])]),
+    "processor_seconds_per_token": {name: summary([one / made for one in values]) for name, values in busy.items()},
+    "merged_over_torch_by_processor": summary([a / b for a, b in zip(busy["torch"], busy["merged"])]),
+    "lora_over_merged_by_processor": summary([a / b for a, b in zip(busy["lora"], busy["merged"])]),
     "stream_bytes_per_second": summary(bandwidths),
     "share_of_bandwidth_limit": summary([a / b for a, b in zip(steps, bandwidths)]),
     "weight_bytes": size,
@@ -146,8 +156,13 @@ def main() -> None:
   parser.add_argument("--new_tokens", type=int, default=64)
   parser.add_argument("--rounds", type=int, default=7)
   parser.add_argument("--rank", type=int, default=8)
+  parser.add_argument("--torch_threads", type=int, default=0, help="0: as many as torch takes by itself")
   parser.add_argument("--out", default="")
   flags = parser.parse_args()
+  if flags.torch_threads:
+    import torch
+
+    torch.set_num_threads(flags.torch_threads)
   model = load(flags.model, runtime=Runtime(scan_layers=False))
   found = measure(model, flags.batch, flags.prompt_tokens, flags.new_tokens, flags.rounds, flags.rank)
   text = json.dumps(found, indent=2)

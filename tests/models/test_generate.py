@@ -9,7 +9,7 @@ import pytest
 from peftjax import adapters, methods, text_generation
 from peftjax.errors import UserError
 from peftjax.model import from_config
-from peftjax.models.generate import Generator, generate, trimmed
+from peftjax.models.generate import Generator, _advance, generate, trimmed
 from peftjax.models.sampling import Sampling
 from tests.models.decoder_models import LLAMA, random_model, with_method
 
@@ -132,6 +132,19 @@ def test_text_ends_before_a_stop_string_and_streams_in_pieces():
     model, Letters(), PROMPTS[:1], sampling, stop=(stop,), on_text=lambda row, piece: pieces.append(piece)
   )
   assert text == free[: free.index(stop)] == "".join(pieces)
+
+
+def test_a_step_copies_neither_weights_nor_cache():
+  large = {**LLAMA, "vocab_size": 3000, "hidden_size": 64, "max_position_embeddings": 400, "num_hidden_layers": 2}
+  generator = Generator(random_model(large), Sampling(max_new_tokens=320))
+  state = generator.start([list(range(3, 30))])
+  compiled = _advance.lower(generator._program, generator._params, state, 320).compile()
+  memory = compiled.memory_analysis()
+  cache = sum(leaf.nbytes for leaf in jax.tree.leaves(state["cache"]))
+  weights = sum(leaf.nbytes for leaf in jax.tree.leaves(generator._params))
+  assert weights > 1.5e6
+  assert memory.temp_size_in_bytes < weights / 10  # and that little holds for any number of layers
+  assert memory.alias_size_in_bytes >= cache
 
 
 @pytest.mark.parametrize(
