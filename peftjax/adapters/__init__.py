@@ -10,7 +10,7 @@ from peftjax.adapters.combining import combine
 from peftjax.adapters.converting import Converted, to_lora
 from peftjax.adapters.merging import deltas, merge, unmerge
 from peftjax.adapters.named import Bank
-from peftjax.adapters.stacking import mixed, summed
+from peftjax.adapters.stacking import mixed, split, summed
 
 __all__ = [
   "ABILITIES",
@@ -25,6 +25,7 @@ __all__ = [
   "mixed",
   "put",
   "scaled",
+  "split",
   "summed",
   "take",
   "to_lora",

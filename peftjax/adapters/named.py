@@ -70,10 +70,10 @@ class Bank:
     put(self.base, adapter)
     return dataclasses.replace(self, held={**self.held, name: adapter})
 
-  def update(self, name: str, model: Model) -> Bank:
-    """With the adapter that a model, such as a trained one, has in place of the one of that name."""
+  def update(self, name: str, adapter: Adapter | Model) -> Bank:
+    """With another adapter, or that of a model such as a trained one, in place of the one of that name."""
     self._of(name)
-    return self.delete(name).add(name, model)._ordered(self.names)
+    return self.delete(name).add(name, adapter)._ordered(self.names)
 
   def delete(self, name: str) -> Bank:
     """Without the adapter."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
-from peftjax.methods.base import Call, Leaves, Method, Site
+from peftjax.methods.base import Call, Context, Leaves, Method, Site
 
 PREFIX = "own_"
 LEAVES = ("kernel", "bias", "embedding", "scale", "scale_offset")
@@ -18,11 +18,22 @@ LEAVES = ("kernel", "bias", "embedding", "scale", "scale_offset")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Own(Method):
-  """Modules that run with leaves of their own in place of the base's."""
+  """Modules that run with leaves of their own in place of the base's.
+
+  Attributes:
+    modules: their names, one for each layer.
+  """
 
   name: ClassVar[str] = "own"
   kinds: ClassVar[tuple[str, ...]] = ("linear", "conv", "embedding", "norm")
   leaf_names: ClassVar[tuple[str, ...]] = tuple(PREFIX + leaf for leaf in LEAVES)
+
+  modules: tuple[str, ...] = ()
+
+  def select(self, context: Context) -> list[Site]:
+    """The sites of the modules."""
+    callers = [site for site in context.sites if site.method == "__call__" and site.kind in self.kinds]
+    return [site for site in callers if set(site.names) <= set(self.modules)]
 
   def after(self, leaves: Leaves, x: Any, y: Any, site: Site, call: Call) -> Any:
     del y, site

@@ -10,7 +10,7 @@ modules: they are filled up with zeros. Of other methods all settings that shape
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -18,14 +18,15 @@ import jax.numpy as jnp
 from peftjax import masks
 from peftjax.adapters import lora_form
 from peftjax.adapters.abilities import check
-from peftjax.adapters.adapter import Adapter, put, take
+from peftjax.adapters.adapter import Adapter, put
 from peftjax.adapters.own import LEAVES, PREFIX, Own
 from peftjax.errors import UserError
 from peftjax.methods.acting import changes_input
 from peftjax.methods.base import Method, Site
-from peftjax.methods.inject import Bound
+from peftjax.methods.inject import Bound, leaf_paths
 from peftjax.methods.lora import LoRA
-from peftjax.model import Model
+from peftjax.methods.selective import Patterns
+from peftjax.model import Model, unstack
 
 _NOT_SHAPING = ("init", "init_text", "init_ids", "modules_to_save", "bias", "targets", "exclude", "layers")
 
@@ -80,15 +81,49 @@ def summed(base: Model, adapters: Sequence[Adapter], weights: Sequence[float] = 
   return dataclasses.replace(model, params=masks.unflatten(flat), bound=tuple(bound))
 
 
+def split(model: Model) -> tuple[Adapter, ...]:
+  """The adapters of a model that `mixed` made, such as after training, in their order.
+
+  LoRAs keep the zeros that filled them up to one rank and to the same modules.
+
+  Raises:
+    UserError: the model does not hold several adapters.
+  """
+  if not model.bound or not all(one.members for one in model.bound):
+    raise UserError("the model does not hold several adapters; `mixed` makes one that does")
+  return tuple(_member(model, number) for number in range(len(model.bound[0].members)))
+
+
+def _member(model: Model, number: int) -> Adapter:
+  flat = masks.flatten(model.params)
+  bound: list[Bound] = []
+  leaves: dict[str, Any] = {}
+  along: dict[str, Any] = {}
+  for one in model.bound:
+    place = one.members[number]
+    if place < 0:
+      continue
+    own = Adapter((one,), {path: flat[path] for path in leaf_paths([one], model.params)})
+    taken = {path: jnp.take(flat[path], place, axis=axis) for path, axis in _own_paths(one, own).items()}
+    if isinstance(one.method, Own):
+      along = {path.replace(f".{PREFIX}", "."): leaf for path, leaf in taken.items()}
+    else:
+      bound.append(dataclasses.replace(one, members=()))
+      leaves |= taken
+  names = [name for path in along for name in masks.layer_names(path, model.stacks) if not model.context.in_head(name)]
+  free = tuple(name for name in names if all(one.mask(name, None) == masks.FROZEN for one in bound))
+  if free:
+    bound.append(Bound(Patterns(train=free), ()))  # a mask alone, such as BitFit's, is no part of a stack
+  return Adapter(tuple(bound), leaves, along)
+
+
 def _stacked(base: Model, adapters: Sequence[Adapter], along: bool) -> Model:
   if not adapters:
     raise UserError("no adapters to stack; expected at least one")
   models = [put(base, adapter) for adapter in adapters]
-  if any(model.stacks != models[0].stacks for model in models):
-    base, models = base.unrolled(), [model.unrolled() for model in models]
-  elif models[0].stacks != base.stacks:
+  if any(model.stacks != base.stacks for model in models):
     base = base.unrolled()
-  adapters = [take(model) for model in models]
+  adapters = [_laid_out(adapter, model, base) for adapter, model in zip(adapters, models)]
   leaves: dict[str, Any] = {}
   bound = []
   for group in _groups(base, adapters):
@@ -105,6 +140,17 @@ def _stacked(base: Model, adapters: Sequence[Adapter], along: bool) -> Model:
     bound, leaves = [*owned, *bound], {**added, **leaves}
   flat = {**masks.flatten(base.params), **leaves}
   return dataclasses.replace(base, params=masks.unflatten(flat), bound=tuple(bound))
+
+
+def _laid_out(adapter: Adapter, model: Model, base: Model) -> Adapter:
+  """The adapter with its layers apart where the base's are."""
+  if model.stacks == base.stacks:
+    return adapter
+
+  def apart(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    return masks.flatten(unstack(masks.unflatten(leaves), model.layer_stacks))
+
+  return Adapter(model.unrolled().bound, apart(adapter.leaves), apart(adapter.along))
 
 
 def _groups(base: Model, adapters: Sequence[Adapter]) -> list[_Group]:
@@ -196,7 +242,8 @@ def _own(base: Model, adapters: Sequence[Adapter], bound: Sequence[Bound]) -> tu
     found[f"{module}.{PREFIX}{leaf}"] = jnp.stack(values, axis=len(site.stack))
   if not paths:
     return [], {}
-  return [Bound(Own(), tuple(sites.values()), members=tuple(range(len(adapters))))], found
+  own = Own(modules=tuple(name for site in sites.values() for name in site.names))
+  return [Bound(own, tuple(sites.values()), members=tuple(range(len(adapters))))], found
 
 
 def _owner(base: Model, path: str) -> Site:

@@ -115,6 +115,26 @@ def test_loras_of_any_rank_scale_and_modules_share_a_batch_with_other_methods():
     cases.close(found[row], models[number](**cases.batch("lora"))["logits"][row])
 
 
+def test_a_mixed_model_comes_apart_again_stacked_or_unrolled():
+  models, model = stacked("bitfit")
+  for whole in (model, model.unrolled()):
+    for one, adapter in zip(models, adapters.split(whole), strict=True):
+      again = adapters.put(cases.encoder() if whole is model else cases.encoder().unrolled(), adapter)
+      wanted = masks.flatten((one if whole is model else one.unrolled()).params)
+      for path, leaf in masks.flatten(again.params).items():
+        np.testing.assert_array_equal(leaf, wanted[path], err_msg=path)
+      assert set(adapters.take(again).along) == set(adapter.along)
+  both = [adapters.take(models[0]), adapters.take(models[1].unrolled())]
+  assert adapters.mixed(cases.encoder(), both).adapter_paths() == model.unrolled().adapter_paths()
+  assert len(model.unrolled().bound[0].sites) > len(model.bound[0].sites) > 0
+  for one, adapter in zip(loras(), adapters.split(adapters.mixed(cases.toy(), list(map(adapters.take, loras()))))):
+    found, wanted = adapters.deltas(adapters.put(cases.toy(), adapter)), adapters.deltas(one)
+    for path, change in found.items():
+      cases.close(change, wanted.get(path, jnp.zeros_like(change)))
+  with pytest.raises(UserError, match="does not hold several"):
+    adapters.split(cases.toy())
+
+
 def test_ids_and_adapters_that_do_not_fit_are_named():
   model = stacked("lora")[1]
   batch = cases.batch("lora")
