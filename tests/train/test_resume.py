@@ -122,8 +122,8 @@ def test_killed_fifty_times(start, tmp_path, changing):
   trained = [finished.load_model(folder)[2].params for folder in (whole, parts)]
   if changing:
     for row, other in zip(rows, others):
-      np.testing.assert_allclose(other["loss"], row["loss"], rtol=1e-3)
-    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-2, atol=1e-4), *trained)
+      np.testing.assert_allclose(other["loss"], row["loss"], rtol=1e-2, atol=1e-4)
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-2, atol=1e-3), *trained)
   else:
     assert (parts / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     jax.tree.map(np.testing.assert_array_equal, *trained)
