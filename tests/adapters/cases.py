@@ -65,6 +65,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
   },
 }
 NAMES = tuple(METHODS)
+QUICK = ("lora", "dora", "vera", "loha", "oft", "ia3", "beft", "hybrid", "houlsby", "prompt", "prefix", "bitfit")
+"""One of each way of acting; the others are tested in slow runs."""
 
 
 def method(name: str, **changes: Any) -> Method:

@@ -23,7 +23,9 @@ def changes(name, seed=1):
   return jax.jit(lambda params: adapters.deltas(model.with_params(params)))(model.params)
 
 
-@pytest.mark.parametrize("name", CONVERTS)
+@pytest.mark.parametrize(
+  "name", [name if name in cases.QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CONVERTS]
+)
 def test_a_lora_of_full_rank_is_the_method(name):
   full = {"rank": 12} if not cases.on_toy(name) else {"rank": 20}
   found = converting.from_deltas(cases.base(name), changes(name), **full)

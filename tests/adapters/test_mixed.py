@@ -23,9 +23,8 @@ IDS = np.array([1, -1, 0, 1])
 
 
 def some(names):
-  """An encoder takes seconds to compile; one method of each kind is enough for a quick run."""
-  quick = ("lora", "houlsby", "prompt", "prefix", "bitfit")
-  return [name if cases.on_toy(name) or name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
+  """Each takes a second or more to compile; one method of each kind is enough for a quick run."""
+  return [name if name in cases.QUICK else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def noisy(name, seed):
