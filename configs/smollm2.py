@@ -1,4 +1,12 @@
-"""SmolLM2-135M-Instruct tuned with LoRA on instructions: `self_instruct` or `gsm8k`."""
+"""SmolLM2-135M-Instruct tuned with LoRA on instructions, packed, loss on responses alone: `self_instruct` or `gsm8k`.
+
+    peftjax train --config=configs/smollm2.py:self_instruct --workdir=runs/smollm2_self_instruct
+
+self_instruct, one seed, two cores shared with several other jobs, about 8 minutes, most of it compiling and
+evaluating: held-out loss on the responses (8 examples of `validation`) 2.219 before, 2.174 after 8 updates, 2.152
+after 16, in nats a token. The run was stopped and went on once. gsm8k stands ready and has no record yet.
+`--config.task.generate=True` also writes answers before and after (generations-validation*.jsonl) and scores them.
+"""
 
 from __future__ import annotations
 
