@@ -31,12 +31,13 @@ CONFIG = {
   "tie_word_embeddings": False,
 }
 MEASURED = """
-import json, resource, sys
+import json, sys
 import jax, jax.numpy as jnp
 from peftjax.model import load
 jnp.ones(3).sum().block_until_ready()
-def peak():
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak():  # of this program alone: getrusage's survives exec, and would be the parent's at first
+  (line,) = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
+  return int(line.split()[1]) * 1024
 before = peak()
 model = load(sys.argv[1], dtype=sys.argv[2])
 after = peak()
@@ -114,7 +115,7 @@ def test_peak_memory_is_little_more_than_the_model(kind, dtype, tmp_path):
     tensors = write_shards(tmp_path / "model", model, ml_dtypes.bfloat16 if "bfloat16" in kind else np.float32)
   found = measured(tmp_path / "model", dtype)
   assert found["bytes"] > (80 if dtype == "bfloat16" else 160) * 1e6
-  assert found["share"] <= 1.3
+  assert 0.9 <= found["share"] <= 1.3
   expected = [tensors["model.layers.3.mlp.down_proj.weight"][7, 5], tensors["lm_head.weight"][9000, 500]]
   np.testing.assert_allclose(found["values"], np.asarray(expected, np.float32), rtol=1e-2)
 
