@@ -5,6 +5,8 @@
 self_instruct, one seed, two cores shared with several other jobs, about 8 minutes, most of it compiling and
 evaluating: held-out loss on the responses (8 examples of `validation`) 2.219 before, 2.174 after 8 updates, 2.152
 after 16, in nats a token. The run was stopped and went on once. gsm8k stands ready and has no record yet.
+"Give three words that rhyme with day." (`peftjax generate --chat=yes`, greedy) gives "1. day 2. daylight 3. moon" and
+an explanation before, and "The only two words that rhyme with day are "day" and "day" and ..." after: no better.
 `--config.task.generate=True` also writes answers before and after (generations-validation*.jsonl) and scores them.
 """
 
