@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -49,7 +49,7 @@ def deltas(model: Model) -> dict[str, jax.Array]:
   Where several methods act on one module, each changes what the ones before it left.
 
   Raises:
-    UserError: a method is not a change of the base's weights.
+    UserError: a method is not a change of the base's weights, or not of those that another one left.
   """
   if any(one.members for one in model.bound):
     raise UserError("the model holds several adapters, one for each example; merge a model of one of them")
@@ -57,17 +57,49 @@ def deltas(model: Model) -> dict[str, jax.Array]:
   found: dict[str, jax.Array] = {}
   for one in model.bound:
     check((one.method,), "merge")
+  for one, site in _in_order(model.bound):
     shared = model.params.get(one.shared_path, {})
-    for site in one.sites:
-      own, base = site_leaves(flat, one, site)
-      held = {
-        name: leaf.astype(jnp.float32) + found.get(".".join((*site.path, name)), 0.0) for name, leaf in base.items()
-      }
-      change = functools.partial(_change, one, site.one(0), shared)
-      for name, delta in site.mapped(change)(own, held).items():
-        path = ".".join((*site.path, name))
-        found[path] = found[path] + delta if path in found else delta
+    own, base = site_leaves(flat, one, site)
+    held = {
+      name: leaf.astype(jnp.float32) + found.get(".".join((*site.path, name)), 0.0) for name, leaf in base.items()
+    }
+    if any(".".join((*site.path, name)) in found for name in base):
+      _check_second(one, site, shared, own, held)
+    change = functools.partial(_change, one, site.one(0), shared)
+    for name, delta in site.mapped(change)(own, held).items():
+      path = ".".join((*site.path, name))
+      found[path] = found[path] + delta if path in found else delta
   return found
+
+
+def _in_order(bound: Sequence[Bound]) -> list[tuple[Bound, Site]]:
+  """The methods' sites in the order in which the forward pass applies them to a weight.
+
+  x W becomes ((x M₁) M₂) W before anything is added to or multiplied with the outputs, in the methods' order.
+  """
+  inputs = [(one, site) for one in reversed(bound) for site in one.sites if _turns_input(one, site)]
+  return [*inputs, *((one, site) for one in bound for site in one.sites if not _turns_input(one, site))]
+
+
+def _turns_input(one: Bound, site: Site) -> bool:
+  """Whether all that the method does at a site is to multiply the input by a matrix."""
+  if one.scale != 1.0:
+    return False  # it acts by its change of the weights
+  method = one.method
+  return isinstance(method, OFT | HRA) or (isinstance(method, IA3) and bool(method.settings(site.names[0])))
+
+
+def _check_second(one: Bound, site: Site, shared: Leaves, own: Leaves, held: Leaves) -> None:
+  """Refuses a method whose change is made of the base's own weights where another method has changed them already."""
+  acts_on_outputs = isinstance(one.method, IA3 | RoAd) and one.scale == 1.0
+  if _turns_input(one, site) or acts_on_outputs:
+    return
+  own, held = jax.tree.map(lambda leaf: leaf[(0,) * len(site.stack)], (own, held))
+  if _reads_base(one.method, own, held, site.one(0), shared):
+    raise UserError(
+      f"{one.method.name} cannot be merged at {site.name} behind another method: it is made of the base's own weights; "
+      f"add it first"
+    )
 
 
 def _change(one: Bound, site: Site, shared: Leaves, own: Leaves, held: Leaves) -> Leaves:
@@ -99,15 +131,14 @@ def unmerge(merged: Model, adapter: Adapter) -> Model:
     if not any(path.startswith(f"{head}.") for head in heads):
       raise UserError(f"{path!r} trained in place, so that the base's value is not kept; keep the model instead")
   flat = masks.flatten(merged.params)
-  for one in reversed(adapter.bound):
+  for one, site in reversed(_in_order(adapter.bound)):
     common = masks.unflatten(adapter.leaves).get(one.shared_path, {})
-    for site in reversed(one.sites):
-      own, after = site_leaves({**flat, **adapter.leaves}, one, site)
-      held = {name: leaf.astype(jnp.float32) for name, leaf in after.items()}
-      undone = site.mapped(functools.partial(_undone, one, site.one(0), common))(own, held)
-      for name, leaf in undone.items():
-        path = ".".join((*site.path, name))
-        flat[path] = leaf.astype(flat[path].dtype)
+    own, after = site_leaves({**flat, **adapter.leaves}, one, site)
+    held = {name: leaf.astype(jnp.float32) for name, leaf in after.items()}
+    undone = site.mapped(functools.partial(_undone, one, site.one(0), common))(own, held)
+    for name, leaf in undone.items():
+      path = ".".join((*site.path, name))
+      flat[path] = leaf.astype(flat[path].dtype)
   return dataclasses.replace(merged, params=masks.unflatten(flat))
 
 

@@ -12,7 +12,7 @@ import pytest
 from peftjax import adapters, masks
 from peftjax.adapters.merging import cannot_undo
 from peftjax.errors import UserError
-from peftjax.methods import METHODS, Method
+from peftjax.methods import BOFT, HRA, IA3, METHODS, OFT, HiRA, LoRA, Method, RoAd, VeRA
 from tests.adapters import cases
 from tests.methods import tiny
 from tests.models import decoder_models
@@ -20,6 +20,7 @@ from tests.models import decoder_models
 MERGES = [name for name in cases.NAMES if name == "hybrid" or METHODS[name].delta is not Method.delta]
 # One of each way in which a factor acts: on outputs, on a formed change, on a changed input, on an embedding.
 SCALED = ("lora", "dora", "hira", "oft", "boft", "ia3", "hybrid", "trainable_tokens")
+ON = ("query", "output.dense")
 STAYS = ("dora", "trainable_tokens")  # no way back from the merged weights
 
 
@@ -122,3 +123,29 @@ def test_an_adapter_goes_on_its_base_and_on_no_other():
     adapters.put(model, adapter)
   with pytest.raises(UserError, match="separate adapter"):
     adapters.unmerge(model, adapter)
+
+
+SEVERAL = {  # methods on the same modules, in orders in which merging one after the other would go wrong
+  "lora oft": (LoRA(rank=2, targets=ON), OFT(oft_block_size=4, targets=ON)),
+  "oft hra": (OFT(oft_block_size=4, targets=ON), HRA(rank=2, targets=ON)),
+  "lora ia3": (LoRA(rank=2, targets=ON), IA3(targets=ON, feedforward=("output.dense",))),
+  "ia3 vera road": (IA3(targets=ON, feedforward=ON), VeRA(rank=2, targets=ON), RoAd(group_size=4, targets=ON)),
+  "hira lora": (HiRA(rank=2, targets=ON), LoRA(rank=2, targets=ON)),
+}
+
+
+def several(added):
+  model = tiny.encoder().add(added, jax.random.key(1))
+  return tiny.replaced(model, tiny.noise_on(tiny.trainable(model), 5))
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_several_methods_on_one_module(name):
+  model, inputs = several(SEVERAL[name]), tiny.batch()
+  cases.close(model.merge()(**inputs)["logits"], model(**inputs)["logits"])
+
+
+@pytest.mark.parametrize("second", [HiRA(rank=2, targets=ON), BOFT(boft_block_size=4, targets=("query",))])
+def test_a_method_made_of_the_base_is_not_merged_behind_another(second):
+  with pytest.raises(UserError, match=f"{second.name} cannot be merged at .* behind another method: .* add it first"):
+    several((LoRA(rank=2, targets=ON), second)).merge()
