@@ -1,10 +1,14 @@
-"""Sixteen LoRA runs: one program for all of them against sixteen runs one after the other, compilation included.
+"""Sixteen LoRA runs: one program for all of them, against sixteen runs one after the other, compilation included.
 
     python experiments/sweep.py            16 runs of 12 steps of 4 movie reviews on MiniLM, batches of 32 tokens
 
-Both ways start with an empty cache of compiled programs, in processes of their own, by turns; each run of the separate
-way is a `train` in one process that keeps what it compiled, so that only the first one compiles anew. Prints seconds
-and the ratio, the median over rounds.
+Three ways, by turns, each with an empty cache of compiled programs at its start:
+
+    commands    sixteen `peftjax train`, one after the other; only the first compiles anew, the others find its programs
+    loop        sixteen trainings in one process, which pays its start and its imports once
+    together    one program
+
+Prints seconds, and the ratios' medians over rounds.
 """
 
 from __future__ import annotations
@@ -38,6 +42,17 @@ start = time.perf_counter()
 folders = [folder / str(seed) for seed in range(runs)]
 if way == "together":
   summaries = together.train_together(configs, folders)
+elif way == "commands":
+  import os, subprocess
+  cached = {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
+  fields = ["data.max_length=32", "data.buckets=()", "data.train_examples=800", f"train.batch_size={batch}"]
+  fields += [f"train.steps={steps}", "train.save_every=0", "train.final_splits=()", "train.tensorboard=False"]
+  summaries = []
+  for seed, one in enumerate(folders):
+    command = [sys.executable, "-m", "peftjax", "train", f"--workdir={one}", f"--config.seed={seed}"]
+    command += [f"--config.{field}" for field in fields]
+    subprocess.run(command, check=True, env={**os.environ, **cached}, stdout=subprocess.DEVNULL)
+    summaries.append(json.loads((one / "summary.json").read_text()))
 else:
   summaries = [loop.train(config, one) for config, one in zip(configs, folders)]
 seconds = time.perf_counter() - start
@@ -53,7 +68,7 @@ def main() -> None:
   for name, default in (("runs", 16), ("steps", 12), ("batch", 4), ("rounds", 3)):
     parser.add_argument(f"--{name}", type=int, default=default)
   sizes = parser.parse_args()
-  taken: dict[str, list[float]] = {"separate": [], "together": []}
+  taken: dict[str, list[float]] = {"commands": [], "loop": [], "together": []}
   for number in range(sizes.rounds):
     losses = {}
     for way in sorted(taken, reverse=number % 2 == 1):
@@ -61,10 +76,12 @@ def main() -> None:
       taken[way].append(result["seconds"])
       losses[way] = result["loss"]
       print(f"{way}: {result['seconds']:.1f} s, of which compiling {result['compile_seconds']:.1f} s", flush=True)
-    apart = max(abs(one - other) for one, other in zip(losses["separate"], losses["together"]))
+    apart = max(abs(one - other) for one, other in zip(losses["commands"], losses["together"]))
     print(f"last losses differ by at most {apart:.4f}", flush=True)
-  ratios = [one / other for one, other in zip(taken["together"], taken["separate"])]
-  print(f"{sizes.runs} runs, {sizes.steps} steps of {sizes.batch}: together / separate {statistics.median(ratios):.2f}")
+  print(f"{sizes.runs} runs, {sizes.steps} steps of {sizes.batch}")
+  for way in ("commands", "loop"):
+    ratios = [one / other for one, other in zip(taken["together"], taken[way])]
+    print(f"together / {way}: {statistics.median(ratios):.2f}")
 
 
 def measure(way: str, sizes: argparse.Namespace) -> dict[str, object]:
