@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import json
 
+import lm_eval
 import pytest
+import tokenizers
+import transformers
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 
-lm_eval = pytest.importorskip("lm_eval")
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
-import tokenizers  # noqa: E402
-from lm_eval.models.huggingface import HFLM  # noqa: E402
-from lm_eval.tasks import TaskManager  # noqa: E402
-
-from peftjax import methods  # noqa: E402
-from peftjax.errors import UserError  # noqa: E402
-from peftjax.interop.lm_eval import PeftJaxLM  # noqa: E402
-from tests.models.decoder_models import with_method  # noqa: E402
-from tests.oracles.decoders import load_pair  # noqa: E402
+from peftjax import methods
+from peftjax.errors import UserError
+from peftjax.interop.lm_eval import PeftJaxLM
+from tests.models.decoder_models import with_method
+from tests.oracles.decoders import load_pair
 
 DOCS = [
   {"question": "two and two", "choices": ["four", "five or so"], "answer": 0},

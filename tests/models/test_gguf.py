@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 
+import gguf
 import numpy as np
 import pytest
 
-gguf = pytest.importorskip("gguf")
-
-from peftjax import cli  # noqa: E402
-from peftjax.data.chat import encode_chat, load_chat_template  # noqa: E402
-from peftjax.data.tokenizing import IGNORED, load_tokenizer  # noqa: E402
-from peftjax.errors import UserError  # noqa: E402
-from peftjax.model import from_config, load  # noqa: E402
-from peftjax.models.family import checkpoint_axes, checkpoint_key, expanded  # noqa: E402
-from peftjax.models.gguf import _LAYER_NAMES, _NAMES, halves_of, prepare_folder, read_config  # noqa: E402
-from tests.models.decoder_models import assert_close, random_model, token_ids  # noqa: E402
+from peftjax import cli
+from peftjax.data.chat import encode_chat, load_chat_template
+from peftjax.data.tokenizing import IGNORED, load_tokenizer
+from peftjax.errors import UserError
+from peftjax.model import from_config, load
+from peftjax.models.family import checkpoint_axes, checkpoint_key, expanded
+from peftjax.models.gguf import _LAYER_NAMES, _NAMES, halves_of, prepare_folder, read_config
+from tests.models.decoder_models import assert_close, random_model, token_ids
 
 TOKENS = [
   "<end>",

@@ -8,15 +8,14 @@ import warnings
 import jax
 import jax.numpy as jnp
 import numpy as np
+import peft
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-peft = pytest.importorskip("peft")
-
-from peftjax import adapters, masks  # noqa: E402
-from peftjax.adapters import arithmetic, combining, converting, lora_form  # noqa: E402
-from peftjax.errors import UserError  # noqa: E402
-from tests.adapters import cases  # noqa: E402
+from peftjax import adapters, masks
+from peftjax.adapters import arithmetic, combining, converting, lora_form
+from peftjax.errors import UserError
+from tests.adapters import cases
 
 SIZES = {"query": (20, 20), "up": (20, 28), "down": (28, 20)}
 LAYERS, WEIGHTS = 2, (0.7, -1.3)

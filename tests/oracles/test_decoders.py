@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
+import transformers
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
-from peftjax import masks  # noqa: E402
-from tests.oracles.decoders import VOCABULARY, assert_close, load_pair, run_theirs, token_batch  # noqa: E402
+from peftjax import masks
+from tests.oracles.decoders import VOCABULARY, assert_close, load_pair, run_theirs, token_batch
 
 GPT = {"vocab_size": VOCABULARY, "n_embd": 30, "n_layer": 3, "n_head": 5, "n_positions": 17, "pad_token_id": 0}
 WIDE = {

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import peft
 import pytest
+import torch
 
 import peftjax
 from peftjax import eva, masks, methods
 from peftjax.model import unstack
 from tests.oracles import tiny
-
-torch = pytest.importorskip("torch")
-peft = pytest.importorskip("peft")
 
 CLASS = "BertModel"
 TARGETS = ("query", "output.dense")

@@ -5,15 +5,14 @@ from __future__ import annotations
 import re
 
 import numpy as np
+import peft
 import pytest
+import torch
+import transformers
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-peft = pytest.importorskip("peft")
-
-from peftjax import masks, methods  # noqa: E402
-from tests.models.decoder_models import with_method  # noqa: E402
-from tests.oracles.decoders import VOCABULARY, assert_close, load_pair, run_theirs, token_batch  # noqa: E402
+from peftjax import masks, methods
+from tests.models.decoder_models import with_method
+from tests.oracles.decoders import VOCABULARY, assert_close, load_pair, run_theirs, token_batch
 
 EXPERTS, RANK, ALPHA = 4, 2, 3.0
 SIZES = {

@@ -6,12 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
+import torch
 
 from peftjax import config, optim
 from peftjax.galore import scale_by_galore
-
-torch = pytest.importorskip("torch")
 
 RANK, EVERY, SCALE, RATE, STEPS = 3, 4, 0.25, 1e-2, 10
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
-import jax.numpy as jnp  # noqa: E402
-
-from peftjax import methods  # noqa: E402
-from peftjax.models.generate import generate  # noqa: E402
-from peftjax.models.sampling import Sampling, narrowed, penalised  # noqa: E402
-from tests.models.decoder_models import with_method  # noqa: E402
-from tests.oracles import test_decoders, test_llama, test_t5  # noqa: E402
-from tests.oracles.decoders import load_pair  # noqa: E402
+from peftjax import methods
+from peftjax.models.generate import generate
+from peftjax.models.sampling import Sampling, narrowed, penalised
+from tests.models.decoder_models import with_method
+from tests.oracles import test_decoders, test_llama, test_t5
+from tests.oracles.decoders import load_pair
 
 PROMPTS = [[7, 30, 11, 45, 8], [19, 5], [40, 41, 42, 6, 9, 33, 50]]
 DECODERS = {

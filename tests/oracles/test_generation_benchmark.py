@@ -5,9 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-pytest.importorskip("torch")
-pytest.importorskip("transformers")
-
 from experiments.generation import measure, with_lora
 from peftjax.models.layers import Runtime
 from tests.models.decoder_models import LLAMA, random_model, token_ids

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+import transformers
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
-import peftjax  # noqa: E402
-from peftjax.models.layers import Runtime  # noqa: E402
-from tests.oracles.decoders import VOCABULARY, assert_close, load_pair, run_theirs, token_batch  # noqa: E402
+import peftjax
+from peftjax.models.layers import Runtime
+from tests.oracles.decoders import VOCABULARY, assert_close, load_pair, run_theirs, token_batch
 
 SHAPE = {
   "vocab_size": VOCABULARY,

@@ -7,16 +7,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import peft
 import pytest
+import torch
 from flax import linen as nn
 
 from peftjax import masks, methods
 from peftjax.errors import UserError
 from peftjax.methods.base import Context
 from peftjax.methods.inject import acting, attach, bind, discover
-
-torch = pytest.importorskip("torch")
-peft = pytest.importorskip("peft")
 
 CASES = {
   "1-D": ((5,), {"strides": 2, "padding": 2}, {"stride": 2, "padding": 2}),

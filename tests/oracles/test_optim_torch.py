@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import torch
 
 from peftjax import config as config_lib
 from peftjax import optim
-
-torch = pytest.importorskip("torch")
 
 
 def loss_jax(params, x):

@@ -13,7 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import peft
 import pytest
+import torch
+import transformers
 from safetensors.numpy import load_file
 
 import peftjax
@@ -21,10 +24,6 @@ from peftjax import masks, methods
 from peftjax.interop import peft as adapters
 from peftjax.methods.base import Method
 from peftjax.model import Model
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-peft = pytest.importorskip("peft")
 
 SIZES = {"vocab_size": 47, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40}
 LABELS = 5

@@ -5,16 +5,15 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import peft
 import pytest
+import torch
+import transformers
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-peft = pytest.importorskip("peft")
-
-from peftjax import masks, methods  # noqa: E402
-from peftjax.methods.inject import acting  # noqa: E402
-from peftjax.models.kv_cache import grow  # noqa: E402
-from tests.oracles.decoders import VOCABULARY, assert_close, load_pair, run_theirs, token_batch  # noqa: E402
+from peftjax import masks, methods
+from peftjax.methods.inject import acting
+from peftjax.models.kv_cache import grow
+from tests.oracles.decoders import VOCABULARY, assert_close, load_pair, run_theirs, token_batch
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, SIZE, N = 24, 3, 4, 2, 6, 5
 TASK = {"task_type": "CAUSAL_LM"}

@@ -10,7 +10,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import peft
 import pytest
+import torch
 
 from peftjax import methods
 from peftjax.methods import Call, Site
@@ -18,9 +20,6 @@ from peftjax.methods.compacter import phm
 from peftjax.methods.prefix import attend_to_prefix
 from peftjax.methods.reft import orthonormal
 from peftjax.models.layers import attention
-
-torch = pytest.importorskip("torch")
-peft = pytest.importorskip("peft")
 
 HIDDEN, LENGTH, BATCH = 10, 6, 2
 

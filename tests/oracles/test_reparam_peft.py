@@ -11,16 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import peft
 import pytest
+import torch
 
 import peftjax
 from peftjax import masks, methods
 from peftjax.methods import Site, torch_random
 from peftjax.model import Model, stack, unstack
 from tests.oracles import tiny
-
-torch = pytest.importorskip("torch")
-peft = pytest.importorskip("peft")
 
 CLASS = "BertForSequenceClassification"
 TARGETS = ("query", "intermediate.dense", "output.dense")  # 24 -> 24, 24 -> 40, 40 -> 24

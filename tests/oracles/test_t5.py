@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+import transformers
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
-from peftjax import masks  # noqa: E402
-from peftjax.models.layers import Runtime  # noqa: E402
-from peftjax.models.t5_layers import T5Config, bucket_table  # noqa: E402
-from tests.oracles.decoders import VOCABULARY, assert_close, load_pair, random_model, run_theirs, token_batch  # noqa: E402
+from peftjax import masks
+from peftjax.models.layers import Runtime
+from peftjax.models.t5_layers import T5Config, bucket_table
+from tests.oracles.decoders import VOCABULARY, assert_close, load_pair, random_model, run_theirs, token_batch
 
 SHAPE = {
   "vocab_size": VOCABULARY,

@@ -36,7 +36,6 @@ pytestmark = [pytest.mark.slow]
 
 
 def plan(folder, hf_config, topology, rows, *overrides):
-  pytest.importorskip("libtpu")
   (folder / "config.json").write_text(json.dumps(hf_config))
   fields = ["mesh.data=1", "mesh.fsdp=-1", "model.compute_dtype=bfloat16", "model.remat=full", "data.max_length=2048"]
   fields += [f"model.path={folder}", f"train.batch_size={rows}", *overrides]

@@ -66,7 +66,8 @@ def predictions_of(task, logits, batch):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_text_metrics_equal_scikit_learn(seed):
-  scores = pytest.importorskip("sklearn.metrics")
+  from sklearn import metrics as scores
+
   logits, batch = text_batch(rows=23, labels=4, seed=seed)
   task = tasks.make("text_classification", "abcd")
   got = task.metrics(predictions_of(task, logits, batch))
@@ -85,7 +86,8 @@ def test_metrics_of_a_constant_prediction():
 
 
 def test_regression_metrics_equal_scipy():
-  stats = pytest.importorskip("scipy.stats")
+  from scipy import stats
+
   random = np.random.default_rng(0)
   logits = random.integers(4, size=(30, 1)).astype("f4")
   batch = {"labels": random.integers(5, size=30).astype("f4"), "weight": np.ones(30, "f4")}
@@ -126,8 +128,8 @@ TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.lists(st.tuples(st.sampled_from(TAGS), st.sampled_from(TAGS)), min_size=1, max_size=9), min_size=1))
 def test_entity_scores_equal_seqeval(rows):
-  metrics = pytest.importorskip("seqeval.metrics")
-  scheme = pytest.importorskip("seqeval.scheme")
+  from seqeval import metrics, scheme
+
   length = max(len(row) for row in rows)
   labels = np.full((len(rows), length), token.IGNORED, "i4")
   found = np.zeros((len(rows), length), "i4")
