@@ -159,7 +159,7 @@ def frame_of(tokens: Tokens, *windows: int | None) -> dict[str, jax.Array]:
   With several windows the mask has a leading axis, one mask for each.
   """
   masks = [visible(tokens, window) for window in windows or (None,)]
-  frame = {"mask": jnp.stack(masks) if windows else masks[0]}
+  frame = {"mask": jnp.stack(jnp.broadcast_arrays(*masks)) if windows else masks[0]}
   return frame if tokens.slot is None else {**frame, "slot": tokens.slot}
 
 

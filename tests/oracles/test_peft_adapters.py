@@ -371,6 +371,12 @@ CASES |= {
     merges=False,
     same_config=False,
   ),
+  "beft": Case(
+    lambda **c: peft.BeftConfig(target_modules=["value", "intermediate.dense"], **c),
+    methods.BEFT(targets=("value", "intermediate.dense")),
+    trains=True,
+  ),
+  "llama-beft": Case(lambda **c: peft.BeftConfig(**c), methods.BEFT(), base="llama-causal", merges=False, trains=True),
   "llama-norm": Case(
     lambda **c: peft.LNTuningConfig(target_modules=["input_layernorm", "model.norm"], **c),
     methods.LayerNormTuning(targets=("input_layernorm", "model.norm")),

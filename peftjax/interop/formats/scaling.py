@@ -1,4 +1,4 @@
-"""(IA)³ and tuned normalisations as PEFT writes them."""
+"""(IA)³, new biases and tuned normalisations as PEFT writes them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from peftjax.interop.formats.base import Config, Format, Tensor, column, row
 from peftjax.interop.rules import exact_patterns, is_targeted
 from peftjax.methods import targets
 from peftjax.methods.base import Context, Site
+from peftjax.methods.beft import BEFT
 from peftjax.methods.ia3 import IA3
 from peftjax.methods.selective import LayerNormTuning
 
@@ -58,6 +59,13 @@ FORMATS = (
     tensors=_tensors,
     config_of=_config,
     fields_of=_fields,
+  ),
+  Format(
+    peft_type="BEFT",
+    method=BEFT,
+    defaults={"target_modules": None, "modules_to_save": None, "init_weights": True},
+    free=("init_weights",),
+    tensors=lambda method, site: {"beft_bias": row("beft_bias")},
   ),
   Format(
     peft_type="LN_TUNING",
