@@ -33,7 +33,7 @@ def test_rows_after_the_checkpoint_are_dropped(tmp_path):
 def test_a_bar_on_a_terminal(monkeypatch, capsys):
   monkeypatch.setenv("FORCE_COLOR", "1")
   monkeypatch.setenv("TERM", "xterm")
-  display = logs._Display(start=2, total=8)
+  display = logs.Display(start=2, total=8)
   display.update(4, 0.25, 17.0)
   display.say("a line above the bar")
   display.close()
@@ -43,7 +43,7 @@ def test_a_bar_on_a_terminal(monkeypatch, capsys):
 
 
 def test_lines_elsewhere(capsys):
-  display = logs._Display(start=0, total=8)
+  display = logs.Display(start=0, total=8)
   for step in range(1, 9):
     display.update(step, 0.5, None)
     display.row(step, "loss 0.5000")
