@@ -142,6 +142,7 @@ def default() -> ConfigDict:
   config.compare.split = "test"  # what conclusions rest on; each trial opens it once, after its last step
   config.compare.margin = 0.01  # differences of the main metric below it do not matter: "matches" is inside it
   config.compare.together = 1  # seeds of a row that one program trains at once
+  config.compare.dimensions = ("overfitting",)  # what is measured of each trial beside its score
   config.compare.search = ConfigDict()  # before the final runs, the same number of settings for every row
   config.compare.search.seeds = ()  # of the search, none of the final runs'; (): no search, rows keep their own rates
   config.compare.search.trials = 6  # settings of each row

@@ -142,6 +142,11 @@ def _adapter_file(summary: Mapping[str, Any], folder: Path) -> int:
 # Files ------------------------------------------------------------------------------------------------------------
 
 
+def keep(record: Record, folder: Path) -> None:
+  """Writes ``record.json`` in a trial's folder."""
+  write_text(folder / "record.json", json.dumps(record, sort_keys=True) + "\n")
+
+
 def finished(trial: Trial, workdir: Path) -> Record | None:
   """The record of a finished trial, or None.
 

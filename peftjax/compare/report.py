@@ -19,10 +19,12 @@ from typing import Any
 import jinja2
 import markupsafe
 
-from peftjax.compare import answer, plots, table
+from peftjax.compare import answer, dimensions, plots, table
 from peftjax.compare import formatting as fmt
 from peftjax.compare.analysis import Summary
+from peftjax.compare.dimensions.base import Plot, Section
 from peftjax.compare.records import Record
+from peftjax.compare.svg import svg
 from peftjax.files import write_text
 
 PACKAGES = ("peftjax", "jax", "jaxlib", "flax", "optax", "numpy", "scipy", "matplotlib")
@@ -87,6 +89,7 @@ def html(
     seeds=seed_table(summary, results),
     tests=test_table(summary),
     searches=search_table(summary),
+    dimensions=[(name, one, _drawn(one)) for name, one in dimensions.sections(summary, results)],
     verdicts=[dict(one) | {"shown": _effect(one)} for one in verdicts],
     tally=_tally(verdicts),
     environment=environment(),
@@ -101,16 +104,17 @@ def markdown(
   """The same without plots."""
   columns, rows = seed_table(summary, results)
   around = environment()
+  failed = [list(one) for one in summary["failed"].items()]
+  claims = [[one["claim"], one["verdict"], _effect(one), _reason(one), fmt.runs(one["runs"])] for one in verdicts]
   parts = [
     f"# {_title(config)}",
     f"**{answer.headline(summary)}.** " + " ".join(answer.sentences(summary)),
     f"## The methods\n\n{table.heading(summary)}\n\n" + table.markdown(summary),
+    *(["## Failed trials\n\n" + _grid(["run", "error"], failed)] if failed else []),
+    *(_told(one) for _, one in dimensions.sections(summary, results)),
     "## All seeds\n\n" + _grid(columns, rows),
-    "## Published claims\n\n"
-    + _grid(
-      ["claim", "verdict", "effect", "reason", "runs"],
-      [[one["claim"], one["verdict"], _effect(one), _reason(one), fmt.runs(one["runs"])] for one in verdicts],
-    ),
+    *(["## The search\n\n" + _grid(*search_table(summary))] if summary["search"] else []),
+    "## Published claims\n\n" + _grid(["claim", "verdict", "effect", "reason", "runs"], claims),
     "## How to repeat it\n\n```\n"
     + around.pop("command")
     + "\n```\n\n"
@@ -119,11 +123,22 @@ def markdown(
     + json.dumps(config, indent=2, sort_keys=True)
     + "\n```",
   ]
-  if summary["search"]:
-    parts.insert(4, "## The search\n\n" + _grid(*search_table(summary)))
-  if summary["failed"]:
-    parts.insert(3, "## Failed trials\n\n" + _grid(["run", "error"], [list(one) for one in summary["failed"].items()]))
   return "\n\n".join(part.rstrip() for part in parts) + "\n"
+
+
+def _told(section: Section) -> str:
+  return f"## {section.heading}\n\n" + " ".join(section.sentences) + "\n\n" + _grid(section.columns, section.rows)
+
+
+def _drawn(section: Section) -> list[tuple[Plot, markupsafe.Markup, markupsafe.Markup]]:
+  """The plots that have something to draw, each for a wide page and for a phone."""
+  drawn = []
+  for plot in section.plots:
+    wide, narrow = plot.draw(False), plot.draw(True)
+    if wide is not None and narrow is not None:
+      pages = svg(wide, f"{plot.name}-wide", plot.title), svg(narrow, f"{plot.name}-phone", plot.title)
+      drawn.append((plot, markupsafe.Markup(pages[0]), markupsafe.Markup(pages[1])))
+  return drawn
 
 
 def seed_table(summary: Summary, results: Sequence[Record]) -> tuple[list[str], list[list[str]]]:

@@ -25,16 +25,18 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from peftjax.compare import analysis, claims, records, report, search, table, timing
+from peftjax.compare import analysis, claims, dimensions, records, report, search, table, timing
+from peftjax.compare.dimensions.base import Dimension, Trained
 from peftjax.compare.records import Record
 from peftjax.compare.search import TrainMany
 from peftjax.compare.trials import Trial, in_groups, plain, plan
 from peftjax.errors import UserError
-from peftjax.files import write_text
+from peftjax.files import read_json, write_text
 
 Train = Callable[[ConfigDict, Path], Mapping[str, Any]]  # trains in a folder, or resumes there; the run's summary
 MakeStep = Callable[[ConfigDict], timing.Step]
 Check = Callable[[ConfigDict], None]
+Measure = Callable[[Dimension, Trained], Mapping[str, Any] | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +58,7 @@ def run(
   make_step: MakeStep | None = None,
   check: Check | None = None,
   train_many: TrainMany | None = None,
+  measure: Measure | None = None,
 ) -> Outcome:
   """Runs what the study still lacks, and writes its results and its report.
 
@@ -66,12 +69,15 @@ def run(
     make_step: what builds a trial's bare training step for the clock; `peftjax.compare.runs.training_step` if left out.
     check: raises `UserError` where a trial's config cannot be built; `peftjax.compare.runs.check` if left out.
     train_many: trains several runs at once; `peftjax.compare.runs.train_many`, or `train` for each if that is given.
+    measure: what measures a dimension of a trial; the dimension itself if left out, nothing if `train` is given.
 
   Raises:
     UserError: a config that does not plan, or a folder that holds another study.
   """
   workdir = Path(workdir)
   trials = plan(config)
+  dimensions.chosen(config.compare.dimensions)
+  measure = measure or (dimensions.measure if train is None else None)
   if train is None or make_step is None or check is None:
     from peftjax.compare import runs  # imported late: a report from records needs no JAX
 
@@ -100,6 +106,8 @@ def run(
       else:
         done[trial.run] = outcome
     records.write_results([done[one.run] for one in trials if one.run in done], workdir)
+  if measure is not None:
+    failed |= _measure_dimensions(trials, done, config, workdir, measure)
   times = _step_times(trials, done, config, workdir, make_step)
   results = [done[one.run] for one in trials if one.run in done]
   return conclude(config, workdir, results, times, failed, [one.as_json() for one in chosen.values()])
@@ -118,6 +126,7 @@ def conclude(
     return Outcome({"rows": [], "failed": dict(failed), "search": list(searched)}, dict(failed))
   question = analysis.Question(**{key: config.compare[key] for key in ("reference", "baseline", "margin", "split")})
   summary = analysis.summarize(results, question, times) | {"failed": dict(failed), "search": list(searched)}
+  summary["dimensions"] = dimensions.summarize(results, summary)
   verdicts = claims.judge(summary, results)
   write_text(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
   write_text(workdir / "claims.json", json.dumps(verdicts, indent=2) + "\n")
@@ -174,10 +183,39 @@ def _train(trials: Sequence[Trial], workdir: Path, train_many: TrainMany) -> lis
       made.append(summary)
       continue
     record = records.make(trial, summary, folder)
-    write_text(folder / "record.json", json.dumps(record, sort_keys=True) + "\n")
+    records.keep(record, folder)
     (folder / "error.txt").unlink(missing_ok=True)
     made.append(record)
   return made
+
+
+def _measure_dimensions(
+  trials: Sequence[Trial], done: dict[str, Record], config: ConfigDict, workdir: Path, measure: Measure
+) -> dict[str, str]:
+  """Measures the dimensions that finished trials' records lack, and keeps them there; run -> why one is missing."""
+  failed = {}
+  first = {trial.row: trial.run for trial in reversed(trials) if trial.run in done}
+  for trial in trials:
+    if trial.run not in done:
+      continue
+    record, folder = done[trial.run], trial.folder(workdir)
+    open_ = dimensions.open_ones(record, config.compare.dimensions, first[trial.row] == trial.run)
+    if not open_:
+      continue
+    say(f"measuring {trial.run}: {', '.join(one.name for one in open_)}")
+    trained = Trained(trial.config, folder, read_json(folder / "summary.json"))
+    for one in open_:
+      try:
+        found = measure(one, trained)
+      except Exception as error:  # the trial's other results stand without it; the next start tries again
+        failed[f"{trial.run}, {one.name}"] = _keep_error(trial, workdir, error)
+        say(f"failed: {trial.run}, {one.name}: {failed[f'{trial.run}, {one.name}']}")
+        continue
+      record = record | {"dimensions": (record.get("dimensions") or {}) | {one.name: found}}
+    records.keep(record, folder)
+    done[trial.run] = record
+    records.write_results([done[one.run] for one in trials if one.run in done], workdir)
+  return failed
 
 
 def _is_mistake(error: Exception) -> bool:

@@ -223,7 +223,7 @@ class Loaders:
   Attributes:
     dataset: what was opened.
     train: batches of the training split.
-    evals: split name -> all its batches, for every other split.
+    evals: split name -> all its batches, of "train" those of the examples that are trained on.
   """
 
   dataset: Dataset
@@ -293,10 +293,11 @@ def make_loaders(
     plan = TrainingPlan(ids, measured.lengths[ids], config.train.batch_size, buckets, config.seed)
     reader = _Reader(source, collate, share)
   train = TrainLoader(plan, reader, measured, identity, int(data.workers))
+  limit = _limit(data.eval_examples)
+  limits = {"train": min(limit or len(ids), len(ids))}
   evals = {
-    split: EvalLoader(dataset, split, collate, config.train.eval_batch_size, buckets, share, _limit(data.eval_examples))
-    for split in dataset.splits
-    if split != "train"
+    split: EvalLoader(dataset, split, collate, config.train.eval_batch_size, buckets, share, limits.get(split, limit))
+    for split in (*(one for one in dataset.splits if one != "train"), "train")
   }
   return Loaders(dataset, train, evals)
 

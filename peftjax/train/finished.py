@@ -25,7 +25,7 @@ from peftjax.train import folder as folder_lib
 from peftjax.train.checkpoint import Base, Checkpoints
 from peftjax.train.compiling import use_cache
 from peftjax.train.evaluate import evaluate, make_predict, save_rows
-from peftjax.train.run import base_hash, resolve
+from peftjax.train.run import Run, base_hash, resolve
 
 FORMATS = ("peft", "merged")
 
@@ -70,7 +70,7 @@ def evaluate_run(workdir: str | Path, splits: Sequence[str] = ()) -> dict[str, A
   step, trainable = _restore(folder, run.trainable, run.base, run.layout)
   predict = make_predict(run.forward, run.task, run.mesh)
   metrics = {}
-  for split in splits or tuple(run.loaders.evals):
+  for split in splits or tuple(split for split in run.loaders.evals if split != "train"):
     metrics[split], rows = evaluate(predict, trainable, run.frozen, run.loaders.evals[split], run.task, run.mesh)
     if config.task.generate:
       written, texts = generations.generated(run, trainable, split)
@@ -82,6 +82,11 @@ def evaluate_run(workdir: str | Path, splits: Sequence[str] = ()) -> dict[str, A
   if jax.process_index() == 0:
     write_text(folder / "eval.json", json.dumps(result, indent=2) + "\n")
   return result
+
+
+def restored(workdir: str | Path, run: Run) -> masks.Tree:
+  """The trained leaves of the run in a folder, laid on its mesh; raises as `load_model`."""
+  return _restore(Path(workdir), run.trainable, run.base, run.layout)[1]
 
 
 def export(workdir: str | Path, form: str, out: str | Path) -> dict[str, Any]:

@@ -1,0 +1,68 @@
+"""The study's dimensions, each a file of its own: what is measured of a trial beside its score.
+
+`config.compare.dimensions` names those that a study measures. A measurement is kept in the trial's record and not
+repeated; a dimension named later is measured from the folders that are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from peftjax.compare.dimensions import base, overfitting
+from peftjax.compare.dimensions.base import ROW, Dimension, Section, Summary, Trained
+from peftjax.errors import UserError, nearest
+
+DIMENSIONS: tuple[Dimension, ...] = (overfitting.DIMENSION,)
+
+BY_NAME = {one.name: one for one in DIMENSIONS}
+
+
+def chosen(names: Iterable[str]) -> tuple[Dimension, ...]:
+  """The dimensions of `config.compare.dimensions`.
+
+  Raises:
+    UserError: a name that is none.
+  """
+  for name in names:
+    if name not in BY_NAME:
+      raise UserError(f"compare.dimensions: no dimension {name!r}; {nearest(name, BY_NAME)}")
+  return tuple(BY_NAME[name] for name in dict.fromkeys(names))
+
+
+def open_ones(record: Mapping[str, Any], names: Iterable[str], first: bool) -> list[Dimension]:
+  """The dimensions that a trial's record still lacks.
+
+  Args:
+    record: of a finished trial.
+    names: of the study's dimensions.
+    first: whether the trial is the first of its row and size, for which alone some dimensions are measured.
+  """
+  held = record.get("dimensions") or {}
+  return [one for one in chosen(names) if one.name not in held and (first or one.per != ROW)]
+
+
+def measure(dimension: Dimension, trained: Trained) -> dict[str, Any] | None:
+  """What one dimension measures of a trial."""
+  return dimension.measure(trained)
+
+
+def summarize(records: Sequence[Mapping[str, Any]], summary: Summary) -> dict[str, Any]:
+  """name -> conclusion, of every dimension that any record holds."""
+  found = {}
+  for one in DIMENSIONS:
+    held = base.measured(records, one.name)
+    conclusion = one.summarize(held, summary) if held else None
+    if conclusion is not None:
+      found[one.name] = conclusion
+  return found
+
+
+def sections(summary: Summary, records: Sequence[Mapping[str, Any]]) -> list[tuple[str, Section]]:
+  """(name, section) of every dimension that the summary has a conclusion of."""
+  conclusions = summary.get("dimensions") or {}
+  return [
+    (one.name, one.section(conclusions[one.name], base.measured(records, one.name), summary))
+    for one in DIMENSIONS
+    if one.name in conclusions
+  ]
