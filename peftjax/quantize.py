@@ -34,6 +34,15 @@ from peftjax.errors import UserError
 KINDS = ("int8", "int4", "nf4")
 SCALE_BLOCK = 256  # of nf4's scales, along the outputs
 _SMALLEST_BLOCK = 8
+NF4 = np.array(
+  [
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
+    -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
+    0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+  ],
+  np.float32,
+)  # fmt: skip
 _QTYPES: dict[str, Any] = {"int8": jnp.int8, "int4": jnp.int4, "nf4": "nf4"}
 
 
@@ -163,7 +172,25 @@ def dequantize(leaf: Any, dtype: Any = jnp.float32) -> jax.Array:
   if not is_quantized(leaf):
     array: jax.Array = leaf.astype(dtype)
     return array
-  return qwix.dequantize(leaf.unpacked() if isinstance(leaf, Packed) else leaf).astype(dtype)
+  stored: QArray = leaf.unpacked() if isinstance(leaf, Packed) else leaf
+  if stored.qtype != "nf4":
+    return qwix.dequantize(stored).astype(dtype)
+  scale = stored.scale[..., :, None, :]
+  values = _nf4_values(stored.qvalue).reshape(*scale.shape[:-2], -1, scale.shape[-1])
+  return (values * scale).reshape(stored.qvalue.shape).astype(dtype)
+
+
+def _nf4_values(codes: jax.Array) -> jax.Array:
+  """float32: the codebook's value of every code, by four selections, one for each of its bits.
+
+  Looking them up in a table is a gather of single numbers, which the compiler for TPUs spends minutes on.
+  """
+  found: list[Any] = NF4.tolist()
+  for bit in range(4):
+    is_set = (codes >> bit & 1) != 0
+    found = [jnp.where(is_set, high, low) for low, high in zip(found[::2], found[1::2])]
+  values: jax.Array = found[0]
+  return values.astype(jnp.float32)
 
 
 def like(leaf: Quantized, kernel: jax.Array) -> Quantized:

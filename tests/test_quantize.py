@@ -55,6 +55,14 @@ def test_the_codebook_is_the_published_one():
   np.testing.assert_allclose(found, normal_quantiles(), atol=2e-6)
 
 
+def test_codes_select_the_same_values_as_a_table():
+  leaf = quantize.quantize(kernel(), "nf4")
+  found = np.asarray(dequantize(leaf)).reshape(3, 2, 64, 300)
+  codes = np.asarray(leaf.unpacked().qvalue).reshape(found.shape)
+  np.testing.assert_array_equal(found, quantize.NF4[codes] * np.asarray(leaf.scale.value())[:, :, None])
+  np.testing.assert_array_equal(codebook(), quantize.NF4)
+
+
 @pytest.mark.parametrize("kind", ROUND)
 def test_integers_err_by_half_a_step_at_most(kind):
   x = kernel()
