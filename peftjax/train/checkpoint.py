@@ -4,9 +4,10 @@
     checkpoints/300/training      "step", "rng" and the optimizer's leaves
     checkpoints/300/meta          JSON: data position, base model's path and content hash, and for every array its
                                   shape, dtype and fingerprint; and a digest of all that
+    checkpoints/300/manifest      SHA-256 of every file (`peftjax.train.manifest`)
 
-Orbax writes them in the background and renames a finished one into place, so a killed save leaves no checkpoint. A
-restored array must have the fingerprint it was saved with.
+Orbax writes them in the background and renames a finished one into place, so a killed save leaves no checkpoint. Files
+must be the ones that were saved, byte by byte, and a restored array must have the fingerprint it was saved with.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import orbax.checkpoint as ocp
 
 from peftjax.errors import UserError, nearest
 from peftjax.masks import Tree, flatten, unflatten
+from peftjax.train import manifest
 from peftjax.train.fingerprint import fingerprints
 from peftjax.train.state import TrainState
 
@@ -44,7 +46,11 @@ class Checkpoints:
   def __init__(self, folder: Path, keep: int = 2):
     self.folder = folder.resolve()
     options = ocp.CheckpointManagerOptions(
-      max_to_keep=keep, cleanup_tmp_directories=True, enable_background_delete=False, create=True
+      max_to_keep=keep,
+      cleanup_tmp_directories=True,
+      enable_background_delete=False,
+      create=True,
+      temporary_path_class=manifest.WithManifest,
     )
     self._manager = ocp.CheckpointManager(self.folder, options=options)
 
@@ -73,6 +79,7 @@ class Checkpoints:
     """
     trainable, training = _as_items(state)
     meta = {"position": position, "base": dataclasses.asdict(base), "arrays": _describe(trainable | training)}
+    meta["manifest"] = True
     meta["digest"] = _digest(meta)
     items = {
       "trainable": ocp.args.StandardSave(trainable),
@@ -133,7 +140,7 @@ class Checkpoints:
     step = self.steps()[-1]
     expected = flatten(like)
     try:
-      meta = self._meta(step)
+      meta = self._meta(step, ("meta", "trainable"))
       _check_base(meta, base)
       recorded = {name: entry for name, entry in meta["arrays"].items() if not name.startswith(("step", "rng", "opt:"))}
       _check_arrays(recorded, expected)
@@ -153,11 +160,15 @@ class Checkpoints:
     found |= self._arrays(step, "training", training, meta["arrays"])
     return _from_items(found, like), meta["position"]
 
-  def _meta(self, step: int) -> dict[str, Any]:
+  def _meta(self, step: int, items: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The meta of a checkpoint whose files, or those of some items, are whole."""
+    listed = manifest.verify(self.folder / str(step), items)
     found = dict(self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"])
     saved = found.pop("digest", None)  # checkpoints of the first version have none
     if saved is not None and saved != _digest(found):
       raise ValueError(f"meta has the digest {_digest(found)[:16]}, saved with {str(saved)[:16]}")
+    if found.get("manifest") and not listed:  # earlier checkpoints have none
+      raise ValueError("manifest is missing")
     return found
 
   def _arrays(self, step: int, item: str, like: Mapping[str, Any], recorded: Mapping[str, Any]) -> dict[str, Any]:

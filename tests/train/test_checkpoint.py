@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from peftjax import masks
@@ -107,6 +108,7 @@ def test_a_damaged_checkpoint_is_passed_over(tiny, tmp_path, caplog, damage):
   with Checkpoints(folder) as checkpoints:
     for state in states:
       checkpoints.save(jax.tree.map(jnp.asarray, state), {"at": int(state.step)}, BASE)
+  assert (folder / "2" / "manifest").is_file()
   data = max((folder / "2").rglob("d/*"), key=lambda path: path.stat().st_size)
   content = bytearray(data.read_bytes())
   if damage == "truncated":
@@ -123,6 +125,29 @@ def test_a_damaged_checkpoint_is_passed_over(tiny, tmp_path, caplog, damage):
   same(found, states[0])
   assert position == {"at": 1}
   assert "checkpoint 2 is damaged and passed over" in caplog.text
+
+
+def test_a_checkpoint_without_a_manifest(tiny, tmp_path, caplog):
+  """Of an earlier version it is restored by its fingerprints; where there was one, it is damaged."""
+  import peftjax.train.checkpoint as module
+
+  _, state, _ = trained(tiny, 1)
+  trainable, training = module._as_items(state)
+  meta = {"position": {"at": 1}, "base": {"path": BASE.path, "hash": BASE.hash}}
+  meta |= {"arrays": module._describe(trainable | training)}
+  items = {"trainable": ocp.args.StandardSave(trainable), "training": ocp.args.StandardSave(training)}
+  items["meta"] = ocp.args.JsonSave(meta | {"digest": module._digest(meta)})
+  with ocp.CheckpointManager(tmp_path / "c") as manager:
+    manager.save(1, args=ocp.args.Composite(**items))
+  with Checkpoints(tmp_path / "c") as checkpoints:
+    found, position = checkpoints.restore(state, BASE)
+    same(found, state)
+    assert position == {"at": 1}
+    checkpoints.save(state._replace(step=state.step + 1), {"at": 2}, BASE)
+    checkpoints.wait()
+    (tmp_path / "c" / "2" / "manifest").unlink()
+    assert checkpoints.restore(state, BASE)[1] == {"at": 1}
+  assert "checkpoint 2 is damaged and passed over: ValueError: manifest is missing" in caplog.text
 
 
 def test_a_wrong_value_is_found_by_its_fingerprint(tiny, tmp_path, monkeypatch):
