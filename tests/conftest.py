@@ -8,4 +8,18 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # oracles build their models from configs, never from a hub
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Most of the suite's time is code generation for tiny programs; the HLO, its FLOPs and its buffers stay as they are.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+
+import pytest
+
+from tests import pace
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  """Marks the cases that `tests/pace.py` leaves to the slow run."""
+  for item in items:
+    call = getattr(item, "callspec", None)
+    test = item.nodeid.partition("tests/")[2].partition("[")[0]
+    if call is not None and not pace.is_quick(test, call.id):
+      item.add_marker(pytest.mark.slow)

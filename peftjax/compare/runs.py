@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import jax
 from ml_collections import ConfigDict
 
 from peftjax import inspection
+from peftjax.compare.search import each
 from peftjax.compare.timing import Step
 from peftjax.errors import UserError
 from peftjax.model import folder_of, from_config
@@ -22,6 +23,7 @@ from peftjax.train import finished, loop, together
 from peftjax.train import run as run_lib
 from peftjax.train.assemble import make_model, shape_task
 from peftjax.train.compiling import CompiledStep
+from peftjax.train.stacked import DoNotFit
 
 
 def check(config: ConfigDict) -> None:
@@ -43,7 +45,7 @@ def train(config: ConfigDict, folder: Path) -> dict[str, Any]:
   return summary
 
 
-def train_many(configs: Sequence[ConfigDict], folders: Sequence[Path]) -> list[dict[str, Any] | Exception]:
+def train_many(configs: Sequence[ConfigDict], folders: Sequence[Path]) -> list[Mapping[str, Any] | Exception]:
   """Trains or resumes trials, in one program where they fit in one; a trial's error is its outcome."""
   if len(configs) > 1:
     try:
@@ -52,15 +54,9 @@ def train_many(configs: Sequence[ConfigDict], folders: Sequence[Path]) -> list[d
         if not isinstance(outcome, Exception):
           _save_adapter(folder)
       return outcomes
-    except together.DoNotFit as error:
+    except DoNotFit as error:
       logging.getLogger(__name__).warning("%s: trained one after the other", error)
-  outcomes = []
-  for config, folder in zip(configs, folders):
-    try:
-      outcomes.append(train(config, folder))
-    except Exception as error:
-      outcomes.append(error)
-  return outcomes
+  return list(each(train)(configs, folders))
 
 
 def _save_adapter(folder: Path) -> None:

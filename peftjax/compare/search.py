@@ -27,6 +27,7 @@ from peftjax.files import read_json, write_text
 from peftjax.masks import flatten
 from peftjax.methods import METHODS
 
+Train = Callable[[ConfigDict, Path], Mapping[str, Any]]  # trains in a folder, or resumes there; the run's summary
 TrainMany = Callable[[Sequence[ConfigDict], Sequence[Path]], Sequence[Mapping[str, Any] | Exception]]
 Say = Callable[[str], None]
 
@@ -98,6 +99,21 @@ class Choice:
         for one in self.tried
       ],
     }
+
+
+def each(train: Train) -> TrainMany:
+  """What trains one run after the other; an error is that run's outcome."""
+
+  def train_each(configs: Sequence[ConfigDict], folders: Sequence[Path]) -> list[Mapping[str, Any] | Exception]:
+    outcomes: list[Mapping[str, Any] | Exception] = []
+    for config, folder in zip(configs, folders):
+      try:
+        outcomes.append(train(config, folder))
+      except Exception as error:
+        outcomes.append(error)
+    return outcomes
+
+  return train_each
 
 
 def run(config: ConfigDict, workdir: Path, rows: Sequence[str], train_many: TrainMany, say: Say) -> dict[str, Choice]:

@@ -28,12 +28,11 @@ from ml_collections import ConfigDict
 from peftjax.compare import analysis, claims, dimensions, records, report, search, table, timing
 from peftjax.compare.dimensions.base import Dimension, Trained
 from peftjax.compare.records import Record
-from peftjax.compare.search import TrainMany
+from peftjax.compare.search import Train, TrainMany
 from peftjax.compare.trials import Trial, in_groups, plain, plan
 from peftjax.errors import UserError
 from peftjax.files import read_json, write_text
 
-Train = Callable[[ConfigDict, Path], Mapping[str, Any]]  # trains in a folder, or resumes there; the run's summary
 MakeStep = Callable[[ConfigDict], timing.Step]
 Check = Callable[[ConfigDict], None]
 Measure = Callable[[Dimension, Trained], Mapping[str, Any] | None]
@@ -83,7 +82,7 @@ def run(
 
     train_many = train_many or (runs.train_many if train is None else None)
     train, make_step, check = train or runs.train, make_step or runs.training_step, check or runs.check
-  train_many = train_many or _each(train)
+  train_many = train_many or search.each(train)
   _check_rows(trials, check)
   chosen = search.run(config, workdir, list(dict.fromkeys(trial.row for trial in trials)), train_many, say)
   if chosen:
@@ -158,21 +157,6 @@ def _check_rows(trials: Sequence[Trial], check: Check) -> None:
       check(trial.config)
     except UserError as error:
       raise UserError(f"compare.methods.{trial.row}: {error}") from None
-
-
-def _each(train: Train) -> TrainMany:
-  """One run after the other; an error is that run's outcome."""
-
-  def train_each(configs: Sequence[ConfigDict], folders: Sequence[Path]) -> list[Mapping[str, Any] | Exception]:
-    outcomes: list[Mapping[str, Any] | Exception] = []
-    for config, folder in zip(configs, folders):
-      try:
-        outcomes.append(train(config, folder))
-      except Exception as error:
-        outcomes.append(error)
-    return outcomes
-
-  return train_each
 
 
 def _train(trials: Sequence[Trial], workdir: Path, train_many: TrainMany) -> list[Record | Exception]:

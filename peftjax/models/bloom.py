@@ -24,7 +24,7 @@ from peftjax.models.decoder import (
   outputs_of,
 )
 from peftjax.models.family import Family, fields_of, token_inputs
-from peftjax.models.kv_cache import frame_of, place, remember
+from peftjax.models.kv_cache import Tokens, frame_of, remember
 from peftjax.models.layers import Dropout, HasSites, Runtime, activation, attend, stack_of
 
 Frame = Mapping[str, jax.Array]
@@ -145,15 +145,7 @@ class BloomModel(BareDecoder):
     self.h = stack_of(BloomBlock, (config, runtime), config.n_layer, runtime)
     self.ln_f = runtime.layer_norm(config.layer_norm_epsilon)
 
-  def from_embeds(
-    self,
-    embeds: jax.Array,
-    attention_mask: jax.Array | None = None,
-    position_ids: jax.Array | None = None,
-    segment_ids: jax.Array | None = None,
-  ) -> Outputs:
-    """The model after its word embeddings; positions count tokens, not padding."""
-    tokens = place(self, embeds, attention_mask, position_ids, segment_ids, skips_padding=self.skips_padding)
+  def run_layers(self, embeds: jax.Array, tokens: Tokens) -> Outputs:
     bias = jnp.asarray(slopes(self.config.n_head))[:, None, None] * tokens.key_positions[:, None, None, :]
     embedded = self.word_embeddings_layernorm(embeds)
     hidden, layers = self.h(embedded, {**frame_of(tokens), "bias": bias})

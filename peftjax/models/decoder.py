@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from peftjax.models.family import CAUSAL_LM, ENCODER, TEXT_CLASSIFICATION, Architecture
-from peftjax.models.kv_cache import counted_positions
+from peftjax.models.kv_cache import Tokens, check_positions, counted_positions, place
 from peftjax.models.layers import HasSites, Runtime
 from peftjax.models.token_loss import token_losses
 
@@ -18,7 +18,7 @@ Outputs = dict[str, jax.Array]
 
 
 class BareDecoder(nn.Module, HasSites):
-  """A decoder without an output layer: what its call and its word embeddings do; families add layers and `from_embeds`.
+  """A decoder without an output layer: what its call and its word embeddings do; families add `run_layers`.
 
   Inputs as `CausalLM`'s. Outputs: "last_hidden_state" [B, L, hidden], normalised.
   """
@@ -38,6 +38,27 @@ class BareDecoder(nn.Module, HasSites):
   ) -> Outputs:
     outputs: Outputs = self.from_embeds(self.embed(input_ids), attention_mask, position_ids, segment_ids)
     return outputs
+
+  def from_embeds(
+    self,
+    embeds: jax.Array,
+    attention_mask: jax.Array | None = None,
+    position_ids: jax.Array | None = None,
+    segment_ids: jax.Array | None = None,
+  ) -> Outputs:
+    """The model after its word embeddings, [B, L, hidden]; where a prompt enters.
+
+    Raises:
+      UserError: more tokens than there are learned positions.
+    """
+    tokens = place(self, embeds, attention_mask, position_ids, segment_ids, skips_padding=self.skips_padding)
+    if self.position_limit is not None:
+      check_positions(tokens, self.position_limit)
+    return self.run_layers(embeds, tokens)
+
+  def run_layers(self, embeds: jax.Array, tokens: Tokens) -> Outputs:
+    """The outputs from word embeddings and where their tokens stand: each family's own."""
+    raise TypeError(f"{type(self).__name__} has no layers")
 
   @property
   def embedding_path(self) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from peftjax.models.decoder import (
   outputs_of,
 )
 from peftjax.models.family import Family, fields_of, token_inputs
-from peftjax.models.kv_cache import check_positions, frame_of, place, remember
+from peftjax.models.kv_cache import Tokens, frame_of, remember
 from peftjax.models.layers import Dropout, HasSites, Runtime, activation, attend, stack_of
 
 Frame = Mapping[str, jax.Array]
@@ -134,16 +134,7 @@ class GPT2Model(BareDecoder):
     self.h = stack_of(GPT2Block, (config, runtime), config.n_layer, runtime, per_layer=True)
     self.ln_f = runtime.layer_norm(config.layer_norm_epsilon)
 
-  def from_embeds(
-    self,
-    embeds: jax.Array,
-    attention_mask: jax.Array | None = None,
-    position_ids: jax.Array | None = None,
-    segment_ids: jax.Array | None = None,
-  ) -> Outputs:
-    """The model after its word embeddings."""
-    tokens = place(self, embeds, attention_mask, position_ids, segment_ids)
-    check_positions(tokens, self.config.n_positions)
+  def run_layers(self, embeds: jax.Array, tokens: Tokens) -> Outputs:
     embedded = self.drop(embeds + self.wpe(tokens.positions))
     hidden, layers = self.h(embedded, jnp.arange(self.config.n_layer), frame_of(tokens))
     return outputs_of(embedded, layers, self.ln_f(hidden))

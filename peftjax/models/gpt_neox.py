@@ -22,7 +22,7 @@ from peftjax.models.decoder import (
   outputs_of,
 )
 from peftjax.models.family import Family, fields_of, token_inputs
-from peftjax.models.kv_cache import frame_of, place, remember
+from peftjax.models.kv_cache import Tokens, frame_of, remember
 from peftjax.models.layers import Dropout, HasSites, Runtime, activation, attend, stack_of
 from peftjax.models.rope import Rope, parse_rope, rotate, rotate_neighbours, rotations
 
@@ -134,15 +134,7 @@ class GPTNeoXModel(BareDecoder):
     self.layers = stack_of(NeoXLayer, (config, runtime), config.num_hidden_layers, runtime)
     self.final_layer_norm = runtime.layer_norm(config.layer_norm_eps)
 
-  def from_embeds(
-    self,
-    embeds: jax.Array,
-    attention_mask: jax.Array | None = None,
-    position_ids: jax.Array | None = None,
-    segment_ids: jax.Array | None = None,
-  ) -> Outputs:
-    """The model after its word embeddings."""
-    tokens = place(self, embeds, attention_mask, position_ids, segment_ids)
+  def run_layers(self, embeds: jax.Array, tokens: Tokens) -> Outputs:
     embedded = self.drop(embeds)
     frame = {**frame_of(tokens), "rotations": rotations(self.config.rope, tokens.positions)}
     hidden, layers = self.layers(embedded, frame)
@@ -243,15 +235,7 @@ class GPTJModel(BareDecoder):
     self.h = stack_of(GPTJBlock, (config, runtime), config.num_hidden_layers, runtime)
     self.ln_f = runtime.layer_norm(config.layer_norm_eps)
 
-  def from_embeds(
-    self,
-    embeds: jax.Array,
-    attention_mask: jax.Array | None = None,
-    position_ids: jax.Array | None = None,
-    segment_ids: jax.Array | None = None,
-  ) -> Outputs:
-    """The model after its word embeddings."""
-    tokens = place(self, embeds, attention_mask, position_ids, segment_ids)
+  def run_layers(self, embeds: jax.Array, tokens: Tokens) -> Outputs:
     embedded = self.drop(embeds)
     frame = {**frame_of(tokens), "rotations": rotations(self.config.rope, tokens.positions)}
     hidden, layers = self.h(embedded, frame)

@@ -21,7 +21,7 @@ from peftjax.models.decoder import (
   outputs_of,
 )
 from peftjax.models.family import Family, token_inputs
-from peftjax.models.kv_cache import frame_of, place, remember
+from peftjax.models.kv_cache import Tokens, frame_of, remember
 from peftjax.models.layers import HasSites, Runtime, activation, attend, stack_of
 from peftjax.models.llama_config import MODEL_TYPES, SLIDING, LlamaConfig, parse
 from peftjax.models.moe import Experts
@@ -147,16 +147,8 @@ class LlamaModel(BareDecoder):
     embeds = self.embed_tokens(input_ids)
     return embeds * jnp.asarray(self.config.embedding_multiplier, embeds.dtype)
 
-  def from_embeds(
-    self,
-    embeds: jax.Array,
-    attention_mask: jax.Array | None = None,
-    position_ids: jax.Array | None = None,
-    segment_ids: jax.Array | None = None,
-  ) -> Outputs:
-    """The model after its word embeddings."""
+  def run_layers(self, embeds: jax.Array, tokens: Tokens) -> Outputs:
     config = self.config
-    tokens = place(self, embeds, attention_mask, position_ids, segment_ids)
     windows = [config.sliding_window if kind == SLIDING else None for kind in config.kinds]
     frame = frame_of(tokens, *windows)
     frame["rotations"] = jnp.stack([rotations(rope, tokens.positions) for rope in config.ropes])

@@ -18,7 +18,7 @@ from peftjax.models.decoder import (
   outputs_of,
 )
 from peftjax.models.family import Family, fields_of, token_inputs
-from peftjax.models.kv_cache import check_positions, frame_of, place, remember
+from peftjax.models.kv_cache import Tokens, frame_of, remember
 from peftjax.models.layers import Dropout, HasSites, Runtime, activation, attend, stack_of
 
 Frame = Mapping[str, jax.Array]
@@ -163,16 +163,7 @@ class OPTModel(BareDecoder):
     """Products with the word embeddings: a tied output layer."""
     return self.decoder.embed_tokens.attend(hidden)
 
-  def from_embeds(
-    self,
-    embeds: jax.Array,
-    attention_mask: jax.Array | None = None,
-    position_ids: jax.Array | None = None,
-    segment_ids: jax.Array | None = None,
-  ) -> Outputs:
-    """The model after its word embeddings; positions count tokens, not padding."""
-    tokens = place(self, embeds, attention_mask, position_ids, segment_ids, skips_padding=self.skips_padding)
-    check_positions(tokens, self.config.max_position_embeddings)
+  def run_layers(self, embeds: jax.Array, tokens: Tokens) -> Outputs:
     return self.decoder(embeds, tokens.positions, frame_of(tokens))
 
 

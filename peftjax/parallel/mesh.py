@@ -7,7 +7,7 @@ close.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,8 +20,6 @@ from peftjax.models.parts import lay
 
 AXES = ("data", "fsdp", "tensor", "sequence")
 BATCH_AXES = ("data", "fsdp")
-
-SpecRule = Callable[[str, Any], PartitionSpec]  # (dotted name, array or shape) -> how it is split
 
 
 def make_mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
@@ -92,34 +90,3 @@ def check_batch_size(mesh: Mesh, what: str, size: int) -> None:
   ways = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
   if size % ways:
     raise UserError(f"{what}: {size} examples cannot be split over {ways} devices; {size - size % ways + ways} can")
-
-
-def largest_axis(mesh: Mesh, smallest: int = 2**16) -> SpecRule:
-  """Splits every leaf of at least `smallest` elements over `fsdp`, along its longest axis that divides evenly."""
-  ways = mesh.shape["fsdp"]
-
-  def spec(name: str, leaf: Any) -> PartitionSpec:
-    del name
-    axes = [axis for axis, size in enumerate(leaf.shape) if size % ways == 0]
-    if ways == 1 or not axes or math.prod(leaf.shape) < smallest:
-      return PartitionSpec()
-    longest = max(axes, key=lambda axis: leaf.shape[axis])
-    return PartitionSpec(*["fsdp" if axis == longest else None for axis in range(len(leaf.shape))])
-
-  return spec
-
-
-def tree_shardings(mesh: Mesh, tree: Any, rule: SpecRule | None = None) -> Any:
-  """A tree of shardings by a rule that knows no model: for a tree without sites, or of many runs together.
-
-  Args:
-    mesh: the mesh.
-    tree: arrays or shapes.
-    rule: how a leaf is split; `largest_axis(mesh)` if not given.
-  """
-  chosen = rule or largest_axis(mesh)
-
-  def one(path: Any, leaf: Any) -> NamedSharding:
-    return NamedSharding(mesh, chosen(jax.tree_util.keystr(path, simple=True, separator="."), leaf))
-
-  return jax.tree_util.tree_map_with_path(one, tree)

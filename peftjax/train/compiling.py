@@ -104,9 +104,7 @@ class CompiledStep:
     seconds = time.perf_counter() - start
     memory, analysis = compiled.memory_analysis(), compiled.cost_analysis() or {}
     cost = Cost(
-      shape=shape_name(
-        jax.eval_shape(lambda tree: jax.tree.map(lambda x: x[0], tree), batch) if self._together else batch
-      ),
+      shape=shape_name(batch, skip=int(self._together)),
       compile_seconds=round(seconds, 3),
       flops=flops_of(traced.jaxpr),
       xla_flops=float(analysis.get("flops", 0.0)),

@@ -24,8 +24,9 @@ from peftjax.train import assemble, generations
 from peftjax.train import folder as folder_lib
 from peftjax.train.checkpoint import Base, Checkpoints
 from peftjax.train.compiling import use_cache
-from peftjax.train.evaluate import evaluate, make_predict, save_rows
+from peftjax.train.evaluate import make_predict
 from peftjax.train.run import Run, base_hash, resolve
+from peftjax.train.splits import score_split
 
 FORMATS = ("peft", "merged")
 
@@ -69,17 +70,12 @@ def evaluate_run(workdir: str | Path, splits: Sequence[str] = ()) -> dict[str, A
       raise UserError(f"no split {split!r} to evaluate; {nearest(split, run.loaders.evals)}")
   step, trainable = _restore(folder, run.trainable, run.base, run.layout)
   predict = make_predict(run.forward, run.task, run.mesh)
+  writes = folder if jax.process_index() == 0 else None
   metrics = {}
   for split in splits or tuple(split for split in run.loaders.evals if split != "train"):
-    metrics[split], rows = evaluate(predict, trainable, run.frozen, run.loaders.evals[split], run.task, run.mesh)
-    if config.task.generate:
-      written, texts = generations.generated(run, trainable, split)
-      metrics[split] |= written
-      generations.save_texts(folder, split, texts)
-    if jax.process_index() == 0:
-      save_rows(folder, split, rows)
+    metrics[split] = score_split(run, predict, split, trainable, run.frozen, writes, texts=split, rows=True)
   result = {"step": step, "metrics": metrics}
-  if jax.process_index() == 0:
+  if writes:
     write_text(folder / "eval.json", json.dumps(result, indent=2) + "\n")
   return result
 

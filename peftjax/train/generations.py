@@ -38,8 +38,8 @@ def check(run: Run) -> None:
     raise UserError("task.generate: a run over several processes does not generate; use peftjax eval on one machine")
 
 
-def generated(run: Run, trainable: Tree, split: str) -> tuple[dict[str, float], list[Row]]:
-  """(metrics, rows) of what the model writes with these trainable leaves.
+def generated(run: Run, trainable: Tree, frozen: Tree, split: str) -> tuple[dict[str, float], list[Row]]:
+  """(metrics, rows) of what the model writes with these leaves.
 
   The examples are the first `task.generate_examples` of an order that no seed changes, so all runs on the data write
   for the same ones.
@@ -53,7 +53,7 @@ def generated(run: Run, trainable: Tree, split: str) -> tuple[dict[str, float], 
   chosen = np.sort(subset(len(source), min(settings.generate_examples, len(source))))
   examples = [source[int(index)] for index in chosen]
   prompts = [prompt_of(collate, one) for one in examples]
-  model = run.model.with_params(combine(trainable, run.frozen))
+  model = run.model.with_params(combine(trainable, frozen))
   ends = set(end_ids(model.folder, model.hf_config)) | {collate.tokenizer.eos_id} - {None}
   sampling = Sampling(
     max_new_tokens=settings.max_new_tokens,

@@ -12,7 +12,6 @@ D/summary.json       written last: the run is finished
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ import jax
 from ml_collections import ConfigDict
 
 from peftjax.data.packages import cache_folder
-from peftjax.files import write_text
 from peftjax.parallel.hosts import ending_together
 from peftjax.parallel.mesh import put_batch
 from peftjax.train import folder as folder_lib
@@ -30,13 +28,14 @@ from peftjax.train import run as run_lib
 from peftjax.train.checkpoint import Checkpoints
 from peftjax.train.checks import check_moved, check_unchanged
 from peftjax.train.compiling import CompiledStep, Costs, use_cache
-from peftjax.train.evaluate import evaluate, make_predict, save_rows
+from peftjax.train.evaluate import make_predict
 from peftjax.train.faults import told
 from peftjax.train.fingerprint import fingerprints
 from peftjax.train.logs import RunLog
 from peftjax.train.signals import PREEMPTED, EndRequests, Preempted
-from peftjax.train.summary import summarize
-from peftjax.train.watch import Watch
+from peftjax.train.splits import SplitScores
+from peftjax.train.summary import finish
+from peftjax.train.watch import Watch, due
 
 Resolve = Callable[[ConfigDict], run_lib.Run]
 
@@ -89,16 +88,9 @@ def train(config: ConfigDict, workdir: str | Path, resolve: Resolve = run_lib.re
         # Loop
         costs = Costs(folder, log.say, writes)
         step = CompiledStep(run.step(), run.mesh, state, run.frozen, costs.add)
-        predict = make_predict(run.forward, run.task, run.mesh)
+        scores = SplitScores(run, make_predict(run.forward, run.task, run.mesh), folder if writes else None, log)
         if start == 0 and config.train.eval_first:
-          for split in run.eval_splits:
-            scores, _ = evaluate(predict, state.trainable, run.frozen, run.loaders.evals[split], run.task, run.mesh)
-            if config.task.generate:
-              written, texts = generations.generated(run, state.trainable, split)
-              scores |= written
-              if writes:
-                generations.save_texts(folder, f"{split}-before", texts)
-            log.evaluation_row(0, split, scores)
+          scores.before(state.trainable, run.frozen)
         watch = Watch(config, log, run.loaders.train.examples)
         for count in range(start + 1, total + 1):
           with told("reading the data", checkpoints.steps):
@@ -110,22 +102,11 @@ def train(config: ConfigDict, workdir: str | Path, resolve: Resolve = run_lib.re
             check_moved(first, state.trainable, metrics)
 
           last, ending = count == total, requests.any(checkpoints, count)
-          if last or _due(count, config.train.eval_every):
+          if last or due(count, config.train.eval_every):
             watch.fetch()
-            for split in run.final_splits if last else run.eval_splits:
-              scores, rows = evaluate(
-                predict, state.trainable, run.frozen, run.loaders.evals[split], run.task, run.mesh
-              )
-              if last and config.task.generate:
-                written, texts = generations.generated(run, state.trainable, split)
-                scores |= written
-                if writes:
-                  generations.save_texts(folder, split, texts)
-              log.evaluation_row(count, split, scores)
-              if last and writes and config.train.predictions:
-                save_rows(folder, split, rows)
+            scores.after(count, state.trainable, run.frozen)
             watch.restart_clock()
-          if last or ending or _due(count, config.train.save_every):
+          if last or ending or due(count, config.train.save_every):
             watch.fetch()
             with told("saving", checkpoints.steps):
               checkpoints.save(state, run.loaders.train.get_state(), run.base)
@@ -140,11 +121,4 @@ def train(config: ConfigDict, workdir: str | Path, resolve: Resolve = run_lib.re
 
       # Finish: the promises, then the summary
       check_unchanged(frozen_prints, fingerprints(run.frozen))
-      summary = summarize(run, state, folder, costs.by_shape)
-      if writes:
-        write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-      return summary
-
-
-def _due(count: int, every: int) -> bool:
-  return every > 0 and count % every == 0
+      return finish(run, state, folder, costs.by_shape, writes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import json
 import platform
 import statistics
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from typing import Any
 import jax
 
 from peftjax import inspection, masks, optim
+from peftjax.files import write_text
 from peftjax.train.compiling import Cost
 from peftjax.train.logs import read_rows
 from peftjax.train.run import Run
@@ -73,6 +75,22 @@ def summarize(run: Run, state: TrainState, folder: Path, costs: Mapping[str, Cos
     "devices": f"{jax.device_count()} {jax.devices()[0].device_kind}",
     "versions": versions(),
   }
+
+
+def finish(
+  run: Run, state: TrainState, folder: Path, costs: Mapping[str, Cost], writes: bool, **more: Any
+) -> dict[str, Any]:
+  """Writes ``summary.json``, after which the run counts as finished, and returns it.
+
+  Args:
+    run, state, folder, costs: see `summarize`.
+    writes: whether this process writes it.
+    more: entries beside.
+  """
+  summary = summarize(run, state, folder, costs) | more
+  if writes:
+    write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+  return summary
 
 
 def _head(run: Run, trainable: masks.Tree) -> masks.Tree:

@@ -73,7 +73,7 @@ class Watch:
     self._log.progress(step, seen["loss"])
     if not metrics["finite"]:
       self._not_finite(step, seen, batch)
-    elif self._log.is_last(step) or (self._every and step % self._every == 0):
+    elif self._log.is_last(step) or due(step, self._every):
       row = {name: _plain(value) for name, value in metrics.items() if name not in _NOT_LOGGED}
       self._log.train_row(step, {"loss": row.pop("loss"), "grad_norm": row.pop("grad_norm"), **row})
 
@@ -84,6 +84,11 @@ class Watch:
       raise Diverged(f"{what}; lower optim.learning_rate, or set train.nonfinite=skip to leave such updates out")
     self._log.train_row(step, {"skipped": True, **seen})
     self._log.say(f"{what}; the update is left out")
+
+
+def due(count: int, every: int) -> bool:
+  """Whether something that happens `every` so many steps (0: never) happens after step `count`."""
+  return every > 0 and count % every == 0
 
 
 def _tokens(batch: Mapping[str, np.ndarray]) -> int:

@@ -18,7 +18,6 @@ from peftjax.train import finished
 from peftjax.train.logs import read_rows
 
 STEPS = 34
-KILLS = 10
 
 
 @pytest.fixture
@@ -59,11 +58,12 @@ def kill_at(process, folder, step, delay):
   assert process.returncode == -9
 
 
-def test_killed_ten_times_and_resumed(start, tmp_path):
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
+def test_killed_and_resumed(start, tmp_path, kills):
   whole, parts = tmp_path / "whole", tmp_path / "parts"
   finish(start(whole))
   random = np.random.default_rng(0)
-  for step in np.sort(random.choice(np.arange(1, STEPS - 4), KILLS, replace=False)):
+  for step in np.sort(random.choice(np.arange(1, STEPS - 4), kills, replace=False)):
     process = start(parts)
     kill_at(process, parts, step, random.uniform(0.0, 0.06))
   assert not (parts / "summary.json").exists()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -12,7 +15,7 @@ import pytest
 from peftjax import methods
 from peftjax.errors import UserError
 from peftjax.masks import flatten
-from peftjax.train import finished, logs, loop, run, together
+from peftjax.train import finished, logs, loop, run, stacked, together
 from peftjax.train.flops import flops_of
 from peftjax.train.watch import Diverged
 from tests.train.test_loop import interrupted
@@ -91,6 +94,35 @@ def test_killed_and_resumed_as_if_nothing_had_happened(config, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, trained(parts), trained(whole))
 
 
+def test_on_a_mesh_as_on_one_device(config, tmp_path):
+  """Leaves of all runs are split as one run's are; batches over data and fsdp."""
+  config.data.buckets = ()
+  config.model.dropout = 0.0
+  config.optim.name = "sgd"
+  config.train.update({"steps": 4, "log_every": 1})
+  configs = variants(config, name="lora")[:2]
+  summaries = together.train_together(configs, [tmp_path / "one" / str(index) for index in range(2)])
+  for one in configs:
+    one.mesh.update({"data": 2, "fsdp": 4})
+  program = f"""
+from ml_collections import ConfigDict
+from peftjax.parallel import sharding
+from peftjax.train import together
+sharding.SMALLEST = 16
+configs = [ConfigDict(fields) for fields in {[one.to_dict() for one in configs]!r}]
+together.train_together(configs, [{str(tmp_path)!r} + "/mesh/" + str(index) for index in range(2)])
+"""
+  flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+  done = subprocess.run(
+    [sys.executable, "-c", program], capture_output=True, text=True, check=False, env={**os.environ, **flags}
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
+  for index, summary in enumerate(summaries):
+    rows, wanted = (logs.read_rows(tmp_path / kind / str(index) / "metrics.jsonl") for kind in ("mesh", "one"))
+    np.testing.assert_allclose([row["loss"] for row in rows], [row["loss"] for row in wanted], rtol=2e-5)
+    assert summary["together"] == 2 and len(rows) == 5
+
+
 def test_one_of_them_goes_on_alone(config, tmp_path):
   """Its folder is that of an ordinary run: what was saved together is read by `train`."""
   config.data.buckets = ()
@@ -125,7 +157,7 @@ def test_the_base_is_held_once_and_the_cost_is_that_of_the_runs(config, tmp_path
   for seed in range(16):
     configs.append(copy.deepcopy(config))
     configs[-1].seed = seed
-  program = together.Program.of(run.resolve(each) for each in configs)
+  program = stacked.Stacked.of(run.resolve(each) for each in configs)
   assert not program.own and len(program.shared) > 20
   one = run.resolve(configs[0])
   batch = next(one.loaders.train)

@@ -1,0 +1,58 @@
+"""Which cases of the grids over all methods and families run without `-m slow`: one of each kind of mechanism.
+
+The rest is marked slow; `make test PYTEST_FLAGS="-n 2 -m slow"` runs it. A function that is not named here runs whole.
+"""
+
+from __future__ import annotations
+
+KINDS = ("full", "lora", "ia3", "vera", "houlsby", "prefix", "prompt")
+TOKENS = ("prompt", "p_tuning", "prefix_network", "houlsby", "compacter", "reft", "unipelt", "bitfit")
+LINEARS = ("lora", "dora", "vera", "loha", "oft", "miss", "fourierft", "shira")
+
+QUICK: dict[str, tuple[str, ...]] = {  # test -> the cases that always run
+  "methods/test_matrix.py::test_the_row_is_what_the_method_does": KINDS,
+  "methods/test_prompt_family.py::test_several_at_once_with_remat_equal_one": ("prompt", "houlsby", "reft"),
+  "methods/test_prompt_family.py::test_stacked_equals_unrolled": TOKENS,
+  "methods/test_prompt_family.py::test_flops_below_full": TOKENS,
+  "methods/test_prompt_family.py::test_base_leaves_stay_bitwise": TOKENS,
+  "methods/test_prompt_family.py::test_starts_as_the_base": ("houlsby", "compacter", "reft", "bitfit"),
+  "methods/test_prompt_family.py::test_every_leaf_of_its_own_has_a_gradient": TOKENS,
+  "methods/test_prompt_family.py::test_padding_changes_nothing": TOKENS,
+  "methods/test_prompt_family.py::test_count": TOKENS,
+  "methods/test_prompt_family.py::test_shapes_alone_give_the_same_leaves": TOKENS,
+  "methods/test_reparam.py::test_the_start_is_the_base": LINEARS,
+  "methods/test_reparam.py::test_the_method_acts_and_merges": LINEARS,
+  "methods/test_reparam.py::test_every_leaf_of_the_method_gets_a_gradient_and_no_other": LINEARS,
+  "methods/test_reparam.py::test_leaves_do_not_depend_on_how_layers_are_stored": LINEARS,
+  "methods/test_reparam.py::test_a_step_needs_fewer_flops_than_full_fine_tuning": ("lora", "oft", "boft", "hra"),
+  "methods/test_quantized_base.py::test_reparametrisations": LINEARS,
+  "methods/test_quantized_base.py::test_on_an_encoder": ("houlsby", "prefix", "llama_adapter"),
+  "oracles/test_peft_adapters.py::test_a_peft_adapter_loads_and_saves_back_the_same_bytes": (
+    "lora", "lora-patterns", "lora-layers", "lora-embedding", "ia3", "prompt", "layernorm", "prefix",
+    "prefix-projection", "vera", "fourierft", "vblora", "dora", "loha", "lokr", "hira", "gralora", "delora", "oft",
+    "boft", "hra", "road", "miss", "c3a", "shira", "randlora", "p-tuning", "p-tuning-lstm", "tokens", "llama-adapter", "adalora",
+    "llama-lora", "llama-prefix", "beft",
+  ),
+  "oracles/test_peft_adapters.py::test_our_adapter_loads_in_peft": (
+    "lora", "lora-patterns", "lora-modules-to-save", "ia3", "prompt", "prefix", "vera", "dora", "loha", "oft",
+    "adalora", "p-tuning", "tokens", "llama-lora", "llama-adapter",
+  ),
+  "oracles/test_peft_adapters.py::test_five_adamw_steps_give_the_same_losses": (
+    "ia3", "prompt", "llama-lora", "prefix",
+  ),
+  "oracles/test_reparam_peft.py::test_counts_logits_and_training_equal_pefts": (
+    "lora", "vera", "oft", "shira", "road",
+  ),
+  "oracles/test_peft_decoder.py::test_outputs_and_losses_are_pefts": ("dora", "loha", "hra"),
+  "oracles/test_generate.py::test_64_greedy_tokens_of_a_ragged_batch": ("llama", "gpt2", "gemma2", "bloom"),
+  "models/test_generate.py::test_tokens_are_those_of_passes_without_a_cache": ("none", "lora", "prefix"),
+  "train/test_together.py::test_runs_end_as_they_would_alone": ("lora",),
+  "train/test_loop.py::test_other_masks_run_the_same_lines": ("bitfit",),
+  "adapters/test_merging.py::test_merging_and_taking_out": (*LINEARS, "ia3", "hybrid"),
+}  # fmt: skip
+
+
+def is_quick(test: str, case: str) -> bool:
+  """Whether a case of a test, by its path below `tests` and its id, always runs."""
+  chosen = QUICK.get(test)
+  return chosen is None or case in chosen
