@@ -30,8 +30,8 @@ QUICK: dict[str, tuple[str, ...]] = {  # test -> the cases that always run
   "oracles/test_peft_adapters.py::test_a_peft_adapter_loads_and_saves_back_the_same_bytes": (
     "lora", "lora-patterns", "lora-layers", "lora-embedding", "ia3", "prompt", "layernorm", "prefix",
     "prefix-projection", "vera", "fourierft", "vblora", "dora", "loha", "lokr", "hira", "gralora", "delora", "oft",
-    "boft", "hra", "road", "miss", "c3a", "shira", "randlora", "p-tuning", "p-tuning-lstm", "tokens", "llama-adapter", "adalora",
-    "llama-lora", "llama-prefix", "beft",
+    "boft", "hra", "road", "miss", "c3a", "shira", "randlora", "p-tuning", "p-tuning-lstm", "tokens", "llama-adapter",
+    "adalora", "llama-lora", "llama-prefix", "beft",
   ),
   "oracles/test_peft_adapters.py::test_our_adapter_loads_in_peft": (
     "lora", "lora-patterns", "lora-modules-to-save", "ia3", "prompt", "prefix", "vera", "dora", "loha", "oft",
