@@ -6,13 +6,15 @@ size of the model. The set of keys and every shape must be what config.json impl
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import hashlib
 import json
 import re
 import shutil
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +121,19 @@ def open_checkpoint(files: list[Path]) -> Tensors:
   return GGUFCheckpoint(files[0]) if files[0].suffix == ".gguf" else Checkpoint(files)
 
 
+_kept: contextvars.ContextVar[dict[Any, Any] | None] = contextvars.ContextVar("kept", default=None)
+
+
+@contextlib.contextmanager
+def reading_once() -> Iterator[None]:
+  """In the block, a leaf that was read from a folder is not read again: many runs over one base hold it once."""
+  token = _kept.set({})
+  try:
+    yield
+  finally:
+    _kept.reset(token)
+
+
 def load_params(
   folder: str | Path,
   family: Family,
@@ -172,13 +187,22 @@ def load_params(
     return tensor_part(checkpoint, wanted[name], family, name, index, shape)
 
   shardings = masks.flatten(place(shapes)) if place is not None else {}
-  leaves = {}
+  kept = _kept.get()
+  leaves: dict[str, Any] = {}
   for path, leaf in masks.flatten(shapes).items():
+    one = (str(folder), path, str(leaf), shardings.get(path))
+    is_drawn = not drawn.isdisjoint(masks.layer_names(path, stacks))
+    if kept is not None and one in kept and not is_drawn:
+      leaves[path], error = kept[one]
+      errors |= {path: error} if error is not None else {}
+      continue
     if shardings and isinstance(checkpoint, Checkpoint) and not is_quantized(leaf):
       leaves[path] = read_parts(path, leaf, stacks, shardings[path], part)
     else:
       whole = _fill(path, leaf, stacks, read, errors)
       leaves[path] = jax.tree.map(lay, whole, shardings[path]) if shardings else whole
+    if kept is not None:
+      kept[one] = leaves[path], errors.get(path)
   return masks.unflatten(leaves), sorted(drawn), errors
 
 

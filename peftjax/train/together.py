@@ -24,6 +24,7 @@ from peftjax.data.packages import cache_folder
 from peftjax.data.tokenizing import IGNORED
 from peftjax.errors import UserError
 from peftjax.files import write_text
+from peftjax.models.pretrained import reading_once
 from peftjax.parallel.hosts import ending_together
 from peftjax.parallel.mesh import put_batch
 from peftjax.train import folder as folder_lib
@@ -82,7 +83,8 @@ def train_together(
     open_ = [index for index in range(len(configs)) if index not in outcomes]
     if open_:
       use_cache(str(cache_folder("compiled")))
-      program = Stacked.of(resolve(configs[index]) for index in open_)
+      with reading_once():
+        program = Stacked.of(resolve(configs[index]) for index in open_)
       found = _train(program, [places[index] for index in open_], held, writes)
       outcomes |= dict(zip(open_, found))
   return [outcomes[index] for index in range(len(configs))]

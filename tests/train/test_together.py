@@ -15,6 +15,7 @@ import pytest
 from peftjax import methods
 from peftjax.errors import UserError
 from peftjax.masks import flatten
+from peftjax.models import pretrained
 from peftjax.train import finished, logs, loop, run, stacked, together
 from peftjax.train.flops import flops_of
 from peftjax.train.watch import Diverged
@@ -179,6 +180,24 @@ def test_the_base_is_held_once_and_the_cost_is_that_of_the_runs(config, tmp_path
   held = json.loads((tmp_path / "a" / "compiled.json").read_text())["8x16"]
   assert held["flops"] == pytest.approx(flops, rel=0.02) and held == summaries[0]["compiled"][0] | {}
   assert held["argument_bytes"] == pytest.approx(memory.argument_size_in_bytes, rel=0.02)
+
+
+@pytest.mark.parametrize("quantize", ["", "nf4"])
+def test_the_base_is_read_once(config, monkeypatch, quantize):
+  config.model.update({"quantize": quantize, "quantize_block": 12, "quantize_exclude": ("*output.dense",)})
+  configs, read = variants(config, name="lora"), []
+  real = pretrained._read_into
+  monkeypatch.setattr(
+    pretrained, "_read_into", lambda target, name, *rest: (read.append(name), real(target, name, *rest))
+  )
+  with pretrained.reading_once():
+    runs = [run.resolve(each) for each in configs]
+  assert len(read) == len(set(read)) > 20
+  monkeypatch.undo()
+  for each, one in zip(configs, runs):
+    alone = run.resolve(each)
+    jax.tree.map(np.testing.assert_array_equal, one.model.params, alone.model.params)
+    assert one.model.quantization_errors == alone.model.quantization_errors
 
 
 @pytest.mark.parametrize(
