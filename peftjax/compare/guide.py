@@ -46,6 +46,7 @@ CANDIDATES: tuple[tuple[str, dict[str, Any]], ...] = (  # name, fields of the me
   ("prefix", {"num_virtual_tokens": 20}),
   ("prompt", {"num_virtual_tokens": 20}),
 )
+MOMENTS = {"adamw": 2, "lion": 1, "sgd": 0, "adafactor": 0, "galore": 0}  # copies of what trains, at the least
 
 
 @dataclasses.dataclass
@@ -55,9 +56,9 @@ class Candidate:
   Attributes:
     row: its name in the study it is from, or the method's.
     method: fields of `config.method`.
-    trainable: parameters.
+    trainable: parameters; adapter: those outside the head.
     file_bytes: on disk for one task.
-    held_bytes: of weights, gradients and AdamW's two moments, over all devices: what a step cannot do without.
+    held_bytes: of weights, gradients and the optimizer's moments, over all devices: what a step cannot do without.
     flops: of one step.
     accuracy, forgetting: ranges, best evidence first.
     plan: `plan`'s figures, where it was compiled.
@@ -67,6 +68,7 @@ class Candidate:
   row: str
   method: dict[str, Any]
   trainable: int
+  adapter: int
   file_bytes: int
   held_bytes: int
   flops: int
@@ -85,31 +87,38 @@ def guide(config: ConfigDict) -> dict[str, Any]:
   """Ranked methods for a config's model, with what `config.guide` says of devices, task and wishes.
 
   Returns:
-    `ranked`, best first: {"row", "method", "flags", "trainable", "adapter_bytes", "held_bytes", "step_flops",
-    "training_flops", "fits" (None where it was not compiled), "bytes_per_device", "accuracy", "forgetting" (ranges
-    with sources), "notes"}; `rejected`: {"row", "reason"}; `rules`, `conflicts`; `experiment`: the cheapest study
-    that would settle the choice between the first two; `device` {"limit_bytes", "count"}.
+    `ranked`, best first: {"row", "method", "flags", "trainable", "adapter", "adapter_bytes", "bytes_for_all_tasks",
+    "held_bytes", "step_flops", "training_flops" (of one pass), "fits" (None where it was not compiled),
+    "bytes_per_device", "accuracy", "forgetting" (ranges with sources), "notes"}; `rejected`: {"row", "reason"};
+    `rules`, `conflicts`; `experiment`: the cheapest study that would settle the choice between the first two;
+    `device` {"limit_bytes", "count"}.
 
   Raises:
     UserError: nothing fits, or a field that makes no sense.
   """
   wants, devices = _wants(config), _devices(config)
   limit, count = _limit(config, devices), config.guide.devices or len(devices)
+  steps = math.ceil(wants.examples / config.train.batch_size) if wants.examples else 1
   own = [evidence.own_study(Path(one)) for one in _paths(config.guide.results)]
   ranked, rejected = [], []
   for row, method in _candidates(own):
     try:
-      one = _measured(config, row, method, own)
+      one = measured(config, row, method, own)
     except UserError as error:  # such as a default target list that does not know the architecture
       rejected.append({"row": row, "reason": str(error)})
       continue
-    reason = _refused(one, wants, limit * count)
+    reason = _refused(one, wants, limit * count, steps)
     if reason:
       rejected.append({"row": row, "reason": reason})
     else:
       ranked.append(one)
   ranked.sort(key=_order)
-  ranked, too_big = _compiled(config, ranked, devices, limit)
+  if count == len(devices):
+    ranked, too_big = _compiled(config, ranked, devices, limit)
+  else:  # a step of so many devices cannot be compiled here
+    too_big = []
+    for one in ranked:
+      one.notes.append(f"not compiled for {count} devices; name their slice by guide.topology, such as v5e:4x4")
   for one in ranked[1:]:
     if one.accuracy and ranked[0].accuracy and one.accuracy[0].high >= ranked[0].accuracy[0].low:
       one.notes.append("may be as good as the first")
@@ -119,11 +128,11 @@ def guide(config: ConfigDict) -> dict[str, Any]:
     raise UserError(f"nothing fits: {first}")
   applying = rules.applying(wants)
   return {
-    "ranked": [_as_json(one, wants) for one in ranked],
+    "ranked": [_as_json(one, wants, steps) for one in ranked],
     "rejected": rejected,
     "rules": [{"favours": one.favours, "says": one.says, "source": one.source} for one in applying],
     "conflicts": [[one.says, other.says] for one, other in rules.conflicts(applying)],
-    "experiment": _experiment(ranked, own, wants),
+    "experiment": _experiment(ranked, own, steps),
     "device": {"limit_bytes": limit, "count": count},
   }
 
@@ -164,30 +173,48 @@ def _candidates(own: Sequence[evidence.Own]) -> list[tuple[str, dict[str, Any]]]
   return [*found.items(), *((name, {"name": name, **fields}) for name, fields in CANDIDATES if name not in known)]
 
 
-def _measured(config: ConfigDict, row: str, method: Mapping[str, Any], own: Sequence[evidence.Own]) -> Candidate:
+def measured(config: ConfigDict, row: str, method: Mapping[str, Any], own: Sequence[evidence.Own] = ()) -> Candidate:
+  """A method on the config's model, by shapes, with what is known of it.
+
+  Args:
+    row: its name.
+    method: fields of `config.method`.
+    own: studies of one's own.
+
+  Raises:
+    UserError: the method does not fit the model.
+  """
   model = _model(config, method)
   counts = inspection.report(model)
   trainable, frozen = (masks.count(tree) for tree in masks.partition(model.params, model.labels()))
   name = str(method["name"])
   accuracy = [study.accuracy[row] for study in own if row in study.accuracy]
   accuracy += [one for one in (evidence.published_accuracy(name),) if one]
-  forgetting = [one for one in (evidence.published_forgetting(name),) if one]
+  forgetting = [study.forgetting[row] for study in own if row in study.forgetting]
+  forgetting += [one for one in (evidence.published_forgetting(name),) if one]
   notes = []
   if name != "full" and not accuracy:
     notes.append("no figure of its accuracy is at hand")
   if any(row == study.reference for study in own) or name == "full":
     notes.append("differences are to this method")
+  notes += [note for study in own for note in study.notes.get(row, ())]
   return Candidate(
     row,
     dict(method),
     int(counts["trainable"]),
+    int(counts["adapter"]),
     trainable.bytes,
-    trainable.bytes * 4 + frozen.bytes,
+    trainable.bytes * (2 + _moments(config)) + frozen.bytes,
     _step_flops(config, model, trainable.parameters),
     accuracy,
     forgetting,
     notes=notes,
   )
+
+
+def _moments(config: ConfigDict) -> int:
+  """Copies of what trains that the optimizer keeps; of those that keep less than whole ones, none are counted."""
+  return MOMENTS.get(config.optim.name, 0) + (config.optim.name == "sgd" and config.optim.momentum > 0)
 
 
 def _model(config: ConfigDict, method: Mapping[str, Any]) -> Model:
@@ -208,8 +235,13 @@ def _step_flops(config: ConfigDict, model: Model, trainable: int) -> int:
   return int(tokens * (4 * multiplied + 2 * min(trainable, multiplied)))
 
 
-def _refused(one: Candidate, wants: rules.Wants, memory: int) -> str:
-  """Why a candidate is out, or nothing."""
+def _refused(one: Candidate, wants: rules.Wants, memory: int, steps: int) -> str:
+  """Why a candidate is out, or nothing.
+
+  Args:
+    memory: of all devices.
+    steps: of one pass over the examples.
+  """
   name = str(one.method["name"])
   if one.held_bytes > memory:
     return f"weights, gradients and optimizer alone are {fmt.size(one.held_bytes)} of {fmt.size(memory)}"
@@ -219,17 +251,14 @@ def _refused(one: Candidate, wants: rules.Wants, memory: int) -> str:
     return f"inference costs more than the base's: {reason}"
   if wants.mixed_batches and name == "full":
     return "every task would need its own model, so a batch cannot mix tasks"
-  training = one.flops * _steps(wants)
+  training = one.flops * steps
   if wants.budget_flops and training > wants.budget_flops:
     return f"one pass over the examples takes {training:.2g} FLOPs; the budget is {wants.budget_flops:.2g}"
-  if wants.retention and one.forgetting and min(known.low for known in one.forgetting) > wants.retention:
-    best = min(known.low for known in one.forgetting)
-    return f"at best it raised the loss on pretraining text by {best:.3f}; at most {wants.retention:g} is tolerated"
+  if wants.retention and one.forgetting and one.forgetting[0].low > wants.retention:
+    best, source = one.forgetting[0].low, one.forgetting[0].source
+    tolerated = f"at most {wants.retention:g} is tolerated"
+    return f"at best it raised the loss on pretraining text by {best:.3f}; {tolerated} ({source})"
   return ""
-
-
-def _steps(wants: rules.Wants) -> int:
-  return max(wants.examples, 1)
 
 
 def _order(one: Candidate) -> tuple[Any, ...]:
@@ -266,16 +295,18 @@ def _compiled(
   return kept, rejected
 
 
-def _as_json(one: Candidate, wants: rules.Wants) -> dict[str, Any]:
+def _as_json(one: Candidate, wants: rules.Wants, steps: int) -> dict[str, Any]:
   return {
     "row": one.row,
     "method": one.method,
     "flags": one.overrides,
     "trainable": one.trainable,
+    "adapter": one.adapter,
     "adapter_bytes": one.file_bytes,
     "bytes_for_all_tasks": one.file_bytes * wants.tasks,
     "held_bytes": one.held_bytes,
     "step_flops": one.flops,
+    "training_flops": one.flops * steps,
     "fits": True if one.plan else None,
     "bytes_per_device": one.plan["bytes_per_device"] if one.plan else None,
     "accuracy": [known.as_json() for known in one.accuracy],
@@ -284,7 +315,7 @@ def _as_json(one: Candidate, wants: rules.Wants) -> dict[str, Any]:
   }
 
 
-def _experiment(ranked: Sequence[Candidate], own: Sequence[evidence.Own], wants: rules.Wants) -> dict[str, Any] | None:
+def _experiment(ranked: Sequence[Candidate], own: Sequence[evidence.Own], steps: int) -> dict[str, Any] | None:
   """The cheapest study that would tell the first two apart: seeds for a difference of two points at 80% power."""
   if len(ranked) < 2:
     return None
@@ -298,7 +329,7 @@ def _experiment(ranked: Sequence[Candidate], own: Sequence[evidence.Own], wants:
     "seeds": seeds,
     "spread_of_differences": deviation,
     "spread_is_assumed": assumed,
-    "training_flops": sum(one.flops for one in ranked[:2]) * _steps(wants) * seeds,
+    "training_flops": sum(one.flops for one in ranked[:2]) * steps * seeds,
     "command": f"peftjax compare --workdir=runs/decide {_flags(ranked[:2], seeds)}",
     "says": f"tells {rows[0]} from {rows[1]} by two points in four of five studies"
     + (", if seeds spread by one point" if assumed else ""),
@@ -338,6 +369,10 @@ def show(result: Mapping[str, Any], console: Console) -> None:
   console.print("  ≈: its range reaches the first one's, so that nothing known tells them apart")
   for source in dict.fromkeys(known["source"] for one in result["ranked"] for known in one["accuracy"]):
     console.print(f"  accuracy in points: {source}")
+  for one in result["ranked"]:
+    told = [note for note in one["notes"] if note != "may be as good as the first"]
+    if told:
+      console.print(f"  {one['row']}: {'; '.join(told)}", highlight=False)
   for one in result["rejected"]:
     console.print(f"  without {one['row']}: {one['reason']}", highlight=False)
   for rule in result["rules"]:

@@ -187,7 +187,7 @@ def _measure_dimensions(
     if not open_:
       continue
     say(f"measuring {trial.run}: {', '.join(one.name for one in open_)}")
-    trained = Trained(trial.config, folder, read_json(folder / "summary.json"))
+    trained = Trained(trial.config, folder, read_json(folder / "summary.json"), config.compare)
     for one in open_:
       try:
         found = measure(one, trained)

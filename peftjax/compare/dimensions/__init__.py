@@ -9,11 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from peftjax.compare.dimensions import base, overfitting
+from peftjax.compare.dimensions import base, energy, inference, memory, overfitting, sequence, switching, update
 from peftjax.compare.dimensions.base import ROW, Dimension, Section, Summary, Trained
 from peftjax.errors import UserError, nearest
 
-DIMENSIONS: tuple[Dimension, ...] = (overfitting.DIMENSION,)
+DIMENSIONS: tuple[Dimension, ...] = (
+  overfitting.DIMENSION,
+  update.DIMENSION,
+  memory.DIMENSION,
+  inference.DIMENSION,
+  switching.DIMENSION,
+  energy.DIMENSION,
+  sequence.DIMENSION,
+)
 
 BY_NAME = {one.name: one for one in DIMENSIONS}
 

@@ -40,11 +40,13 @@ class Trained:
     config: the trial's.
     folder: as `peftjax train` left it.
     summary: the content of its ``summary.json``.
+    study: the section `compare` of the study's config.
   """
 
   config: ConfigDict
   folder: Path
   summary: Summary
+  study: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @functools.cached_property
   def run(self) -> Run:

@@ -11,12 +11,13 @@ import csv
 import dataclasses
 import functools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from peftjax.compare import analysis
+from peftjax.compare import analysis, dimensions
+from peftjax.compare import formatting as fmt
 from peftjax.compare.records import read_results
 
 PROBLEMS = 1319  # of GSM8K's test split
@@ -71,6 +72,8 @@ class Own:
 
   Attributes:
     accuracy: row -> the difference to the reference, an interval.
+    forgetting: row -> the rise of the loss on pretraining text, an interval, where the study measured it.
+    notes: row -> what its other dimensions found, for people.
     methods: row -> the method's name.
     settings: row -> the config's method section.
     spread: standard deviation over seeds of a difference between two methods; None with one seed.
@@ -82,6 +85,8 @@ class Own:
   settings: dict[str, dict[str, Any]]
   spread: float | None
   reference: str
+  forgetting: dict[str, Range] = dataclasses.field(default_factory=dict)
+  notes: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
 
 def own_study(path: Path, reference: str = "full") -> Own:
@@ -101,7 +106,49 @@ def own_study(path: Path, reference: str = "full") -> Own:
         spreads.append(statistics.stdev(one["by_seed"]))
   methods = {record["row"]: str(record["config"]["method"]["name"]) for record in records}
   settings = {record["row"]: dict(record["config"]["method"]) for record in records}
-  return Own(found, methods, settings, _root_mean_square(spreads), reference)
+  conclusions = dimensions.summarize(records, summary)
+  return Own(
+    found,
+    methods,
+    settings,
+    _root_mean_square(spreads),
+    reference,
+    _forgetting(conclusions, f"your study {path}"),
+    _notes(conclusions),
+  )
+
+
+def _forgetting(conclusions: Mapping[str, Any], source: str) -> dict[str, Range]:
+  """Each row's interval of the dimension "forgetting", at the largest size; a single seed is no range."""
+  groups = (conclusions.get("forgetting") or {}).get("groups", ())
+  return {
+    one["row"]: Range(one["low"], one["high"], source, len(one["runs"]))
+    for one in sorted(groups, key=lambda one: one["size"])
+    if one["low"] is not None
+  }
+
+
+def _notes(conclusions: Mapping[str, Any]) -> dict[str, list[str]]:
+  """What a study's dimensions found of each row, in words; each with its run."""
+  found: dict[str, list[str]] = {}
+
+  def note(row: str, text: str, runs: Sequence[str]) -> None:
+    found.setdefault(row, []).append(f"{text} (your study's {fmt.runs(list(runs))})")
+
+  for one in (conclusions.get("inference") or {}).get("rows", ()):
+    ratio = one["ratio"]["unmerged"]
+    after = "; it cannot be merged" if one["ratio"]["merged"] is None else ""
+    note(one["row"], f"a forward pass took {ratio['estimate']:.2f} of the base's beside it{after}", [one["run"]])
+  for one in (conclusions.get("switching") or {}).get("rows", ()):
+    note(one["row"], f"switching took {fmt.seconds(one['switch_seconds'])}", [one["run"]])
+  energy = conclusions.get("energy") or {}
+  for one in energy.get("rows", ()) if energy.get("unit") == "joules" else ():
+    note(one["row"], f"a step took {one['value']:.3g} J", [one["run"]])
+  for one in (conclusions.get("sequence") or {}).get("backward", ()):
+    metric = conclusions["sequence"]["metric"]
+    changed = fmt.signed(one["estimate"], metric) + fmt.unit(metric)
+    note(one["row"], f"later tasks changed earlier ones by {changed}", one["runs"])
+  return found
 
 
 def _root_mean_square(values: Sequence[float]) -> float | None:

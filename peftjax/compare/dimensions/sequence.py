@@ -1,0 +1,315 @@
+"""Tasks one after the other: what a method still knows of the first one after the last.
+
+`config.compare.sequence` names data sets; a trial's training is repeated on each of them in turn, with its own
+settings.
+
+    one adapter going on    task i starts from what training left after task i - 1. A head of the same classes goes on
+                            too; a task of other classes has a head of its own, which is put back to test it.
+    adapters kept           (`config.compare.sequence_keep`) each task starts from the base and keeps its own leaves; a
+                            task is tested with those, so that nothing is forgotten, and nothing is carried over.
+
+R[i][j] is the score on task j's test examples after training on task i, N the number of tasks. Lopez-Paz & Ranzato 2017
+("Gradient episodic memory for continual learning", arXiv 1706.08840), section 2, and Chaudhry et al. 2018 ("Riemannian
+walk for incremental learning", arXiv 1801.10112), section 3.1, for forgetting:
+
+    average accuracy     ACC = 1/N Σ_j R[N][j]
+    backward transfer    BWT = 1/(N - 1) Σ_{j<N} (R[N][j] - R[j][j])
+    forgetting           F   = 1/(N - 1) Σ_{j<N} (max_{i<N} R[i][j] - R[N][j])
+
+D/runs/ROW/seed-N/sequence/I/ holds the training on task I, an ordinary run: a killed one goes on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from peftjax.compare import formatting as fmt
+from peftjax.compare.dimensions import drawing
+from peftjax.compare.dimensions.base import Dimension, Json, Plot, Record, Section, Summary, Trained, by_group
+from peftjax.errors import UserError
+from peftjax.files import read_json, write_text
+
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
+
+  from peftjax.masks import Tree
+  from peftjax.train.run import Run
+
+NAME = "sequence"
+Matrix = Sequence[Sequence[float | None]]  # [after task, on task]; None where a task's head was not there yet
+
+
+def figures(matrix: Matrix) -> Json:
+  """{"average", "backward", "forgetting"} of a matrix of scores; the last two None with one task."""
+  last = len(matrix) - 1
+  final = [float(value) for value in matrix[last] if value is not None]
+  backward, forgotten = [], []
+  for task in range(last):
+    now = matrix[last][task]
+    before = [matrix[after][task] for after in range(task, last)]
+    known = [float(value) for value in before if value is not None]
+    if now is None or not known:
+      continue
+    backward.append(float(now) - known[0])
+    forgotten.append(max(known) - float(now))
+  return {
+    "average": float(np.mean(final)),
+    "backward": float(np.mean(backward)) if backward else None,
+    "forgetting": float(np.mean(forgotten)) if forgotten else None,
+  }
+
+
+def train(config: ConfigDict, names: Sequence[str], folder: Path, keep: bool = False) -> Json:
+  """Trains on data sets one after the other, or goes on where it stopped, and tests each after each.
+
+  Args:
+    config: of one trial; `data.name` is replaced.
+    names: of data sets.
+    folder: "0", "1" ... in it are the runs.
+    keep: each task keeps its own leaves.
+
+  Returns:
+    "tasks" (names), "metric", "matrix" (R), "examples" (tested, of each task), "keep", and `figures`.
+
+  Raises:
+    UserError: as training does; data sets without a test split.
+  """
+  from peftjax.train import loop
+  from peftjax.train.finished import restored
+
+  if len(names) < 2:
+    raise UserError(f"compare.sequence={tuple(names)}: expected two data sets or more")
+  configs = [_on(config, name) for name in names]
+  runs: list[Run] = []
+  trained: list[Tree] = []
+  matrix: list[list[float | None]] = []
+  for index, one in enumerate(configs):
+    place = folder / str(index)
+    run = _going_on(one, runs, trained if not keep else [])
+    summary = loop.train(one, place, resolve=lambda _, run=run: run)
+    runs.append(run)
+    trained.append(restored(place, run))
+    matrix.append(_row(place, summary, runs, trained, configs, keep))
+  return {
+    "tasks": list(names),
+    "metric": runs[0].task.main_metric,
+    "matrix": matrix,
+    "examples": [int(run.loaders.dataset.splits["test"]) for run in runs],
+    "keep": keep,
+    **figures(matrix),
+  }
+
+
+def _on(config: ConfigDict, name: str) -> ConfigDict:
+  config = copy.deepcopy(config)
+  config.data.name = name
+  config.train.final_splits = ("test",)
+  config.train.tensorboard = False
+  return config
+
+
+def _going_on(config: ConfigDict, runs: Sequence[Run], trained: Sequence[Tree]) -> Run:
+  """The run of the next task, with the leaves that go on from the last one."""
+  from peftjax.parallel.mesh import put_tree
+  from peftjax.train.run import resolve
+
+  run = resolve(config)
+  if "test" not in run.loaders.evals:
+    raise UserError(f"compare.sequence: {config.data.name!r} has no test split")
+  if not trained:
+    return run
+  place = run.layout.shardings(run.trainable)
+  return dataclasses.replace(run, trainable=put_tree(_carried(run, run.trainable, runs, trained), place))
+
+
+def _carried(run: Run, own: Tree, runs: Sequence[Run], trained: Sequence[Tree]) -> Tree:
+  """The last task's leaves, with a head of the same classes from the last task that had it, or else with its own."""
+  from peftjax import masks
+
+  last = masks.flatten(trained[-1])
+  head = _head(run)
+  same = [tree for other, tree in zip(runs, trained) if other.task.label_names == run.task.label_names]
+  heads = masks.flatten(same[-1]) if same else masks.flatten(own)
+  return masks.unflatten(
+    {path: heads[path] if path.startswith(head) else last[path] for path in masks.flatten(own)} if head else last
+  )
+
+
+def _head(run: Run) -> tuple[str, ...]:
+  return tuple(f"{prefix}." for prefix in run.model.head)
+
+
+def _row(
+  place: Path, summary: Mapping[str, Any], runs: Sequence[Run], trained: Sequence[Tree], configs: Any, keep: bool
+) -> list[float | None]:
+  """The scores on all tasks after the last one that was trained; kept beside its run."""
+  path = place / "sequence.json"
+  if path.is_file():
+    row: list[float | None] = read_json(path)["scores"]
+    return row
+  metric = runs[-1].task.main_metric
+  scores: list[float | None] = [None] * len(configs)
+  for task, run in enumerate(runs[:-1]):
+    scores[task] = _score(run, trained[task] if keep else _carried(run, trained[task], runs, trained), metric)
+  scores[len(runs) - 1] = float(summary["metrics"]["test"][metric])
+  write_text(path, json.dumps({"scores": scores}) + "\n")
+  return scores
+
+
+def _score(run: Run, trainable: Tree, metric: str) -> float:
+  from peftjax.train.evaluate import evaluate, make_predict
+
+  predict = make_predict(run.forward, run.task, run.mesh)
+  found, _ = evaluate(predict, trainable, run.frozen, run.loaders.evals["test"], run.task, run.mesh)
+  return float(found[metric])
+
+
+# The dimension ----------------------------------------------------------------------------------------------------
+
+
+def measure(trained: Trained) -> Json | None:
+  """As `train`; None where the study names no sequence."""
+  names = tuple(trained.study.get("sequence", ()))
+  if not names:
+    return None
+  keep = bool(trained.study.get("sequence_keep", False))
+  return train(trained.config, names, trained.folder / "sequence", keep)
+
+
+def summarize(records: Sequence[Record], summary: Summary) -> Json:
+  """{"tasks", "metric", "keep"}; "average", "backward", "forgetting" by row over seeds; "matrix" {row: mean over
+  seeds}."""
+  held = {record["run"]: record["dimensions"][NAME] for record in records}
+  first = next(iter(held.values()))
+
+  def of(name: str) -> list[Json]:
+    return by_group(records, summary, lambda record: held[record["run"]][name])
+
+  matrices: dict[str, list[Any]] = {}
+  for record in records:
+    matrices.setdefault(record["row"], []).append(held[record["run"]]["matrix"])
+  return {
+    **{name: first[name] for name in ("tasks", "metric", "keep")},
+    **{name: of(name) for name in ("average", "backward", "forgetting")},
+    "matrix": {row: _mean(own) for row, own in matrices.items()},
+  }
+
+
+def _mean(matrices: Sequence[Matrix]) -> list[list[float | None]]:
+  return [
+    [None if None in cells else float(np.mean([cell for cell in cells if cell is not None])) for cells in zip(*rows)]
+    for rows in zip(*matrices)
+  ]
+
+
+def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summary) -> Section:
+  """Its part of the report."""
+  metric, names = found["metric"], [_short(name) for name in found["tasks"]]
+  kept = (
+    "Each task kept leaves of its own on one base."
+    if found["keep"]
+    else "One model went on from task to task; a head of other classes is the task's own."
+  )
+  backward = {one["row"]: one for one in found["backward"]}
+  told = "; ".join(
+    f"{one['row']} {fmt.score(one['estimate'], metric)}, backward {fmt.difference(backward.get(one['row']), metric)}"
+    for one in found["average"]
+  )
+  runs = fmt.runs([run for one in found["average"] for run in one["runs"]])
+
+  def transfer(narrow: bool) -> Figure | None:
+    return drawing.intervals(found["backward"], summary, f"backward transfer of {metric}", narrow)
+
+  numbered = ", ".join(f"{number} {name}" for number, name in enumerate(names, 1))
+  return Section(
+    heading="Tasks one after the other",
+    sentences=(
+      (
+        f"Trained on {fmt.names(names)} in this order. {kept} Backward transfer is what later tasks changed on earlier "
+        "ones, on average (Lopez-Paz & Ranzato 2017); below zero is forgetting."
+      ),
+      f"Average test {metric} after the last task, and backward transfer{fmt.unit(metric)}: {told} (runs {runs}).",
+    ),
+    plots=(
+      Plot(
+        f"{NAME}-matrix",
+        "What is known after each task",
+        f"Test {metric} on each task (across) after training on each (down): {numbered}. Means over seeds.",
+        lambda narrow: heat(found["matrix"], summary, metric, narrow),
+      ),
+      Plot(f"{NAME}-backward", "Backward transfer", "Mean over seeds with Student's 95% interval.", transfer),
+    ),
+    columns=("run", *(f"{name} at the end" for name in names), "average", "backward transfer", "forgetting"),
+    rows=tuple(_line(record, metric) for record in records),
+  )
+
+
+def _line(record: Record, metric: str) -> tuple[str, ...]:
+  held = record["dimensions"][NAME]
+  return (
+    record["run"],
+    *(fmt.score(score, metric) for score in held["matrix"][-1]),
+    fmt.score(held["average"], metric),
+    fmt.signed(held["backward"], metric),
+    fmt.signed(held["forgetting"], metric),
+  )
+
+
+def _short(name: str) -> str:
+  return Path(name.partition(":")[2] or name).stem.replace("_", " ")
+
+
+def heat(matrices: Mapping[str, Matrix], summary: Summary, metric: str, narrow: bool) -> Figure | None:
+  """A square of squares for each row of the study: darker is better, all on one scale."""
+  from matplotlib.patches import Rectangle
+
+  from peftjax.compare.svg import INK, MUTED, SERIES, font_size, new_figure, text_size
+
+  order = [row["row"] for row in summary["rows"] if row["row"] in matrices]
+  values = [cell for row in order for line in matrices[row] for cell in line if cell is not None]
+  if not values:
+    return None
+  count, tasks = len(order), len(matrices[order[0]])
+  across = min(2 if narrow else 5, count)
+  down = -(-count // across)
+  width = (3.7 if narrow else 8.6) * 72
+  side = min(width / across - 34, 42.0 * tasks)
+  figure, first = new_figure(narrow, (down * (side + 44) + 6) / 72)
+  first.remove()
+  size, height = font_size(narrow), figure.get_size_inches()[1] * 72
+  low, high = min(values), max(values)
+  digits = text_size(figure, fmt.score(high, metric), size)[0]
+  for index, row in enumerate(order):
+    line, place = divmod(index, across)
+    left, top = 22 + place * (width / across), line * (side + 44) + 20
+    axes = figure.add_axes((left / width, 1 - (top + side) / height, side / width, side / height))
+    axes.set_xlim(0, tasks)
+    axes.set_ylim(tasks, 0)
+    for edge in axes.spines.values():
+      edge.set_visible(False)
+    for after, line_of in enumerate(matrices[row]):
+      for task, value in enumerate(line_of):
+        if value is None:
+          continue
+        share = 0.12 + 0.48 * ((value - low) / (high - low) if high > low else 1.0)
+        axes.add_patch(Rectangle((task + 0.03, after + 0.03), 0.94, 0.94, color=SERIES[0], alpha=share, linewidth=0))
+        if digits < 0.9 * side / tasks:
+          axes.text(
+            task + 0.5, after + 0.5, fmt.score(value, metric), ha="center", va="center", fontsize=size, color=INK
+          )
+    axes.set_xticks([task + 0.5 for task in range(tasks)], [str(task + 1) for task in range(tasks)])
+    axes.set_yticks([task + 0.5 for task in range(tasks)], [str(task + 1) for task in range(tasks)])
+    axes.tick_params(labelsize=size, pad=2, length=0, colors=MUTED)
+    axes.set_title(row, fontsize=size, color=INK, loc="left", pad=4, fontweight="bold")
+  return figure
+
+
+DIMENSION = Dimension(NAME, measure, summarize, section)

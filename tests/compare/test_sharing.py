@@ -1,0 +1,118 @@
+"""Leases: one owner at a time, dead owners replaced, and real processes that divide a study between them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from peftjax.compare import sharing
+from peftjax.compare.sharing import Leases
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_one_owner_at_a_time_and_the_next_after_it(tmp_path):
+  one, other = Leases(tmp_path), Leases(tmp_path)
+  with one.take("lora/seed-0") as lease:
+    assert lease is not None and other.take("lora/seed-0") is None
+    assert other.take("lora/seed-1") is not None
+  assert other.take("lora/seed-0") is not None
+  assert [path.name for path in sorted((tmp_path / "leases").glob("lora-seed-0.*"))] == ["lora-seed-0.0002"]
+
+
+def test_many_threads_and_one_winner(tmp_path):
+  owners, barrier = [], threading.Barrier(8)
+
+  def race():
+    leases = Leases(tmp_path)
+    barrier.wait()
+    owners.append(leases.take("a"))
+
+  threads = [threading.Thread(target=race) for _ in range(8)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert sum(owner is not None for owner in owners) == 1
+
+
+def test_a_silent_owner_of_another_host_is_given_up_and_a_living_one_is_not(tmp_path):
+  here = Leases(tmp_path, patience=0.3)
+  assert Leases(tmp_path, host="silent").take("a") is not None  # it never beats: its block is never entered
+  assert here.take("a") is None
+  with Leases(tmp_path, patience=0.3, host="living").take("b"):
+    assert here.take("b") is None
+    time.sleep(0.7)
+    assert here.take("a") is not None
+    assert here.take("b") is None
+
+
+def test_an_owner_that_was_given_up_leaves_the_next_one_alone(tmp_path):
+  here = Leases(tmp_path, patience=0.05)
+  slow = Leases(tmp_path, patience=1000.0, host="slow").take("a")
+  with slow:
+    here.take("a")
+    time.sleep(0.1)
+    mine = here.take("a")
+    assert mine is not None
+  assert json.loads(mine.path.read_text()).get("ended") is None
+  assert Leases(tmp_path).take("a") is None
+
+
+def test_a_half_written_lease_counts_as_taken_for_a_while(tmp_path):
+  here = Leases(tmp_path, patience=0.1)
+  (tmp_path / "leases/a.0001").write_text("")
+  assert here.take("a") is None
+  time.sleep(0.15)
+  assert here.take("a") is not None
+
+
+def test_failures_of_others_are_told_from_older_ones(tmp_path):
+  path = tmp_path / "error.txt"
+  path.write_text("Traceback\nRuntimeError: no memory\n")
+  os.utime(path, (1, 1))
+  leases = Leases(tmp_path)
+  assert leases.failed_since(path) is None and leases.failed_since(tmp_path / "none") is None
+  path.write_text("Traceback\nRuntimeError: no memory\n")
+  os.utime(path, (leases.started + 5, leases.started + 5))
+  assert leases.failed_since(path) == "RuntimeError: no memory"
+
+
+WORKER = """
+import sys, time
+from pathlib import Path
+from peftjax.compare.sharing import Leases
+folder, slow = Path(sys.argv[1]), float(sys.argv[2])
+for item in Leases(folder, patience=30.0).shared(list("abcdefgh"), str, poll=0.02):
+  if not (folder / item).exists():
+    print(item, flush=True)
+    time.sleep(slow)
+    (folder / item).write_text(item)
+"""
+
+
+def test_processes_divide_the_work_and_replace_one_that_is_killed(tmp_path):
+  start = [sys.executable, "-c", WORKER, str(tmp_path)]
+  stuck = subprocess.Popen([*start, "1000"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+  assert stuck.stdout.readline() == "a\n"
+  others = [subprocess.Popen([*start, "0.05"], cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+  while len(list(tmp_path.glob("?"))) < 7:
+    time.sleep(0.02)
+    assert all(other.poll() is None for other in others)  # none ends before all is done
+  stuck.kill()
+  stuck.wait()
+  done = [other.communicate(timeout=60)[0].split() for other in others]
+  assert sorted(done[0] + done[1]) == list("abcdefgh")  # each once; the killed one's at once, long before 30 s
+  assert all(done)
+
+
+@pytest.mark.parametrize("process", [os.getpid(), 2**22 + 1])
+def test_processes_are_known_by_their_start(process):
+  assert bool(sharing._since(process)) == (process == os.getpid())
