@@ -143,6 +143,7 @@ def default() -> ConfigDict:
   config.compare.margin = 0.01  # differences of the main metric below it do not matter: "matches" is inside it
   config.compare.together = 1  # seeds of a row that one program trains at once
   config.compare.dimensions = ("overfitting",)  # what is measured of each trial beside its score
+  config.compare.patience = 60.0  # seconds without a sign of another process after which its trial is taken over
   config.compare.sequence = ()  # names of data sets that the dimension "sequence" trains on one after the other
   config.compare.sequence_keep = False  # each keeps its own adapter on the base, instead of one that goes on
   config.compare.search = ConfigDict()  # before the final runs, the same number of settings for every row

@@ -21,6 +21,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from peftjax.compare.sharing import Leases
 from peftjax.compare.trials import fingerprint, plain, row_config
 from peftjax.errors import UserError
 from peftjax.files import read_json, write_text
@@ -116,13 +117,17 @@ def each(train: Train) -> TrainMany:
   return train_each
 
 
-def run(config: ConfigDict, workdir: Path, rows: Sequence[str], train_many: TrainMany, say: Say) -> dict[str, Choice]:
+def run(
+  config: ConfigDict, workdir: Path, rows: Sequence[str], train_many: TrainMany, say: Say, leases: Leases | None = None
+) -> dict[str, Choice]:
   """Searches for every row what has not been searched yet, and writes ``D/search.json``; {} if there is no search.
 
   Args:
     config: the study's; `compare.search` says how.
     rows: of `compare.methods`.
     train_many: trains some runs, or goes on with them; summaries, or why a run has none.
+    leases: of the processes that divide the rows; what another one searched repeats itself from its
+      files. Without, this process alone searches.
 
   Raises:
     UserError: a search whose settings make no sense, or a folder of another search.
@@ -132,11 +137,12 @@ def run(config: ConfigDict, workdir: Path, rows: Sequence[str], train_many: Trai
     return {}
   _check(config)
   choices = {}
-  for row in rows:
-    say(f"search for {row}: {section.trials} settings under {len(section.seeds)} seeds")
-    choices[row] = search_row(config, workdir, row, train_many)
-    choice = choices[row]
-    say(f"search for {row}: {choice.best.name}" + ("" if choice.interior else ", at the edge of what was tried"))
+  with (leases or Leases(workdir)).shared(rows, lambda row: f"search-{row}") as given:
+    for row in given:
+      say(f"search for {row}: {section.trials} settings under {len(section.seeds)} seeds")
+      choices[row] = choice = search_row(config, workdir, row, train_many)
+      say(f"search for {row}: {choice.best.name}" + ("" if choice.interior else ", at the edge of what was tried"))
+  choices = {row: choices[row] for row in rows}
   write_text(workdir / "search.json", json.dumps([one.as_json() for one in choices.values()], indent=2) + "\n")
   return choices
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -20,7 +21,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -67,9 +68,6 @@ class Leases:
     workdir: D.
     patience: seconds without a heartbeat after which work is taken over.
     host: of this process; processes of other hosts are known by their heartbeat alone.
-
-  Attributes:
-    started: when this process came, by the clock of the folder's file system.
   """
 
   def __init__(self, workdir: Path, patience: float = 60.0, host: str = ""):
@@ -77,18 +75,31 @@ class Leases:
     self._host = host or _host()
     self._seen: dict[Path, tuple[str, float]] = {}
     self._token = uuid.uuid4().hex
+
+  @functools.cached_property
+  def started(self) -> float:
+    """When this process first asked for work, by the clock of the folder's file system."""
     mark = self._folder / f".{self._token}"
     write_text(mark, "")
-    self.started = mark.stat().st_mtime
+    when = mark.stat().st_mtime
     mark.unlink()
+    return when
 
-  def shared(self, items: Sequence[Item], name: Callable[[Item], str], poll: float = 0.5) -> Iterator[Item]:
-    """Every item once, each while this process has its lease; those that others have, when they have ended.
+  @contextlib.contextmanager
+  def shared(self, items: Sequence[Item], name: Callable[[Item], str], poll: float = 0.5) -> Iterator[Iterator[Item]]:
+    """Gives every item once, each while this process has its lease; those that others have, when they have ended.
 
     Args:
       name: of an item's lease; the same in every process.
       poll: seconds between two looks at what others have.
     """
+    given = self._given(items, name, poll)
+    try:
+      yield given
+    finally:
+      given.close()  # ends the lease under way, whatever happened
+
+  def _given(self, items: Sequence[Item], name: Callable[[Item], str], poll: float) -> Generator[Item, None, None]:
     waiting = list(items)
     while waiting:
       for item in list(waiting):
@@ -103,11 +114,19 @@ class Leases:
   def take(self, name: str) -> Lease | None:
     """The lease of a name, or None while another process has it."""
     stem = re.sub(r"[^A-Za-z0-9=+_-]+", "-", name)
+    asked = self.started  # makes the folder
     paths = sorted(self._folder.glob(f"{stem}.[0-9][0-9][0-9][0-9]"))
     if paths and not self._is_free(paths[-1]):
       return None
     path = self._folder / f"{stem}.{_number(paths[-1]) + 1 if paths else 1:04d}"
-    state = {"host": self._host, "process": os.getpid(), "since": _since(os.getpid()), "token": self._token, "beat": 0}
+    state = {
+      "host": self._host,
+      "process": os.getpid(),
+      "since": _since(os.getpid()),
+      "token": self._token,
+      "beat": 0,
+      "asked": asked,
+    }
     try:
       with path.open("x", encoding="utf-8") as file:
         file.write(json.dumps(state))
@@ -122,7 +141,7 @@ class Leases:
 
   def failed_since(self, path: Path) -> str | None:
     """The last line of an error's file if another process wrote it after this one had come."""
-    if not path.is_file() or path.stat().st_mtime < self.started:
+    if not path.is_file() or path.stat().st_mtime <= self.started:
       return None
     lines = path.read_text(encoding="utf-8").strip().splitlines()
     return lines[-1].removeprefix("peftjax.errors.UserError: ") if lines else ""

@@ -8,9 +8,11 @@
     D/summary.json       the conclusions: what --json prints
     D/claims.json        verdicts on published claims
     D/report.html, D/report.md, D/report.tex
+    D/leases/            who works on what
 
 The same command again goes on where it stopped: finished trials are kept, a trial under way goes on from
-its checkpoint.
+its checkpoint. Started several times at once, on one host or on many with one D, it divides the trials
+(`peftjax.compare.sharing`).
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from peftjax.compare import analysis, claims, dimensions, records, report, searc
 from peftjax.compare.dimensions.base import Dimension, Trained
 from peftjax.compare.records import Record
 from peftjax.compare.search import Train, TrainMany
+from peftjax.compare.sharing import Leases
 from peftjax.compare.trials import Trial, in_groups, plain, plan
 from peftjax.errors import UserError
 from peftjax.files import read_json, write_text
@@ -84,32 +87,40 @@ def run(
     train, make_step, check = train or runs.train, make_step or runs.training_step, check or runs.check
   train_many = train_many or search.each(train)
   _check_rows(trials, check)
-  chosen = search.run(config, workdir, list(dict.fromkeys(trial.row for trial in trials)), train_many, say)
+  leases = Leases(workdir, config.compare.patience)
+  chosen = search.run(config, workdir, list(dict.fromkeys(trial.row for trial in trials)), train_many, say, leases)
   if chosen:
     trials = plan(config, {row: choice.best.laid_on for row, choice in chosen.items()})
-  done = {trial.run: record for trial in trials if (record := records.finished(trial, workdir))}
+  done = _finished(trials, workdir)
   write_text(workdir / "config.json", json.dumps(plain(config), indent=2, sort_keys=True) + "\n")
   failed: dict[str, str] = {}
-  for group in in_groups(trials, config.compare.together):
-    open_ = [trial for trial in group if trial.run not in done]
-    if not open_:
-      continue
-    seeds = ", ".join(str(trial.seed) for trial in open_)
-    say(f"trial {len(done) + len(failed) + 1} of {len(trials)}: {open_[0].row}, seed {seeds}")
-    for trial, outcome in zip(open_, _train(open_, workdir, train_many)):
-      if isinstance(outcome, Exception):  # one method's failure is a result of that method; the others go on
-        if not done and _is_mistake(outcome):
-          raise outcome
-        failed[trial.run] = _keep_error(trial, workdir, outcome)
-        say(f"failed: {trial.run}: {failed[trial.run]}")
-      else:
-        done[trial.run] = outcome
-    records.write_results([done[one.run] for one in trials if one.run in done], workdir)
+  with leases.shared(in_groups(trials, config.compare.together), lambda group: f"train-{group[0].run}") as groups:
+    for group in groups:
+      done |= _finished(group, workdir)  # by another process
+      failed |= _failed_elsewhere([trial for trial in group if trial.run not in done], workdir, leases)
+      open_ = [trial for trial in group if trial.run not in done and trial.run not in failed]
+      if not open_:
+        continue
+      seeds = ", ".join(str(trial.seed) for trial in open_)
+      say(f"trial {len(done) + len(failed) + 1} of {len(trials)}: {open_[0].row}, seed {seeds}")
+      for trial, outcome in zip(open_, _train(open_, workdir, train_many)):
+        if isinstance(outcome, Exception):  # one method's failure is a result of that method; the others go on
+          if not done and _is_mistake(outcome):
+            raise outcome
+          failed[trial.run] = _keep_error(trial, workdir, outcome)
+          say(f"failed: {trial.run}: {failed[trial.run]}")
+        else:
+          done[trial.run] = outcome
+      done |= _finished(trials, workdir)
+      records.write_results([done[one.run] for one in trials if one.run in done], workdir)
   if measure is not None:
-    failed |= _measure_dimensions(trials, done, config, workdir, measure)
-  times = _step_times(trials, done, config, workdir, make_step)
-  results = [done[one.run] for one in trials if one.run in done]
-  return conclude(config, workdir, results, times, failed, [one.as_json() for one in chosen.values()])
+    failed |= _measure_dimensions(trials, done, config, workdir, measure, leases)
+  with leases.shared(["conclusion"], str) as turns:
+    for _ in turns:
+      times = _step_times(trials, done, config, workdir, make_step)
+      results = [done[one.run] for one in trials if one.run in done]
+      concluded = conclude(config, workdir, results, times, failed, [one.as_json() for one in chosen.values()])
+  return concluded
 
 
 def conclude(
@@ -159,6 +170,17 @@ def _check_rows(trials: Sequence[Trial], check: Check) -> None:
       raise UserError(f"compare.methods.{trial.row}: {error}") from None
 
 
+def _finished(trials: Sequence[Trial], workdir: Path) -> dict[str, Record]:
+  """run -> record, of the trials that are finished."""
+  return {trial.run: record for trial in trials if (record := records.finished(trial, workdir))}
+
+
+def _failed_elsewhere(trials: Sequence[Trial], workdir: Path, leases: Leases) -> dict[str, str]:
+  """run -> its error's last line, of the trials that failed in another process since this one started."""
+  errors = {trial.run: leases.failed_since(trial.folder(workdir) / "error.txt") for trial in trials}
+  return {run: error for run, error in errors.items() if error is not None}
+
+
 def _train(trials: Sequence[Trial], workdir: Path, train_many: TrainMany) -> list[Record | Exception]:
   folders = [trial.folder(workdir) for trial in trials]
   made: list[Record | Exception] = []
@@ -174,31 +196,37 @@ def _train(trials: Sequence[Trial], workdir: Path, train_many: TrainMany) -> lis
 
 
 def _measure_dimensions(
-  trials: Sequence[Trial], done: dict[str, Record], config: ConfigDict, workdir: Path, measure: Measure
+  trials: Sequence[Trial],
+  done: dict[str, Record],
+  config: ConfigDict,
+  workdir: Path,
+  measure: Measure,
+  leases: Leases,
 ) -> dict[str, str]:
   """Measures the dimensions that finished trials' records lack, and keeps them there; run -> why one is missing."""
   failed = {}
   first = {trial.row: trial.run for trial in reversed(trials) if trial.run in done}
-  for trial in trials:
-    if trial.run not in done:
-      continue
-    record, folder = done[trial.run], trial.folder(workdir)
-    open_ = dimensions.open_ones(record, config.compare.dimensions, first[trial.row] == trial.run)
-    if not open_:
-      continue
-    say(f"measuring {trial.run}: {', '.join(one.name for one in open_)}")
-    trained = Trained(trial.config, folder, read_json(folder / "summary.json"), config.compare)
-    for one in open_:
-      try:
-        found = measure(one, trained)
-      except Exception as error:  # the trial's other results stand without it; the next start tries again
-        failed[f"{trial.run}, {one.name}"] = _keep_error(trial, workdir, error)
-        say(f"failed: {trial.run}, {one.name}: {failed[f'{trial.run}, {one.name}']}")
+  here = [trial for trial in trials if trial.run in done]
+  with leases.shared(here, lambda trial: f"measure-{trial.run}") as given:
+    for trial in given:
+      record, folder = records.finished(trial, workdir) or done[trial.run], trial.folder(workdir)
+      done[trial.run] = record
+      open_ = dimensions.open_ones(record, config.compare.dimensions, first[trial.row] == trial.run)
+      if not open_:
         continue
-      record = record | {"dimensions": (record.get("dimensions") or {}) | {one.name: found}}
-    records.keep(record, folder)
-    done[trial.run] = record
-    records.write_results([done[one.run] for one in trials if one.run in done], workdir)
+      say(f"measuring {trial.run}: {', '.join(one.name for one in open_)}")
+      trained = Trained(trial.config, folder, read_json(folder / "summary.json"), config.compare)
+      for one in open_:
+        try:
+          found = measure(one, trained)
+        except Exception as error:  # the trial's other results stand without it; the next start tries again
+          failed[f"{trial.run}, {one.name}"] = _keep_error(trial, workdir, error)
+          say(f"failed: {trial.run}, {one.name}: {failed[f'{trial.run}, {one.name}']}")
+          continue
+        record = record | {"dimensions": (record.get("dimensions") or {}) | {one.name: found}}
+      records.keep(record, folder)
+      done[trial.run] = record
+      records.write_results([done[one.run] for one in trials if one.run in done], workdir)
   return failed
 
 

@@ -62,13 +62,12 @@ def config(tasks, monkeypatch):
   return made
 
 
-def test_one_adapter_goes_on_and_resumes_after_a_kill(config, tasks, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_a_chain_resumes_after_a_kill(config, tasks, tmp_path, monkeypatch):
   _, names = tasks
   whole = sequence.train(config, names, tmp_path / "whole")
   matrix = whole["matrix"]
   assert [[cell is None for cell in row] for row in matrix] == [[False, True, True], [False, False, True], [False] * 3]
-  assert matrix[1][0] < matrix[0][0]  # the second task is the first with its labels turned
-  assert whole["examples"] and whole["metric"] == "accuracy" and len(whole["tasks"]) == 3
 
   saved, calls = loop.Checkpoints.save, []
 
@@ -88,6 +87,15 @@ def test_one_adapter_goes_on_and_resumes_after_a_kill(config, tasks, tmp_path, m
   assert json.loads((tmp_path / "killed/2/sequence.json").read_text())["scores"] == matrix[2]
 
 
+def test_what_goes_on_forgets(config, tasks, tmp_path):
+  found = sequence.train(config, tasks[1][:2], tmp_path)
+  assert found["matrix"][0][1] is None
+  assert found["matrix"][1][0] < found["matrix"][0][0]  # the second task is the first with its labels turned
+  assert found["backward"] == -found["forgetting"] < 0
+  assert min(found["examples"]) > 5 and found["metric"] == "accuracy" and len(found["tasks"]) == 2
+
+
+@pytest.mark.slow
 def test_kept_adapters_forget_nothing(config, tasks, tmp_path):
   found = sequence.train(config, tasks[1][:2], tmp_path, keep=True)
   assert found["matrix"][1][0] == found["matrix"][0][0] and found["forgetting"] == 0.0 and found["keep"]

@@ -109,6 +109,59 @@ def test_own_studies_come_first(folder, tmp_path):
   assert not result["experiment"]["spread_is_assumed"] and result["experiment"]["seeds"] >= 3
 
 
+def measured(own):
+  """The records with dimensions, as a study measures them."""
+  ratio = {"estimate": 1.14, "low": 1.1, "high": 1.2}
+  for record in own:
+    held = {}
+    if record["seed"] == 0:
+      prompt = record["row"] == "prompt"
+      held["inference"] = {"ratio": {"unmerged": ratio, "merged": None if prompt else ratio}, "difference": None,
+                           "flops": {"base": 10, "unmerged": 11, "merged": None if prompt else 10}, "rounds": 5,
+                           "seconds": {"base": 1.0, "unmerged": 1.1, "merged": None}, "reason": "", "rows": 8,
+                           "length": 16}  # fmt: skip
+      held["energy"] = {"unit": "joules", "value": 2.5, "steps": 3, "watts": 40.0, "zones": []}
+    matrix = [[0.9, None], [0.8, 0.7]]
+    held["sequence"] = {"tasks": ["csv:a.csv", "csv:b.csv"], "metric": "accuracy", "keep": False, "matrix": matrix,
+                        "examples": [9, 9], "average": 0.75, "backward": -0.1, "forgetting": 0.1}  # fmt: skip
+    record["dimensions"] = held
+  return own
+
+
+def test_other_dimensions_of_own_studies_are_told_with_their_runs(folder, tmp_path):
+  trained = {"full": (0.80, 9000, 1.0, 1e-4), "prompt": (0.84, 40, 0.9, 1e-2), "lora": (0.78, 300, 0.7, 1e-3)}
+  path = records.write_results(measured(synthetic.results(trained, seeds=3, examples=200)), tmp_path)
+  found = {one["row"]: one["notes"] for one in guide.guide(config(folder, results=str(path)))["ranked"]}
+  told = " ".join(found["prompt"])
+  assert "a forward pass took 1.14 of the base's beside it; it cannot be merged (your study's prompt/seed-0)" in told
+  assert "a step took 2.5 J" in told and "later tasks changed earlier ones by −10.0 points" in told
+  assert "prompt/seed-{0..2}" in told and "cannot be merged" not in " ".join(found["lora"])
+
+
+def test_forgetting_of_an_own_study_comes_before_published_figures():
+  groups = [{"row": "lora", "size": 0, "low": 0.01, "high": 0.03, "runs": ["lora/seed-0", "lora/seed-1"]},
+            {"row": "one", "size": 0, "low": None, "high": None, "runs": ["one/seed-0"]}]  # fmt: skip
+  found = evidence.forgetting_of({"forgetting": {"groups": groups}}, "your study")
+  assert found == {"lora": evidence.Range(0.01, 0.03, "your study", 2)}
+  assert evidence.forgetting_of({}, "your study") == {}
+
+
+def test_budgets_count_steps_and_not_rows(folder):
+  result = guide.guide(config(folder, examples=101))
+  for one in result["ranked"]:
+    assert one["training_flops"] == 51 * one["step_flops"]  # batches of two
+  least = min(one["training_flops"] for one in result["ranked"])
+  kept = guide.guide(config(folder, examples=101, budget_flops=float(least)))
+  assert all(one["training_flops"] <= least for one in kept["ranked"])
+  assert any("the budget is" in one["reason"] for one in kept["rejected"])
+
+
+def test_devices_that_are_not_here_are_not_compiled_for(folder):
+  result = guide.guide(config(folder, compile=1, devices=7))
+  assert all(one["fits"] is None for one in result["ranked"])
+  assert "guide.topology" in " ".join(result["ranked"][0]["notes"]) and result["device"]["count"] == 7
+
+
 def test_rules_that_disagree_are_shown_as_such():
   applying = rules.applying(rules.Wants(domain="far", examples=300))
   assert {rule.favours for rule in applying} == {rules.FULL, rules.PEFT}

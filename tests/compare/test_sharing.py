@@ -68,10 +68,22 @@ def test_an_owner_that_was_given_up_leaves_the_next_one_alone(tmp_path):
 
 def test_a_half_written_lease_counts_as_taken_for_a_while(tmp_path):
   here = Leases(tmp_path, patience=0.1)
+  assert here.started > 0
   (tmp_path / "leases/a.0001").write_text("")
   assert here.take("a") is None
   time.sleep(0.15)
   assert here.take("a") is not None
+
+
+def test_what_raises_ends_its_lease(tmp_path):
+  def fail():
+    with Leases(tmp_path).shared(["a"], str) as items:
+      for _ in items:
+        raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt) as kept:
+    fail()
+  assert kept.value is not None and Leases(tmp_path).take("a") is not None
 
 
 def test_failures_of_others_are_told_from_older_ones(tmp_path):
@@ -90,11 +102,12 @@ import sys, time
 from pathlib import Path
 from peftjax.compare.sharing import Leases
 folder, slow = Path(sys.argv[1]), float(sys.argv[2])
-for item in Leases(folder, patience=30.0).shared(list("abcdefgh"), str, poll=0.02):
-  if not (folder / item).exists():
-    print(item, flush=True)
-    time.sleep(slow)
-    (folder / item).write_text(item)
+with Leases(folder, patience=30.0).shared(list("abcdefgh"), str, poll=0.02) as items:
+  for item in items:
+    if not (folder / item).exists():
+      print(item, flush=True)
+      time.sleep(slow)
+      (folder / item).write_text(item)
 """
 
 
@@ -110,7 +123,6 @@ def test_processes_divide_the_work_and_replace_one_that_is_killed(tmp_path):
   stuck.wait()
   done = [other.communicate(timeout=60)[0].split() for other in others]
   assert sorted(done[0] + done[1]) == list("abcdefgh")  # each once; the killed one's at once, long before 30 s
-  assert all(done)
 
 
 @pytest.mark.parametrize("process", [os.getpid(), 2**22 + 1])

@@ -190,3 +190,34 @@ def test_a_row_that_cannot_be_built_is_found_before_any_training(tmp_path):
   with pytest.raises(UserError, match=r"compare\.methods\.lora: method\.targets"):
     study.run(config(), tmp_path, train=train, make_step=make_step, check=check)
   assert not list(tmp_path.iterdir())
+
+
+def test_processes_that_share_a_folder_divide_the_trials(unbroken, tmp_path):
+  """Three real ones; the first is killed in its second trial, and all others end with the whole study."""
+  script = f"""
+import os, signal, sys, time
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from tests.compare import test_study as one
+trained = []
+def train(config, folder):
+  trained.append(folder.parent.name + "/" + folder.name)
+  if len(trained) == int(sys.argv[1]): os.kill(os.getpid(), signal.SIGKILL)
+  time.sleep(0.2)
+  return one.train(config, folder)
+outcome = one.run(one.config(), Path({str(tmp_path)!r}), train)
+print(len(outcome.summary["rows"][0]["seeds"]), *trained)
+"""
+  processes = [
+    subprocess.Popen([sys.executable, "-c", script, str(death)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    for death in (2, 0, 0)
+  ]
+  told = [process.communicate(timeout=300) for process in processes]
+  assert [process.returncode for process in processes] == [-9, 0, 0], told
+  (first, *one), (second, *other) = (out.decode().split() for out, _ in told[1:])
+  assert first == second == "3"
+  assert not set(one) & set(other) and len({*one, *other}) == 8  # the killed one finished the ninth
+  assert results(tmp_path) == results(unbroken[0])
+  mine, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (tmp_path, unbroken[0]))
+  assert [row["estimate"] for row in mine["rows"]] == [row["estimate"] for row in theirs["rows"]]
+  assert mine["dimensions"] == theirs["dimensions"]

@@ -24,7 +24,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +94,7 @@ def train(config: ConfigDict, names: Sequence[str], folder: Path, keep: bool = F
   for index, one in enumerate(configs):
     place = folder / str(index)
     run = _going_on(one, runs, trained if not keep else [])
-    summary = loop.train(one, place, resolve=lambda _, run=run: run)
+    summary = loop.train(one, place, resolve=_already(run))
     runs.append(run)
     trained.append(restored(place, run))
     matrix.append(_row(place, summary, runs, trained, configs, keep))
@@ -106,6 +106,10 @@ def train(config: ConfigDict, names: Sequence[str], folder: Path, keep: bool = F
     "keep": keep,
     **figures(matrix),
   }
+
+
+def _already(run: Run) -> Callable[[ConfigDict], Run]:
+  return lambda _: run
 
 
 def _on(config: ConfigDict, name: str) -> ConfigDict:

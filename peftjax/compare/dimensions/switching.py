@@ -38,7 +38,7 @@ def compilations() -> Iterator[list[str]]:
 
   seen: list[str] = []
 
-  def listen(event: str, duration: float, **more: Any) -> None:
+  def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
     if event.endswith("backend_compile_duration"):
       seen.append(event)
 

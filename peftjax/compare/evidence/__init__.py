@@ -113,12 +113,12 @@ def own_study(path: Path, reference: str = "full") -> Own:
     settings,
     _root_mean_square(spreads),
     reference,
-    _forgetting(conclusions, f"your study {path}"),
+    forgetting_of(conclusions, f"your study {path}"),
     _notes(conclusions),
   )
 
 
-def _forgetting(conclusions: Mapping[str, Any], source: str) -> dict[str, Range]:
+def forgetting_of(conclusions: Mapping[str, Any], source: str) -> dict[str, Range]:
   """Each row's interval of the dimension "forgetting", at the largest size; a single seed is no range."""
   groups = (conclusions.get("forgetting") or {}).get("groups", ())
   return {
