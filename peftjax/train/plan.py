@@ -33,7 +33,9 @@ from peftjax.train import run as run_lib
 from peftjax.train.compiling import CompiledStep
 
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-_OVERFULL = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
+# What the compiler for TPUs says where a program does not fit: "Used 22.99G of 15.75G hbm", in an early pass "the total
+# memory required for HLO temporaries (22.99G) exceeds", which arguments are counted in.
+_OVERFULL = re.compile(r"(?:Used |memory required for [^()]*\()([\d.]+)([KMGT]?)(?: of [\d.]+[KMGT]? hbm|\) exceeds)")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -115,8 +117,9 @@ def compiled_for(config: ConfigDict, devices: list[Any], arguments: bool = False
   except jax.errors.JaxRuntimeError as error:
     if (used := _OVERFULL.search(str(error))) is None:
       raise
-    total, held = int(float(used[1]) * _UNITS[used[2]]), sum(by_kind.values())
-    each = {"arguments": held, "temp": max(total - held, 0), "total": total}
+    held = sum(by_kind.values())
+    total = max(int(float(used[1]) * _UNITS[used[2]]), held)  # the message has two decimals
+    each = {"arguments": held, "temp": total - held, "total": total}
     return found | {"fits": False, "bytes_per_device": each, "compile_seconds": None}
   memory = compiled.memory_analysis()
   beside = max(memory.output_size_in_bytes - memory.alias_size_in_bytes, 0)
