@@ -84,6 +84,11 @@ def compiled_for(config: ConfigDict, devices: list[Any], arguments: bool = False
     the bytes of the largest leaf that is whole on every device of a mesh that could split it; `notes`.
   """
   mesh = mesh_lib.make_mesh(config.mesh, devices)
+  ways = math.prod(mesh.shape[axis] for axis in mesh_lib.BATCH_AXES)
+  uneven = config.train.eval_batch_size % ways
+  if uneven:  # no part of the step, so that it is told and no mistake yet
+    config = copy.deepcopy(config)
+    config.train.eval_batch_size += ways - uneven
   run_lib.check_sizes(config, mesh)
   task, model = _task_and_model(config)
   program = run_lib.program(config, task, model, mesh, config.train.steps or 1000)
@@ -104,7 +109,7 @@ def compiled_for(config: ConfigDict, devices: list[Any], arguments: bool = False
     "mesh": dict(mesh.shape),
     "method": str(config.method.name),
     "largest_replicated": largest_replicated((state, frozen), mesh),
-    "notes": program.layout.notes(model.params),
+    "notes": program.layout.notes(model.params) + _uneven_note(config, uneven),
   }
   if arguments:
     held = sum(by_kind.values())
@@ -133,6 +138,11 @@ def compiled_for(config: ConfigDict, devices: list[Any], arguments: bool = False
     "step_flops": cost.flops,
     "collectives": collectives(compiled.as_text()),
   }
+
+
+def _uneven_note(config: ConfigDict, uneven: int) -> list[str]:
+  size = config.train.eval_batch_size
+  return [f"training on this mesh needs another train.eval_batch_size, such as {size}"] if uneven else []
 
 
 def _task_and_model(config: ConfigDict) -> tuple[tasks.Task, Model]:

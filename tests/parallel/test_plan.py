@@ -108,6 +108,11 @@ def test_what_a_chip_cannot_hold_fits_once_it_is_split(plan, tmp_path):
   assert last["fits"] and last["bytes_per_device"]["total"] < found["limit_bytes"] / 2
 
 
+def test_evaluation_is_no_part_of_a_plan(plan):
+  found = plan("--arguments", "--topology=v5e:2x2", "--config.train.eval_batch_size=6")
+  assert found["notes"] == ["training on this mesh needs another train.eval_batch_size, such as 8"]
+
+
 def test_arguments_alone(plan):
   whole, found = plan(), plan("--arguments")
   assert found["arguments_by_kind"] == whole["arguments_by_kind"] and found["fits"]
