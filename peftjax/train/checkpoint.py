@@ -16,6 +16,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,11 @@ class Base:
 
 
 class Checkpoints:
-  """The checkpoints of one run, newest last. Use as a context manager: leaving it waits for a save under way."""
+  """The checkpoints of one run, newest last. Use as a context manager: leaving it waits for a save under way.
+
+  Raises:
+    UserError: the folder cannot be made or read.
+  """
 
   def __init__(self, folder: Path, keep: int = 2):
     self.folder = folder.resolve()
@@ -52,7 +57,10 @@ class Checkpoints:
       create=True,
       temporary_path_class=manifest.WithManifest,
     )
-    self._manager = ocp.CheckpointManager(self.folder, options=options)
+    try:
+      self._manager = ocp.CheckpointManager(self.folder, options=options)
+    except OSError as error:
+      raise UserError(f"cannot use the folder {self.folder}: {error.strerror or error}") from None
 
   def __enter__(self) -> Checkpoints:
     return self
@@ -76,7 +84,12 @@ class Checkpoints:
       state: on devices.
       position: the data iterator's, made of what JSON holds.
       base: what the frozen leaves were loaded from.
+
+    Raises:
+      OSError: no folder can be made in that of the checkpoints.
     """
+    if jax.process_index() == 0:  # Orbax would wait for minutes for a folder that its own thread could not make
+      tempfile.TemporaryDirectory(prefix=".", dir=self.folder).cleanup()
     trainable, training = _as_items(state)
     meta = {"position": position, "base": dataclasses.asdict(base), "arrays": _describe(trainable | training)}
     meta["manifest"] = True

@@ -22,9 +22,12 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint._src.metadata.checkpoint import step_metadata_file_path
 from orbax.checkpoint._src.path.atomicity import AtomicRenameTemporaryPath
 
+from peftjax.errors import UserError
+
 NAME = "manifest"
-_WHOLE, _MISSING, _SIZE, _BYTES, _UNREADABLE = range(5)
-_REASONS = ("", "is missing", "has another size than was saved", "has other bytes than were saved", "cannot be read")
+_WHOLE, _MISSING, _SIZE, _BYTES, _UNREADABLE, _FORBIDDEN = range(6)
+_REASONS = ("", "is missing", "has another size than was saved", "has other bytes than were saved", "cannot be read",
+            "may not be read by this user")  # fmt: skip
 
 
 def write(folder: Path) -> None:
@@ -47,6 +50,7 @@ def verify(folder: Path, items: Iterable[str] = ()) -> bool:
 
   Raises:
     ValueError: a file, or the manifest, is damaged or missing.
+    UserError: a file may not be read.
   """
   exists = (folder / NAME).is_file()
   entries = _entries(folder) if exists else []
@@ -54,16 +58,19 @@ def verify(folder: Path, items: Iterable[str] = ()) -> bool:
   files = [entry for entry in entries or () if not chosen or entry[2].partition("/")[0] in chosen]
   found = (len(files), _WHOLE) if entries is not None else (-1, _BYTES)
   for place in _share([size for _, size, _ in files]):
-    digest, size, name = files[place]
-    if reason := _compare(folder / name, digest, size):
+    digest, size, path = files[place]
+    if reason := _compare(folder / path, digest, size):
       found = (place, reason)
       break
   if jax.process_count() > 1:
     everyone = multihost_utils.process_allgather(np.array([*found, exists], np.int32))
     found, exists = min((place, reason) for place, reason, _ in everyone.tolist()), bool(everyone[:, 2].all())
   place, reason = found
+  name = files[place][2] if 0 <= place < len(files) else NAME
+  if reason == _FORBIDDEN:
+    raise UserError(f"{folder / name} {_REASONS[reason]}")
   if reason:
-    raise ValueError(f"{files[place][2] if 0 <= place < len(files) else NAME} {_REASONS[reason]}")
+    raise ValueError(f"{name} {_REASONS[reason]}")
   return exists
 
 
@@ -118,6 +125,8 @@ def _compare(path: Path, digest: str, size: int) -> int:
     return _WHOLE if _digest(path) == digest else _BYTES
   except FileNotFoundError:
     return _MISSING
+  except PermissionError:
+    return _FORBIDDEN
   except OSError:
     return _UNREADABLE
 

@@ -55,8 +55,8 @@ PLANS = {
     LLAMA_7B,
     "v5e:4x4",
     (*LORA, "model.quantize=int8"),
-    2.3,
-    {"all-gather": 180, "all-reduce": 4, "all-to-all": 1},
+    1.9,
+    {"all-gather": 169, "all-reduce": 4, "all-to-all": 1},
   ),
   "nf4": (
     LLAMA_7B,
@@ -65,7 +65,7 @@ PLANS = {
     1.7,
     {"all-gather": 173, "all-reduce": 4, "all-to-all": 1},
   ),
-  "70b": (LLAMA_70B, "v5p:8x8x4", LORA, 7.0, {"all-gather": 180, "all-reduce": 4, "all-to-all": 1}),
+  "70b": (LLAMA_70B, "v5p:8x8x4", LORA, 8.2, {"all-reduce": 19, "all-to-all": 1}),
   "405b": (LLAMA_405B, "v5p:2x2x4", LORA, 95.0, {"all-gather": 180, "all-reduce": 4, "all-to-all": 1}),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import pytest
 
+from peftjax.errors import UserError
 from peftjax.train import manifest
 
 
@@ -49,6 +50,17 @@ def test_missing_cut_and_grown_files_are_found(folder):
     manifest.verify(folder, ("trainable",))
   (folder / manifest.NAME).unlink()
   assert not manifest.verify(folder)
+
+
+def test_what_may_not_be_read_is_no_damage(folder, monkeypatch):
+  """So that it is not deleted for that."""
+
+  def refused(path):
+    raise PermissionError(13, "Permission denied", str(path))
+
+  monkeypatch.setattr(manifest, "_digest", refused)
+  with pytest.raises(UserError, match="empty may not be read by this user"):
+    manifest.verify(folder)
 
 
 def test_processes_divide_files_by_size(monkeypatch):
