@@ -138,6 +138,18 @@ def test_other_dimensions_of_own_studies_are_told_with_their_runs(folder, tmp_pa
   assert "prompt/seed-{0..2}" in told and "cannot be merged" not in " ".join(found["lora"])
 
 
+def test_the_largest_size_of_an_own_study_counts(tmp_path):
+  few = {"full": (0.60, 9000, 1.0, 1e-4), "lora": (0.80, 300, 0.7, 1e-3)}
+  many = {"full": (0.80, 9000, 1.0, 1e-4), "lora": (0.70, 300, 0.7, 1e-3)}
+  own = [
+    record | {"size": size, "run": record["run"].replace("/", f"/n={size}/")}
+    for size, trained in ((32, few), (4000, many))
+    for record in synthetic.results(trained, seeds=3, examples=400)
+  ]
+  found = evidence.own_study(records.write_results(own, tmp_path))
+  assert found.accuracy["lora"].high < 0 and found.accuracy["lora"].runs == 3
+
+
 def test_forgetting_of_an_own_study_comes_before_published_figures():
   groups = [{"row": "lora", "size": 0, "low": 0.01, "high": 0.03, "runs": ["lora/seed-0", "lora/seed-1"]},
             {"row": "one", "size": 0, "low": None, "high": None, "runs": ["one/seed-0"]}]  # fmt: skip

@@ -18,6 +18,7 @@ from typing import Any
 
 from peftjax.compare import analysis, dimensions
 from peftjax.compare import formatting as fmt
+from peftjax.compare.dimensions.base import size_of
 from peftjax.compare.records import read_results
 
 PROBLEMS = 1319  # of GSM8K's test split
@@ -90,13 +91,15 @@ class Own:
 
 
 def own_study(path: Path, reference: str = "full") -> Own:
-  """A study's ``results.jsonl`` as evidence.
+  """A study's ``results.jsonl`` as evidence; of a study of several sizes what it found at the largest.
 
   Raises:
     UserError: no such file, or no record in it.
   """
   records = read_results(path)
-  summary = analysis.summarize(records, analysis.Question(reference=reference, baseline=""))
+  size = max((size_of(record) for record in records), default=0)
+  largest = [record for record in records if size_of(record) == size]
+  summary = analysis.summarize(largest, analysis.Question(reference=reference, baseline=""))
   found, spreads = {}, []
   for row in summary["rows"]:
     one = row["difference"]
