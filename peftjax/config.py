@@ -57,6 +57,9 @@ def default() -> ConfigDict:
   config.data.name = "packaged:movie_reviews"  # packaged:NAME, jsonl:FILE, csv:FILE, tfds:NAME
   config.data.train_examples = 0  # the first n of the shuffled training split; 0: all
   config.data.eval_examples = 0  # the first n of every other split, in an order that no seed changes; 0: all
+  config.data.shifted = ()  # sets with the same labels that are evaluated once, after the last step
+  config.data.retained = ""  # of language models: held-out text whose loss is evaluated along the run
+  config.data.flip_labels = 0.0  # share of the training examples that get a wrong label
   config.data.max_length = 128  # tokens; longer texts are cut
   config.data.buckets = (16, 24, 32, 48, 64, 96, 128)  # padded lengths, one compilation each; (): max_length only
   config.data.text_column = ""  # empty: the source's own
@@ -101,7 +104,7 @@ def default() -> ConfigDict:
   config.train.log_every = 10  # updates
   config.train.nonfinite = "stop"  # on a loss or gradient that is not finite: stop, or skip the update
   config.train.spike = 0.0  # a loss this many times the running mean counts as not finite too; 0: none does
-  config.train.final_splits = ("validation",)  # evaluated after the last step; during training only validation is
+  config.train.final_splits = ("validation",)  # evaluated after the last step; "train" are the examples trained on
   config.train.predictions = True  # every example's result in predictions-SPLIT.npz after the last step
   config.train.tensorboard = True  # event files beside metrics.jsonl
 
@@ -137,17 +140,20 @@ def default() -> ConfigDict:
   config.compare = ConfigDict()
   config.compare.methods = ConfigDict()  # row name -> overrides of the sections, e.g. {"method": {...}, "optim": {...}}
   config.compare.seeds = (0, 1)
+  config.compare.sizes = ()  # numbers of training examples, each a study of its own; (): data.train_examples alone
   config.compare.reference = "full"  # the row that others are compared with
   config.compare.baseline = "head"  # the row that every method should beat
   config.compare.split = "test"  # what conclusions rest on; each trial opens it once, after its last step
   config.compare.margin = 0.01  # differences of the main metric below it do not matter: "matches" is inside it
+  config.compare.budget_flops = 0.0  # for each run's training: decides the updates of each row; 0: train.steps do
   config.compare.together = 1  # seeds of a row that one program trains at once
-  config.compare.dimensions = ("overfitting",)  # what is measured of each trial beside its score
+  config.compare.dimensions = ("overfitting", "flips")  # what is measured of each trial beside its score
   config.compare.patience = 60.0  # seconds without a sign of another process after which its trial is taken over
   config.compare.sequence = ()  # names of data sets that the dimension "sequence" trains on one after the other
   config.compare.sequence_keep = False  # each keeps its own adapter on the base, instead of one that goes on
   config.compare.search = ConfigDict()  # before the final runs, the same number of settings for every row
   config.compare.search.seeds = ()  # of the search, none of the final runs'; (): no search, rows keep their own rates
+  config.compare.search.sizes = "largest"  # of compare.sizes that settings are searched at: largest, or each
   config.compare.search.trials = 6  # settings of each row
   config.compare.search.factor = 10**0.5  # between neighbouring learning rates
   config.compare.search.split = "validation"

@@ -60,10 +60,10 @@ def summarize(records: Sequence[Record], question: Question, timing: Mapping[str
   rows = _ordered(records, question)
   of_row = {row: [record for record in records if record["row"] == row] for row in rows}
   metric = records[0]["metric"] if records else "accuracy"
-  scores = {row: _scores(of_row[row], metric, question.split) for row in rows}
+  scores = {row: scores_of(of_row[row], metric, question.split) for row in rows}
   single, paired = _pooled(scores)
-  differences = _comparisons(scores, question.reference, question.margin, paired)
-  over_baseline = _comparisons(scores, question.baseline, question.margin, paired)
+  differences = comparisons(scores, question.reference, question.margin, paired)
+  over_baseline = comparisons(scores, question.baseline, question.margin, paired)
   costs = _costs(of_row)
   reference_flops = costs.get(question.reference, {}).get("flops")
   summaries = []
@@ -75,7 +75,7 @@ def summarize(records: Sequence[Record], question: Question, timing: Mapping[str
         "method": first.get("method"),
         "runs": [record["run"] for record in of_row[row]],
         "seeds": list(scores[row].seeds),
-        **_estimate(scores[row], single),
+        **estimate_of(scores[row], single),
         "difference": differences.get(row),
         "over_baseline": over_baseline.get(row),
         "parameters": first.get("parameters"),
@@ -112,7 +112,8 @@ def _ordered(records: Sequence[Record], question: Question) -> list[str]:
   return list(dict.fromkeys([*first, *sorted(sizes, key=lambda row: (sizes[row], row))]))
 
 
-def _scores(records: Sequence[Record], metric: str, split: str) -> Scores:
+def scores_of(records: Sequence[Record], metric: str, split: str) -> Scores:
+  """The scores of one row's records on a split: of every example, where all records hold them."""
   records = sorted(records, key=lambda record: record["seed"])
   seeds = tuple(record["seed"] for record in records)
   stored = [(record.get("scores") or {}).get(split) for record in records]
@@ -133,7 +134,8 @@ def _pooled(scores: Mapping[str, Scores]) -> tuple[Pooled, Pooled] | tuple[None,
   return statistics.pool_seeds(np.stack(averages))
 
 
-def _estimate(scores: Scores, pooled: Pooled | None) -> dict[str, Any]:
+def estimate_of(scores: Scores, pooled: Pooled | None = None) -> dict[str, Any]:
+  """{"estimate", "low", "high", "by_seed", "bootstrap"} of a row's scores."""
   by_seed = scores.values.mean(axis=1)
   if scores.per_example:
     method = statistics.accuracy_interval if scores.binary else statistics.mean_interval
@@ -151,8 +153,8 @@ def _estimate(scores: Scores, pooled: Pooled | None) -> dict[str, Any]:
   }
 
 
-def _comparisons(
-  scores: Mapping[str, Scores], against: str, margin: float, pooled: Pooled | None
+def comparisons(
+  scores: Mapping[str, Scores], against: str, margin: float, pooled: Pooled | None = None
 ) -> dict[str, dict[str, Any]]:
   """Every row but `against` with it, on the seeds that both have; one family for Holm's correction."""
   if against not in scores:
@@ -202,12 +204,12 @@ def _typical(records: Sequence[Record], key: str) -> float | None:
 
 def _costs(of_row: Mapping[str, Sequence[Record]]) -> dict[str, dict[str, Any]]:
   """Each row's FLOPs and temporary bytes of a step on the largest shape of batch that every row has compiled."""
-  compiled = {row: _merged(records) for row, records in of_row.items()}
+  compiled = {row: shapes for row, records in of_row.items() if (shapes := _merged(records))}
   common = set.intersection(*(set(shapes) for shapes in compiled.values())) if compiled else set()
   if not common:
-    return {row: {} for row in of_row}
+    return {row: {} for row in of_row}  # no shape that all have, or a study of frozen rows
   largest = max(common, key=lambda shape: (max(shapes[shape]["flops"] for shapes in compiled.values()), shape))
-  return {row: shapes[largest] | {"shape": largest} for row, shapes in compiled.items()}
+  return {row: compiled[row][largest] | {"shape": largest} if row in compiled else {} for row in of_row}
 
 
 def _bytes(record: Record, cost: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from peftjax.compare import formatting as fmt
 from peftjax.compare.analysis import Summary
-from peftjax.compare.claims import NOT_PEFT
+from peftjax.compare.verdicts import NOT_PEFT
 
 Row = Mapping[str, Any]
 

@@ -18,16 +18,19 @@ import numpy as np
 from peftjax.compare import formatting as fmt
 from peftjax.compare import shapes
 from peftjax.compare.analysis import Summary
+from peftjax.compare.claims_measured import MEASURED
 from peftjax.compare.records import Record
 from peftjax.compare.trials import changes
-
-SUPPORTED, CONTRADICTED, INCONCLUSIVE = "supported", "contradicted", "inconclusive"
-UNTESTABLE = "not testable here"
-VERDICTS = (SUPPORTED, CONTRADICTED, INCONCLUSIVE, UNTESTABLE)
-
-NOT_PEFT = ("full", "head", "last_k", "frozen")  # methods that are the reference or a baseline
-
-Verdict = dict[str, Any]
+from peftjax.compare.verdicts import (
+  CONTRADICTED,
+  INCONCLUSIVE,
+  SUPPORTED,
+  Verdict,
+  peft,
+  reference,
+  runs_of,
+  untestable,
+)
 
 
 def published() -> list[dict[str, str]]:
@@ -46,7 +49,7 @@ def judge(summary: Summary, results: Sequence[Record]) -> list[Verdict]:
   verdicts: list[Verdict] = []
   for claim in published():
     rule = RULES.get(claim["id"])
-    found = rule(summary, results) if rule else _untestable(NEEDS[claim["id"]])
+    found = rule(summary, results) if rule else untestable(NEEDS[claim["id"]])
     verdicts.append(
       claim | {"effect": None, "unit": "", "interval": None, "runs": [], "counts": "", "needs": ""} | found
     )
@@ -54,24 +57,6 @@ def judge(summary: Summary, results: Sequence[Record]) -> list[Verdict]:
 
 
 # Parts of rules ---------------------------------------------------------------------------------------------------
-
-
-def _untestable(needs: str, reason: str = "this study does not measure it", **more: Any) -> Verdict:
-  return {"verdict": UNTESTABLE, "reason": reason, "needs": needs} | more
-
-
-def _peft(summary: Summary) -> list[dict[str, Any]]:
-  return [row for row in summary["rows"] if (row["method"] or {}).get("name") not in NOT_PEFT]
-
-
-def _runs(*rows: Mapping[str, Any] | None) -> list[str]:
-  return [run for row in rows if row for run in row["runs"]]
-
-
-def _reference(summary: Summary) -> dict[str, Any] | None:
-  """The row of full fine-tuning, where it is what others were compared with."""
-  rows = [row for row in summary["rows"] if row["row"] == summary["reference"]]
-  return rows[0] if rows and (rows[0]["method"] or {}).get("name") == "full" else None
 
 
 def _difference(row: Mapping[str, Any], metric: str) -> Verdict:
@@ -93,9 +78,9 @@ def _each(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
 
 
 def _accuracy_reaches_full(summary: Summary, results: Sequence[Record]) -> Verdict:
-  full, rows = _reference(summary), [row for row in _peft(summary) if row["difference"]]
+  full, rows = reference(summary), [row for row in peft(summary) if row["difference"]]
   if full is None or not rows:
-    return _untestable("rows of full fine-tuning, as the reference, and of at least one PEFT method")
+    return untestable("rows of full fine-tuning, as the reference, and of at least one PEFT method")
   metric = summary["metric"]
   reaching = [row for row in rows if row["difference"]["verdict"] in ("better", "matches")]
   if reaching:
@@ -106,7 +91,7 @@ def _accuracy_reaches_full(summary: Summary, results: Sequence[Record]) -> Verdi
   return {
     "verdict": verdict,
     **_difference(shown, metric),
-    "runs": _runs(full, *rows),
+    "runs": runs_of(full, *rows),
     "counts": "one method that is better than full fine-tuning or matches it",
     "reason": _each(rows, metric),
   }
@@ -116,10 +101,10 @@ def _comparable_at_a_fraction(summary: Summary, results: Sequence[Record]) -> Ve
   found = _accuracy_reaches_full(summary, results)
   if found["verdict"] != SUPPORTED:
     return found
-  rows = [row for row in _peft(summary) if (row["difference"] or {}).get("verdict") in ("better", "matches")]
+  rows = [row for row in peft(summary) if (row["difference"] or {}).get("verdict") in ("better", "matches")]
   costs = [row for row in rows if row["flops_ratio"] is not None]
   if not costs:
-    return _untestable("FLOPs of a step for every row", "accuracy was compared, cost was not")
+    return untestable("FLOPs of a step for every row", "accuracy was compared, cost was not")
   cheap = [row for row in costs if row["flops_ratio"] < 1 and (row["step_ratio"] or {"high": 0})["high"] < 1]
   shown = "; ".join(f"{row['row']} {row['flops_ratio']:.2f} of the FLOPs{_time(row)}" for row in costs)
   found["reason"] += f". Cost against full: {shown}"
@@ -133,10 +118,10 @@ def _time(row: Mapping[str, Any]) -> str:
 
 
 def _time_30_50(summary: Summary, results: Sequence[Record]) -> Verdict:
-  full = _reference(summary)
-  rows = [row for row in _peft(summary) if row["step_ratio"] and row["difference"]]
+  full = reference(summary)
+  rows = [row for row in peft(summary) if row["step_ratio"] and row["difference"]]
   if full is None or not rows:
-    return _untestable("step times of full fine-tuning and PEFT rows taken in turns (compare.timing_rounds)")
+    return untestable("step times of full fine-tuning and PEFT rows taken in turns (compare.timing_rounds)")
   reach = {row["row"]: row["difference"]["verdict"] for row in rows}
   within = [row for row in rows if row["step_ratio"]["low"] <= 0.7 and row["step_ratio"]["high"] >= 0.5]
   keep = [row for row in within if reach[row["row"]] in ("better", "matches")]
@@ -148,34 +133,34 @@ def _time_30_50(summary: Summary, results: Sequence[Record]) -> Verdict:
     "effect": 1 - ratio["estimate"],
     "interval": [1 - ratio["high"], 1 - ratio["low"]],
     "unit": f"share of the step time saved, {shown['row']} against full",
-    "runs": _runs(full, *rows),
+    "runs": runs_of(full, *rows),
     "counts": "one method whose step takes 30 to 50% less time, for as many steps, and that loses no accuracy",
     "reason": "; ".join(f"{row['row']}{_time(row)[1:]}, accuracy {reach[row['row']]}" for row in rows),
   }
 
 
 def _energy(summary: Summary, results: Sequence[Record]) -> Verdict:
-  full, rows = _reference(summary), [row for row in _peft(summary) if row["flops_ratio"] is not None]
+  full, rows = reference(summary), [row for row in peft(summary) if row["flops_ratio"] is not None]
   if full is None or not rows:
-    return _untestable("FLOPs of a step for full fine-tuning and PEFT rows, or joules where the machine tells")
+    return untestable("FLOPs of a step for full fine-tuning and PEFT rows, or joules where the machine tells")
   ratios = [row["flops_ratio"] for row in rows]
   shown = rows[int(np.argsort(ratios)[len(ratios) // 2])]
   return {
     "verdict": SUPPORTED if max(ratios) < 1 else CONTRADICTED if min(ratios) >= 1 else INCONCLUSIVE,
     "effect": shown["flops_ratio"],
     "unit": f"FLOPs of a step, {shown['row']} over full (the middle method); joules were not read",
-    "runs": _runs(full, *rows),
+    "runs": runs_of(full, *rows),
     "counts": "all methods, at the same number of steps",
     "reason": "FLOPs stand for energy: " + "; ".join(f"{row['row']} {row['flops_ratio']:.2f}" for row in rows),
   }
 
 
 def _best_with_data(summary: Summary, results: Sequence[Record]) -> Verdict:
-  full, rows = _reference(summary), [row for row in _peft(summary) if row["difference"]]
+  full, rows = reference(summary), [row for row in peft(summary) if row["difference"]]
   if full is None or not rows:
-    return _untestable("rows of full fine-tuning and of PEFT methods on all training examples")
+    return untestable("rows of full fine-tuning and of PEFT methods on all training examples")
   if any((record.get("config") or {}).get("data", {}).get("train_examples") for record in results):
-    return _untestable(
+    return untestable(
       "the same study on all training examples (data.train_examples=0), as the right end of a curve over n",
       "this study trained on a part of the data",
     )
@@ -186,23 +171,23 @@ def _best_with_data(summary: Summary, results: Sequence[Record]) -> Verdict:
   return {
     "verdict": verdict,
     **_difference(max(rows, key=lambda row: row["difference"]["estimate"]), metric),
-    "runs": _runs(full, *rows),
+    "runs": runs_of(full, *rows),
     "counts": "all methods are worse than full fine-tuning",
     "reason": f"on all training examples of this data set: {_each(rows, metric)}",
   }
 
 
 def _hybrid(summary: Summary, results: Sequence[Record]) -> Verdict:
-  full = _reference(summary)
+  full = reference(summary)
   rows = [row for row in summary["rows"] if (row["method"] or {}).get("name") == "hybrid" and row["difference"]]
   if full is None or not rows:
-    return _untestable("a row of the method hybrid beside full fine-tuning and the adapter that it contains")
+    return untestable("a row of the method hybrid beside full fine-tuning and the adapter that it contains")
   words = {row["difference"]["verdict"] for row in rows}
   verdict = SUPPORTED if "better" in words else CONTRADICTED if words <= {"worse", "matches"} else INCONCLUSIVE
   return {
     "verdict": verdict,
     **_difference(max(rows, key=lambda row: row["difference"]["estimate"]), summary["metric"]),
-    "runs": _runs(full, *rows),
+    "runs": runs_of(full, *rows),
     "counts": "one hybrid that is better than full fine-tuning",
     "reason": _each(rows, summary["metric"]) + ". Staged runs were not made",
   }
@@ -211,14 +196,14 @@ def _hybrid(summary: Summary, results: Sequence[Record]) -> Verdict:
 def _adapter_share(summary: Summary, results: Sequence[Record]) -> Verdict:
   shares = _shares(summary)
   if not shares:
-    return _untestable("adapter files saved beside the size of the base")
+    return untestable("adapter files saved beside the size of the base")
   row, share = min(shares, key=lambda one: one[1])
   gpt3 = 100 * shapes.GPT3_LORA_R4 / shapes.GPT3_TOTAL
   return {
     "verdict": SUPPORTED if share <= 0.015 else CONTRADICTED,
     "effect": share,
     "unit": f"% of the base's bytes, {row['row']}",
-    "runs": _runs(*(one for one, _ in shares)),
+    "runs": runs_of(*(one for one, _ in shares)),
     "counts": "one method at 0.01%, rounded",
     "reason": "; ".join(f"{one['row']} {fmt.percent(value)}" for one, value in shares)
     + f". From shapes, LoRA of rank 4 on query and value of GPT-3 175B is {gpt3:.3f}%: it holds at that size",
@@ -229,25 +214,25 @@ def _adapter_megabytes(summary: Summary, results: Sequence[Record]) -> Verdict:
   shares = _shares(summary)
   needs = "adapter files of a base of several GB"
   if not shares:
-    return _untestable(needs)
+    return untestable(needs)
   base = max(row["bytes"]["weights"] for row, _ in shares)
   sizes = [row["bytes"]["adapter_file"] for row, _ in shares]
   middle = float(np.median(sizes))
   shown: Verdict = {
     "effect": middle,
     "unit": "bytes of an adapter file, the middle method",
-    "runs": _runs(*(row for row, _ in shares)),
+    "runs": runs_of(*(row for row, _ in shares)),
     "counts": "the middle method is below 20 MB",
   }
   listed = "; ".join(f"{row['row']} {fmt.size(row['bytes']['adapter_file'])}" for row, _ in shares)
   reason = f"{listed}; the base is {fmt.size(base)}"
   if base < 2e9:
-    return _untestable(needs, reason, **shown)
+    return untestable(needs, reason, **shown)
   return shown | {"verdict": SUPPORTED if middle < 2e7 else CONTRADICTED, "reason": reason}
 
 
 def _shares(summary: Summary) -> list[tuple[dict[str, Any], float]]:
-  rows = [row for row in _peft(summary) if row["bytes"] and row["bytes"].get("adapter_file")]
+  rows = [row for row in peft(summary) if row["bytes"] and row["bytes"].get("adapter_file")]
   return [(row, 100 * row["bytes"]["adapter_file"] / row["bytes"]["weights"]) for row in rows]
 
 
@@ -255,7 +240,7 @@ def _many_adapters(summary: Summary, results: Sequence[Record]) -> Verdict:
   needs = "switching between adapters on one compiled model: latency and recompiles"
   shares = _shares(summary)
   if not shares:
-    return _untestable(needs)
+    return untestable(needs)
   row, _ = min(shares, key=lambda one: one[1])
   base, tasks = row["bytes"]["weights"], 100
   together = base + tasks * row["bytes"]["adapter_file"]
@@ -264,15 +249,15 @@ def _many_adapters(summary: Summary, results: Sequence[Record]) -> Verdict:
     f"{fmt.size(tasks * base)} as full models; switching was not measured"
   )
   effect = together / (tasks * base)
-  return _untestable(needs, reason, effect=effect, unit=f"bytes for {tasks} tasks over full models'", runs=_runs(row))
+  return untestable(needs, reason, effect=effect, unit=f"bytes for {tasks} tasks over full models'", runs=runs_of(row))
 
 
 def _memory(summary: Summary, results: Sequence[Record]) -> Verdict:
   needs = "the compiled step's bytes for a decoder of the 7B class (`peftjax plan`), full against LoRA"
-  full = _reference(summary)
-  rows = [row for row in _peft(summary) if _state(row) and (row["method"] or {}).get("name") == "lora"]
+  full = reference(summary)
+  rows = [row for row in peft(summary) if _state(row) and (row["method"] or {}).get("name") == "lora"]
   if full is None or not _state(full) or not rows:
-    return _untestable(needs)
+    return untestable(needs)
   ratio = _state(full) / _state(rows[0])
   reason = (
     f"weights, gradients and optimizer take {fmt.size(_state(full))} in full fine-tuning and "
@@ -281,7 +266,7 @@ def _memory(summary: Summary, results: Sequence[Record]) -> Verdict:
   if all(row["bytes"].get("activations") is not None for row in (full, rows[0])):
     own, lora = (_state(row) + row["bytes"]["activations"] for row in (full, rows[0]))
     reason += f"; with activations {fmt.size(own)} and {fmt.size(lora)}: {own / lora:.1f} times less"
-  return _untestable(needs, reason, effect=ratio, unit="state bytes, full over LoRA", runs=_runs(full, rows[0]))
+  return untestable(needs, reason, effect=ratio, unit="state bytes, full over LoRA", runs=runs_of(full, rows[0]))
 
 
 def _state(row: Mapping[str, Any]) -> float:
@@ -291,20 +276,20 @@ def _state(row: Mapping[str, Any]) -> float:
 
 def _config_lines(summary: Summary, results: Sequence[Record]) -> Verdict:
   needs = "a study with people; lines of config are all that can be counted"
-  full, rows = _reference(summary), _peft(summary)
+  full, rows = reference(summary), peft(summary)
   configs = {record["row"]: record["config"] for record in reversed(results) if record.get("config")}
   if full is None or full["row"] not in configs:
-    return _untestable(needs)
+    return untestable(needs)
   base = configs[full["row"]] | {"seed": 0}
   differ = {row["row"]: len(changes(base, configs[row["row"]] | {"seed": 0})) for row in rows if row["row"] in configs}
   if not differ:
-    return _untestable(needs)
-  return _untestable(
+    return untestable(needs)
+  return untestable(
     needs,
     "fields of the config that differ from full fine-tuning's: " + "; ".join(f"{k} {n}" for k, n in differ.items()),
     effect=float(np.median(list(differ.values()))),
     unit="fields that differ, the middle method",
-    runs=_runs(full, *rows),
+    runs=runs_of(full, *rows),
   )
 
 
@@ -368,29 +353,18 @@ RULES: dict[str, Callable[[Summary, Sequence[Record]], Verdict]] = {
   "accuracy-comparable-or-superior": _accuracy_reaches_full,
   "scales-without-proportional-cost": _scaling,
   "less-energy": _energy,
+  **MEASURED,
 }
 
-_FORGETTING = "loss on the pretraining distribution before, along and after training, and at matched target accuracy"
 _SHIFT = "the same study on tasks ordered by their distance from pretraining"
-_CURVE = "a curve over data.train_examples, 32 to all, for every method"
-_SWITCH = "switching between adapters on one compiled model: latency and recompiles"
 
 NEEDS = {
-  "few-hundred-examples": _CURVE,
-  "forgetting-full": _FORGETTING,
   "full-more-accurate-niche": _SHIFT + "; this is about the farthest",
-  "full-slower-convergence": "test scores along training (train.eval_every), to find the steps to 95% of full's gain",
-  "pet-performance-gap": "a study on a hard generation task",
-  "full-overfits-small": _CURVE + ", with the score on training examples, and runs with flipped labels",
-  "modular-switch": _SWITCH,
+  "pet-performance-gap": "a study on a hard generation task, scored by what the model writes (task.generate)",
+  "modular-switch": "switching between adapters on one compiled model: latency and recompiles",
   "inference-complexity": "inference times of the base, of merged and of unmerged adapters",
-  "hp-sensitivity": "a learning-rate grid for every method, with divergences counted",
-  "knowledge-retained": _FORGETTING + "; and the base restored bitwise by taking the adapter off",
   "checkpointing-11gb": "`peftjax plan` on the shapes of T0_3B with model.remat=full",
   "t0-3b-on-2080ti": "`peftjax plan` on the shapes of T0_3B, by the base's precision",
-  "no-forgetting": _FORGETTING,
-  "less-overfitting": _CURVE + ", with the score on training examples and on test sets of other domains",
-  "low-data": _CURVE + ", with the interval of where the curves cross",
   "soft-beats-hard-prompt": "a row of the frozen model with a written prompt beside prompt tuning",
   "peft-when-far": _SHIFT,
   "full-when-far": _SHIFT,

@@ -26,6 +26,7 @@ Record = dict[str, Any]
 RATIOS = (  # (metric, numerator, denominator): a ratio of sums of counts that a task gives for each example
   ("f1", ("correct_entities", "correct_entities"), ("found_entities", "true_entities")),
   ("accuracy", ("correct_tokens",), ("tokens",)),
+  ("log_likelihood", ("losses",), ("tokens",)),  # of language models: less the sum of losses
 )
 
 
@@ -43,10 +44,13 @@ def pack_scores(rows: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
   for metric, above, below in RATIOS:
     if above[0] in rows:
       numerator, denominator = (np.sum([rows[part] for part in parts], axis=0) for parts in (above, below))
+      summed = numerator.astype(int).tolist()
+      if metric == "log_likelihood":
+        summed = [float(f"{-loss:.7g}") for loss in numerator]
       return {
         "kind": "ratio",
         "metric": metric,
-        "numerator": numerator.astype(int).tolist(),
+        "numerator": summed,
         "denominator": denominator.astype(int).tolist(),
       }
   return None
@@ -80,26 +84,32 @@ def make(trial: Trial, summary: Mapping[str, Any], folder: Path) -> Record:
   """The record of a finished trial, from its summary and what stands beside it in its folder.
 
   Returns:
-    "run", "row", "seed", "stage"; "config" and "config_hash", "method"; "metric" (the main one), "metrics" and "scores"
-    by split; "parameters"; "bytes" {weights, gradients, optimizer, adapter_file}; "compiled" {shape of batch: {flops,
-    temp_bytes}}; "step_seconds", "train_seconds" (of steps alone), "steps"; "learning_rate" (of what the method adds or
-    frees, else of the head), "learning_rates"; "curve" of the training loss; "versions".
+    "run", "row", "seed", "stage", "size" in a study of several; "config" and "config_hash", "method"; "metric" (the
+    main one), "metrics" and "scores" by split; "shifted", the splits of `data.shifted`; "parameters"; "bytes" {weights,
+    gradients, optimizer, adapter_file}; "compiled" {shape of batch: {flops, temp_bytes}}; "step_seconds",
+    "train_seconds" (of steps alone), "steps"; "learning_rate" (of what the method adds or frees, else of the head),
+    "learning_rates"; "curve" of the training loss; "trajectory"; "versions".
   """
+  from peftjax.data.extra_sets import shifted_names  # imported late: reading records needs no data
+
   config, held = plain(trial.config), summary["bytes"]
   steps, rates = summary["step"], summary["learning_rates"]
   times = [row["step_seconds"] for row in _rows(folder / "timing.jsonl")]
-  curve = [(row["step"], row["loss"]) for row in _rows(folder / "metrics.jsonl") if "split" not in row]
+  logged = _rows(folder / "metrics.jsonl")
+  curve = [(row["step"], row["loss"]) for row in logged if "split" not in row]
   return {
     "run": trial.run,
     "row": trial.row,
     "seed": trial.seed,
     "stage": "final",
+    **({"size": trial.size} if trial.size else {}),
     "config": config,
     "config_hash": fingerprint(config),
     "method": config["method"],
     "metric": summary["main_metric"],
     "metrics": summary["metrics"],
     "scores": {split: packed for split in summary["metrics"] if (packed := _scores(folder, split))},
+    "shifted": list(shifted_names(trial.config.data)),
     "parameters": {name: summary["parameters"][name] for name in ("trainable", "adapter", "head", "total", "percent")},
     "bytes": {name: held[name] for name in ("weights", "gradients", "optimizer")}
     | {"adapter_file": _adapter_file(summary, folder)},
@@ -114,8 +124,19 @@ def make(trial: Trial, summary: Mapping[str, Any], folder: Path) -> Record:
     ),
     "learning_rates": rates,
     "curve": thin((step, loss) for step, loss in curve if loss is not None),
+    "trajectory": trajectory(logged, summary["main_metric"]),
     "versions": summary.get("versions", {}),
   }
+
+
+def trajectory(logged: Iterable[Mapping[str, Any]], metric: str) -> dict[str, dict[str, list[Any]]]:
+  """split -> {"step", "loss", the main metric: lists} of the splits that were evaluated more than once in a run."""
+  found: dict[str, dict[str, list[Any]]] = {}
+  for row in logged:
+    if "split" in row:
+      for name in dict.fromkeys(("step", "loss", metric)):
+        found.setdefault(row["split"], {}).setdefault(name, []).append(row.get(name))
+  return {split: columns for split, columns in found.items() if len(columns["step"]) > 1}
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

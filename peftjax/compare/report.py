@@ -71,9 +71,10 @@ def html(
   template = loader.from_string(
     resources.files("peftjax.compare").joinpath("report.html.j2").read_text(encoding="utf-8")
   )
+  main = [one for one in results if (one.get("size") or 0) == (summary.get("size") or 0)]
   drawn = {
     name: (markupsafe.Markup(wide), markupsafe.Markup(narrow))
-    for name, (wide, narrow) in plots.all_plots(summary, results).items()
+    for name, (wide, narrow) in plots.all_plots(summary, main).items()
   }
   return template.render(
     title=_title(config),

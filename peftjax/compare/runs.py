@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from ml_collections import ConfigDict
 from peftjax import inspection
 from peftjax.compare.search import each
 from peftjax.compare.timing import Step
+from peftjax.compare.untrained import buildable, is_frozen, score
 from peftjax.errors import UserError
 from peftjax.model import folder_of, from_config
 from peftjax.models import pretrained
@@ -23,6 +25,7 @@ from peftjax.train import finished, loop, together
 from peftjax.train import run as run_lib
 from peftjax.train.assemble import make_model, shape_task
 from peftjax.train.compiling import CompiledStep
+from peftjax.train.flops import flops_of
 from peftjax.train.stacked import DoNotFit
 
 
@@ -32,6 +35,8 @@ def check(config: ConfigDict) -> None:
   Raises:
     UserError: the method, its targets or the model do not fit.
   """
+  if is_frozen(config):
+    config = buildable(config)
   task, num_labels = shape_task(config)
   if not task and from_config(pretrained.read_config(folder_of(config.model.path))).task == ENCODER:
     task, num_labels = "text_classification", 2  # a head of some size: which one, only the data says
@@ -40,6 +45,8 @@ def check(config: ConfigDict) -> None:
 
 def train(config: ConfigDict, folder: Path) -> dict[str, Any]:
   """Trains or resumes a trial, and saves its adapter beside it in ``adapter/`` where the method has a file format."""
+  if is_frozen(config):
+    return score(config, folder)
   summary = loop.train(config, folder)
   _save_adapter(folder)
   return summary
@@ -47,7 +54,7 @@ def train(config: ConfigDict, folder: Path) -> dict[str, Any]:
 
 def train_many(configs: Sequence[ConfigDict], folders: Sequence[Path]) -> list[Mapping[str, Any] | Exception]:
   """Trains or resumes trials, in one program where they fit in one; a trial's error is its outcome."""
-  if len(configs) > 1:
+  if len(configs) > 1 and not any(map(is_frozen, configs)):
     try:
       outcomes: list[Any] = list(together.train_together(configs, folders))
       for folder, outcome in zip(folders, outcomes):
@@ -64,6 +71,15 @@ def _save_adapter(folder: Path) -> None:
     finished.export(folder, "peft", folder / "adapter")
   except UserError:  # full fine-tuning, or a method that Hugging Face PEFT does not have
     shutil.rmtree(folder / "adapter", ignore_errors=True)
+
+
+def step_flops(config: ConfigDict) -> float:
+  """FLOPs of the matrix products in one update of a trial, on a batch of the greatest length; traced, not compiled."""
+  config = copy.deepcopy(config)
+  config.data.buckets = ()
+  run = run_lib.resolve(config)
+  traced = jax.jit(run.step()).trace(run.start(), run.frozen, next(run.loaders.train))
+  return float(flops_of(traced.jaxpr))
 
 
 def training_step(config: ConfigDict) -> Step:

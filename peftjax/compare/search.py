@@ -22,7 +22,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from peftjax.compare.sharing import Leases
-from peftjax.compare.trials import fingerprint, plain, row_config
+from peftjax.compare.trials import fingerprint, plain, row_config, sizes_of
 from peftjax.errors import UserError
 from peftjax.files import read_json, write_text
 from peftjax.masks import flatten
@@ -31,6 +31,7 @@ from peftjax.methods import METHODS
 Train = Callable[[ConfigDict, Path], Mapping[str, Any]]  # trains in a folder, or resumes there; the run's summary
 TrainMany = Callable[[Sequence[ConfigDict], Sequence[Path]], Sequence[Mapping[str, Any] | Exception]]
 Say = Callable[[str], None]
+Laid = Callable[[ConfigDict], ConfigDict]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,12 +74,14 @@ class Choice:
 
   Attributes:
     row: its name.
+    size: of `compare.sizes` that it was searched at; 0 without.
     best: the setting for the final runs.
     interior: whether lower and higher learning rates were tried, and were not better.
     tried: all settings, in the order of their trials.
   """
 
   row: str
+  size: int
   best: Setting
   interior: bool
   tried: tuple[Tried, ...]
@@ -87,6 +90,7 @@ class Choice:
     """For ``search.json`` and the report."""
     return {
       "row": self.row,
+      **({"size": self.size} if self.size else {}),
       "learning_rate": self.best.rate,
       "knobs": dict(self.best.knobs),
       "interior": self.interior,
@@ -119,8 +123,8 @@ def each(train: Train) -> TrainMany:
 
 def run(
   config: ConfigDict, workdir: Path, rows: Sequence[str], train_many: TrainMany, say: Say, leases: Leases | None = None
-) -> dict[str, Choice]:
-  """Searches for every row what has not been searched yet, and writes ``D/search.json``; {} if there is no search.
+) -> list[Choice]:
+  """Searches for every row what has not been searched yet, and writes ``D/search.json``; [] if there is no search.
 
   Args:
     config: the study's; `compare.search` says how.
@@ -134,28 +138,37 @@ def run(
   """
   section = config.compare.search
   if not section.seeds:
-    return {}
+    return []
   _check(config)
-  choices = {}
-  with (leases or Leases(workdir)).shared(rows, lambda row: f"search-{row}") as given:
-    for row in given:
-      say(f"search for {row}: {section.trials} settings under {len(section.seeds)} seeds")
-      choices[row] = choice = search_row(config, workdir, row, train_many)
-      say(f"search for {row}: {choice.best.name}" + ("" if choice.interior else ", at the edge of what was tried"))
-  choices = {row: choices[row] for row in rows}
-  write_text(workdir / "search.json", json.dumps([one.as_json() for one in choices.values()], indent=2) + "\n")
+  found: dict[tuple[str, int], Choice] = {}
+  wanted = [(row, size) for size in sizes_of(config)[-1 if section.sizes == "largest" else 0 :] for row in rows]
+  with (leases or Leases(workdir)).shared(wanted, lambda one: f"search-{one[0]}-{one[1]}") as given:
+    for row, size in given:
+      what = f"search for {row}" + (f" at {size} examples" if size else "")
+      say(f"{what}: {section.trials} settings under {len(section.seeds)} seeds")
+      found[row, size] = choice = search_row(config, workdir, row, train_many, size)
+      say(f"{what}: {choice.best.name}" + ("" if choice.interior else ", at the edge of what was tried"))
+  choices = [found[one] for one in wanted]
+  write_text(workdir / "search.json", json.dumps([one.as_json() for one in choices], indent=2) + "\n")
   return choices
 
 
-def search_row(config: ConfigDict, workdir: Path, row: str, train_many: TrainMany) -> Choice:
+def changes_of(choices: Sequence[Choice], sizes: Sequence[int]) -> dict[tuple[str, int], Laid]:
+  """(row, size) -> what a search made of the row's config: its own size's, else the largest size's."""
+  found = {(one.row, size): one.best.laid_on for size in sizes for one in choices if one.size == max(sizes)}
+  return found | {(one.row, one.size): one.best.laid_on for one in choices}
+
+
+def search_row(config: ConfigDict, workdir: Path, row: str, train_many: TrainMany, size: int = 0) -> Choice:
   """One row's search; deterministic, so that it repeats itself from what is finished."""
   section, overrides = config.compare.search, config.compare.methods.to_dict().get(row, {})
-  base = row_config(config, row, overrides, section.seeds[0])
+  base = row_config(config, row, overrides, section.seeds[0], size)
   with base.unlocked():
     base.train.final_splits = (section.split,)
-    base.train.save_every, base.train.tensorboard = 0, False
+    base.train.save_every, base.train.eval_every, base.train.tensorboard = 0, 0, False
+    base.train.eval_first, base.data.shifted, base.data.retained = False, (), ""
   centre = base.optim.learning_rate or METHODS[base.method.name].learning_rate
-  folder = workdir / "search" / row
+  folder = workdir / "search" / row / (f"n={size}" if size else "")
   tried: dict[Setting, Tried] = {}
 
   def attempt(settings: Sequence[Setting]) -> None:
@@ -184,7 +197,7 @@ def search_row(config: ConfigDict, workdir: Path, row: str, train_many: TrainMan
       [dataclasses.replace(now, rate=float(f"{now.rate * section.factor**d:.3g}")) for d in (-distance, distance)]
     )
   rates = [one.rate for one in tried]
-  return Choice(row, best(), min(rates) < best().rate < max(rates), tuple(tried.values()))
+  return Choice(row, size, best(), min(rates) < best().rate < max(rates), tuple(tried.values()))
 
 
 def _scores(
@@ -240,6 +253,8 @@ def _check(config: ConfigDict) -> None:
   both = sorted(set(section.seeds) & set(config.compare.seeds))
   if both:
     raise UserError(f"compare.search.seeds: {both} are seeds of the final runs too; use others, such as (100, 101)")
+  if section.sizes not in ("largest", "each"):
+    raise UserError(f"compare.search.sizes={section.sizes!r}: expected 'largest' or 'each'")
   if section.trials < 3 or section.factor <= 1:
     raise UserError(
       f"compare.search.trials={section.trials}, factor={section.factor}: expected 3 settings or more, a factor above 1"

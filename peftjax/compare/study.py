@@ -1,7 +1,8 @@
 """The study: every method under every seed, each an ordinary training run, then one table of what came out.
 
     D/search/ROW/...     the search's runs, if there is one; D/search.json, what it found
-    D/runs/ROW/seed-N/   a trial's folder, as `peftjax train --workdir` leaves it, and its record.json
+    D/runs/ROW/seed-N/   a trial's folder, as `peftjax train --workdir` leaves it, and its record.json;
+                         ROW/n=SIZE/seed-N/ in a study of several sizes
     D/config.json        the study's config
     D/results.jsonl      one line a finished trial
     D/timing.json        interleaved step times
@@ -27,12 +28,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from peftjax.compare import analysis, claims, dimensions, records, report, search, table, timing
+from peftjax.compare import analysis, budget, claims, dimensions, records, report, search, table, timing
 from peftjax.compare.dimensions.base import Dimension, Trained
 from peftjax.compare.records import Record
 from peftjax.compare.search import Train, TrainMany
 from peftjax.compare.sharing import Leases
-from peftjax.compare.trials import Trial, in_groups, plain, plan
+from peftjax.compare.trials import Trial, in_groups, plain, plan, sizes_of
 from peftjax.errors import UserError
 from peftjax.files import read_json, write_text
 
@@ -61,6 +62,7 @@ def run(
   check: Check | None = None,
   train_many: TrainMany | None = None,
   measure: Measure | None = None,
+  step_flops: budget.StepFlops | None = None,
 ) -> Outcome:
   """Runs what the study still lacks, and writes its results and its report.
 
@@ -71,12 +73,14 @@ def run(
     make_step: what builds a trial's bare training step for the clock; `peftjax.compare.runs.training_step` if left out.
     check: raises `UserError` where a trial's config cannot be built; `peftjax.compare.runs.check` if left out.
     train_many: trains several runs at once; `peftjax.compare.runs.train_many`, or `train` for each if that is given.
+    step_flops: FLOPs of a trial's update, for a budget; `peftjax.compare.runs.step_flops` if left out.
     measure: what measures a dimension of a trial; the dimension itself if left out, nothing if `train` is given.
 
   Raises:
     UserError: a config that does not plan, or a folder that holds another study.
   """
   workdir = Path(workdir)
+  config = budget.laid_on(config, workdir, step_flops or _step_flops)
   trials = plan(config)
   dimensions.chosen(config.compare.dimensions)
   measure = measure or (dimensions.measure if train is None else None)
@@ -88,9 +92,10 @@ def run(
   train_many = train_many or search.each(train)
   _check_rows(trials, check)
   leases = Leases(workdir, config.compare.patience)
-  chosen = search.run(config, workdir, list(dict.fromkeys(trial.row for trial in trials)), train_many, say, leases)
+  rows = list(dict.fromkeys(trial.row for trial in trials if trial.config.method.name != budget.FROZEN))
+  chosen = search.run(config, workdir, rows, train_many, say, leases)
   if chosen:
-    trials = plan(config, {row: choice.best.laid_on for row, choice in chosen.items()})
+    trials = plan(config, search.changes_of(chosen, sizes_of(config)))
   done = _finished(trials, workdir)
   write_text(workdir / "config.json", json.dumps(plain(config), indent=2, sort_keys=True) + "\n")
   failed: dict[str, str] = {}
@@ -102,7 +107,8 @@ def run(
       if not open_:
         continue
       seeds = ", ".join(str(trial.seed) for trial in open_)
-      say(f"trial {len(done) + len(failed) + 1} of {len(trials)}: {open_[0].row}, seed {seeds}")
+      what = open_[0].row + (f" at {open_[0].size} examples" if open_[0].size else "")
+      say(f"trial {len(done) + len(failed) + 1} of {len(trials)}: {what}, seed {seeds}")
       for trial, outcome in zip(open_, _train(open_, workdir, train_many)):
         if isinstance(outcome, Exception):  # one method's failure is a result of that method; the others go on
           if not done and _is_mistake(outcome):
@@ -119,7 +125,7 @@ def run(
     for _ in turns:
       times = _step_times(trials, done, config, workdir, make_step)
       results = [done[one.run] for one in trials if one.run in done]
-      concluded = conclude(config, workdir, results, times, failed, [one.as_json() for one in chosen.values()])
+      concluded = conclude(config, workdir, results, times, failed, [one.as_json() for one in chosen])
   return concluded
 
 
@@ -135,7 +141,9 @@ def conclude(
   if not results:
     return Outcome({"rows": [], "failed": dict(failed), "search": list(searched)}, dict(failed))
   question = analysis.Question(**{key: config.compare[key] for key in ("reference", "baseline", "margin", "split")})
-  summary = analysis.summarize(results, question, times) | {"failed": dict(failed), "search": list(searched)}
+  size = max(record.get("size") or 0 for record in results)  # the first screen is about the largest
+  summary = analysis.summarize([one for one in results if (one.get("size") or 0) == size], question, times)
+  summary |= {"size": size or None, "failed": dict(failed), "search": list(searched)}
   summary["dimensions"] = dimensions.summarize(results, summary)
   verdicts = claims.judge(summary, results)
   write_text(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
@@ -159,6 +167,12 @@ def main(config: ConfigDict, workdir: str | Path, as_json: bool = False) -> int:
 def say(line: str) -> None:
   """One line on stderr: stdout is for results."""
   print(line, file=sys.stderr, flush=True)
+
+
+def _step_flops(config: ConfigDict) -> float:
+  from peftjax.compare import runs  # imported late, as above
+
+  return runs.step_flops(config)
 
 
 def _check_rows(trials: Sequence[Trial], check: Check) -> None:
@@ -205,13 +219,13 @@ def _measure_dimensions(
 ) -> dict[str, str]:
   """Measures the dimensions that finished trials' records lack, and keeps them there; run -> why one is missing."""
   failed = {}
-  first = {trial.row: trial.run for trial in reversed(trials) if trial.run in done}
+  first = {(trial.row, trial.size): trial.run for trial in reversed(trials) if trial.run in done}
   here = [trial for trial in trials if trial.run in done]
   with leases.shared(here, lambda trial: f"measure-{trial.run}") as given:
     for trial in given:
       record, folder = records.finished(trial, workdir) or done[trial.run], trial.folder(workdir)
       done[trial.run] = record
-      open_ = dimensions.open_ones(record, config.compare.dimensions, first[trial.row] == trial.run)
+      open_ = dimensions.open_ones(record, config.compare.dimensions, first[trial.row, trial.size] == trial.run)
       if not open_:
         continue
       say(f"measuring {trial.run}: {', '.join(one.name for one in open_)}")
@@ -258,6 +272,7 @@ def _step_times(
   """Times the finished rows' steps in turns, once: what an earlier start of the same study measured is kept."""
   first = {trial.row: trial for trial in reversed(trials) if trial.run in done}
   rows = {trial.row: first[trial.row] for trial in trials if trial.row in first}
+  rows = {row: trial for row, trial in rows.items() if trial.config.method.name != budget.FROZEN}
   path = workdir / "timing.json"
   if path.is_file():
     kept = json.loads(path.read_text(encoding="utf-8"))

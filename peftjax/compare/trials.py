@@ -1,4 +1,4 @@
-"""Which runs a study consists of: every row of `config.compare.methods` under every seed.
+"""Which runs a study consists of: every row of `config.compare.methods` under every seed, at every size.
 
 A trial is an ordinary training config. It differs from its neighbours only by its row's overrides and its seed, so that
 `peftjax train --config=... --config.seed=N` with the same overrides repeats it without the study.
@@ -30,26 +30,29 @@ class Trial:
   row: str
   seed: int
   config: ConfigDict
+  size: int = 0  # training examples, in a study of several sizes
 
   @property
   def run(self) -> str:
     """The run's id: its folder below ``D/runs``."""
-    return f"{self.row}/seed-{self.seed}"
+    return "/".join((self.row, *([f"n={self.size}"] if self.size else []), f"seed-{self.seed}"))
 
   def folder(self, workdir: Path) -> Path:
-    return workdir / "runs" / self.row / f"seed-{self.seed}"
+    return workdir / "runs" / self.run
 
 
-def plan(config: ConfigDict, change: Mapping[str, Callable[[ConfigDict], ConfigDict]] | None = None) -> list[Trial]:
+def plan(
+  config: ConfigDict, change: Mapping[tuple[str, int], Callable[[ConfigDict], ConfigDict]] | None = None
+) -> list[Trial]:
   """The trials of a study, all rows of a seed before the next seed: a study cut short still compares all methods.
 
   Args:
     config: with the section `compare`.
-    change: row -> what the search made of its config.
+    change: (row, size) -> what the search made of its config; the size is 0 without `compare.sizes`.
 
   Raises:
     UserError: a reference or baseline that is no row, a row's name that is no folder name, an override that fits no
-      field, a seed given twice.
+      field, a seed or a size given twice.
   """
   study = config.compare
   rows = study.methods.to_dict() or {name: {} for name in DEFAULT_ROWS}
@@ -66,22 +69,35 @@ def plan(config: ConfigDict, change: Mapping[str, Callable[[ConfigDict], ConfigD
   order = dict.fromkeys([*first, *rows])  # what others are compared with comes first
   changed = change or {}
   return [
-    Trial(row, seed, changed.get(row, lambda one: one)(row_config(config, row, rows[row], seed)))
+    Trial(row, seed, changed.get((row, size), lambda one: one)(row_config(config, row, rows[row], seed, size)), size)
     for seed in seeds
+    for size in sizes_of(config)
     for row in order
   ]
 
 
+def sizes_of(config: ConfigDict) -> tuple[int, ...]:
+  """The study's numbers of training examples, ascending; (0,) if it has but the one of `data.train_examples`.
+
+  Raises:
+    UserError: a size that is no positive number, or given twice.
+  """
+  sizes = tuple(config.compare.get("sizes", ()))
+  if len(set(sizes)) != len(sizes) or not all(isinstance(size, int) and size > 0 for size in sizes):
+    raise UserError(f"compare.sizes={sizes}: expected different numbers of training examples, such as (32, 128, 512)")
+  return tuple(sorted(sizes)) or (0,)
+
+
 def in_groups(trials: Sequence[Trial], together: int) -> list[list[Trial]]:
-  """The trials in the order of their training: `together` seeds of a row at once, all rows before the next seeds."""
+  """The trials in the order of their training: `together` seeds of a row and size at once, then the next seeds."""
   seeds = list(dict.fromkeys(trial.seed for trial in trials))
   chunks = [seeds[start : start + max(together, 1)] for start in range(0, len(seeds), max(together, 1))]
-  rows = list(dict.fromkeys(trial.row for trial in trials))
-  found = {(trial.row, trial.seed): trial for trial in trials}
-  return [[found[row, seed] for seed in chunk if (row, seed) in found] for chunk in chunks for row in rows]
+  kinds = list(dict.fromkeys((trial.row, trial.size) for trial in trials))
+  found = {(trial.row, trial.size, trial.seed): trial for trial in trials}
+  return [[found[*kind, seed] for seed in chunk if (*kind, seed) in found] for chunk in chunks for kind in kinds]
 
 
-def row_config(config: ConfigDict, row: str, overrides: Mapping[str, Any], seed: int) -> ConfigDict:
+def row_config(config: ConfigDict, row: str, overrides: Mapping[str, Any], seed: int, size: int = 0) -> ConfigDict:
   """The study's config with a row's overrides, ready to train; its last step is followed by the study's split.
 
   A `method` section replaces the config's whole; without one the row's name is the method's. Other sections change the
@@ -95,6 +111,8 @@ def row_config(config: ConfigDict, row: str, overrides: Mapping[str, Any], seed:
   sections = [name for name, value in config.items() if isinstance(value, ConfigDict) and name != "compare"]
   with config.unlocked():
     config.seed = seed
+    if size:
+      config.data.train_examples = size
     config.method = ConfigDict({"name": row, **overrides.get("method", {})})
     if config.compare.split not in config.train.final_splits:
       config.train.final_splits = (*config.train.final_splits, config.compare.split)

@@ -21,6 +21,8 @@ from ml_collections import ConfigDict
 
 from peftjax.data.batching import FILL, Batches, TrainingPlan, bucket_lengths, evaluation_batches, rows, subset
 from peftjax.data.collating import Batch, Collate, TextCollate
+from peftjax.data.extra_sets import RETAINED, open_retained, open_shifted
+from peftjax.data.flipping import flipped
 from peftjax.data.language import UNCUT, CausalCollate, Form, Seq2SeqCollate
 from peftjax.data.measuring import Measured, measure
 from peftjax.data.packing import PackedBatches, PackedPlan, packed_batch, pieces_of
@@ -223,7 +225,8 @@ class Loaders:
   Attributes:
     dataset: what was opened.
     train: batches of the training split.
-    evals: split name -> all its batches, of "train" those of the examples that are trained on.
+    evals: split name -> all its batches: of "train" those of the examples that are trained on; of the sets of
+      `data.shifted`, by their names; of `data.retained`, as "retained".
   """
 
   dataset: Dataset
@@ -263,10 +266,11 @@ def make_loaders(
   _positive("train.batch_size", config.train.batch_size)
   rows(config.train.batch_size, share.index, share.count)
   buckets = bucket_lengths(data.buckets, data.max_length)
+  ids = subset(dataset.splits["train"], data.train_examples)
+  dataset = flipped(dataset, ids, data.get("flip_labels", 0.0))
   source = dataset.split("train")
   collate = _collate(config, task, tokenizer, form, source[0])
   in_pieces = bool(data.packing) and not {"source", "messages"} & set(source[0])
-  ids = subset(len(source), data.train_examples)
   identity = {
     "data.name": dataset.name,
     "data's content": dataset.fingerprint(),
@@ -276,6 +280,8 @@ def make_loaders(
     "train.batch_size": int(config.train.batch_size),
     "seed": int(config.seed),
   }
+  if data.get("flip_labels", 0.0):
+    identity["data.flip_labels"] = float(data.flip_labels)
   plan: TrainingPlan | PackedPlan
   reader: _Reader | _PackedReader
   if data.packing:
@@ -294,11 +300,18 @@ def make_loaders(
     reader = _Reader(source, collate, share)
   train = TrainLoader(plan, reader, measured, identity, int(data.workers))
   limit = _limit(data.eval_examples)
-  limits = {"train": min(limit or len(ids), len(ids))}
-  evals = {
-    split: EvalLoader(dataset, split, collate, config.train.eval_batch_size, buckets, share, limits.get(split, limit))
-    for split in (*(one for one in dataset.splits if one != "train"), "train")
-  }
+
+  def evaluated(one: Dataset, split: str, reader: Collate, count: int = limit) -> EvalLoader:
+    return EvalLoader(one, split, reader, config.train.eval_batch_size, buckets, share, count)
+
+  evals = {split: evaluated(dataset, split, collate) for split in dataset.splits if split != "train"}
+  evals["train"] = evaluated(dataset, "train", collate, min(limit or len(ids), len(ids)))
+  evals |= {name: evaluated(other, split, collate) for name, (other, split) in open_shifted(data, dataset).items()}
+  if (retained := open_retained(data)) is not None:
+    if task not in (CAUSAL_LM, SEQ2SEQ_LM):
+      raise UserError(f"data.retained: only a language model has a loss on text, not {task}")
+    template = retained[0].split(retained[1])[0]
+    evals[RETAINED] = evaluated(*retained, _collate(config, task, tokenizer, form, template))
   return Loaders(dataset, train, evals)
 
 

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from peftjax import data as data_lib
 from peftjax import masks, optim, tasks
+from peftjax.data.extra_sets import RETAINED, shifted_names
 from peftjax.errors import UserError, nearest
 from peftjax.masks import Tree
 from peftjax.model import Model, folder_of
@@ -150,7 +151,7 @@ def resolve(config: ConfigDict) -> Run:
     trainable=mesh_lib.put_tree(trainable, made.layout.shardings(trainable)),
     frozen=mesh_lib.put_tree(frozen, made.layout.shardings(frozen)),
     base=base,
-    eval_splits=tuple(split for split in ("validation",) if split in loaders.evals),
+    eval_splits=tuple(split for split in ("validation", RETAINED) if split in loaders.evals),
     final_splits=final_splits(config, loaders),
     notes=tuple(notes),
   )
@@ -168,7 +169,8 @@ def check_positions(model: Model, max_length: int) -> None:
 
 
 def final_splits(config: ConfigDict, loaders: data_lib.Loaders) -> tuple[str, ...]:
-  """The splits evaluated after the last step; "validation" may be missing in the data.
+  """The splits evaluated after the last step, with the sets of `data.shifted` and `data.retained`; "validation" may be
+  missing in the data.
 
   Raises:
     UserError: another one is missing.
@@ -176,7 +178,9 @@ def final_splits(config: ConfigDict, loaders: data_lib.Loaders) -> tuple[str, ..
   for split in config.train.final_splits:
     if split not in loaders.evals and split != "validation":
       raise UserError(f"train.final_splits: no split {split!r} to evaluate; {nearest(split, loaders.evals)}")
-  return tuple(split for split in config.train.final_splits if split in loaders.evals)
+  retained = (RETAINED,) if RETAINED in loaders.evals else ()
+  wanted = dict.fromkeys((*config.train.final_splits, *shifted_names(config.data), *retained))
+  return tuple(split for split in wanted if split in loaders.evals)
 
 
 def make_task(config: ConfigDict, dataset: data_lib.Dataset) -> tasks.Task:

@@ -7,6 +7,7 @@ import pytest
 
 from peftjax.compare import analysis, claims, records, timing
 from peftjax.compare.analysis import Question
+from peftjax.compare.verdicts import VERDICTS
 from tests.compare import synthetic
 
 
@@ -128,7 +129,7 @@ def test_every_published_claim_has_a_verdict_and_a_reason(study):
   verdicts = claims.judge(summary, results)
   assert len(verdicts) == 32 and len({one["id"] for one in verdicts}) == 32
   for one in verdicts:
-    assert one["verdict"] in claims.VERDICTS and one["reason"]
+    assert one["verdict"] in VERDICTS and one["reason"]
     assert (one["verdict"] == "not testable here") == bool(one["needs"])
   json.dumps(verdicts, allow_nan=False)
 

@@ -16,6 +16,12 @@ from tests.compare import test_study
 GAPS = {"full": 0.20, "head": 0.02, "lora": 0.08}
 
 
+def config():
+  made = test_study.config()
+  made.compare.dimensions = ("overfitting",)
+  return made
+
+
 def train(config, folder):
   """As `test_study.train`, with a validation score and the examples that were trained on."""
   summary = test_study.train(config, folder)
@@ -29,15 +35,13 @@ def train(config, folder):
 
 
 def run(made, folder, measure=dimensions.measure, train=train):
-  return study.run(
-    made, folder, train=train, make_step=test_study.make_step, check=lambda config: None, measure=measure
-  )
+  return study.run(made, folder, train=train, make_step=test_study.make_step, check=lambda one: None, measure=measure)
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
   folder = tmp_path_factory.mktemp("measured")
-  return folder, run(test_study.config(), folder)
+  return folder, run(config(), folder)
 
 
 def test_a_measurement_is_in_the_record_the_summary_and_the_report(measured):
@@ -67,8 +71,8 @@ def test_what_is_measured_is_not_measured_again(measured, tmp_path):
     return dimensions.measure(dimension, trained)
 
   with pytest.raises(KeyboardInterrupt):
-    run(test_study.config(), tmp_path, watch)
-  assert run(test_study.config(), tmp_path, watch).exit_code == 0
+    run(config(), tmp_path, watch)
+  assert run(config(), tmp_path, watch).exit_code == 0
   assert len(asked) == 10  # nine trials, and the one that the kill hit
   assert (tmp_path / "results.jsonl").read_text() == (measured[0] / "results.jsonl").read_text()
 
@@ -79,21 +83,21 @@ def test_a_dimension_that_fails_costs_its_own_figure_only(tmp_path):
       raise RuntimeError("no memory")
     return dimensions.measure(dimension, trained)
 
-  outcome = run(test_study.config(), tmp_path, fail)
+  outcome = run(config(), tmp_path, fail)
   assert outcome.exit_code == 1
   assert outcome.failed["lora/seed-1, overfitting"] == "RuntimeError: no memory"
   assert len(outcome.summary["rows"][0]["seeds"]) == 3
   groups = outcome.summary["dimensions"]["overfitting"]["groups"]
   assert [one["seeds"] for one in groups] == [[0, 2]] * 3
-  assert run(test_study.config(), tmp_path).exit_code == 0
+  assert run(config(), tmp_path).exit_code == 0
 
 
 def test_records_without_dimensions_still_report(measured, tmp_path):
-  made = test_study.config()
+  made = config()
   made.compare.dimensions = ()
   assert run(made, tmp_path).summary["dimensions"] == {}
   assert "Overfitting" not in (tmp_path / "report.html").read_text()
-  run(test_study.config(), tmp_path)  # a dimension named later is measured from what is there
+  run(config(), tmp_path)  # a dimension named later is measured from what is there
   assert "Overfitting" in (tmp_path / "report.html").read_text()
 
 
@@ -106,12 +110,12 @@ def test_a_dimension_of_rows_is_measured_once_a_row(tmp_path, monkeypatch):
     asked.append(trained.folder.parent.name)
     return {"gap": 0.0, "train": 1.0, "validation": 1.0, "train_examples": 3}
 
-  run(test_study.config(), tmp_path, watch)
+  run(config(), tmp_path, watch)
   assert asked == ["full", "head", "lora"]
 
 
 def test_an_unknown_dimension_is_a_mistake(tmp_path):
-  made = test_study.config()
+  made = config()
   made.compare.dimensions = ("overfiting",)
   with pytest.raises(UserError, match="no dimension 'overfiting'.*overfitting"):
     run(made, tmp_path)
@@ -126,7 +130,7 @@ def test_one_seed_has_no_interval():
 
 def test_trained_scores_come_from_what_the_last_step_left(tmp_path):
   np.savez(tmp_path / "predictions-test.npz", index=np.arange(3), correct=np.array([1, 0, 1]))
-  held = base.Trained(test_study.config(), tmp_path, {"metrics": {"test": {"accuracy": 2 / 3}}})
+  held = base.Trained(config(), tmp_path, {"metrics": {"test": {"accuracy": 2 / 3}}})
   metrics, rows = held.scores("test")
   assert metrics["accuracy"] == 2 / 3 and rows["correct"].tolist() == [1, 0, 1]
 

@@ -49,7 +49,8 @@ class Trainer:
 
 
 def run(made, folder, trainer=None):
-  return search.run(made, folder, list(PEAKS), trainer or Trainer(), lambda line: None)
+  choices = search.run(made, folder, list(PEAKS), trainer or Trainer(), lambda line: None)
+  return {choice.row: choice for choice in choices}
 
 
 def test_every_row_has_as_many_settings_and_its_peak_is_found(tmp_path):

@@ -6,15 +6,34 @@ repeated; a dimension named later is measured from the folders that are there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from peftjax.compare.dimensions import base, energy, inference, memory, overfitting, sequence, switching, update
-from peftjax.compare.dimensions.base import ROW, Dimension, Section, Summary, Trained
+from peftjax.compare.dimensions import (
+  base,
+  convergence,
+  data_efficiency,
+  energy,
+  flips,
+  forgetting,
+  inference,
+  memory,
+  overfitting,
+  sequence,
+  shift,
+  switching,
+  update,
+)
+from peftjax.compare.dimensions.base import ROW, Dimension, Record, Section, Summary, Trained
 from peftjax.errors import UserError, nearest
 
 DIMENSIONS: tuple[Dimension, ...] = (
+  data_efficiency.DIMENSION,
   overfitting.DIMENSION,
+  flips.DIMENSION,
+  shift.DIMENSION,
+  convergence.DIMENSION,
+  forgetting.DIMENSION,
   update.DIMENSION,
   memory.DIMENSION,
   inference.DIMENSION,
@@ -23,7 +42,7 @@ DIMENSIONS: tuple[Dimension, ...] = (
   sequence.DIMENSION,
 )
 
-BY_NAME = {one.name: one for one in DIMENSIONS}
+BY_NAME = {one.name: one for one in DIMENSIONS if one.measure is not None}
 
 
 def chosen(names: Iterable[str]) -> tuple[Dimension, ...]:
@@ -38,7 +57,7 @@ def chosen(names: Iterable[str]) -> tuple[Dimension, ...]:
   return tuple(BY_NAME[name] for name in dict.fromkeys(names))
 
 
-def open_ones(record: Mapping[str, Any], names: Iterable[str], first: bool) -> list[Dimension]:
+def open_ones(record: Record, names: Iterable[str], first: bool) -> list[Dimension]:
   """The dimensions that a trial's record still lacks.
 
   Args:
@@ -46,31 +65,34 @@ def open_ones(record: Mapping[str, Any], names: Iterable[str], first: bool) -> l
     names: of the study's dimensions.
     first: whether the trial is the first of its row and size, for which alone some dimensions are measured.
   """
-  held = record.get("dimensions") or {}
-  return [one for one in chosen(names) if one.name not in held and (first or one.per != ROW)]
+  held, trains = record.get("dimensions") or {}, record.get("steps") != 0
+  return [
+    one for one in chosen(names) if one.name not in held and (first or one.per != ROW) and (trains or one.untrained)
+  ]
 
 
 def measure(dimension: Dimension, trained: Trained) -> dict[str, Any] | None:
   """What one dimension measures of a trial."""
+  assert dimension.measure is not None
   return dimension.measure(trained)
 
 
-def summarize(records: Sequence[Mapping[str, Any]], summary: Summary) -> dict[str, Any]:
+def summarize(records: Sequence[Record], summary: Summary) -> dict[str, Any]:
   """name -> conclusion, of every dimension that any record holds."""
   found = {}
   for one in DIMENSIONS:
-    held = base.measured(records, one.name)
+    held = base.measured(records, one)
     conclusion = one.summarize(held, summary) if held else None
     if conclusion is not None:
       found[one.name] = conclusion
   return found
 
 
-def sections(summary: Summary, records: Sequence[Mapping[str, Any]]) -> list[tuple[str, Section]]:
+def sections(summary: Summary, records: Sequence[Record]) -> list[tuple[str, Section]]:
   """(name, section) of every dimension that the summary has a conclusion of."""
   conclusions = summary.get("dimensions") or {}
   return [
-    (one.name, one.section(conclusions[one.name], base.measured(records, one.name), summary))
+    (one.name, one.section(conclusions[one.name], base.measured(records, one), summary))
     for one in DIMENSIONS
     if one.name in conclusions
   ]

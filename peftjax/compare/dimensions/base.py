@@ -29,7 +29,7 @@ TRIAL, ROW = "trial", "row"  # what a dimension is measured for: each trial, or 
 
 Json = dict[str, Any]
 Summary = dict[str, Any]  # of `analysis.summarize`
-Record = Mapping[str, Any]
+Record = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,15 +51,19 @@ class Trained:
   @functools.cached_property
   def run(self) -> Run:
     """Data, task, model and partition, as before the first update: ``run.trainable`` is where training began."""
+    from peftjax.compare.untrained import buildable, is_frozen
     from peftjax.train.run import resolve
 
-    return resolve(self.config)
+    return resolve(buildable(self.config) if is_frozen(self.config) else self.config)
 
   @functools.cached_property
   def trainable(self) -> Tree:
     """The trained leaves, from the newest checkpoint."""
+    from peftjax.compare.untrained import is_frozen
     from peftjax.train.finished import restored
 
+    if is_frozen(self.config):
+      return self.run.trainable
     return restored(self.folder, self.run)
 
   @functools.cached_property
@@ -138,26 +142,36 @@ class Dimension:
 
   Attributes:
     name: of its file, in `config.compare.dimensions`, in ``record["dimensions"]`` and ``summary["dimensions"]``.
-    measure: what is measured of one trial, ready for JSON; None where the trial has nothing to measure.
+    measure: what is measured of one trial, ready for JSON; None where the trial has nothing to measure. A dimension
+      without it follows from what every record holds, and is no part of `config.compare.dimensions`.
     summarize: (records that hold a measurement, the study's summary) -> its conclusion, ready for JSON, each figure
       with the ids of its runs; None where there is too little.
     section: (that conclusion, the records, the study's summary) -> its part of the report.
     per: `TRIAL`, or `ROW` where all seeds would show the same.
+    by_size: whether it knows of several sizes; without, its conclusion is about the largest alone.
+    untrained: whether it is measured of a row that trains nothing, too.
   """
 
   name: str
-  measure: Callable[[Trained], Json | None]
+  measure: Callable[[Trained], Json | None] | None
   summarize: Callable[[Sequence[Record], Summary], Json | None]
   section: Callable[[Mapping[str, Any], Sequence[Record], Summary], Section]
   per: str = TRIAL
+  by_size: bool = False
+  untrained: bool = False
 
 
 # What most dimensions share ---------------------------------------------------------------------------------------
 
 
-def measured(records: Sequence[Record], name: str) -> list[Record]:
-  """The records that hold a measurement of a dimension."""
-  return [record for record in records if (record.get("dimensions") or {}).get(name)]
+def measured(records: Sequence[Record], dimension: Dimension) -> list[Record]:
+  """The records that hold a measurement of a dimension, of the sizes that it knows of; all where it needs none."""
+  if not dimension.by_size:
+    largest = max((size_of(record) for record in records), default=0)
+    records = [record for record in records if size_of(record) == largest]
+  if dimension.measure is None:
+    return list(records)
+  return [record for record in records if (record.get("dimensions") or {}).get(dimension.name)]
 
 
 def size_of(record: Record) -> int:

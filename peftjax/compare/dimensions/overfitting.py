@@ -69,4 +69,4 @@ def _line(record: Record, metric: str) -> tuple[str, ...]:
   return (record["run"], *scores, fmt.signed(held["gap"], metric))
 
 
-DIMENSION = Dimension(NAME, measure, summarize, section)
+DIMENSION = Dimension(NAME, measure, summarize, section, by_size=True, untrained=True)

@@ -1,0 +1,46 @@
+"""MiniLM on 77 banking intents, 770 training questions.
+
+peftjax compare --config=experiments/studies/banking77/config.py --workdir=runs/banking77
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from peftjax.config import default
+
+# row -> fields of the method, peak learning rate in the middle of the search, the head's
+METHODS = {
+  "full": ({}, 4e-4, 1e-2),
+  "head": ({}, 3e-2, 3e-2),
+  "bitfit": ({}, 1e-2, 1e-2),
+  "lora": ({"rank": 8, "alpha": 16.0}, 4e-3, 1e-2),
+  "ia3": ({}, 3e-2, 1e-2),
+  "houlsby": ({"bottleneck_dim": 32}, 4e-3, 1e-2),
+}
+
+
+def get_config() -> ConfigDict:
+  config = default()
+  config.model.dropout = 0.0
+  config.data.name = "packaged:banking77"
+  config.data.train_examples = 770
+  config.data.eval_examples = 300
+  config.data.max_length = 16
+  config.data.buckets = ()
+  config.train.update({"batch_size": 16, "steps": 90, "eval_every": 30, "eval_first": True, "save_every": 0})
+  config.train.update({"log_every": 10, "tensorboard": False, "final_splits": ("train", "validation")})
+  config.compare.methods = ConfigDict(
+    {
+      row: {
+        "method": {"name": row, **fields},
+        "optim": {"learning_rate": rate, "groups": {"head": {"learning_rate": head_rate}}},
+      }
+      for row, (fields, rate, head_rate) in METHODS.items()
+    }
+  )
+  config.compare.seeds = (0, 1, 2, 3, 4, 5)
+  config.compare.together = 6
+  config.compare.search.update({"seeds": (100,), "trials": 3})
+  config.compare.timing_rounds = 12
+  return config

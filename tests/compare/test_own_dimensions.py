@@ -1,0 +1,197 @@
+"""Dimensions that follow from the records: curves over sizes, other test sets, a run's way, and what it forgets."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from peftjax.compare import analysis, claims, claims_measured, dimensions, records, report
+from peftjax.compare.dimensions import convergence, data_efficiency, forgetting, shift
+from tests.compare import synthetic
+
+METHODS = {name: synthetic.METHODS[name] for name in ("full", "head", "lora")}
+QUESTION = analysis.Question()
+
+
+def sized(accuracy):
+  """Records of each size; `accuracy` is size -> row -> truth."""
+  found = []
+  for number, (size, truths) in enumerate(accuracy.items()):
+    methods = {row: (truth, *METHODS[row][1:]) for row, truth in truths.items()}
+    for record in synthetic.results(methods, seeds=6, examples=700, steps=10, random_seed=number):
+      record |= {"size": size, "run": f"{record['row']}/n={size}/seed-{record['seed']}"}
+      found.append(record)
+  return found
+
+
+@pytest.fixture(scope="module")
+def curves():
+  held = sized(
+    {
+      32: {"full": 0.60, "head": 0.60, "lora": 0.70},
+      128: {"full": 0.74, "head": 0.66, "lora": 0.77},
+      512: {"full": 0.85, "head": 0.70, "lora": 0.80},
+    }
+  )
+  for record in held:
+    record["shifted"] = ["news"]
+    away = np.arange(300) < 300 * (record["metrics"]["test"]["accuracy"] - 0.1)
+    record["metrics"]["news"] = {"accuracy": float(away.mean())}
+    record["scores"]["news"] = records.pack_scores({"correct": away})
+    gain, slower = record["metrics"]["test"]["accuracy"] - 0.5, 1.0 + 2.0 * (record["row"] == "lora")
+    steps = [0, 10, 20, 40]
+    scores = [0.5 + gain * (1 - np.exp(-step / (8 * slower))) for step in steps]
+    cost = {"full": 3.0, "head": 0.0, "lora": 1.0}[record["row"]]
+    losses = [2.0 + cost * (score - 0.5) ** 2 + 0.001 * record["seed"] * (score - 0.5) for score in scores]
+    record["trajectory"] = {
+      "validation": {"step": steps, "accuracy": scores, "loss": [1 - score for score in scores]},
+      "retained": {"step": steps, "loss": losses},
+    }
+  summary = analysis.summarize([one for one in held if one["size"] == 512], QUESTION) | {"size": 512, "failed": {}}
+  summary["dimensions"] = dimensions.summarize(held, summary)
+  return held, summary
+
+
+def test_curves_over_sizes_and_where_they_cross(curves):
+  found = curves[1]["dimensions"]["data_efficiency"]
+  assert [curve["size"] for curve in found["sizes"]] == [32, 128, 512]
+  assert [row["row"] for row in found["sizes"][0]["rows"]] == ["full", "head", "lora"]
+  crossing = {one["row"]: one for one in found["crossovers"]}["lora"]
+  assert crossing["ahead"] == "below" and 128 < crossing["estimate"] < 512
+  assert crossing["low"] <= crossing["estimate"] <= crossing["high"]
+  assert len(crossing["runs"]) == 18 and "lora/n=32/seed-0" in crossing["runs"]
+
+
+@pytest.mark.parametrize(
+  ("differences", "expected"),
+  [
+    ([0.1, 0.1, -0.1], (100, None)),  # half way from 10 to 1000 in the logarithm
+    ([0.2, 0.1, 0.1], (None, "all")),
+    ([-0.1, -0.2, -0.2], (None, "none")),
+  ],
+)
+def test_a_crossover_between_sizes(differences, expected):
+  rows = lambda one: [{"row": "lora", "runs": [], "difference": {"seeds": [0, 1], "by_seed": [one, one]}}]  # noqa: E731
+  made = [{"size": size, "rows": rows(one)} for size, one in zip((1, 10, 1000), differences)]
+  one = data_efficiency.crossover("lora", made)
+  assert (one["estimate"], one["ahead_at"]) == expected
+  assert one["low"] == one["high"] == expected[0]
+
+
+def test_a_row_that_gets_ahead_with_more_data():
+  rows = lambda one: [{"row": "lora", "runs": [], "difference": {"seeds": [0, 1], "by_seed": [one, one]}}]  # noqa: E731
+  made = [{"size": size, "rows": rows(one)} for size, one in ((10, -0.1), (1000, 0.1))]
+  one = data_efficiency.crossover("lora", made)
+  assert one["ahead"] == "above" and one["estimate"] == 100
+
+
+def test_other_test_sets_are_scored_against_home_and_reference(curves):
+  groups = [one for one in curves[1]["dimensions"]["shift"]["groups"] if one["size"] == 512]
+  assert [one["row"] for one in groups] == ["full", "head", "lora"] and groups[0]["set"] == "news"
+  for one in groups:
+    assert one["drop"]["estimate"] == pytest.approx(0.1, abs=0.005)
+    assert one["drop"]["low"] < 0.1 < one["drop"]["high"]
+  assert groups[1]["difference"]["verdict"] == "worse" and groups[0]["difference"] is None
+
+
+def test_a_drop_has_the_width_of_both_sets(curves):
+  rng = np.random.default_rng(0)
+  covered = 0
+  for _ in range(400):
+    made = [rng.random(900) < 0.8, rng.random(400) < 0.6]
+    scores = [analysis.Scores(tuple(range(6)), np.stack([one] * 6).astype(float), True, True) for one in made]
+    one = shift.drop(*scores)
+    covered += one["low"] <= 0.2 <= one["high"]
+  assert 0.92 < covered / 400 < 0.98
+
+
+def test_updates_to_the_target_between_evaluations(curves):
+  groups = {(one["row"], one["size"]): one for one in curves[1]["dimensions"]["convergence"]["groups"]}
+  assert 20 < groups["full", 128]["estimate"] < 40
+  assert groups["head", 512]["estimate"] is None and groups["head", 512]["reached"] == 0
+  assert groups["full", 512]["flops"] == pytest.approx(groups["full", 512]["estimate"] * 3.1e10)
+  steps, scores = np.array([0.0, 10.0, 30.0]), np.array([0.5, 0.6, 0.8])
+  assert convergence._reached((steps, scores), 0.7) == pytest.approx(20.0)
+  assert convergence._reached((steps, scores), 0.9) is None
+
+
+def test_the_median_counts_those_that_never_arrive_as_last():
+  assert convergence.median([5, 1, 2, 4, 3, 6]) == (3, 1, 6)
+  assert convergence.median([5, 1, None, 4, 3, None]) == (4, 1, None)
+  assert convergence.median([1, None, None]) == (None, None, None)
+  assert convergence.median([1, 2]) == (1, None, None)
+  rng = np.random.default_rng(0)
+  ends = [convergence.median(rng.normal(size=9)) for _ in range(1000)]
+  assert np.mean([low <= 0 <= high for _, low, high in ends]) > 0.94
+
+
+def test_forgetting_at_the_end_and_at_equal_gains(curves):
+  found = curves[1]["dimensions"]["forgetting"]
+  assert found["before"] == 2.0
+  last = {(one["row"], one["size"]): one for one in found["groups"]}
+  assert last["full", 512]["estimate"] > last["lora", 512]["estimate"] > 0
+  matched = {(one["row"], one["size"]): one for one in found["matched"]}["lora", 512]
+  assert matched["own"]["estimate"] < last["full", 512]["estimate"]
+  assert matched["difference"]["estimate"] < 0 and matched["difference"]["high"] < 0
+  path = (np.array([0, 1, 2]), np.array([0.5, 0.6, 0.9]), np.array([2.0, 2.1, 2.7]))
+  assert forgetting.rise_at(path, 0.75) == pytest.approx(0.4)
+  assert forgetting.rise_at(path, 0.5) == 0.0
+
+
+def test_every_section_is_in_the_report_and_draws(curves):
+  held, summary = curves
+  summary = summary | {"search": []}
+  page = report.html({"model": {"path": "m"}, "data": {"name": "packaged:d"}}, summary, held, [])
+  for heading in ("Data efficiency", "Out of domain", "Convergence", "Forgetting"):
+    assert f">{heading}<" in page
+  for plot in ("data_efficiency-curves", "shift-news", "shift-drops", "convergence-curves", "forgetting-paths"):
+    assert f'id="{plot}"' in page
+  text = report.markdown({"model": {"path": "m"}, "data": {"name": "packaged:d"}}, summary, held, [])
+  assert "## Forgetting" in text and "| lora/n=512/seed-5 |" in text
+
+
+def judged(summary, held):
+  return {one["id"]: one for one in claims.judge(summary, held)}
+
+
+def test_claims_are_judged_from_the_dimensions(curves):
+  held, summary = curves
+  gaps = {"full": 0.3, "head": 0.02, "lora": 0.1}
+  found = []
+  for record in held:
+    gap = gaps[record["row"]] + 0.01 * record["seed"] / record["size"]
+    own = {"overfitting": {"train": 0.9, "validation": 0.9 - gap, "gap": gap, "train_examples": record["size"]}}
+    found.append(record | {"dimensions": own})
+  summary = summary | {"dimensions": dimensions.summarize(found, summary)}
+  verdicts = judged(summary, found)
+  assert verdicts["forgetting-full"]["verdict"] == "supported" and verdicts["forgetting-full"]["effect"] < 0
+  assert verdicts["full-overfits-small"]["verdict"] == "supported"
+  assert verdicts["full-overfits-small"]["effect"] == pytest.approx(30, abs=0.2)
+  assert verdicts["low-data"]["verdict"] == "supported" and "ahead below" in verdicts["low-data"]["reason"]
+  assert verdicts["few-hundred-examples"]["verdict"] in ("inconclusive", "contradicted")
+  assert verdicts["full-slower-convergence"]["verdict"] == "contradicted"
+  assert verdicts["knowledge-retained"]["verdict"] == "contradicted"  # lora rises by more than 1% of 2 nats
+  assert verdicts["no-forgetting"]["verdict"] == "supported"
+  assert verdicts["less-overfitting"]["verdict"] in ("contradicted", "inconclusive")
+  for one in verdicts.values():
+    if one["verdict"] != "not testable here" and one["id"] in claims_measured.MEASURED:
+      assert one["runs"] and one["reason"] and one["counts"], one["id"]
+
+
+def test_claims_without_their_measurement_say_what_they_need(curves):
+  held, _ = curves
+  bare = [one for one in held if one["size"] == 512]
+  verdicts = judged(analysis.summarize(bare, QUESTION) | {"dimensions": {}}, bare)
+  for name in claims_measured.MEASURED:
+    assert verdicts[name]["verdict"] == "not testable here" and verdicts[name]["needs"], name
+
+
+@pytest.mark.parametrize(
+  ("scores", "verdict", "share"),
+  [((0.5, 0.6, 0.8, 0.79, 0.6), "supported", 0.4), ((0.8, 0.8, 0.8, 0.79, 0.6), "contradicted", 0.8)],
+)
+def test_sensitivity_is_the_share_of_rates_near_the_best(curves, scores, verdict, share):
+  held, summary = curves
+  tried = [{"learning_rate": 10.0**-n, "knobs": {}, "scores": [one]} for n, one in enumerate(scores)]
+  one = judged(summary | {"search": [{"row": "lora", "tried": tried}]}, held)["hp-sensitivity"]
+  assert one["verdict"] == verdict and one["effect"] == pytest.approx(share)
