@@ -19,6 +19,7 @@ from peftjax.compare import formatting as fmt
 from peftjax.compare import shapes
 from peftjax.compare.analysis import Summary
 from peftjax.compare.claims_measured import MEASURED
+from peftjax.compare.claims_serving import SERVING
 from peftjax.compare.records import Record
 from peftjax.compare.trials import changes
 from peftjax.compare.verdicts import (
@@ -354,6 +355,7 @@ RULES: dict[str, Callable[[Summary, Sequence[Record]], Verdict]] = {
   "scales-without-proportional-cost": _scaling,
   "less-energy": _energy,
   **MEASURED,
+  **SERVING,
 }
 
 _SHIFT = "the same study on tasks ordered by their distance from pretraining"
@@ -361,8 +363,6 @@ _SHIFT = "the same study on tasks ordered by their distance from pretraining"
 NEEDS = {
   "full-more-accurate-niche": _SHIFT + "; this is about the farthest",
   "pet-performance-gap": "a study on a hard generation task, scored by what the model writes (task.generate)",
-  "modular-switch": "switching between adapters on one compiled model: latency and recompiles",
-  "inference-complexity": "inference times of the base, of merged and of unmerged adapters",
   "checkpointing-11gb": "`peftjax plan` on the shapes of T0_3B with model.remat=full",
   "t0-3b-on-2080ti": "`peftjax plan` on the shapes of T0_3B, by the base's precision",
   "soft-beats-hard-prompt": "a row of the frozen model with a written prompt beside prompt tuning",

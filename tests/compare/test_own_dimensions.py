@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from peftjax.compare import analysis, claims, claims_measured, dimensions, records, report
+from peftjax.compare import analysis, claims, claims_measured, claims_serving, dimensions, records, report
 from peftjax.compare.dimensions import convergence, data_efficiency, forgetting, shift
 from tests.compare import synthetic
 
@@ -182,7 +182,7 @@ def test_claims_without_their_measurement_say_what_they_need(curves):
   held, _ = curves
   bare = [one for one in held if one["size"] == 512]
   verdicts = judged(analysis.summarize(bare, QUESTION) | {"dimensions": {}}, bare)
-  for name in claims_measured.MEASURED:
+  for name in (*claims_measured.MEASURED, *claims_serving.SERVING):
     assert verdicts[name]["verdict"] == "not testable here" and verdicts[name]["needs"], name
 
 
@@ -195,3 +195,18 @@ def test_sensitivity_is_the_share_of_rates_near_the_best(curves, scores, verdict
   tried = [{"learning_rate": 10.0**-n, "knobs": {}, "scores": [one]} for n, one in enumerate(scores)]
   one = judged(summary | {"search": [{"row": "lora", "tried": tried}]}, held)["hp-sensitivity"]
   assert one["verdict"] == verdict and one["effect"] == pytest.approx(share)
+
+
+def test_serving_is_judged_from_compilations_and_flops(curves):
+  held, summary = curves
+  times = {"switch_seconds": 0.002, "forward_seconds": 0.01}
+  serving = {
+    "switching": {"rows": [{"row": "lora", "run": "lora/n=512/seed-0", "compilations": 0, **times}]},
+    "inference": {"rows": [{"row": "lora", "run": "r", "flops": {"unmerged": 1.02, "merged": 1.0}}]},
+  }
+  verdicts = judged(summary | {"dimensions": serving}, held)
+  assert verdicts["modular-switch"]["verdict"] == "supported" and verdicts["modular-switch"]["effect"] == 0.002
+  assert verdicts["inference-complexity"]["verdict"] == "supported"
+  assert "merging takes it away" in verdicts["inference-complexity"]["reason"]
+  serving["switching"]["rows"][0]["compilations"] = 1
+  assert judged(summary | {"dimensions": serving}, held)["modular-switch"]["verdict"] == "contradicted"
