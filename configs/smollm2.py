@@ -26,12 +26,13 @@ def get_config(data: str = "self_instruct") -> ConfigDict:
   config.data.packing = True
   config.data.max_length = 256
   config.data.buckets = ()
-  config.data.eval_examples = 8
+  config.data.eval_examples = 19 if data == "self_instruct" else 32
   config.optim.learning_rate = 1e-3
   config.optim.weight_decay = 0.0
-  config.task.generate_examples = 4
+  config.task.generate = True
+  config.task.generate_examples = 8 if data == "self_instruct" else 16
   config.task.max_new_tokens = 48
   config.task.text_metrics = ("rougeL", "last_number") if data == "gsm8k" else ("rougeL", "chrf")
-  config.train.update({"batch_size": 2, "eval_batch_size": 4, "steps": 16, "eval_every": 8, "save_every": 8})
+  config.train.update({"batch_size": 2, "eval_batch_size": 4, "steps": 60, "eval_every": 20, "save_every": 20})
   config.train.update({"log_every": 4, "eval_first": True, "tensorboard": False})
   return config
