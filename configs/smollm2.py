@@ -1,13 +1,21 @@
 """SmolLM2-135M-Instruct tuned with LoRA on instructions, packed, loss on responses alone: `self_instruct` or `gsm8k`.
 
     peftjax train --config=configs/smollm2.py:self_instruct --workdir=runs/smollm2_self_instruct
+    peftjax train --config=configs/smollm2.py:gsm8k --workdir=runs/smollm2_gsm8k
 
-self_instruct, one seed, two cores shared with several other jobs, about 8 minutes, most of it compiling and
-evaluating: held-out loss on the responses (8 examples of `validation`) 2.219 before, 2.174 after 8 updates, 2.152
-after 16, in nats a token. The run was stopped and went on once. gsm8k stands ready and has no record yet.
-"Give three words that rhyme with day." (`peftjax generate --chat=yes`, greedy) gives "1. day 2. daylight 3. moon" and
-an explanation before, and "The only two words that rhyme with day are "day" and "day" and ..." after: no better.
-`--config.task.generate=True` also writes answers before and after (generations-validation*.jsonl) and scores them.
+One seed, two shared cores, 60 updates of two rows of 256 tokens, mostly waiting for the processor (a step has 366
+GFLOP); held-out loss on the responses in nats a token (validation: 19 instructions, 32 problems):
+
+| data | before | 20 | 40 | 60 updates | what it writes, before and after | time |
+|---|---|---|---|---|---|---|
+| self_instruct | 2.280 | 2.182 | 2.163 | 2.156 | 8 answers: rouge-L 0.154, 0.184; chrF 21.8, 19.0 | 17 min |
+| gsm8k | 1.297 | 1.119 | 1.082 | 1.073 | 16 answers: rouge-L 0.242, 0.333; the right number 0, 0 | 23 min |
+
+Answers take the form of the data and become no truer. "Find the four smallest perfect numbers." gives "The smallest
+perfect numbers are indeed the only numbers that can be expressed as the sum of two perfect numbers ..." before and
+"The smallest perfect number is 1." after; to list things to do in Paris, "1. Visit the Eiffel Tower 2. Explore the
+Louvre Museum 3. Visit the Eiffel Tower ..." before and "1. Visit the Louvre Museum" after, as most answers in the data
+are short. All are in generations-validation-before.jsonl and generations-validation.jsonl of the run's folder.
 """
 
 from __future__ import annotations
