@@ -46,9 +46,9 @@ class IA3(Targeted):
       if self.targets and not isinstance(self.targets, str):
         feedforward = tuple(entry for entry in defaults if entry in self.targets)
     elif feedforward:
-      names = [name for site in bound.candidates(context) for name in site.names]
-      for pattern, hit in masks.match_table(feedforward, names, "ia3.feedforward").items():
-        if not any(masks.matches(bound.targets, name) for name in hit):
+      targeted = {name: bound.wants(name, site, context) for site in bound.candidates(context) for name in site.names}
+      for pattern, hit in masks.match_table(feedforward, list(targeted), "ia3.feedforward").items():
+        if not any(targeted[name] for name in hit):
           raise UserError(f"ia3.feedforward: {pattern!r} matches no targeted module; add it to targets")
     return dataclasses.replace(bound, feedforward=feedforward)
 

@@ -64,9 +64,13 @@ class GGUFCheckpoint:
   """The tensors of a GGUF file under Hugging Face's keys, dequantised when read."""
 
   def __init__(self, path: Path):
-    self._reader = _open(path)
-    _, _, self._interleaved = _architecture(self._reader, path)
-    found = {tensor.name: tensor for tensor in self._reader.tensors}
+    reader = _open(path)
+    _, _, self._interleaved = _architecture(reader, path)
+    heads = _metadata(reader, "llama.attention.head_count")
+    self._heads = {"q_proj": heads, "k_proj": _metadata(reader, "llama.attention.head_count_kv", heads)}
+    self._file = reader.data
+    found = {tensor.name: tensor for tensor in reader.tensors}
+    reader.fields.clear()  # each token and merge is an object of its own there: a fifth of a small model's bytes
     if "rope_freqs.weight" in found:
       raise UserError(
         f"{path}: its rope frequencies are a table, which config.json cannot say; use the original weights"
@@ -94,19 +98,14 @@ class GGUFCheckpoint:
       rows = slice(start, min(start + step, shape[0]))
       block = np.asarray(dequantize(stored[rows], tensor.tensor_type), np.float32).reshape(-1, *shape[1:])
       if is_pairs:
-        block = halves_of(block, self._heads("head_count" if ".q_proj" in key else "head_count_kv"))
+        block = halves_of(block, int(self._heads[key.split(".")[-2]]))
       yield rows, block
     self._forget()
 
   def _forget(self) -> None:
     """Gives the pages of the mapped file back, so that they do not pile up."""
     if hasattr(mmap, "MADV_DONTNEED"):
-      self._reader.data._mmap.madvise(mmap.MADV_DONTNEED)
-
-  def _heads(self, field: str) -> int:
-    return int(
-      _metadata(self._reader, f"llama.attention.{field}", _metadata(self._reader, "llama.attention.head_count"))
-    )
+      self._file._mmap.madvise(mmap.MADV_DONTNEED)
 
 
 def halves_of(rows: np.ndarray, heads: int) -> np.ndarray:

@@ -32,6 +32,26 @@ def test_it_answers():
   assert answer["prompt"].endswith("user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n")
 
 
+PEAK = """
+import jax, jax.numpy as jnp
+from peftjax.model import load
+jnp.ones(3).sum().block_until_ready()
+def peak():
+  (line,) = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
+  return int(line.split()[1]) * 1024
+before = peak()
+model = load("packaged:smollm2-135m-instruct")
+print((peak() - before) / sum(leaf.nbytes for leaf in jax.tree.leaves(model.params)))
+"""
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_peak_of_loading_is_little_more_than_the_model():
+  """The reader's tables of 49,152 tokens and as many merges included."""
+  done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, check=True, text=True)
+  assert 0.9 <= float(done.stdout) <= 1.3
+
+
 def test_its_tokenizer_and_template(folder):
   tokenizer = load_tokenizer(folder, max_length=64)
   ids, starts = tokenizer.encode_with_starts("<|im_start|>In 1987 ünder")

@@ -63,7 +63,7 @@ GPT3 = {**GPT2, "n_embd": 12288, "n_layer": 96, "n_head": 96, "n_positions": 204
 
 QV = ("q_proj", "v_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
-ALL_IA3 = methods.IA3(targets=("q_proj", "k_proj", "v_proj", "o_proj", *MLP), feedforward=MLP)
+ALL_IA3 = methods.IA3(targets="all-linear", feedforward=MLP)
 T0_IA3 = methods.IA3(targets=("k", "v", "wo"), feedforward=("wo",))
 COUNTS = {
   "llama32_3b_total": (LLAMA_3B, None),
