@@ -183,14 +183,14 @@ def dequantize(leaf: Any, dtype: Any = jnp.float32) -> jax.Array:
 def _nf4_values(codes: jax.Array) -> jax.Array:
   """float32: the codebook's value of every code, by four selections, one for each of its bits.
 
-  Looking them up in a table is a gather of single numbers, which the compiler for TPUs spends minutes on.
+  Looking them up in a table is a gather of single numbers, which the compiler for TPUs spends minutes on. `lax.select`,
+  because the masks of `jnp.where`, a jit of its own, were kept for the backward pass.
   """
-  found: list[Any] = NF4.tolist()
+  found = [jnp.full(codes.shape, value, jnp.float32) for value in NF4]
   for bit in range(4):
     is_set = (codes >> bit & 1) != 0
-    found = [jnp.where(is_set, high, low) for low, high in zip(found[::2], found[1::2])]
-  values: jax.Array = found[0]
-  return values.astype(jnp.float32)
+    found = [jax.lax.select(is_set, high, low) for low, high in zip(found[::2], found[1::2])]
+  return found[0]
 
 
 def like(leaf: Quantized, kernel: jax.Array) -> Quantized:

@@ -5,7 +5,7 @@ The rest is marked slow; `make test PYTEST_FLAGS="-n 2 -m slow"` runs it. A func
 
 from __future__ import annotations
 
-KINDS = ("full", "lora", "ia3", "vera", "houlsby", "prefix", "prompt")
+KINDS = ("lora", "vera", "houlsby", "prompt")
 TOKENS = ("prompt", "p_tuning", "prefix_network", "houlsby", "compacter", "reft", "unipelt", "bitfit")
 LINEARS = ("lora", "dora", "vera", "loha", "oft", "miss", "fourierft", "shira")
 
@@ -26,7 +26,10 @@ QUICK: dict[str, tuple[str, ...]] = {  # test -> the cases that always run
   "methods/test_reparam.py::test_leaves_do_not_depend_on_how_layers_are_stored": LINEARS,
   "methods/test_reparam.py::test_a_step_needs_fewer_flops_than_full_fine_tuning": ("lora", "oft", "boft", "hra"),
   "methods/test_quantized_base.py::test_reparametrisations": LINEARS,
-  "methods/test_quantized_base.py::test_on_an_encoder": ("houlsby", "prefix", "llama_adapter"),
+  "methods/test_quantized_base.py::test_on_an_encoder": ("prefix",),
+  "models/test_generate.py::test_every_prompt_may_name_its_adapter": ("prompt",),
+  "interop/test_lm_eval.py::test_answers_are_those_of_the_harness_on_transformers": ("lora",),
+  "compare/test_study.py::test_a_study_killed_and_resumed_equals_an_unbroken_one": ("deaths0-before-training",),
   "oracles/test_peft_adapters.py::test_a_peft_adapter_loads_and_saves_back_the_same_bytes": (
     "lora", "lora-patterns", "lora-layers", "lora-embedding", "ia3", "prompt", "layernorm", "prefix",
     "prefix-projection", "vera", "fourierft", "vblora", "dora", "loha", "lokr", "hira", "gralora", "delora", "oft",

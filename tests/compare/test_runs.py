@@ -75,6 +75,7 @@ def test_real_runs_fill_the_table(unbroken):
   assert [step for step, _ in curve] == list(range(1, 9))
 
 
+@pytest.mark.slow
 def test_a_study_killed_in_a_trial_ends_as_an_unbroken_one(unbroken, material, tmp_path):
   script = """
 import sys
