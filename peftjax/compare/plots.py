@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -125,6 +126,16 @@ def pareto(summary: Summary, narrow: bool = False) -> Figure | None:
   return figure
 
 
+def mark_interval(axes: Axes, position: float, one: Mapping[str, Any], look: Look, scale: float) -> None:
+  """One line of a plot of intervals: the interval where there is one, each seed, the estimate; times `scale`."""
+  if one["low"] is not None:
+    ends = [scale * one["low"], scale * one["high"]]
+    axes.plot(ends, [position, position], color=look.color, linewidth=2, solid_capstyle="round", zorder=2)
+  seeds = scale * np.array(one["by_seed"])
+  axes.plot(seeds, np.full(len(seeds), position), "|", color=look.color, markersize=9, markeredgewidth=1, zorder=2)
+  axes.plot(scale * one["estimate"], position, look.marker, color=look.color, markersize=7, markeredgecolor=PAPER)
+
+
 def forest(summary: Summary, narrow: bool = False, key: str = "difference") -> Figure | None:
   """Paired differences to the reference: interval, estimate, each seed, and the band of differences without weight."""
   metric, style = summary["metric"], looks(summary)
@@ -137,13 +148,7 @@ def forest(summary: Summary, narrow: bool = False, key: str = "difference") -> F
   axes.axvspan(-margin, margin, color=BAND, zorder=0, linewidth=0)
   axes.axvline(0, color=MUTED, linewidth=1, zorder=1)
   for row, position in zip(rows, positions):
-    one, look = row[key], style[row["row"]]
-    if one["low"] is not None:
-      ends = [scale * one["low"], scale * one["high"]]
-      axes.plot(ends, [position, position], color=look.color, linewidth=2, solid_capstyle="round", zorder=2)
-    seeds = scale * np.array(one["by_seed"])
-    axes.plot(seeds, np.full(len(seeds), position), "|", color=look.color, markersize=9, markeredgewidth=1, zorder=2)
-    axes.plot(scale * one["estimate"], position, look.marker, color=look.color, markersize=7, markeredgecolor=PAPER)
+    mark_interval(axes, position, row[key], style[row["row"]], scale)
   axes.xaxis.set_major_locator(MaxNLocator(5 if narrow else 9))
   axes.xaxis.set_major_formatter(
     FuncFormatter(lambda value, _: f"{value:+g}".replace("-", fmt.MINUS).replace("+0", "0"))

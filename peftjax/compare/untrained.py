@@ -11,8 +11,9 @@ from ml_collections import ConfigDict
 
 from peftjax import masks
 from peftjax.files import write_text
-from peftjax.train.evaluate import evaluate, make_predict, save_rows
+from peftjax.train.evaluate import make_predict
 from peftjax.train.run import resolve
+from peftjax.train.splits import score_split
 from peftjax.train.summary import versions
 
 FROZEN = "frozen"  # a method's name in the study alone: training refuses a method that leaves nothing to train
@@ -42,10 +43,9 @@ def score(config: ConfigDict, folder: Path) -> dict[str, Any]:
   folder.mkdir(parents=True, exist_ok=True)
   run = resolve(buildable(config))
   predict = make_predict(run.forward, run.task, run.mesh)
-  metrics = {}
-  for split in run.final_splits:
-    metrics[split], rows = evaluate(predict, run.trainable, run.frozen, run.loaders.evals[split], run.task, run.mesh)
-    save_rows(folder, split, rows)
+  metrics = {
+    split: score_split(run, predict, split, run.trainable, run.frozen, folder, rows=True) for split in run.final_splits
+  }
   whole = masks.count(run.model.params)
   lines = [json.dumps({"step": 0, "split": split, **scores}) + "\n" for split, scores in metrics.items()]
   write_text(folder / "metrics.jsonl", "".join(lines))

@@ -190,6 +190,16 @@ def groups(records: Sequence[Record], summary: Summary) -> dict[tuple[str, int],
   return found
 
 
+def by_row(records: Sequence[Record], summary: Summary, name: str) -> list[Json]:
+  """{"row", "run", and what was measured} of each row at its largest size, in the order of the summary."""
+  held = {record["row"]: record for record in sorted(records, key=size_of)}
+  return [
+    {"row": row["row"], "run": held[row["row"]]["run"], **held[row["row"]]["dimensions"][name]}
+    for row in summary["rows"]
+    if row["row"] in held
+  ]
+
+
 def by_group(records: Sequence[Record], summary: Summary, value: Callable[[Record], float | None]) -> list[Json]:
   """One number a trial, by row and size: its mean over seeds with Student's interval, and the paired difference to the
   reference on the seeds that both have.

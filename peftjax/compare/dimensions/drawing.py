@@ -36,8 +36,8 @@ def intervals(
     return None
   from matplotlib.ticker import MaxNLocator
 
-  from peftjax.compare.plots import looks
-  from peftjax.compare.svg import MUTED, PAPER, font_size, rows_figure
+  from peftjax.compare.plots import looks, mark_interval
+  from peftjax.compare.svg import MUTED, font_size, rows_figure
 
   metric, style, size = summary["metric"], looks(summary), font_size(narrow)
   factor = (100.0 if fmt.is_share(metric) else 1.0) if scale is None else scale
@@ -45,13 +45,7 @@ def intervals(
   figure, axes, positions = rows_figure([one.get("label", one["row"]) for one in groups], notes, narrow)
   axes.axvline(0, color=MUTED, linewidth=1, zorder=1)
   for one, position in zip(groups, positions):
-    look = style[one["row"]]
-    if one["low"] is not None:
-      ends = [factor * one["low"], factor * one["high"]]
-      axes.plot(ends, [position, position], color=look.color, linewidth=2, solid_capstyle="round", zorder=2)
-    seeds = factor * np.array(one["by_seed"])
-    axes.plot(seeds, np.full(len(seeds), position), "|", color=look.color, markersize=9, markeredgewidth=1, zorder=2)
-    axes.plot(factor * one["estimate"], position, look.marker, color=look.color, markersize=7, markeredgecolor=PAPER)
+    mark_interval(axes, position, one, style[one["row"]], factor)
   axes.xaxis.set_major_locator(MaxNLocator(5 if narrow else 9))
   axes.tick_params(axis="x", labelsize=size, pad=4)
   unit = ", points" if scale is None and fmt.is_share(metric) else ""

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from peftjax.compare import formatting as fmt
 from peftjax.compare.dimensions import charts
-from peftjax.compare.dimensions.base import ROW, Dimension, Json, Plot, Record, Section, Summary, Trained, size_of
+from peftjax.compare.dimensions.base import ROW, Dimension, Json, Plot, Record, Section, Summary, Trained, by_row
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
@@ -164,14 +164,7 @@ def measure(trained: Trained) -> Json | None:
 
 def summarize(records: Sequence[Record], summary: Summary) -> Json:
   """{"rows": {"row", "run", and the ledger}}, in the order of the summary."""
-  held = {record["row"]: record for record in sorted(records, key=size_of)}
-  return {
-    "rows": [
-      {"row": row["row"], "run": held[row["row"]]["run"], **held[row["row"]]["dimensions"][NAME]}
-      for row in summary["rows"]
-      if row["row"] in held
-    ]
-  }
+  return {"rows": by_row(records, summary, NAME)}
 
 
 def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summary) -> Section:

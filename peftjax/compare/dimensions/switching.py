@@ -17,7 +17,7 @@ import numpy as np
 
 from peftjax.compare import formatting as fmt
 from peftjax.compare.dimensions import charts
-from peftjax.compare.dimensions.base import ROW, Dimension, Json, Plot, Record, Section, Summary, Trained, size_of
+from peftjax.compare.dimensions.base import ROW, Dimension, Json, Plot, Record, Section, Summary, Trained, by_row
 from peftjax.compare.dimensions.inference import LENGTH, ROWS, inputs_of
 from peftjax.errors import UserError
 
@@ -150,14 +150,7 @@ def _reads_alike(folder: Path, other: Path) -> bool:
 
 def summarize(records: Sequence[Record], summary: Summary) -> Json:
   """{"rows": {"row", "run", and what was measured}}, in the order of the summary."""
-  held = {record["row"]: record for record in sorted(records, key=size_of)}
-  return {
-    "rows": [
-      {"row": row["row"], "run": held[row["row"]]["run"], **held[row["row"]]["dimensions"][NAME]}
-      for row in summary["rows"]
-      if row["row"] in held
-    ]
-  }
+  return {"rows": by_row(records, summary, NAME)}
 
 
 def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summary) -> Section:
