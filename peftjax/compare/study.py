@@ -219,13 +219,13 @@ def _measure_dimensions(
 ) -> dict[str, str]:
   """Measures the dimensions that finished trials' records lack, and keeps them there; run -> why one is missing."""
   failed = {}
-  first = {(trial.row, trial.size): trial.run for trial in reversed(trials) if trial.run in done}
+  first = dimensions.stand_for_rows(trials, done)
   here = [trial for trial in trials if trial.run in done]
   with leases.shared(here, lambda trial: f"measure-{trial.run}") as given:
     for trial in given:
       record, folder = records.finished(trial, workdir) or done[trial.run], trial.folder(workdir)
       done[trial.run] = record
-      open_ = dimensions.open_ones(record, config.compare.dimensions, first[trial.row, trial.size] == trial.run)
+      open_ = dimensions.open_ones(record, config.compare.dimensions, trial.run in first)
       if not open_:
         continue
       say(f"measuring {trial.run}: {', '.join(one.name for one in open_)}")

@@ -25,10 +25,10 @@ def get_config() -> ConfigDict:
   config.model.dropout = 0.0
   config.data.name = "packaged:movie_reviews"
   config.data.shifted = ("packaged:reviews_tweets", "packaged:reviews_products", "packaged:reviews_editorials")
-  config.data.eval_examples = 160
-  config.data.max_length = 16
+  config.data.eval_examples = 200
+  config.data.max_length = 24
   config.data.buckets = ()
-  config.train.update({"batch_size": 8, "steps": 32, "save_every": 0, "log_every": 5, "tensorboard": False})
+  config.train.update({"batch_size": 16, "steps": 48, "save_every": 0, "log_every": 5, "tensorboard": False})
   config.train.final_splits = ("train", "validation")
   config.compare.methods = ConfigDict(
     {
@@ -41,7 +41,8 @@ def get_config() -> ConfigDict:
   )
   config.compare.sizes = (32, 128, 512)
   config.compare.seeds = (0, 1, 2, 3, 4, 5)
-  config.compare.search.update({"seeds": (100,), "trials": 3})
+  config.compare.search.update({"seeds": (100,), "trials": 5})
   config.compare.together = 6
+  config.compare.dimensions = ("overfitting", "update", "memory", "inference", "switching")
   config.compare.timing_rounds = 12
   return config

@@ -6,7 +6,7 @@ repeated; a dimension named later is measured from the folders that are there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 from peftjax.compare.dimensions import (
@@ -25,6 +25,7 @@ from peftjax.compare.dimensions import (
   update,
 )
 from peftjax.compare.dimensions.base import ROW, Dimension, Record, Section, Summary, Trained
+from peftjax.compare.trials import Trial
 from peftjax.errors import UserError, nearest
 
 DIMENSIONS: tuple[Dimension, ...] = (
@@ -57,13 +58,22 @@ def chosen(names: Iterable[str]) -> tuple[Dimension, ...]:
   return tuple(BY_NAME[name] for name in dict.fromkeys(names))
 
 
+def stand_for_rows(trials: Iterable[Trial], done: Container[str]) -> set[str]:
+  """The run of each row's first finished seed at its largest size, of those in `done`."""
+  chosen: dict[str, Trial] = {}
+  for trial in trials:
+    if trial.run in done and (trial.row not in chosen or trial.size > chosen[trial.row].size):
+      chosen[trial.row] = trial
+  return {trial.run for trial in chosen.values()}
+
+
 def open_ones(record: Record, names: Iterable[str], first: bool) -> list[Dimension]:
   """The dimensions that a trial's record still lacks.
 
   Args:
     record: of a finished trial.
     names: of the study's dimensions.
-    first: whether the trial is the first of its row and size, for which alone some dimensions are measured.
+    first: whether the trial stands for its row, as some dimensions are measured of such trials alone.
   """
   held, trains = record.get("dimensions") or {}, record.get("steps") != 0
   return [

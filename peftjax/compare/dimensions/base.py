@@ -25,7 +25,7 @@ if TYPE_CHECKING:
   from peftjax.train.evaluate import Predict
   from peftjax.train.run import Run
 
-TRIAL, ROW = "trial", "row"  # what a dimension is measured for: each trial, or the first seed of each row and size
+TRIAL, ROW = "trial", "row"  # what a dimension is measured for: each trial, or a row's first seed at its largest size
 
 Json = dict[str, Any]
 Summary = dict[str, Any]  # of `analysis.summarize`
