@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from peftjax.errors import UserError, nearest
-from peftjax.models.placement import current
+from peftjax.models.placement import current, product
 
 Dtype = Any
 REMAT_POLICIES = {
@@ -72,7 +72,8 @@ class Runtime:
 
   def dense(self, features: int, use_bias: bool = True, **kwargs: Any) -> nn.Dense:
     """A linear layer in the base's and the compute dtype."""
-    return nn.Dense(features, use_bias=use_bias, dtype=self.compute_dtype, param_dtype=self.dtype, **kwargs)
+    dtypes = {"dtype": self.compute_dtype, "param_dtype": self.dtype}
+    return nn.Dense(features, use_bias=use_bias, dot_general=product, **dtypes, **kwargs)
 
   def embed(self, count: int, features: int, **kwargs: Any) -> nn.Embed:
     """An embedding table in the base's and the compute dtype."""

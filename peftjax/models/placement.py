@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from typing import Any
 
 import jax
 
@@ -32,6 +33,25 @@ def current() -> Placement:
   """The placement of the program that is being traced."""
   found = _current.get() or Placement()
   return found if found.platform else dataclasses.replace(found, platform=jax.default_backend())
+
+
+_brought: ContextVar[Callable[[jax.Array], jax.Array] | None] = ContextVar("brought", default=None)
+
+
+def product(x: jax.Array, kernel: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
+  """`jax.lax.dot_general` of a linear module, whose kernel is brought to its inputs as `bringing` says."""
+  bring = _brought.get()
+  return jax.lax.dot_general(x, kernel if bring is None else bring(kernel), *args, **kwargs)
+
+
+@contextlib.contextmanager
+def bringing(kernel: Callable[[jax.Array], jax.Array]) -> Iterator[None]:
+  """How the kernel of the linear module that is called within the block comes to its inputs."""
+  token = _brought.set(kernel)
+  try:
+    yield
+  finally:
+    _brought.reset(token)
 
 
 @contextlib.contextmanager

@@ -24,7 +24,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from peftjax import masks
 from peftjax.methods.base import Site
 from peftjax.model import Model
-from peftjax.models.placement import Placement, placed
+from peftjax.models.placement import Placement, bringing, placed
+from peftjax.parallel.gathering import in_stages
 from peftjax.parallel.mesh import BATCH_AXES
 
 Axes = tuple[str | None, ...]
@@ -201,6 +202,8 @@ def on_mesh(forward: Callable[..., Any], model: Model, mesh: Mesh) -> Callable[.
   placement = Placement(mesh.devices.flat[0].platform, ways, mesh.shape["tensor"])
   hidden = hidden_size(model)
   ends = {site.path: _ends(site, hidden) for site in model.sites if site.kind in ("linear", "embedding")}
+  # Without recomputation the gathered kernels of all layers would be kept for the backward pass.
+  gather = in_stages(mesh) if model.runtime.remat != "none" else None
 
   def hold(x: jax.Array, name: str | None) -> jax.Array:
     if x.ndim < 2 or x.shape[0] % ways:
@@ -219,7 +222,11 @@ def on_mesh(forward: Callable[..., Any], model: Model, mesh: Mesh) -> Callable[.
     source, target = ends[module.path]
     if isinstance(module, nn.Embed):
       return hold(next_fun(*args, **kwargs), target)
-    return hold(next_fun(hold(args[0], source), **kwargs), target)
+    x = hold(args[0], source)
+    if gather is None:
+      return hold(next_fun(x, **kwargs), target)
+    with bringing(lambda kernel: gather(kernel, _by_rules(mesh, (source, target), kernel, 0))):
+      return hold(next_fun(x, **kwargs), target)
 
   def run(params: masks.Tree, inputs: Mapping[str, Any], rng: jax.Array | None = None) -> Any:
     with placed(placement):

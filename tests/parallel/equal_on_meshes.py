@@ -13,7 +13,7 @@ from peftjax import masks, methods, tasks
 from peftjax.model import from_config, initialise
 from peftjax.models.layers import Runtime
 from peftjax.parallel import mesh as mesh_lib
-from peftjax.parallel import sharding
+from peftjax.parallel import gathering, sharding
 from peftjax.train import run as run_lib
 from peftjax.train.compiling import CompiledStep
 
@@ -70,13 +70,13 @@ def batch(seed, rows=8, length=6):
   }
 
 
-def train(hf_config, name, mesh_fields, steps=2):
+def train(hf_config, name, mesh_fields, steps=2, remat="none"):
   """(losses, trained leaves, share of all leaves' bytes that each device holds); no mesh: on one device."""
   config = config_lib.default()
   config.mesh.update(mesh_fields or {"data": 1})
   config.optim.update({"learning_rate": 1e-2, "warmup": 0.0, "name": "sgd", "weight_decay": 0.0, "clip_norm": 0.0})
   mesh = mesh_lib.make_mesh(config.mesh, jax.devices() if mesh_fields else jax.devices()[:1])
-  bare = from_config(hf_config, runtime=Runtime(dropout=0.0))
+  bare = from_config(hf_config, runtime=Runtime(dropout=0.0, remat=remat))
   model = initialise(bare, jax.random.key(0)).add(
     methods.build(config_lib.ConfigDict({"name": name, **METHODS[name]})), jax.random.key(1)
   )
@@ -98,24 +98,33 @@ def train(hf_config, name, mesh_fields, steps=2):
   return losses, masks.flatten(jax.device_get(state.trainable)), held / whole
 
 
+def row(model_name, name, mesh, remat="none"):
+  """How training on a mesh went beside training on one device."""
+  hf_config = {"bert": BERT, "llama": LLAMA}[model_name]
+  losses, leaves, _ = train(hf_config, name, None)
+  others, other_leaves, share = train(hf_config, name, mesh, remat=remat)
+  apart = max(float(np.abs(leaves[path] - other_leaves[path]).max()) for path in leaves)
+  found = {"model": model_name, "method": name, "mesh": mesh, "losses": losses, "others": others, "apart": apart}
+  return found | {"share": share}
+
+
 def main(which, models):
   sharding.SMALLEST = 16  # so that leaves this small are split
   assert len(jax.devices()) == 8
+  if which == "staged":  # as on a slice whose chips form a cube of two planes of four
+    used = []
+    sharding.in_stages = lambda mesh: used.append(mesh) or gathering.two_stages(mesh, 4)
+    rows = [row(name, method, MESHES[1], "full") for name, method in zip(models, ("full", "lora"))]
+    assert used
+    print(json.dumps(rows))
+    return
   rows = []
   for number, model_name in enumerate(models):
     for index, name in enumerate(METHODS):
       if which == "some" and (index + number) % 2:
         continue
-      hf_config = {"bert": BERT, "llama": LLAMA}[model_name]
-      losses, leaves, _ = train(hf_config, name, None)
       chosen = MESHES if which == "all" else [MESHES[index % len(MESHES)]]
-      for mesh in chosen:
-        others, other_leaves, share = train(hf_config, name, mesh)
-        apart = max(float(np.abs(leaves[path] - other_leaves[path]).max()) for path in leaves)
-        rows.append(
-          {"model": model_name, "method": name, "mesh": mesh, "losses": losses, "others": others, "apart": apart}
-          | {"share": share}
-        )
+      rows += [row(model_name, name, mesh) for mesh in chosen]
   print(json.dumps(rows))
 
 

@@ -65,8 +65,8 @@ PLANS = {
     1.7,
     {"all-gather": 173, "all-reduce": 4, "all-to-all": 1},
   ),
-  "70b": (LLAMA_70B, "v5p:8x8x4", LORA, 8.2, {"all-reduce": 19, "all-to-all": 1}),
-  "405b": (LLAMA_405B, "v5p:2x2x4", LORA, 95.0, {"all-gather": 180, "all-reduce": 4, "all-to-all": 1}),
+  "70b": (LLAMA_70B, "v5p:8x8x4", LORA, 7.0, {"all-gather": 32, "all-reduce": 6, "all-to-all": 1}),
+  "405b": (LLAMA_405B, "v5p:2x2x4", LORA, 67.0, {"all-gather": 59, "all-reduce": 3, "all-to-all": 1}),
 }
 
 pytestmark = [pytest.mark.slow]

@@ -40,6 +40,10 @@ def test_each_method_on_a_mesh_of_its_own():
   check(rows)
 
 
+def test_kernels_that_come_together_in_two_stages():
+  check(on_8_devices("staged", "bert", "llama"))
+
+
 @pytest.mark.slow
 def test_each_method_on_each_mesh():
   rows = on_8_devices("all", "bert", "llama")

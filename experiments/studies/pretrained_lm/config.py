@@ -50,14 +50,14 @@ def get_config(stage: str = "study") -> ConfigDict:
     config.data.packing = True
     config.data.eval_examples = 256
     config.optim.learning_rate = 3e-3
-    config.train.update({"batch_size": 16, "steps": 1200, "eval_every": 400, "save_every": 400, "log_every": 100})
+    config.train.update({"batch_size": 32, "steps": 3000, "eval_every": 1000, "save_every": 500, "log_every": 100})
     return config
   config.model.path = f"{FOLDER}/pretrained"
   config.data.name = "packaged:interface_pt"
   config.data.retained = "packaged:newsgroups20"
   config.data.eval_examples = 128
   config.optim.weight_decay = 0.0
-  config.train.update({"batch_size": 8, "steps": 60, "eval_every": 10, "eval_first": True})
+  config.train.update({"batch_size": 16, "steps": 120, "eval_every": 20, "eval_first": True})
   config.train.update({"save_every": 0, "log_every": 5})
   config.compare.methods = ConfigDict(
     {
@@ -69,6 +69,7 @@ def get_config(stage: str = "study") -> ConfigDict:
   config.compare.baseline = "layernorm"
   config.compare.margin = 0.05  # nats a token
   config.compare.together = 6
-  config.compare.search.update({"seeds": (100,), "trials": 4})
+  config.compare.search.update({"seeds": (100,), "trials": 5})
+  config.compare.dimensions = ("overfitting", "update")
   config.compare.timing_rounds = 20
   return config
