@@ -1,8 +1,8 @@
 """Kernels that come together in two stages, on slices whose chips form a cube.
 
 Over the 4x4x4 chips and more of a v4 or v5p slice, the compiler for TPUs makes of one gather a sum over all chips of
-kernels padded with zeros: three times the kernel's bytes on each chip, and twice the traffic. Over the chips of a plane,
-and then over planes, it gathers.
+kernels padded with zeros: three times the kernel's bytes on each chip, and twice the traffic. Over the chips of a
+plane, and then over planes, it gathers.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from peftjax import config as config_lib
 from peftjax import masks, methods, tasks
 from peftjax.model import from_config, initialise
 from peftjax.models.layers import Runtime
-from peftjax.parallel import mesh as mesh_lib
 from peftjax.parallel import gathering, sharding
+from peftjax.parallel import mesh as mesh_lib
 from peftjax.train import run as run_lib
 from peftjax.train.compiling import CompiledStep
 
