@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 import jax
@@ -12,7 +13,7 @@ from peftjax import config as config_lib
 from peftjax import masks, methods, tasks
 from peftjax.model import from_config, initialise
 from peftjax.models.layers import Runtime
-from peftjax.parallel import gathering, sharding
+from peftjax.parallel import gathering, hosts, sharding
 from peftjax.parallel import mesh as mesh_lib
 from peftjax.train import run as run_lib
 from peftjax.train.compiling import CompiledStep
@@ -76,6 +77,7 @@ def train(hf_config, name, mesh_fields, steps=2, remat="none"):
   config.mesh.update(mesh_fields or {"data": 1})
   config.optim.update({"learning_rate": 1e-2, "warmup": 0.0, "name": "sgd", "weight_decay": 0.0, "clip_norm": 0.0})
   mesh = mesh_lib.make_mesh(config.mesh, jax.devices() if mesh_fields else jax.devices()[:1])
+  share, ways = mesh_lib.process_share(mesh)
   bare = from_config(hf_config, runtime=Runtime(dropout=0.0, remat=remat))
   model = initialise(bare, jax.random.key(0)).add(
     methods.build(config_lib.ConfigDict({"name": name, **METHODS[name]})), jax.random.key(1)
@@ -84,18 +86,20 @@ def train(hf_config, name, mesh_fields, steps=2, remat="none"):
   trainable, frozen = masks.partition(model.params, model.labels())
   # Fresh adapters are zero on one side: noise lets gradients reach all leaves.
   trainable = jax.tree.map(lambda x: x + 0.1 * np.sin(np.arange(x.size).reshape(x.shape)).astype(x.dtype), trainable)
-  trainable = jax.device_put(trainable, program.layout.shardings(trainable))
-  frozen = jax.device_put(frozen, program.layout.shardings(frozen))
+  trainable = mesh_lib.put_tree(jax.device_get(trainable), program.layout.shardings(trainable))
+  frozen = mesh_lib.put_tree(jax.device_get(frozen), program.layout.shardings(frozen))
   place = program.layout.shardings(jax.eval_shape(program.init, trainable))
   state = jax.jit(program.init, out_shardings=place)(trainable)
   step = CompiledStep(program.step(), mesh, state, frozen, lambda _: None)
   losses = []
   for index in range(steps):
-    state, metrics = step(state, frozen, mesh_lib.put_batch(mesh, batch(index)))
-    losses.append(float(metrics["loss"]))
+    own = {name: array[share * len(array) // ways :][: len(array) // ways] for name, array in batch(index).items()}
+    state, metrics = step(state, frozen, mesh_lib.put_batch(mesh, own))
+    losses.append(float(metrics["loss"].addressable_data(0)))
   held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves((trainable, frozen)))
   whole = sum(leaf.nbytes for leaf in jax.tree.leaves((trainable, frozen)))
-  return losses, masks.flatten(jax.device_get(state.trainable)), held / whole
+  together = jax.jit(lambda tree: tree, out_shardings=mesh_lib.replicated(mesh))(state.trainable)
+  return losses, masks.flatten(jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), together)), held / whole
 
 
 def row(model_name, name, mesh, remat="none"):
@@ -108,8 +112,22 @@ def row(model_name, name, mesh, remat="none"):
   return found | {"share": share}
 
 
+def in_processes(mesh, pairs):
+  """Every process of several runs this; each prints what it has of the same losses and leaves."""
+  hosts.start(config_lib.default(), os.environ)
+  rows = []
+  for model_name, name in pairs:
+    losses, leaves, _ = train({"bert": BERT, "llama": LLAMA}[model_name], name, mesh)
+    rows.append({"losses": losses, "leaves": {path: leaf.tolist() for path, leaf in leaves.items()}})
+  print(json.dumps(rows))
+
+
 def main(which, models):
   sharding.SMALLEST = 16  # so that leaves this small are split
+  if which == "processes":
+    mesh, *pairs = models
+    in_processes(json.loads(mesh), [pair.split(".") for pair in pairs])
+    return
   assert len(jax.devices()) == 8
   if which == "staged":  # as on a slice whose chips form a cube of two planes of four
     used = []

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from peftjax import config as config_lib
 from peftjax.errors import UserError
 from peftjax.parallel import hosts
 from peftjax.train.logs import read_rows
+from tests.parallel.equal_on_meshes import METHODS
 from tests.train.conftest import write_data, write_model
 
 STEPS = 12
@@ -128,6 +130,51 @@ def test_four_processes(material, alone, tmp_path):
   finish(start(material, folder, 4, "--config.mesh.data=2", "--config.mesh.fsdp=2"))
   check_equal(alone, folder)
   assert json.loads((folder / "config.json").read_text())["resolved"]["mesh"]["fsdp"] == 2
+
+
+PAIRS = [f"{model}.{method}" for model in ("bert", "llama") for method in METHODS]
+
+
+def in_processes(count, mesh, pairs):
+  """What each of `count` processes with a device each prints of training the pairs of model and method together."""
+  flags = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
+  environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": "."}
+  if count > 1:
+    environment |= {"PEFTJAX_COORDINATOR": f"127.0.0.1:{free_port()}", "PEFTJAX_PROCESSES": str(count)}
+  command = [sys.executable, "tests/parallel/equal_on_meshes.py", "processes", json.dumps(mesh), *pairs]
+  started = [
+    subprocess.Popen(
+      command,
+      env=environment | {"PEFTJAX_PROCESS": str(index)},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+    for index in range(count)
+  ]
+  with ThreadPoolExecutor(count) as readers:  # a full pipe would hold one process, and that one all others
+    printed = list(readers.map(lambda one: one.communicate(timeout=1500)[0], started))
+  assert all(one.returncode == 0 for one in started), printed[0][-3000:]
+  return [json.loads(out.splitlines()[-1]) for out in printed]
+
+
+@pytest.mark.parametrize(
+  ("count", "mesh", "pairs"),
+  [
+    (2, {"data": 1, "fsdp": 2}, ["bert.full", "llama.prefix"]),
+    pytest.param(2, {"data": 2, "fsdp": 1}, PAIRS, marks=pytest.mark.slow),
+    pytest.param(2, {"data": 1, "fsdp": 2}, PAIRS, marks=pytest.mark.slow),
+    pytest.param(4, {"data": 1, "fsdp": 2, "tensor": 2}, PAIRS, marks=pytest.mark.slow),
+    pytest.param(4, {"data": 2, "fsdp": 2}, PAIRS, marks=pytest.mark.slow),
+  ],
+)
+def test_methods_in_several_processes_as_on_one_device(count, mesh, pairs):
+  (alone,), each = in_processes(1, {"data": 1}, pairs), in_processes(count, mesh, pairs)
+  for found in each:
+    for name, one, row in zip(pairs, alone, found, strict=True):
+      np.testing.assert_allclose(row["losses"], one["losses"], rtol=1e-5, err_msg=name)
+      for path, leaf in one["leaves"].items():
+        np.testing.assert_allclose(row["leaves"][path], leaf, rtol=1e-5, atol=1e-5, err_msg=f"{name} {path}")
 
 
 def test_who_names_the_coordinator():
