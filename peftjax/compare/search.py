@@ -5,8 +5,9 @@
     3. the row's knobs, one value after the other at the best rate; what is better stays
     4. rates between, at half and quarter distances from the best, until every row has had as many settings
 
-A setting's score is the mean over the search's seeds of the main metric on the validation split; the test split is not
-opened. D/search/ROW/SETTING/seed-N/ holds the runs, and what is finished there is not trained again.
+A setting's score is the mean over the search's seeds of the main metric on the validation split; among equal ones the
+lower loss there decides. The test split is not opened. D/search/ROW/SETTING/seed-N/ holds the runs, and what is
+finished there is not trained again.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from peftjax.methods import METHODS
 Train = Callable[[ConfigDict, Path], Mapping[str, Any]]  # trains in a folder, or resumes there; the run's summary
 TrainMany = Callable[[Sequence[ConfigDict], Sequence[Path]], Sequence[Mapping[str, Any] | Exception]]
 Say = Callable[[str], None]
+_DIVERGED = (-math.inf, math.inf)
 Laid = Callable[[ConfigDict], ConfigDict]
 
 
@@ -58,14 +60,16 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Tried:
-  """A setting, and its score under each seed; -inf where the run diverged."""
+  """A setting, its score and its loss under each seed; -inf and inf where the run diverged."""
 
   setting: Setting
   scores: tuple[float, ...]
+  losses: tuple[float, ...]
 
   @property
-  def score(self) -> float:
-    return sum(self.scores) / len(self.scores)
+  def rank(self) -> tuple[float, float]:
+    """More is better."""
+    return sum(self.scores) / len(self.scores), -sum(self.losses) / len(self.losses)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +103,7 @@ class Choice:
           "learning_rate": one.setting.rate,
           "knobs": dict(one.setting.knobs),
           "scores": [None if math.isinf(score) else score for score in one.scores],
+          "losses": [None if math.isinf(loss) else loss for loss in one.losses],
           "run": one.setting.name,
         }
         for one in self.tried
@@ -173,11 +178,11 @@ def search_row(config: ConfigDict, workdir: Path, row: str, train_many: TrainMan
 
   def attempt(settings: Sequence[Setting]) -> None:
     fresh = [one for one in dict.fromkeys(settings) if one not in tried][: section.trials - len(tried)]
-    for one, scores in zip(fresh, _scores(base, folder, fresh, config.compare, train_many)):
-      tried[one] = Tried(one, scores)
+    for one, found in zip(fresh, _outcomes(base, folder, fresh, config.compare, train_many)):
+      tried[one] = Tried(one, *zip(*found))
 
   def best() -> Setting:
-    return max(tried.values(), key=lambda one: one.score).setting
+    return max(tried.values(), key=lambda one: one.rank).setting
 
   def rate(exponent: float) -> float:
     return float(f"{centre * section.factor**exponent:.3g}")
@@ -200,10 +205,10 @@ def search_row(config: ConfigDict, workdir: Path, row: str, train_many: TrainMan
   return Choice(row, size, best(), min(rates) < best().rate < max(rates), tuple(tried.values()))
 
 
-def _scores(
+def _outcomes(
   base: ConfigDict, folder: Path, settings: Sequence[Setting], study: ConfigDict, train_many: TrainMany
-) -> Iterator[tuple[float, ...]]:
-  """Each setting's score under every seed; what is not finished is trained, `compare.together` runs at once."""
+) -> Iterator[list[tuple[float, float]]]:
+  """Each setting's (score, loss) by seed; what is not finished is trained, `compare.together` runs at once."""
   seeds, runs = study.search.seeds, []
   for setting in settings:
     for seed in seeds:
@@ -216,9 +221,9 @@ def _scores(
     outcomes = train_many([config for config, _ in group], [place for _, place in group])
     for (config, place), outcome in zip(group, outcomes):
       _write(config, place, outcome, study.search.split)
-  found = [_finished(config, place) for config, place in runs]
+  found = [_finished(config, place) or _DIVERGED for config, place in runs]
   for index in range(len(settings)):
-    yield tuple(-math.inf if one is None else one for one in found[index * len(seeds) : (index + 1) * len(seeds)])
+    yield found[index * len(seeds) : (index + 1) * len(seeds)]
 
 
 def _write(config: ConfigDict, place: Path, outcome: Mapping[str, Any] | Exception, split: str) -> None:
@@ -227,25 +232,25 @@ def _write(config: ConfigDict, place: Path, outcome: Mapping[str, Any] | Excepti
 
   if isinstance(outcome, Exception) and not isinstance(outcome, Diverged):
     raise outcome
-  score: float | None = None
+  score = loss = None
   if not isinstance(outcome, Exception):
     metrics = outcome["metrics"].get(split)
     if metrics is None:
       raise UserError(f"compare.search.split={split!r}: the data has no such split to search on")
-    score = metrics[outcome["main_metric"]]
-  kept = {"score": score, "config_hash": fingerprint(plain(config))}
+    score, loss = metrics[outcome["main_metric"]], metrics["loss"]
+  kept = {"score": score, "loss": loss, "config_hash": fingerprint(plain(config))}
   write_text(place / "score.json", json.dumps(kept) + "\n")
 
 
-def _finished(config: ConfigDict, place: Path) -> float | None:
-  """A finished trial's score, -inf if it diverged; None if it is not finished."""
+def _finished(config: ConfigDict, place: Path) -> tuple[float, float] | None:
+  """A finished trial's (score, loss), `_DIVERGED` if it did; None if it is not finished."""
   path = place / "score.json"
   if not path.is_file():
     return None
   kept = read_json(path)
   if kept["config_hash"] != fingerprint(plain(config)):
     raise UserError(f"{place} holds a trial of another search: use another --workdir, or delete it")
-  return -math.inf if kept["score"] is None else float(kept["score"])
+  return _DIVERGED if kept["score"] is None else (float(kept["score"]), float(kept["loss"]))
 
 
 def _check(config: ConfigDict) -> None:

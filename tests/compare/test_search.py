@@ -45,7 +45,7 @@ class Trainer:
     if one.optim.learning_rate in self.diverges:
       return Diverged("step 2: loss nan")
     assert one.train.final_splits == ("validation",)
-    return {"main_metric": "accuracy", "metrics": {"validation": {"accuracy": score(one)}}}
+    return {"main_metric": "accuracy", "metrics": {"validation": {"accuracy": score(one), "loss": 0.0}}}
 
 
 def run(made, folder, trainer=None):
@@ -68,6 +68,16 @@ def test_a_peak_out_of_reach_is_said_to_be_at_the_edge(tmp_path):
   choices = run(config(trials=4), tmp_path)
   assert not choices["full"].interior and not choices["lora"].interior and choices["head"].interior
   assert choices["full"].best.rate == min(one.setting.rate for one in choices["full"].tried)
+
+
+def test_among_equal_scores_the_lower_loss_decides(tmp_path):
+  class Coarse(Trainer):
+    def one(self, one, folder):
+      return {"main_metric": "accuracy", "metrics": {"validation": {"accuracy": 0.5, "loss": 1.0 - score(one)}}}
+
+  for row, choice in run(config(trials=8), tmp_path, Coarse()).items():
+    assert abs(math.log10(choice.best.rate / PEAKS[row])) < 0.2
+    assert len(choice.tried[0].losses) == len(choice.tried[0].scores)
 
 
 def test_knobs_are_tried_at_the_best_rate(tmp_path):
@@ -106,7 +116,7 @@ def test_a_setting_that_diverges_is_not_chosen(tmp_path):
   made = config(trials=4)
   made.compare.methods = {"lora": {"optim": {"learning_rate": 1e-3}}}
   choice = search.search_row(made, tmp_path, "lora", Trainer(diverges=(0.00316, 0.01)))
-  assert choice.best.rate == 1e-3 and math.isinf(choice.tried[2].score)
+  assert choice.best.rate == 1e-3 and math.isinf(choice.tried[2].rank[0])
   assert choice.as_json()["tried"][2]["scores"] == [None, None]
 
 
@@ -123,7 +133,7 @@ def test_mistakes(tmp_path, fields, message):
 
   class Lax(Trainer):
     def one(self, one, folder):
-      return {"main_metric": "accuracy", "metrics": {"validation": {"accuracy": 0.5}}}
+      return {"main_metric": "accuracy", "metrics": {"validation": {"accuracy": 0.5, "loss": 0.0}}}
 
   with pytest.raises(UserError, match=message):
     run(made, tmp_path, Lax())
@@ -134,7 +144,7 @@ def test_a_study_trains_with_what_was_found(tmp_path):
 
   def train(one, folder):
     if "search" in folder.parts:
-      return {"main_metric": "accuracy", "metrics": {"validation": {"accuracy": score(one)}}}
+      return {"main_metric": "accuracy", "metrics": {"validation": {"accuracy": score(one), "loss": 0.0}}}
     trained[folder.parts[-2]] = one.optim.learning_rate
     return test_study.train(one, folder)
 

@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     {
       row: {
         "method": {"name": row, **fields},
-        "optim": {"learning_rate": rate, "groups": {"head": {"learning_rate": head_rate}}},
+        "optim": {"learning_rate": rate, "groups": {"head": {"learning_rate": head_rate}} if row != "head" else {}},
       }
       for row, (fields, rate, head_rate) in METHODS.items()
     }
