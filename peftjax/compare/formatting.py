@@ -18,12 +18,12 @@ def is_share(metric: str) -> bool:
 
 def score(value: float | None, metric: str) -> str:
   """
-  >>> score(0.8371, "accuracy"), score(0.8371, "pearson")
-  ('83.7', '0.837')
+  >>> score(0.8371, "accuracy"), score(0.8371, "pearson"), score(-0.8371, "pearson")
+  ('83.7', '0.837', '−0.837')
   """
   if value is None:
     return NONE
-  return f"{100 * value:.1f}" if is_share(metric) else f"{value:.3f}"
+  return (f"{100 * value:.1f}" if is_share(metric) else f"{value:.3f}").replace("-", MINUS)
 
 
 def signed(value: float | None, metric: str) -> str:

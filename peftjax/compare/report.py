@@ -93,7 +93,7 @@ def html(
     dimensions=[(name, one, _drawn(one)) for name, one in dimensions.sections(summary, results)],
     verdicts=[dict(one) | {"shown": _effect(one)} for one in verdicts],
     tally=_tally(verdicts),
-    environment=environment(),
+    environment=summary.get("environment") or environment(),
     config=json.dumps(config, indent=2, sort_keys=True),
     fmt=fmt,
   )
@@ -104,7 +104,7 @@ def markdown(
 ) -> str:
   """The same without plots."""
   columns, rows = seed_table(summary, results)
-  around = environment()
+  around = dict(summary.get("environment") or environment())
   failed = [list(one) for one in summary["failed"].items()]
   claims = [[one["claim"], one["verdict"], _effect(one), _reason(one), fmt.runs(one["runs"])] for one in verdicts]
   parts = [

@@ -11,6 +11,8 @@
     D/report.html, D/report.md, D/report.tex
     D/leases/            who works on what
 
+`again` writes everything below results.jsonl once more from what lies there.
+
 The same command again goes on where it stopped: finished trials are kept, a trial under way goes on from
 its checkpoint. Started several times at once, on one host or on many with one D, it divides the trials
 (`peftjax.compare.sharing`).
@@ -136,20 +138,51 @@ def conclude(
   times: Mapping[str, Any] | None,
   failed: Mapping[str, str],
   searched: Sequence[Mapping[str, Any]] = (),
+  environment: Mapping[str, str] | None = None,
 ) -> Outcome:
-  """Writes the summary, the claims and the report of the trials that there are."""
+  """Writes the summary, the claims and the report of the trials that there are.
+
+  Args:
+    environment: where they were trained, as `report.environment` tells it; here if not given.
+  """
   if not results:
     return Outcome({"rows": [], "failed": dict(failed), "search": list(searched)}, dict(failed))
   question = analysis.Question(**{key: config.compare[key] for key in ("reference", "baseline", "margin", "split")})
   size = max(record.get("size") or 0 for record in results)  # the first screen is about the largest
   summary = analysis.summarize([one for one in results if (one.get("size") or 0) == size], question, times)
   summary |= {"size": size or None, "failed": dict(failed), "search": list(searched)}
+  summary["environment"] = dict(environment or report.environment())
   summary["dimensions"] = dimensions.summarize(results, summary)
   verdicts = claims.judge(summary, results)
   write_text(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
   write_text(workdir / "claims.json", json.dumps(verdicts, indent=2) + "\n")
   report.write(workdir, plain(config), summary, results, verdicts)
   return Outcome(summary, dict(failed))
+
+
+def again(workdir: str | Path) -> Outcome:
+  """Writes the conclusions of a kept study again, from its config.json, results.jsonl, search.json and timing.json.
+
+  Nothing is trained or measured; what its summary.json says of the environment stays.
+
+  Raises:
+    UserError: the folder holds no results.
+  """
+  workdir = Path(workdir)
+  results = records.read_results(workdir / "results.jsonl")
+  kept = {name: _kept(workdir / f"{name}.json") for name in ("config", "search", "timing", "summary")}
+  if kept["config"] is None:
+    raise UserError(f"no file {workdir / 'config.json'}: a study keeps its config beside its results")
+  before = kept["summary"] or {}
+  given = (kept["timing"], before.get("failed", {}), kept["search"] or (), before.get("environment"))
+  return conclude(ConfigDict(kept["config"]), workdir, results, *given)
+
+
+def _kept(path: Path) -> Any:
+  try:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+  except ValueError as error:
+    raise UserError(f"{path} is no JSON: {error}") from None
 
 
 def main(config: ConfigDict, workdir: str | Path, as_json: bool = False) -> int:

@@ -124,7 +124,7 @@ def rows_figure(
     cover = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.5}  # hides the grid behind the words
     for index, (name, note) in enumerate(zip(names, notes)):
       where = ("axes fraction", "data")
-      style: dict[str, Any] = {"fontsize": size, "va": "center", "annotation_clip": False, "bbox": cover}
+      style: dict[str, Any] = {"fontsize": size, "va": "center", "annotation_clip": False, "bbox": cover, "zorder": 9}
       axes.annotate(name, (0, index - 0.25), xycoords=where, ha="left", color=INK, fontweight="bold", **style)
       axes.annotate(note, (1, index - 0.25), xycoords=where, ha="right", color=INK, **style)
   else:
