@@ -100,27 +100,7 @@ def run(
     trials = plan(config, search.changes_of(chosen, sizes_of(config)))
   done = _finished(trials, workdir)
   write_text(workdir / "config.json", json.dumps(plain(config), indent=2, sort_keys=True) + "\n")
-  failed: dict[str, str] = {}
-  with leases.shared(in_groups(trials, config.compare.together), lambda group: f"train-{group[0].run}") as groups:
-    for group in groups:
-      done |= _finished(group, workdir)  # by another process
-      failed |= _failed_elsewhere([trial for trial in group if trial.run not in done], workdir, leases)
-      open_ = [trial for trial in group if trial.run not in done and trial.run not in failed]
-      if not open_:
-        continue
-      seeds = ", ".join(str(trial.seed) for trial in open_)
-      what = open_[0].row + (f" at {open_[0].size} examples" if open_[0].size else "")
-      say(f"trial {len(done) + len(failed) + 1} of {len(trials)}: {what}, seed {seeds}")
-      for trial, outcome in zip(open_, _train(open_, workdir, train_many)):
-        if isinstance(outcome, Exception):  # one method's failure is a result of that method; the others go on
-          if not done and _is_mistake(outcome):
-            raise outcome
-          failed[trial.run] = _keep_error(trial, workdir, outcome)
-          say(f"failed: {trial.run}: {failed[trial.run]}")
-        else:
-          done[trial.run] = outcome
-      done |= _finished(trials, workdir)
-      records.write_results([done[one.run] for one in trials if one.run in done], workdir)
+  failed = _train_all(trials, done, config, workdir, train_many, leases)
   if measure is not None:
     failed |= _measure_dimensions(trials, done, config, workdir, measure, leases)
   with leases.shared(["conclusion"], str) as turns:
@@ -226,6 +206,39 @@ def _failed_elsewhere(trials: Sequence[Trial], workdir: Path, leases: Leases) ->
   """run -> its error's last line, of the trials that failed in another process since this one started."""
   errors = {trial.run: leases.failed_since(trial.folder(workdir) / "error.txt") for trial in trials}
   return {run: error for run, error in errors.items() if error is not None}
+
+
+def _train_all(
+  trials: Sequence[Trial],
+  done: dict[str, Record],
+  config: ConfigDict,
+  workdir: Path,
+  train_many: TrainMany,
+  leases: Leases,
+) -> dict[str, str]:
+  """Trains what `done` lacks and notes it there and in ``results.jsonl``; run -> why one has no record."""
+  failed: dict[str, str] = {}
+  with leases.shared(in_groups(trials, config.compare.together), lambda group: f"train-{group[0].run}") as groups:
+    for group in groups:
+      done |= _finished(group, workdir)  # by another process
+      failed |= _failed_elsewhere([trial for trial in group if trial.run not in done], workdir, leases)
+      open_ = [trial for trial in group if trial.run not in done and trial.run not in failed]
+      if not open_:
+        continue
+      seeds = ", ".join(str(trial.seed) for trial in open_)
+      what = open_[0].row + (f" at {open_[0].size} examples" if open_[0].size else "")
+      say(f"trial {len(done) + len(failed) + 1} of {len(trials)}: {what}, seed {seeds}")
+      for trial, outcome in zip(open_, _train(open_, workdir, train_many)):
+        if isinstance(outcome, Exception):  # one method's failure is a result of that method; the others go on
+          if not done and _is_mistake(outcome):
+            raise outcome
+          failed[trial.run] = _keep_error(trial, workdir, outcome)
+          say(f"failed: {trial.run}: {failed[trial.run]}")
+        else:
+          done[trial.run] = outcome
+      done |= _finished(trials, workdir)
+      records.write_results([done[one.run] for one in trials if one.run in done], workdir)
+  return failed
 
 
 def _train(trials: Sequence[Trial], workdir: Path, train_many: TrainMany) -> list[Record | Exception]:
