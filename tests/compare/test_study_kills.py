@@ -119,8 +119,9 @@ def finish(process: subprocess.Popen[bytes]) -> None:
 
 
 def progress(folder: Path) -> int:
-  """Lines that the runs have written so far."""
-  return sum(path.read_bytes().count(b"\n") for path in folder.rglob("metrics.jsonl"))
+  """Lines that the runs have written so far; folders may be renamed meanwhile, which `os.walk` passes over."""
+  found = [Path(place) / "metrics.jsonl" for place, _, names in os.walk(folder) if "metrics.jsonl" in names]
+  return sum(path.read_bytes().count(b"\n") for path in found)
 
 
 def timeless(folder: Path) -> bytes:
