@@ -80,8 +80,9 @@ class RunLog:
     self._window: list[tuple[float, int]] = []  # seconds and tokens of the steps since the last timing row
     if silent:
       return
-    self._metrics = RowFile(folder / "metrics.jsonl", start)
-    self._timing = RowFile(folder / "timing.jsonl", start)
+    last = start or -1  # a run that starts anew also evaluates step 0 anew
+    self._metrics = RowFile(folder / "metrics.jsonl", last)
+    self._timing = RowFile(folder / "timing.jsonl", last)
     self._events = _event_writer(folder / "tensorboard", start) if config.tensorboard else None
     self._display = Display(start, self._total, shown)
 

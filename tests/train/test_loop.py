@@ -64,6 +64,18 @@ def test_a_finished_run_is_not_run_again(config, tmp_path, material):
   assert loop.train(config, tmp_path / "run") == first
 
 
+def test_killed_between_the_first_evaluation_and_the_first_checkpoint(config, tmp_path):
+  """The next start evaluates step 0 again, and its row stands there once."""
+  config.train.update({"eval_first": True, "eval_every": 6, "steps": 6})
+  loop.train(config, tmp_path / "run")
+  whole = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+  assert rows_of(tmp_path / "run")[0]["step"] == 0
+  shutil.rmtree(tmp_path / "run" / "checkpoints")
+  (tmp_path / "run" / "summary.json").unlink()
+  loop.train(config, tmp_path / "run")
+  assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == whole
+
+
 def test_a_folder_with_another_run_is_left_alone(config, tmp_path):
   loop.train(config, tmp_path / "run")
   before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
