@@ -120,6 +120,14 @@ def test_a_setting_that_diverges_is_not_chosen(tmp_path):
   assert choice.as_json()["tried"][2]["scores"] == [None, None]
 
 
+def test_a_groups_rate_is_a_knob():
+  made = config()
+  made.optim.groups = {"head": {"learning_rate": 0.01}}
+  tried = search.Setting(0.002, (("optim.groups.head.learning_rate", 0.3),)).laid_on(made)
+  assert (tried.optim.learning_rate, tried.optim.groups.head.learning_rate) == (0.002, 0.3)
+  assert made.optim.groups.head.learning_rate == 0.01
+
+
 @pytest.mark.parametrize(
   ("fields", "message"),
   [
