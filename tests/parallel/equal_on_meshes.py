@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -44,6 +45,7 @@ LLAMA = {
   "num_labels": 3,
   "pad_token_id": 0,
 }
+MODELS = {"bert": BERT, "llama": LLAMA}
 MESHES = [
   {"data": 8},
   {"data": 1, "fsdp": 8},
@@ -102,11 +104,16 @@ def train(hf_config, name, mesh_fields, steps=2, remat="none"):
   return losses, masks.flatten(jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), together)), held / whole
 
 
+@functools.cache
+def on_one_device(model_name, name):
+  """What `train` returns there, which all meshes are compared with."""
+  return train(MODELS[model_name], name, None)
+
+
 def row(model_name, name, mesh, remat="none"):
   """How training on a mesh went beside training on one device."""
-  hf_config = {"bert": BERT, "llama": LLAMA}[model_name]
-  losses, leaves, _ = train(hf_config, name, None)
-  others, other_leaves, share = train(hf_config, name, mesh, remat=remat)
+  losses, leaves, _ = on_one_device(model_name, name)
+  others, other_leaves, share = train(MODELS[model_name], name, mesh, remat=remat)
   apart = max(float(np.abs(leaves[path] - other_leaves[path]).max()) for path in leaves)
   found = {"model": model_name, "method": name, "mesh": mesh, "losses": losses, "others": others, "apart": apart}
   return found | {"share": share}
@@ -117,7 +124,7 @@ def in_processes(mesh, pairs):
   hosts.start(config_lib.default(), os.environ)
   rows = []
   for model_name, name in pairs:
-    losses, leaves, _ = train({"bert": BERT, "llama": LLAMA}[model_name], name, mesh)
+    losses, leaves, _ = train(MODELS[model_name], name, mesh)
     rows.append({"losses": losses, "leaves": {path: leaf.tolist() for path, leaf in leaves.items()}})
   print(json.dumps(rows))
 

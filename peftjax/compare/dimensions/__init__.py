@@ -60,11 +60,11 @@ def chosen(names: Iterable[str]) -> tuple[Dimension, ...]:
 
 def stand_for_rows(trials: Iterable[Trial], done: Container[str]) -> set[str]:
   """The run of each row's first finished seed at its largest size, of those in `done`."""
-  chosen: dict[str, Trial] = {}
+  standing: dict[str, Trial] = {}
   for trial in trials:
-    if trial.run in done and (trial.row not in chosen or trial.size > chosen[trial.row].size):
-      chosen[trial.row] = trial
-  return {trial.run for trial in chosen.values()}
+    if trial.run in done and (trial.row not in standing or trial.size > standing[trial.row].size):
+      standing[trial.row] = trial
+  return {trial.run for trial in standing.values()}
 
 
 def open_ones(record: Record, names: Iterable[str], first: bool) -> list[Dimension]:
