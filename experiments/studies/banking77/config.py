@@ -9,15 +9,18 @@ from ml_collections import ConfigDict
 
 from peftjax.config import default
 
-# row -> fields of the method, peak learning rate in the middle of the search, the head's
+# row -> fields of the method, peak learning rate in the middle of the search
 METHODS = {
-  "full": ({}, 4e-4, 1e-2),
-  "head": ({}, 3e-2, 3e-2),
-  "bitfit": ({}, 1e-2, 1e-2),
-  "lora": ({"rank": 8, "alpha": 16.0}, 4e-3, 1e-2),
-  "ia3": ({}, 3e-2, 1e-2),
-  "houlsby": ({"bottleneck_dim": 32}, 4e-3, 1e-2),
+  "full": ({}, 4e-4),
+  "head": ({}, 1e-1),
+  "bitfit": ({}, 1e-2),
+  "lora": ({"rank": 8, "alpha": 16.0}, 4e-3),
+  "ia3": ({}, 3e-2),
+  "houlsby": ({"bottleneck_dim": 32}, 4e-3),
 }
+# of the head beside a method: where the search begins, and what else it tries
+HEAD_RATE = 1e-1
+HEAD_RATES = (1e-2, 3e-1)
 
 
 def get_config() -> ConfigDict:
@@ -30,18 +33,19 @@ def get_config() -> ConfigDict:
   config.data.buckets = ()
   config.train.update({"batch_size": 16, "steps": 90, "eval_every": 30, "eval_first": True, "save_every": 0})
   config.train.update({"log_every": 10, "tensorboard": False, "final_splits": ("train", "validation")})
-  config.compare.methods = ConfigDict(
-    {
-      row: {
-        "method": {"name": row, **fields},
-        "optim": {"learning_rate": rate, "groups": {"head": {"learning_rate": head_rate}} if row != "head" else {}},
-      }
-      for row, (fields, rate, head_rate) in METHODS.items()
-    }
-  )
+  config.compare.methods = ConfigDict({row: _row(row) for row in METHODS})
   config.compare.seeds = (0, 1, 2, 3, 4, 5)
   config.compare.together = 6
-  config.compare.search.update({"seeds": (100,), "trials": 5})
+  config.compare.search.update({"seeds": (100,), "trials": 7})
   config.compare.dimensions = ("overfitting", "update")
   config.compare.timing_rounds = 12
   return config
+
+
+def _row(name: str) -> dict:
+  fields, rate = METHODS[name]
+  row = {"method": {"name": name, **fields}, "optim": {"learning_rate": rate}}
+  if name != "head":  # whose own rate it is
+    row["optim"]["groups"] = {"head": {"learning_rate": HEAD_RATE}}
+    row["search"] = {"optim": {"groups": {"head": {"learning_rate": HEAD_RATES}}}}
+  return row

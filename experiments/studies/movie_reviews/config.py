@@ -9,15 +9,18 @@ from ml_collections import ConfigDict
 
 from peftjax.config import default
 
-# row -> fields of the method, peak learning rate in the middle of the search, the head's
+# row -> fields of the method, peak learning rate in the middle of the search
 METHODS = {
-  "full": ({}, 2e-4, 5e-3),
-  "head": ({}, 3e-2, 3e-2),
-  "bitfit": ({}, 8e-3, 5e-3),
-  "lora": ({"rank": 8, "alpha": 16.0}, 2e-3, 5e-3),
-  "ia3": ({}, 2e-2, 5e-3),
-  "houlsby": ({"bottleneck_dim": 32}, 2e-3, 5e-3),
+  "full": ({}, 2e-4),
+  "head": ({}, 3e-2),
+  "bitfit": ({}, 8e-3),
+  "lora": ({"rank": 8, "alpha": 16.0}, 2e-3),
+  "ia3": ({}, 2e-2),
+  "houlsby": ({"bottleneck_dim": 32}, 2e-3),
 }
+# of the head beside a method: where the search begins, and what else it tries
+HEAD_RATE = 3e-2
+HEAD_RATES = (5e-3, 2e-1)
 
 
 def get_config() -> ConfigDict:
@@ -28,21 +31,22 @@ def get_config() -> ConfigDict:
   config.data.eval_examples = 200
   config.data.max_length = 24
   config.data.buckets = ()
-  config.train.update({"batch_size": 16, "steps": 48, "save_every": 0, "log_every": 5, "tensorboard": False})
+  config.train.update({"batch_size": 16, "steps": 96, "save_every": 0, "log_every": 8, "tensorboard": False})
   config.train.final_splits = ("train", "validation")
-  config.compare.methods = ConfigDict(
-    {
-      row: {
-        "method": {"name": row, **fields},
-        "optim": {"learning_rate": rate, "groups": {"head": {"learning_rate": head_rate}} if row != "head" else {}},
-      }
-      for row, (fields, rate, head_rate) in METHODS.items()
-    }
-  )
+  config.compare.methods = ConfigDict({row: _row(row) for row in METHODS})
   config.compare.sizes = (32, 128, 512)
   config.compare.seeds = (0, 1, 2, 3, 4, 5)
-  config.compare.search.update({"seeds": (100,), "trials": 5})
+  config.compare.search.update({"seeds": (100,), "trials": 7})
   config.compare.together = 6
-  config.compare.dimensions = ("overfitting", "update", "memory", "inference", "switching")
+  config.compare.dimensions = ("overfitting", "update", "memory", "inference", "switching", "energy")
   config.compare.timing_rounds = 12
   return config
+
+
+def _row(name: str) -> dict:
+  fields, rate = METHODS[name]
+  row = {"method": {"name": name, **fields}, "optim": {"learning_rate": rate}}
+  if name != "head":  # whose own rate it is
+    row["optim"]["groups"] = {"head": {"learning_rate": HEAD_RATE}}
+    row["search"] = {"optim": {"groups": {"head": {"learning_rate": HEAD_RATES}}}}
+  return row
