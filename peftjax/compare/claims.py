@@ -16,16 +16,17 @@ from typing import Any
 import numpy as np
 
 from peftjax.compare import formatting as fmt
-from peftjax.compare import shapes
+from peftjax.compare import plans, shapes
 from peftjax.compare.analysis import Summary
 from peftjax.compare.claims_measured import MEASURED
-from peftjax.compare.claims_serving import SERVING
+from peftjax.compare.claims_serving import SERVING, modular_switch
 from peftjax.compare.records import Record
 from peftjax.compare.trials import changes
 from peftjax.compare.verdicts import (
   CONTRADICTED,
   INCONCLUSIVE,
   SUPPORTED,
+  UNTESTABLE,
   Verdict,
   peft,
   reference,
@@ -212,24 +213,21 @@ def _adapter_share(summary: Summary, results: Sequence[Record]) -> Verdict:
 
 
 def _adapter_megabytes(summary: Summary, results: Sequence[Record]) -> Verdict:
+  model = next(one for one in shapes.DECODERS if one.total > 5e9)
+  base, own = 2 * model.total, 4 * model.lora(8)  # bfloat16, float32
   shares = _shares(summary)
-  needs = "adapter files of a base of several GB"
-  if not shares:
-    return untestable(needs)
-  base = max(row["bytes"]["weights"] for row, _ in shares)
-  sizes = [row["bytes"]["adapter_file"] for row, _ in shares]
-  middle = float(np.median(sizes))
-  shown: Verdict = {
-    "effect": middle,
-    "unit": "bytes of an adapter file, the middle method",
+  files = [row["bytes"]["adapter_file"] for row, _ in shares]
+  measured = "; ".join(f"{row['row']} {fmt.size(row['bytes']['adapter_file'])}" for row, _ in shares)
+  saved = f". Saved here: {measured}; this base is {fmt.size(shares[0][0]['bytes']['weights'])}" if shares else ""
+  few = 2e7
+  return {
+    "verdict": SUPPORTED if own < few and base > 1e9 and all(size < few for size in files) else CONTRADICTED,
+    "effect": own / 1e6,
+    "unit": f"MB, LoRA of rank 8 on query and value of {model.name} in float32",
     "runs": runs_of(*(row for row, _ in shares)),
-    "counts": "the middle method is below 20 MB",
+    "counts": "below 20 MB beside a base of several GB, and no file saved here is larger",
+    "reason": f"from shapes: {fmt.size(own)} beside {fmt.size(base)} of {model.name} in bfloat16{saved}",
   }
-  listed = "; ".join(f"{row['row']} {fmt.size(row['bytes']['adapter_file'])}" for row, _ in shares)
-  reason = f"{listed}; the base is {fmt.size(base)}"
-  if base < 2e9:
-    return untestable(needs, reason, **shown)
-  return shown | {"verdict": SUPPORTED if middle < 2e7 else CONTRADICTED, "reason": reason}
 
 
 def _shares(summary: Summary) -> list[tuple[dict[str, Any], float]]:
@@ -238,36 +236,43 @@ def _shares(summary: Summary) -> list[tuple[dict[str, Any], float]]:
 
 
 def _many_adapters(summary: Summary, results: Sequence[Record]) -> Verdict:
-  needs = "switching between adapters on one compiled model: latency and recompiles"
+  needs = "switching between adapters on one compiled model (compare.dimensions with 'switching')"
   shares = _shares(summary)
   if not shares:
     return untestable(needs)
   row, _ = min(shares, key=lambda one: one[1])
   base, tasks = row["bytes"]["weights"], 100
   together = base + tasks * row["bytes"]["adapter_file"]
+  shown: Verdict = {"effect": together / (tasks * base), "unit": f"bytes for {tasks} tasks over full models'"}
   reason = (
     f"{tasks} tasks take {fmt.size(together)} as one base and adapters of {row['row']}, "
-    f"{fmt.size(tasks * base)} as full models; switching was not measured"
+    f"{fmt.size(tasks * base)} as full models; "
   )
-  effect = together / (tasks * base)
-  return untestable(needs, reason, effect=effect, unit=f"bytes for {tasks} tasks over full models'", runs=runs_of(row))
+  switched = modular_switch(summary, results)
+  if switched["verdict"] == UNTESTABLE:
+    return untestable(needs, reason + "switching was not measured", **shown, runs=runs_of(row))
+  return shown | {
+    "verdict": SUPPORTED if switched["verdict"] == SUPPORTED and together < tasks * base / 2 else CONTRADICTED,
+    "runs": runs_of(row) + [run for run in switched["runs"] if run not in row["runs"]],
+    "counts": "less than half of full models' bytes, and no program is compiled while two adapters take turns",
+    "reason": reason + switched["reason"],
+  }
 
 
 def _memory(summary: Summary, results: Sequence[Record]) -> Verdict:
-  needs = "the compiled step's bytes for a decoder of the 7B class (`peftjax plan`), full against LoRA"
-  full = reference(summary)
+  planned, full = plans.three_times(), reference(summary)
   rows = [row for row in peft(summary) if _state(row) and (row["method"] or {}).get("name") == "lora"]
   if full is None or not _state(full) or not rows:
-    return untestable(needs)
+    return planned
   ratio = _state(full) / _state(rows[0])
-  reason = (
-    f"weights, gradients and optimizer take {fmt.size(_state(full))} in full fine-tuning and "
+  planned["reason"] += (
+    f". In this study weights, gradients and optimizer take {fmt.size(_state(full))} in full fine-tuning and "
     f"{fmt.size(_state(rows[0]))} with {rows[0]['row']}: {ratio:.1f} times less"
   )
   if all(row["bytes"].get("activations") is not None for row in (full, rows[0])):
     own, lora = (_state(row) + row["bytes"]["activations"] for row in (full, rows[0]))
-    reason += f"; with activations {fmt.size(own)} and {fmt.size(lora)}: {own / lora:.1f} times less"
-  return untestable(needs, reason, effect=ratio, unit="state bytes, full over LoRA", runs=runs_of(full, rows[0]))
+    planned["reason"] += f"; with activations {fmt.size(own)} and {fmt.size(lora)}: {own / lora:.1f} times less"
+  return planned | {"runs": runs_of(full, rows[0])}
 
 
 def _state(row: Mapping[str, Any]) -> float:
@@ -354,18 +359,13 @@ RULES: dict[str, Callable[[Summary, Sequence[Record]], Verdict]] = {
   "accuracy-comparable-or-superior": _accuracy_reaches_full,
   "scales-without-proportional-cost": _scaling,
   "less-energy": _energy,
+  "t0-3b-on-2080ti": lambda summary, results: plans.on_a_card(),
+  "checkpointing-11gb": lambda summary, results: plans.with_checkpointing(),
   **MEASURED,
   **SERVING,
 }
 
-_SHIFT = "the same study on tasks ordered by their distance from pretraining"
-
 NEEDS = {
-  "full-more-accurate-niche": _SHIFT + "; this is about the farthest",
   "pet-performance-gap": "a study on a hard generation task, scored by what the model writes (task.generate)",
-  "checkpointing-11gb": "`peftjax plan` on the shapes of T0_3B with model.remat=full",
-  "t0-3b-on-2080ti": "`peftjax plan` on the shapes of T0_3B, by the base's precision",
   "soft-beats-hard-prompt": "a row of the frozen model with a written prompt beside prompt tuning",
-  "peft-when-far": _SHIFT,
-  "full-when-far": _SHIFT,
 }

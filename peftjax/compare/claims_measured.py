@@ -26,6 +26,7 @@ CURVE = "a curve over sizes (compare.sizes), 32 to all, for every method"
 FORGETTING = "retained pretraining text (data.retained), evaluated from before the first update (train.eval_first)"
 TOLERATED = 0.01  # a rise of the retained loss by less than this share of it is none
 CATASTROPHIC = 0.10  # by more than this is a catastrophe
+FAR = 1.5  # a task is far where its loss before training is this many times that on pretraining text
 FEW = (100, 999)  # "a few hundred"
 
 Groups = dict[str, Mapping[str, Any]]
@@ -260,6 +261,47 @@ def _no_rise(share: float, words: str) -> Callable[[Summary, Sequence[Record]], 
   return rule
 
 
+def _when_far(favours_full: bool) -> Callable[[Summary, Sequence[Record]], Verdict]:
+  def rule(summary: Summary, results: Sequence[Record]) -> Verdict:
+    rows = [row for row in peft(summary) if row["difference"]]
+    known, task = _dimension(summary, "forgetting").get("before"), _untrained_loss(results)
+    if known is None or task is None or reference(summary) is None or not rows:
+      return untestable("a task far from the pretraining, by " + FORGETTING)
+    distance = f"before training the loss is {task:.2f} nats a token on this task and {known:.2f} on pretraining text"
+    if task < FAR * known:
+      return untestable(f"a task whose loss before training is {FAR} times that on pretraining text", distance)
+    words = {row["difference"]["verdict"] for row in rows}
+    reaching, behind = bool(words & {"better", "matches"}), words == {"worse"}
+    verdict = SUPPORTED if (behind if favours_full else reaching) else INCONCLUSIVE
+    if reaching if favours_full else behind:
+      verdict = CONTRADICTED
+    shown = max(rows, key=lambda row: row["difference"]["estimate"])
+    one, metric = shown["difference"], summary["metric"]
+    scale, unit = (100, "points of ") if fmt.is_share(metric) else (1, "")
+    held = next(row for row in summary["rows"] if row["row"] == summary["reference"])
+    return {
+      "verdict": verdict,
+      "effect": scale * one["estimate"],
+      "interval": None if one["low"] is None else [scale * one["low"], scale * one["high"]],
+      "unit": f"{unit}{metric}, {shown['row']} less {one['to']}",
+      "runs": _all_runs(held, *rows),
+      "counts": "on this one far task "
+      + ("all methods are worse than full fine-tuning" if favours_full else "one method is better or matches"),
+      "reason": f"{distance}; "
+      + "; ".join(f"{row['row']} {fmt.difference(row['difference'], metric)}" for row in rows)
+      + ". One task is one point of the axis",
+    }
+
+  return rule
+
+
+def _untrained_loss(results: Sequence[Record]) -> float | None:
+  """The mean validation loss before the first update."""
+  paths = [(record.get("trajectory") or {}).get("validation") or {} for record in results]
+  starts = [path["loss"][0] for path in paths if "loss" in path and path["step"][0] == 0]
+  return float(np.mean(starts)) if starts else None
+
+
 def hp_sensitivity(summary: Summary, results: Sequence[Record]) -> Verdict:
   """Fewer than half of the learning rates tried are within 95% of the best, for the middle PEFT method."""
   needs = "a learning-rate grid of 5 settings or more for every method, with divergences counted (compare.search)"
@@ -295,4 +337,7 @@ MEASURED: dict[str, Callable[[Summary, Sequence[Record]], Verdict]] = {
   "knowledge-retained": _no_rise(TOLERATED, "which counts as kept"),
   "no-forgetting": _no_rise(CATASTROPHIC, "more would be a catastrophe"),
   "hp-sensitivity": hp_sensitivity,
+  "full-more-accurate-niche": _when_far(True),
+  "full-when-far": _when_far(True),
+  "peft-when-far": _when_far(False),
 }

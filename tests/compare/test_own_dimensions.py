@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 
@@ -210,3 +212,21 @@ def test_serving_is_judged_from_compilations_and_flops(curves):
   assert "merging takes it away" in verdicts["inference-complexity"]["reason"]
   serving["switching"]["rows"][0]["compilations"] = 1
   assert judged(summary | {"dimensions": serving}, held)["modular-switch"]["verdict"] == "contradicted"
+
+
+@pytest.mark.parametrize("verdict", ["worse", "better", "matches", "inconclusive"])
+@pytest.mark.parametrize("far", [True, False])
+def test_a_far_task_is_one_whose_loss_was_high(curves, verdict, far):
+  held, summary = copy.deepcopy(curves)
+  for record in held:
+    record["trajectory"]["validation"]["loss"][0] = 3.1 if far else 2.9  # 2.0 on retained text
+  for row in summary["rows"]:
+    if row["row"] == "lora":
+      row["difference"]["verdict"] = verdict
+  found = judged(summary, held)
+  favouring = {"full-when-far": "worse", "full-more-accurate-niche": "worse", "peft-when-far": "better matches"}
+  against = {"full-when-far": "better matches", "full-more-accurate-niche": "better matches", "peft-when-far": "worse"}
+  for name in favouring:
+    expected = "supported" if verdict in favouring[name] else "contradicted" if verdict in against[name] else ""
+    assert found[name]["verdict"] == ((expected or "inconclusive") if far else "not testable here"), name
+    assert ("2.00 on pretraining text" in found[name]["reason"]) and bool(found[name]["needs"]) != far

@@ -9,14 +9,17 @@ from ml_collections import ConfigDict
 
 from peftjax.config import default
 
+LORA = {"name": "lora", "rank": 8, "alpha": 16.0}
 # row -> fields of the method, peak learning rate in the middle of the search
 METHODS = {
   "full": ({}, 4e-4),
   "head": ({}, 1e-1),
   "bitfit": ({}, 1e-2),
-  "lora": ({"rank": 8, "alpha": 16.0}, 4e-3),
+  "lora": (LORA, 4e-3),
   "ia3": ({}, 3e-2),
   "houlsby": ({"bottleneck_dim": 32}, 4e-3),
+  # LoRA in five of the six layers, and the last one as it is, at a tenth of LoRA's rate
+  "hybrid": ({"methods": ({**LORA, "layers": (0, 1, 2, 3, 4)}, {"name": "last_k", "k": 1})}, 4e-3),
 }
 # of the head beside a method: where the search begins, and what else it tries
 HEAD_RATE = 1e-1
@@ -47,5 +50,7 @@ def _row(name: str) -> dict:
   row = {"method": {"name": name, **fields}, "optim": {"learning_rate": rate}}
   if name != "head":  # whose own rate it is
     row["optim"]["groups"] = {"head": {"learning_rate": HEAD_RATE}}
+    if name == "hybrid":
+      row["optim"]["groups"]["last_k"] = {"learning_rate_multiplier": 0.1}
     row["search"] = {"optim": {"groups": {"head": {"learning_rate": HEAD_RATES}}}}
   return row

@@ -86,7 +86,7 @@ def ledger(
   config = copy.deepcopy(config)
   config.task.name, config.task.num_labels = task, len(label_names)
   config.mesh.update({axis: 1 for axis in config.mesh})
-  programs = {remat: _program(config, remat, task, label_names) for remat in REMATS}
+  programs = {remat: shape_program(config, remat, task, label_names) for remat in REMATS}
   largest = max(wanted, key=lambda shape: (shape.rows * shape.length, shape.length))
   found = []
   for shape in wanted:
@@ -135,7 +135,8 @@ def residual_bytes(program: Program, shape: Shape) -> int:
   return sum(math.prod(one.aval.shape) * one.aval.dtype.itemsize for one in saved)
 
 
-def _program(config: ConfigDict, remat: str, task: str, label_names: Sequence[str]) -> Program:
+def shape_program(config: ConfigDict, remat: str, task: str, label_names: Sequence[str]) -> Program:
+  """What training would make of a config, of shapes, on one device and with a remat policy of its own."""
   import jax
 
   from peftjax import tasks
