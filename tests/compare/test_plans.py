@@ -31,7 +31,7 @@ def test_the_7b_steps_compile_to_what_was_kept(tmp_path):
 
 
 def test_verdicts_follow_the_bytes(monkeypatch):
-  summary = {"rows": [], "reference": None}
+  summary = {"rows": [], "reference": None, "metric": "accuracy", "margin": 0.01}
   names = ("memory-3x", "t0-3b-on-2080ti", "checkpointing-11gb", "adapter-mb")
 
   def verdicts():
