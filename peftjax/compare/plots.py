@@ -22,7 +22,6 @@ from peftjax.compare.analysis import Summary
 from peftjax.compare.records import Record
 from peftjax.compare.svg import (
   BAND,
-  GRID,
   INK,
   MUTED,
   PAPER,
@@ -99,7 +98,8 @@ def pareto(summary: Summary, narrow: bool = False) -> Figure | None:
     if y[index] > best:
       best = y[index]
       front.append(index)
-  axes.plot(x[front], y[front], color=GRID, linewidth=1.6, zorder=1, drawstyle="steps-post", solid_capstyle="round")
+  steps = np.append(x[front], axes.get_xlim()[1]), np.append(y[front], best)
+  axes.plot(*steps, color=MUTED, linewidth=1.2, linestyle=(0, (1, 2)), zorder=1, drawstyle="steps-post")
   for row, one_x, one_y, one_low, one_high in zip(rows, x, y, low, high):
     look = style[row["row"]]
     axes.plot([one_x, one_x], [one_low, one_high], color=look.color, linewidth=1.6, zorder=2, solid_capstyle="round")

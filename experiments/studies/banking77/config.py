@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
   config.compare.seeds = (0, 1, 2, 3, 4, 5)
   config.compare.together = 6
   config.compare.search.update({"seeds": (100,), "trials": 7})
-  config.compare.dimensions = ("overfitting", "update")
+  config.compare.dimensions = ("overfitting", "update", "inference", "switching")
   config.compare.timing_rounds = 12
   return config
 
