@@ -112,7 +112,7 @@ def guide(config: ConfigDict) -> dict[str, Any]:
       rejected.append({"row": row, "reason": reason})
     else:
       ranked.append(one)
-  ranked.sort(key=_order)
+  ranked.sort(key=lambda one: _order(one, own))
   if count == len(devices):
     ranked, too_big = _compiled(config, ranked, devices, limit)
   else:  # a step of so many devices cannot be compiled here
@@ -261,14 +261,18 @@ def _refused(one: Candidate, wants: rules.Wants, memory: int, steps: int) -> str
   return ""
 
 
-def _order(one: Candidate) -> tuple[Any, ...]:
-  """By the middle of the best range there is, an own study's before a published one; unknown ones last, by size."""
-  if one.method["name"] == "full":
-    return (0, 0.0)
-  if not one.accuracy:
-    return (1, one.trainable)
-  first = one.accuracy[0]
-  return (0, -(first.low + first.high) / 2)
+def _order(one: Candidate, own: Sequence[evidence.Own]) -> tuple[Any, ...]:
+  """First what an own study holds and did not find worse, then the rest; each by the middle of its best range.
+
+  Figures of another model and task may not carry over, so that they do not overtake the user's own. Methods of which
+  nothing is known are last, by size.
+  """
+  full = one.method["name"] == "full"
+  if not (one.accuracy or full):
+    return (2, one.trainable)
+  first = one.accuracy[0] if one.accuracy and not full else Range(0.0, 0.0, "", 0)
+  tried = any(one.row in study.accuracy or one.row == study.reference for study in own)
+  return (0 if tried and first.high >= 0 else 1, -(first.low + first.high) / 2)
 
 
 def _compiled(

@@ -109,6 +109,14 @@ def test_own_studies_come_first(folder, tmp_path):
   assert not result["experiment"]["spread_is_assumed"] and result["experiment"]["seeds"] >= 3
 
 
+def test_published_figures_do_not_overtake_an_own_study(folder, tmp_path):
+  trained = {"full": (0.80, 9000, 1.0, 1e-4), "lora": (0.795, 300, 0.7, 1e-3), "ia3": (0.60, 40, 0.7, 1e-3)}
+  path = records.write_results(synthetic.results(trained, seeds=6, examples=800), tmp_path)
+  found = rows(guide.guide(config(folder, results=str(path))))
+  assert set(found[:2]) == {"full", "lora"}
+  assert 1 < found.index("dora") < found.index("ia3")  # which the study found worse
+
+
 def measured(own):
   """The records with dimensions, as a study measures them."""
   ratio = {"estimate": 1.14, "low": 1.1, "high": 1.2}
