@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from peftjax.compare import __main__ as remake
 from peftjax.compare.records import read_results
+from peftjax.compare.trials import plain
 
 KEPT = sorted(Path("experiments/studies").glob("*/record"))
 
@@ -36,6 +38,12 @@ def test_a_kept_study(record, tmp_path, capsys):
   sizes = {one.get("size") for one in results}
   assert len(rows) >= 6 and len(seeds) >= 6 and len(results) == len(rows) * len(seeds) * len(sizes)
   assert {one["row"] for one in json.loads((record / "search.json").read_text())} == rows
+
+
+@pytest.mark.parametrize("record", KEPT, ids=lambda path: path.parent.name)
+def test_the_config_beside_a_record_is_what_ran(record):
+  config = runpy.run_path(str(record.parent / "config.py"))["get_config"]()
+  assert json.loads(json.dumps(plain(config))) == json.loads((record / "config.json").read_text())
 
 
 def test_a_folder_without_a_study(tmp_path, capsys):

@@ -70,7 +70,6 @@ def get_config(stage: str = "study") -> ConfigDict:
   config.compare.margin = 0.05  # nats a token
   config.compare.together = 6
   config.compare.search.update({"seeds": (100,), "trials": 5})
-  config.compare.dimensions = ("overfitting", "update", "memory", "energy", "sequence")
-  config.compare.sequence = ("packaged:interface_pt", "packaged:newsgroups20")  # the new language, then back
+  config.compare.dimensions = ("overfitting", "update")
   config.compare.timing_rounds = 20
   return config
