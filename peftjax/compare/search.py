@@ -250,6 +250,8 @@ def _finished(config: ConfigDict, place: Path) -> tuple[float, float] | None:
   kept = read_json(path)
   if kept["config_hash"] != fingerprint(plain(config)):
     raise UserError(f"{place} holds a trial of another search: use another --workdir, or delete it")
+  if "loss" not in kept:
+    raise UserError(f"{path} has no 'loss', so an older version wrote it: use another --workdir, or delete {place}")
   return _DIVERGED if kept["score"] is None else (float(kept["score"]), float(kept["loss"]))
 
 

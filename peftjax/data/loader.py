@@ -298,6 +298,11 @@ def make_loaders(
     measured = measure(dataset, "train", collate)
     plan = TrainingPlan(ids, measured.lengths[ids], config.train.batch_size, buckets, config.seed)
     reader = _Reader(source, collate, share)
+  if measured.teaches_nothing:
+    raise UserError(
+      f"data.max_length={data.max_length}: none of the {len(measured.lengths):,} training examples has a response left "
+      "when cut there; raise it, or try data.format='plain' if a chat template fills the rows"
+    )
   train = TrainLoader(plan, reader, measured, identity, int(data.workers))
   limit = _limit(data.eval_examples)
 

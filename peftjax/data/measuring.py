@@ -33,6 +33,11 @@ class Measured:
   lost_words: int
   has_responses: bool = False
 
+  @property
+  def teaches_nothing(self) -> bool:
+    """Whether every response is cut off as a whole."""
+    return self.has_responses and self.lost_words == len(self.lengths)
+
   def notes(self, what: str, max_length: int) -> list[str]:
     """Lines for the log about what does not reach the model; none if everything does."""
     lines = []

@@ -147,6 +147,14 @@ def test_mistakes(tmp_path, fields, message):
     run(made, tmp_path, Lax())
 
 
+def test_trials_of_an_older_version_are_refused(tmp_path):
+  run(config(), tmp_path)
+  path = next(tmp_path.rglob("score.json"))
+  path.write_text(json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name != "loss"}))
+  with pytest.raises(UserError, match="no 'loss', so an older version wrote it"):
+    run(config(), tmp_path)
+
+
 def test_a_study_trains_with_what_was_found(tmp_path):
   trained = {}
 

@@ -9,7 +9,7 @@ import pytest
 import transformers
 
 from peftjax import config as configs
-from peftjax.data import Form, form_of, load_tokenizer
+from peftjax.data import Form, form_of, load_tokenizer, make_loaders
 from peftjax.data.language import CausalCollate, Seq2SeqCollate
 from peftjax.data.tokenizer_training import main, train_tokenizer
 from peftjax.data.tokenizing import IGNORED
@@ -69,6 +69,18 @@ def test_what_is_cut_and_what_teaches_nothing_is_counted(tokenizer):
   sizes = collate.sizes([{"source": "a", "target": "b"}, PAIR, long])
   assert sizes.lengths.tolist() == [len(collate.encode([{"source": "a", "target": "b"}])[0][0]), 6, 6]
   assert (sizes.cut, sizes.lost) == (2, 1 + (len(collate.form.prompt_ids(tokenizer, PAIR["source"])) >= 6))
+
+
+def test_data_that_teaches_nothing_is_refused(tokenizer, tmp_path, monkeypatch):
+  monkeypatch.setenv("PEFTJAX_CACHE", str(tmp_path / "cache"))
+  config = configs.default()
+  config.data.name = reversal_data(tmp_path / "data")
+  for config.data.packing in (False, True):
+    config.data.max_length = 1
+    with pytest.raises(UserError, match=r"max_length=1: none of the \d+ training examples has a response left"):
+      make_loaders(config, tokenizer, task="causal_lm")
+    config.data.max_length = 40
+    make_loaders(config, tokenizer, task="causal_lm")
 
 
 def test_a_causal_batch(tokenizer):
