@@ -26,6 +26,7 @@ from peftjax.train import run as run_lib
 from peftjax.train.assemble import make_model, shape_task
 from peftjax.train.compiling import CompiledStep
 from peftjax.train.flops import flops_of
+from peftjax.train.signals import PREEMPTED, EndRequests, Preempted
 from peftjax.train.stacked import DoNotFit
 
 
@@ -53,7 +54,19 @@ def train(config: ConfigDict, folder: Path) -> dict[str, Any]:
 
 
 def train_many(configs: Sequence[ConfigDict], folders: Sequence[Path]) -> list[Mapping[str, Any] | Exception]:
-  """Trains or resumes trials, in one program where they fit in one; a trial's error is its outcome."""
+  """Trains or resumes trials, in one program where they fit in one; a trial's error is its outcome.
+
+  Raises:
+    Preempted: after SIGTERM or SIGINT, also where it came too late for a trial to end early; all is saved.
+  """
+  with EndRequests() as requests:
+    outcomes = _train_many(configs, folders)
+  if requests.asked:
+    raise Preempted(PREEMPTED)
+  return outcomes
+
+
+def _train_many(configs: Sequence[ConfigDict], folders: Sequence[Path]) -> list[Mapping[str, Any] | Exception]:
   if len(configs) > 1 and not any(map(is_frozen, configs)):
     try:
       outcomes: list[Any] = list(together.train_together(configs, folders))

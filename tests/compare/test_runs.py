@@ -15,6 +15,7 @@ import pytest
 from peftjax import config as config_lib
 from peftjax.compare import runs, study
 from peftjax.errors import UserError
+from peftjax.train.splits import SplitScores
 from tests.train.conftest import write_data, write_model
 
 ROOT = Path(__file__).parents[2]
@@ -94,6 +95,32 @@ study.run(make_config(Path(sys.argv[1])), sys.argv[2])
   assert not (tmp_path / "summary.json").exists()
   study.run(make_config(material), tmp_path)
   assert outcomes(tmp_path) == outcomes(unbroken[0])
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+def test_a_request_to_end_that_comes_too_late_for_a_run_ends_the_study(config, tmp_path, monkeypatch, seeds):
+  plain = SplitScores.after
+
+  def asked_during_the_last_evaluation(self, step, *trees):
+    if signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return plain(self, step, *trees)
+
+  monkeypatch.setattr(SplitScores, "after", asked_during_the_last_evaluation)
+  config.method.name = "lora"
+  config.train.steps = 2
+  trials = []
+  for seed in seeds:
+    trials.append(config.copy_and_resolve_references())
+    trials[-1].seed = seed
+  folders = [tmp_path / str(seed) for seed in seeds]
+  with pytest.raises(SystemExit) as caught:
+    runs.train_many(trials, folders)
+  assert caught.value.code == 143
+  assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+  assert all((folder / "summary.json").is_file() for folder in folders)
+  monkeypatch.setattr(SplitScores, "after", None)  # nothing is trained once more
+  assert [summary["seed"] for summary in runs.train_many(trials, folders)] == list(seeds)
 
 
 def outcomes(folder):
