@@ -214,6 +214,22 @@ def test_serving_is_judged_from_compilations_and_flops(curves):
   assert judged(summary | {"dimensions": serving}, held)["modular-switch"]["verdict"] == "contradicted"
 
 
+@pytest.mark.parametrize("evaluated", [3, 1])
+def test_forgetting_where_validation_was_not_evaluated_last(curves, evaluated):
+  held, summary = copy.deepcopy(curves)
+  for record in held:
+    path = record["trajectory"]["validation"]
+    for name in path:
+      path[name] = path[name][:evaluated]
+  found = forgetting.summarize(held, summary)
+  assert found["groups"] == summary["dimensions"]["forgetting"]["groups"]  # of retained text alone
+  steps = {tuple(path["steps"]) for path in found["paths"]}
+  assert steps == ({(0, 10, 20)} if evaluated == 3 else set()) and bool(found["matched"]) == (evaluated == 3)
+  section = forgetting.section(found, held, summary)
+  assert len(section.rows) == len(held)
+  assert [plot.draw(False) is not None for plot in section.plots] == [evaluated == 3, True, evaluated == 3]
+
+
 @pytest.mark.parametrize("verdict", ["worse", "better", "matches", "inconclusive"])
 @pytest.mark.parametrize("far", [True, False])
 def test_a_far_task_is_one_whose_loss_was_high(curves, verdict, far):

@@ -2,8 +2,8 @@
 
 peftjax compare --config=experiments/studies/smollm2/config.py --workdir=runs/smollm2
 
-An update takes seconds on two cores, so that this study is short: 16 updates of 8 strings. Newsgroup posts, English like
-most of what the model was pretrained on, are evaluated from before the first update, so that forgetting is seen.
+An update takes seconds on two cores, so that this study is short: 16 updates of 8 strings. Newsgroup posts, in English
+as most of its pretraining was, are evaluated from before the first update, so that forgetting is seen.
 """
 
 from __future__ import annotations

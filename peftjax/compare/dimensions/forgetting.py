@@ -38,19 +38,22 @@ def summarize(records: Sequence[Record], summary: Summary) -> Json | None:
   two runs' best under one seed, between evaluations by the straight line. "paths" is the mean path of each row.
   """
   metric = summary["metric"]
-  held = [record for record in records if path_of(record, metric) is not None]
+  held = [record for record in records if _retained(record) is not None]
   if not held:
     return None
-  risen = by_group(held, summary, lambda record: _rise(path_of(record, metric)))
+  risen = by_group(held, summary, _rise)
   by_kind = groups(held, summary)
   matched, paths = [], []
   for (row, size), own in by_kind.items():
     base = {record["seed"]: record for record in by_kind.get((summary["reference"], size), ())}
     pairs = [(record, base[record["seed"]]) for record in own if record["seed"] in base]
+    pairs = [pair for pair in pairs if all(path_of(record, metric) for record in pair)]
     if pairs and row != summary["reference"]:
       matched.append(_match(row, size, pairs, metric))
-    curves = [path_of(record, metric) for record in own]
-    stacked = [np.stack([curve[part] for curve in curves if curve]) for part in range(3)]
+    curves = [path for record in own if (path := path_of(record, metric))]
+    if not curves:
+      continue
+    stacked = [np.stack([curve[part] for curve in curves]) for part in range(3)]
     paths.append(
       {
         "row": row,
@@ -61,26 +64,37 @@ def summarize(records: Sequence[Record], summary: Summary) -> Json | None:
         "runs": [record["run"] for record in own],
       }
     )
-  first = path_of(held[0], metric)
-  assert first is not None
-  return {"before": float(first[2][0]), "groups": risen, "matched": matched, "paths": paths}
+  before = _retained(held[0])
+  assert before is not None
+  return {"before": float(before[0]), "groups": risen, "matched": matched, "paths": paths}
 
 
 def path_of(record: Record, metric: str) -> Path | None:
-  """(steps, validation scores, retained losses) of a run that was evaluated on both from its start."""
+  """(steps, validation scores, retained losses) of a run that was evaluated on both from its start, at their common
+  steps: after the last update a run evaluates validation only if `train.final_splits` names it.
+  """
   held = record.get("trajectory") or {}
   kept, scored = held.get(RETAINED), held.get("validation")
-  if not kept or not scored or kept["step"] != scored["step"] or kept["step"][0] != 0:
+  if not kept or not scored:
     return None
-  columns = (kept["step"], scored.get(metric), kept["loss"])
-  if any(column is None or None in column for column in columns):
+  losses, scores = (dict(zip(one["step"], one.get(key) or ())) for one, key in ((kept, "loss"), (scored, metric)))
+  steps = [step for step in kept["step"] if losses.get(step) is not None and scores.get(step) is not None]
+  if len(steps) < 2 or steps[0] != 0:
     return None
-  steps, scores, losses = (np.array(column, dtype=np.float64) for column in columns)
-  return steps, scores, losses
+  return np.array(steps), np.array([scores[step] for step in steps]), np.array([losses[step] for step in steps])
 
 
-def _rise(path: Path | None) -> float | None:
-  return None if path is None else float(path[2][-1] - path[2][0])
+def _retained(record: Record) -> np.ndarray | None:
+  """The losses on retained text, from before the first update to after the last."""
+  kept = (record.get("trajectory") or {}).get(RETAINED)
+  if not kept or kept["step"][0] != 0 or None in kept["loss"]:
+    return None
+  return np.array(kept["loss"], dtype=np.float64)
+
+
+def _rise(record: Record) -> float | None:
+  losses = _retained(record)
+  return None if losses is None else float(losses[-1] - losses[0])
 
 
 def _match(row: str, size: int, pairs: Sequence[tuple[Record, Record]], metric: str) -> Json:
@@ -158,7 +172,7 @@ def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summar
     sentences=tuple(sentences),
     plots=plots,
     columns=("run", "before", "highest", "after", "rise"),
-    rows=tuple(_line(record, metric) for record in records if path_of(record, metric) is not None),
+    rows=tuple(_line(record) for record in records if _retained(record) is not None),
   )
 
 
@@ -170,21 +184,22 @@ def nats(one: Mapping[str, Any]) -> str:
   return f"{text} [{', '.join(ends)}]" if ends else text
 
 
-def _line(record: Record, metric: str) -> tuple[str, ...]:
-  path = path_of(record, metric)
-  assert path is not None
-  losses = path[2]
+def _line(record: Record) -> tuple[str, ...]:
+  losses = _retained(record)
+  assert losses is not None
   shown = [f"{value:.3f}" for value in (losses[0], losses.max(), losses[-1])]
   return (record["run"], *shown, f"{losses[-1] - losses[0]:+.3f}".replace("-", fmt.MINUS))
 
 
-def _paths_figure(found: Mapping[str, Any], summary: Summary, narrow: bool, size: int) -> Figure:
+def _paths_figure(found: Mapping[str, Any], summary: Summary, narrow: bool, size: int) -> Figure | None:
   scale = drawing.scale_of(summary["metric"])
   lines = {
     one["row"]: [(scale * x, y, y, y) for x, y in zip(one["score"], one["rise"])]
     for one in found["paths"]
     if one["size"] == size
   }
+  if not lines:
+    return None
   unit = " in %" if scale == 100 else ""
   label = f"validation {summary['metric']}{unit}"
   return drawing.line_figure(lines, summary, label, "rise, nats a token", narrow, ends=True)
