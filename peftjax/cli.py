@@ -133,7 +133,7 @@ def _eval(parsed: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _inspect(parsed: argparse.Namespace, overrides: list[str]) -> int:
-  from peftjax import inspection
+  from peftjax.train import inspection
 
   result = inspection.inspect(_config(parsed, overrides))
   return _finish(parsed, result, lambda console: inspection.show(result, console))
@@ -153,7 +153,7 @@ def _compare(parsed: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _guide(parsed: argparse.Namespace, overrides: list[str]) -> int:
-  from peftjax.compare import guide
+  from peftjax.guide import recommend as guide
 
   result = guide.guide(_config(parsed, overrides))
   return _finish(parsed, result, lambda console: guide.show(result, console))

@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 
-from peftjax.data.chat import load_chat_template
-from peftjax.data.tokenizing import Tokenizer, load_tokenizer
+from peftjax.data.inputs.chat import load_chat_template
+from peftjax.data.inputs.tokenizing import Tokenizer, load_tokenizer
 from peftjax.errors import UserError
 from peftjax.files import read_json
 from peftjax.model import Model, folder_of, load

@@ -14,7 +14,7 @@ from typing import Any
 from peftjax.compare import formatting as fmt
 from peftjax.compare.verdicts import CONTRADICTED, SUPPORTED, Verdict
 
-PATH = Path(__file__).with_name("evidence") / "plans.json"
+PATH = Path(__file__).parent.parent / "guide" / "evidence" / "plans.json"
 CARD = 11 * 2**30  # bytes of an RTX 2080 Ti
 COMMAND = "`python -m experiments.plans`"
 

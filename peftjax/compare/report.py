@@ -19,12 +19,13 @@ from typing import Any
 import jinja2
 import markupsafe
 
-from peftjax.compare import answer, dimensions, plots, table
+from peftjax.compare import answer, dimensions, table
 from peftjax.compare import formatting as fmt
 from peftjax.compare.analysis import Summary
 from peftjax.compare.dimensions.base import Plot, Section
+from peftjax.compare.drawing import plots
+from peftjax.compare.drawing.svg import svg
 from peftjax.compare.records import Record
-from peftjax.compare.svg import svg
 from peftjax.files import write_text
 
 PACKAGES = ("peftjax", "jax", "jaxlib", "flax", "optax", "numpy", "scipy", "matplotlib")

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from peftjax import inspection
 from peftjax.compare.search import each
 from peftjax.compare.timing import Step
 from peftjax.compare.untrained import buildable, is_frozen, score
@@ -21,7 +20,7 @@ from peftjax.model import folder_of, from_config
 from peftjax.models import pretrained
 from peftjax.models.family import ENCODER
 from peftjax.parallel.mesh import put_batch
-from peftjax.train import finished, loop, together
+from peftjax.train import finished, inspection, loop, together
 from peftjax.train import run as run_lib
 from peftjax.train.assemble import make_model, shape_task
 from peftjax.train.compiling import CompiledStep

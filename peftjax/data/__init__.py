@@ -9,11 +9,11 @@ Batches:                        make_loaders, Loaders, TrainLoader, EvalLoader
 
 from __future__ import annotations
 
-from peftjax.data.language import Form, form_of
+from peftjax.data.inputs.language import Form, form_of
+from peftjax.data.inputs.tokenizing import Tokenizer, load_tokenizer
 from peftjax.data.loader import EvalLoader, Loaders, TrainLoader, make_loaders
 from peftjax.data.packages import fetch, model_folder
 from peftjax.data.sources import Dataset, Source, open_data
-from peftjax.data.tokenizing import Tokenizer, load_tokenizer
 
 __all__ = [
   "Dataset",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from peftjax.data.packaged import PACKAGED, prepared
+from peftjax.data.sources.packaged import PACKAGED, prepared
 from peftjax.errors import UserError
 
 

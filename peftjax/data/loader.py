@@ -20,14 +20,14 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from peftjax.data.batching import FILL, Batches, TrainingPlan, bucket_lengths, evaluation_batches, rows, subset
-from peftjax.data.collating import Batch, Collate, TextCollate
 from peftjax.data.extra_sets import RETAINED, open_retained, open_shifted
 from peftjax.data.flipping import flipped
-from peftjax.data.language import UNCUT, CausalCollate, Form, Seq2SeqCollate
+from peftjax.data.inputs.collating import Batch, Collate, TextCollate
+from peftjax.data.inputs.language import UNCUT, CausalCollate, Form, Seq2SeqCollate
+from peftjax.data.inputs.packing import PackedBatches, PackedPlan, packed_batch, pieces_of
+from peftjax.data.inputs.tokenizing import Tokenizer
 from peftjax.data.measuring import Measured, measure
-from peftjax.data.packing import PackedBatches, PackedPlan, packed_batch, pieces_of
 from peftjax.data.sources import CAUSAL_LM, SEQ2SEQ_LM, Dataset, Example, Source, open_data
-from peftjax.data.tokenizing import Tokenizer
 from peftjax.errors import UserError
 
 PLAIN = Form()

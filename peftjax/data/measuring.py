@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from peftjax.data.collating import Collate
+from peftjax.data.inputs.collating import Collate
 from peftjax.data.packages import cache_folder
 from peftjax.data.sources import Dataset
 

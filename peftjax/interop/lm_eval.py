@@ -20,8 +20,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from peftjax.data.chat import load_chat_template
-from peftjax.data.tokenizing import load_tokenizer
+from peftjax.data.inputs.chat import load_chat_template
+from peftjax.data.inputs.tokenizing import load_tokenizer
 from peftjax.errors import UserError
 from peftjax.files import read_json
 from peftjax.model import Model, folder_of, load

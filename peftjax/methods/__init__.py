@@ -8,14 +8,11 @@ outside the package, `config.method.name = "my_module:MyMethod"` takes a class, 
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import sys
 import typing
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from peftjax.errors import UserError, nearest
+from peftjax.errors import UserError
 from peftjax.methods.adalora import AdaLoRA
 from peftjax.methods.adapter_plus import AdapterPlus
 from peftjax.methods.base import Call, Context, Leaves, Method, Site, Targeted, field_error
@@ -53,6 +50,7 @@ from peftjax.methods.trainable_tokens import TrainableTokens
 from peftjax.methods.unipelt import UniPELT
 from peftjax.methods.vblora import VBLoRA
 from peftjax.methods.vera import VeRA
+from peftjax.registry import resolve
 
 METHODS: dict[str, type[Method]] = {
   method.name: method
@@ -166,7 +164,7 @@ def build(settings: Mapping[str, Any]) -> Method:
     UserError: an unknown name or field, a value of the wrong type.
   """
   fields = {key: _plain(value) for key, value in settings.items() if key != "name"}
-  method = _resolve(str(settings["name"]))
+  method = resolve("method.name", str(settings["name"]), METHODS)
   if not isinstance(method, type):
     if isinstance(method, Method):
       return method
@@ -204,23 +202,6 @@ def _checked(what: str, value: Any, hint: Any, field: dataclasses.Field[Any]) ->
   elif typing.get_origin(hint) is tuple and (isinstance(value, str) or not isinstance(value, Sequence)):
     raise UserError(f"{what}={value!r}: expected a tuple, such as ({value!r},)")
   return value
-
-
-def _resolve(name: str) -> Any:
-  if name in METHODS:
-    return METHODS[name]
-  module_name, colon, attribute = name.partition(":")
-  if not colon:
-    raise UserError(f"method.name: unknown {name!r}; {nearest(name, METHODS)}, or module:Name for your own")
-  if str(Path.cwd()) not in sys.path:
-    sys.path.insert(0, str(Path.cwd()))  # a user's module stands beside where the command runs
-  try:
-    module = importlib.import_module(module_name)
-  except ModuleNotFoundError as error:
-    raise UserError(f"method.name: cannot import {module_name!r} ({error}); it must be on the Python path") from None
-  if not hasattr(module, attribute):
-    raise UserError(f"method.name: {module_name} has no {attribute!r}; {nearest(attribute, dir(module))}")
-  return getattr(module, attribute)
 
 
 def _plain(value: Any) -> Any:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from peftjax.data.batching import subset
-from peftjax.data.language import CausalCollate, Seq2SeqCollate
+from peftjax.data.inputs.language import CausalCollate, Seq2SeqCollate
 from peftjax.data.sources import Example
 from peftjax.errors import UserError
 from peftjax.files import write_text

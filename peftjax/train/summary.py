@@ -13,8 +13,9 @@ from typing import Any
 
 import jax
 
-from peftjax import inspection, masks, optim
+from peftjax import masks, optim
 from peftjax.files import write_text
+from peftjax.train import inspection
 from peftjax.train.compiling import Cost
 from peftjax.train.logs import read_rows
 from peftjax.train.run import Run

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from peftjax.data.inputs.tokenizing import IGNORED
 from peftjax.data.packages import cache_folder
-from peftjax.data.tokenizing import IGNORED
 from peftjax.errors import UserError
 from peftjax.files import write_text
 from peftjax.models.pretrained import reading_once

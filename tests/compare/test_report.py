@@ -10,8 +10,9 @@ import pytest
 from matplotlib.text import Text
 
 from peftjax import config as config_lib
-from peftjax.compare import analysis, answer, claims, plots, report, table, timing, trials
+from peftjax.compare import analysis, answer, claims, report, table, timing, trials
 from peftjax.compare.analysis import Question
+from peftjax.compare.drawing import plots
 from tests.compare import synthetic
 
 MANY = synthetic.METHODS | {
@@ -94,7 +95,7 @@ def test_the_page_takes_its_colours_from_the_reader(made):
 
 
 def plots_variables():
-  from peftjax.compare import svg
+  from peftjax.compare.drawing import svg
 
   return svg.VARIABLES.values()
 

@@ -8,7 +8,8 @@ import math
 import pytest
 
 from peftjax import config as config_lib
-from peftjax.compare import plots, report, search, study
+from peftjax.compare import report, search, study
+from peftjax.compare.drawing import plots
 from peftjax.errors import UserError
 from peftjax.train.watch import Diverged
 from tests.compare import test_study

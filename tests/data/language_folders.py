@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from peftjax.data.tokenizer_training import train_tokenizer, write_folder
+from peftjax.data.inputs.tokenizer_training import train_tokenizer, write_folder
 from peftjax.files import write_text
 from tests.data.tiny import jsonl
 

@@ -14,7 +14,7 @@ import pytest
 
 from peftjax import config as configs
 from peftjax.data import load_tokenizer, make_loaders, open_data
-from peftjax.data.tokenizing import IGNORED
+from peftjax.data.inputs.tokenizing import IGNORED
 from peftjax.errors import UserError
 from tests.data.tiny import jsonl, reviews, tokenizer_folder
 

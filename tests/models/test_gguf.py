@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from peftjax import cli
-from peftjax.data.chat import encode_chat, load_chat_template
-from peftjax.data.tokenizing import IGNORED, load_tokenizer
+from peftjax.data.inputs.chat import encode_chat, load_chat_template
+from peftjax.data.inputs.tokenizing import IGNORED, load_tokenizer
 from peftjax.errors import UserError
 from peftjax.model import from_config, load
 from peftjax.models.family import checkpoint_axes, checkpoint_key, expanded

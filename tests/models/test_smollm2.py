@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from peftjax.data.chat import encode_chat, load_chat_template
-from peftjax.data.tokenizing import IGNORED, load_tokenizer
+from peftjax.data.inputs.chat import encode_chat, load_chat_template
+from peftjax.data.inputs.tokenizing import IGNORED, load_tokenizer
 from peftjax.model import folder_of
 
 NAME = "packaged:smollm2-135m-instruct"

@@ -12,7 +12,7 @@ import tokenizers
 import transformers
 
 from peftjax.data import load_tokenizer, model_folder
-from peftjax.data.tokenizing import first_tokens
+from peftjax.data.inputs.tokenizing import first_tokens
 
 TEXTS = [
   "The rock is destined to be the 21st Century's new ''Conan'' .",

@@ -40,8 +40,8 @@ def curves(
     return None
   from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-  from peftjax.compare.plots import looks
-  from peftjax.compare.svg import INK, MUTED, font_size, frame, new_figure, text_size
+  from peftjax.compare.drawing.plots import looks
+  from peftjax.compare.drawing.svg import INK, MUTED, font_size, frame, new_figure, text_size
 
   style, size = looks(summary), font_size(narrow)
   lines = -(-len(drawn) // 3)
@@ -88,8 +88,8 @@ def marks(
     return None
   from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-  from peftjax.compare.plots import looks
-  from peftjax.compare.svg import MUTED, PAPER, font_size, log_ticks, rows_figure
+  from peftjax.compare.drawing.plots import looks
+  from peftjax.compare.drawing.svg import MUTED, PAPER, font_size, log_ticks, rows_figure
 
   figure, axes, positions = rows_figure([row["row"] for row in rows], [row["note"] for row in rows], narrow)
   style, size = looks(summary), font_size(narrow)

@@ -36,8 +36,8 @@ def intervals(
     return None
   from matplotlib.ticker import MaxNLocator
 
-  from peftjax.compare.plots import looks, mark_interval
-  from peftjax.compare.svg import MUTED, font_size, rows_figure
+  from peftjax.compare.drawing.plots import looks, mark_interval
+  from peftjax.compare.drawing.svg import MUTED, font_size, rows_figure
 
   metric, style, size = summary["metric"], looks(summary), font_size(narrow)
   factor = (100.0 if fmt.is_share(metric) else 1.0) if scale is None else scale
@@ -76,8 +76,8 @@ def line_figure(
   """
   from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-  from peftjax.compare.plots import looks
-  from peftjax.compare.svg import INK, MUTED, PAPER, font_size, frame, new_figure
+  from peftjax.compare.drawing.plots import looks
+  from peftjax.compare.drawing.svg import INK, MUTED, PAPER, font_size, frame, new_figure
 
   figure, axes = new_figure(narrow, 4.6, 4.3)
   size, style, drawn = font_size(narrow), looks(summary), [row for row in lines if lines[row]]

@@ -275,7 +275,7 @@ def heat(matrices: Mapping[str, Matrix], summary: Summary, metric: str, narrow: 
   """A square of squares for each row of the study: darker is better, all on one scale."""
   from matplotlib.patches import Rectangle
 
-  from peftjax.compare.svg import INK, MUTED, SERIES, font_size, new_figure, text_size
+  from peftjax.compare.drawing.svg import INK, MUTED, SERIES, font_size, new_figure, text_size
 
   order = [row["row"] for row in summary["rows"] if row["row"] in matrices]
   values = [cell for row in order for line in matrices[row] for cell in line if cell is not None]

@@ -11,7 +11,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from peftjax.data.splits import Labelled, divide
+from peftjax.data.sources.splits import Labelled, divide
 
 FILES = Path(__file__).parents[2] / "files" / "banking77"
 

@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from peftjax.data.packages import fetch
-from peftjax.data.splits import hashed_split
+from peftjax.data.sources.splits import hashed_split
 
 Pair = tuple[str, str]  # spelling, phonemes
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from peftjax.data.splits import Labelled, divide, hashed_split
+from peftjax.data.sources.splits import Labelled, divide, hashed_split
 
 FILES = Path(__file__).parents[2] / "files"
 SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}

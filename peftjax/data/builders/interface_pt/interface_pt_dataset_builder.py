@@ -11,7 +11,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from peftjax.data.packages import fetch
-from peftjax.data.splits import hashed_split, normalised
+from peftjax.data.sources.splits import hashed_split, normalised
 
 Pair = tuple[str, str]  # English, Portuguese
 

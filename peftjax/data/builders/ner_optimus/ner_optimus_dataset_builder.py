@@ -7,9 +7,9 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from peftjax.data.conll import Sentence, bio_names, read_conll
 from peftjax.data.packages import fetch
-from peftjax.data.splits import hashed_split, normalised
+from peftjax.data.sources.conll import Sentence, bio_names, read_conll
+from peftjax.data.sources.splits import hashed_split, normalised
 
 TYPES = (
   "company",

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from peftjax.data.packages import fetch
-from peftjax.data.splits import hashed_split, normalised
+from peftjax.data.sources.splits import hashed_split, normalised
 
 Row = dict[str, Any]
 

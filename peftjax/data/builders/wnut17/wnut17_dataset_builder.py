@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from peftjax.data.conll import bio_names, read_conll
+from peftjax.data.sources.conll import bio_names, read_conll
 
 FILES = Path(__file__).parents[2] / "files" / "wnut17"
 TYPES = ("corporation", "creative-work", "group", "location", "person", "product")

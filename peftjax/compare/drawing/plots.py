@@ -17,10 +17,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from peftjax.compare import formatting as fmt
-from peftjax.compare import labels
 from peftjax.compare.analysis import Summary
-from peftjax.compare.records import Record
-from peftjax.compare.svg import (
+from peftjax.compare.drawing import placing as labels
+from peftjax.compare.drawing.svg import (
   BAND,
   INK,
   MUTED,
@@ -34,6 +33,7 @@ from peftjax.compare.svg import (
   svg,
   text_size,
 )
+from peftjax.compare.records import Record
 
 MARKERS = ("s", "D", "^", "v", "h", "<", ">", "p", "8")  # of all but the reference and the baseline
 LINES = ("-", "--", ":", "-.")

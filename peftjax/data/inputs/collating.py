@@ -8,8 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
+from peftjax.data.inputs.tokenizing import IGNORED, Encoded, Tokenizer
 from peftjax.data.sources import Example
-from peftjax.data.tokenizing import IGNORED, Encoded, Tokenizer
 
 Batch = dict[str, np.ndarray]
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peftjax.data.text_files import TextFile
+from peftjax.data.sources.text_files import TextFile
 from peftjax.errors import UserError
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=12)

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from peftjax.data.batching import FILL, scores
-from peftjax.data.collating import Batch, padded
-from peftjax.data.language import CausalCollate
+from peftjax.data.inputs.collating import Batch, padded
+from peftjax.data.inputs.language import CausalCollate
+from peftjax.data.inputs.tokenizing import IGNORED
 from peftjax.data.sources import Example
-from peftjax.data.tokenizing import IGNORED
 
 
 @dataclasses.dataclass(frozen=True)

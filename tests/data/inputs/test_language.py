@@ -10,9 +10,9 @@ import transformers
 
 from peftjax import config as configs
 from peftjax.data import Form, form_of, load_tokenizer, make_loaders
-from peftjax.data.language import CausalCollate, Seq2SeqCollate
-from peftjax.data.tokenizer_training import main, train_tokenizer
-from peftjax.data.tokenizing import IGNORED
+from peftjax.data.inputs.language import CausalCollate, Seq2SeqCollate
+from peftjax.data.inputs.tokenizer_training import main, train_tokenizer
+from peftjax.data.inputs.tokenizing import IGNORED
 from peftjax.errors import UserError
 from tests.data.language_folders import LLAMA, language_folder, reversal_data, reversals
 

@@ -10,7 +10,7 @@ import pytest
 from peftjax import config as configs
 from peftjax import masks, methods
 from peftjax.data import load_tokenizer, make_loaders
-from peftjax.data.packing import PackedPlan, Pieces, best_fit, pieces_of
+from peftjax.data.inputs.packing import PackedPlan, Pieces, best_fit, pieces_of
 from peftjax.errors import UserError
 from peftjax.model import from_config, initialise
 from peftjax.tasks.causal_lm import CausalLM

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from peftjax.data.labels import TAGS, Labels, read_labels
-from peftjax.data.sources import (
+from peftjax.data.sources.labels import TAGS, Labels, read_labels
+from peftjax.data.sources.splits import hashed_split
+from peftjax.data.sources.text_files import Row, TextFile
+from peftjax.data.sources.types import (
   CAUSAL_LM,
   SEQ2SEQ_LM,
   TEXT_CLASSIFICATION,
@@ -19,8 +21,6 @@ from peftjax.data.sources import (
   Example,
   Named,
 )
-from peftjax.data.splits import hashed_split
-from peftjax.data.text_files import Row, TextFile
 from peftjax.errors import UserError, nearest
 
 SPLIT_FILES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}

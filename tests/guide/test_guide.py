@@ -10,9 +10,11 @@ import pytest
 
 from peftjax import cli
 from peftjax import config as config_lib
-from peftjax.compare import evidence, guide, records, rules
+from peftjax.compare import records
 from peftjax.compare.trials import plan
 from peftjax.errors import UserError
+from peftjax.guide import evidence, rules
+from peftjax.guide import recommend as guide
 from tests.compare import synthetic
 from tests.methods import tiny
 

@@ -5,7 +5,7 @@ import itertools
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peftjax.compare import labels
+from peftjax.compare.drawing import placing as labels
 
 
 @settings(max_examples=60, deadline=None)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from peftjax.data.file_data import PAIR_NAMES, SOURCE_NAMES, TARGET_NAMES, TEXT_NAMES
-from peftjax.data.packaged import prepared
-from peftjax.data.sources import (
+from peftjax.data.sources.files import PAIR_NAMES, SOURCE_NAMES, TARGET_NAMES, TEXT_NAMES
+from peftjax.data.sources.packaged import prepared
+from peftjax.data.sources.types import (
   CAUSAL_LM,
   SEQ2SEQ_LM,
   TEXT_CLASSIFICATION,
@@ -57,7 +57,7 @@ def _plain(value: Any) -> Any:
 
 
 def open_packaged(name: str, named: Named) -> Dataset:
-  """A data set of `peftjax.data.packaged`, prepared if need be."""
+  """A data set of `peftjax.data.sources.packaged`, prepared if need be."""
   return _open(f"packaged:{name}", prepared(name), named)
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from peftjax.data.chat import ChatTemplate, encode_chat, load_chat_template
-from peftjax.data.collating import Batch, Sizes, padded
+from peftjax.data.inputs.chat import ChatTemplate, encode_chat, load_chat_template
+from peftjax.data.inputs.collating import Batch, Sizes, padded
+from peftjax.data.inputs.tokenizing import IGNORED, Tokenizer
 from peftjax.data.sources import Example
-from peftjax.data.tokenizing import IGNORED, Tokenizer
 from peftjax.errors import UserError, nearest
 
 FORMATS = ("auto", "chat", "plain")

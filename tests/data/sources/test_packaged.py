@@ -10,8 +10,8 @@ import struct
 import pytest
 
 from peftjax.data.builders.interface_pt import interface_pt_dataset_builder
-from peftjax.data.packaged import PACKAGED, prepared
-from peftjax.data.splits import normalised
+from peftjax.data.sources.packaged import PACKAGED, prepared
+from peftjax.data.sources.splits import normalised
 from peftjax.errors import UserError
 
 SIZES = {

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peftjax.data.tokenizing import IGNORED, first_tokens, load_tokenizer
+from peftjax.data.inputs.tokenizing import IGNORED, first_tokens, load_tokenizer
 from peftjax.errors import UserError
 from tests.data.tiny import WORDS, tokenizer_folder
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from peftjax import config as config_lib
-from peftjax.compare import guide
+from peftjax.guide import recommend as guide
 
 ANCHORS = {
   one["id"]: one for one in json.loads((Path(__file__).parents[1] / "published/memory_anchors.json").read_text())

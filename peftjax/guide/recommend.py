@@ -20,17 +20,17 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from peftjax import inspection, masks, methods
+from peftjax import masks, methods
 from peftjax.adapters import abilities
-from peftjax.compare import evidence, rules
 from peftjax.compare import formatting as fmt
-from peftjax.compare.evidence import Range
 from peftjax.errors import UserError
+from peftjax.guide import evidence, rules
+from peftjax.guide.evidence import Range
 from peftjax.model import Model, folder_of, from_config
 from peftjax.models import pretrained
 from peftjax.models.family import ENCODER
 from peftjax.parallel.topology import limit_bytes, topology_devices
-from peftjax.train import assemble, plan
+from peftjax.train import assemble, inspection, plan
 
 CANDIDATES: tuple[tuple[str, dict[str, Any]], ...] = (  # name, fields of the method
   ("full", {}),

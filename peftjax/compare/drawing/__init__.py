@@ -1,0 +1,1 @@
+"""What a study's pictures are drawn with."""

@@ -1,0 +1,1 @@
+"""Inputs: how one example becomes arrays, one file a kind."""

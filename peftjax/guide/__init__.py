@@ -1,0 +1,1 @@
+"""Which method, with the evidence: rules and published figures."""

@@ -1,0 +1,36 @@
+"""What a task says of each of its metrics, so that the study and its report need no table of their own."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+Kind = Literal["per-example", "ratio", "corpus"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+  """One metric of a task.
+
+  Attributes:
+    name: its key in the task's `metrics`.
+    kind: how it follows from the rows of `per_example`: "per-example", the mean of the row `value`; "ratio", the sum
+      of the rows `numerator` over the sum of the rows `denominator`; "corpus", from all examples at once in a way that
+      no sum gives (a correlation, BLEU, mAP).
+    unit: "nats a token", "words"; empty for shares and pure numbers.
+    share: lies in [0, 1] and is shown as per cent.
+    higher_is_better: whether more is better.
+    value: of "per-example", the row whose mean it is.
+    numerator, denominator: of "ratio", rows that are summed first over names, then over examples.
+    sign: of "ratio", -1.0 where the metric is less the ratio (a log-likelihood of a sum of losses).
+  """
+
+  name: str
+  kind: Kind
+  unit: str = ""
+  share: bool = False
+  higher_is_better: bool = True
+  value: str = ""
+  numerator: tuple[str, ...] = ()
+  denominator: tuple[str, ...] = ()
+  sign: float = 1.0
