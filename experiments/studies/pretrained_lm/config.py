@@ -1,7 +1,8 @@
 """A small GPT-2 (0.9M parameters) pretrained on newsgroup posts, then adapted to Portuguese interface strings.
 
     python -m peftjax.data.inputs.tokenizer_training --data=packaged:newsgroups20,packaged:interface_pt \\
-      --examples=4000 --vocab_size=1024 --like=experiments/studies/pretrained_lm/model.json --out=runs/pretrained_lm/model
+      --examples=4000 --vocab_size=1024 --like=experiments/studies/pretrained_lm/model.json \\
+      --out=runs/pretrained_lm/model
     peftjax train  --config=experiments/studies/pretrained_lm/config.py:pretraining \\
       --workdir=runs/pretrained_lm/pretraining
     peftjax export --workdir=runs/pretrained_lm/pretraining --format=merged --out=runs/pretrained_lm/pretrained

@@ -95,7 +95,7 @@ def open_data(
   """Opens a data set.
 
   Args:
-    spec: ``packaged:NAME`` (`peftjax.data.sources.packaged`), ``tfds:NAME`` (any prepared TFDS data set, or its folder),
+    spec: ``packaged:NAME`` (`peftjax.data.sources.packaged`), ``tfds:NAME`` (any prepared TFDS set, or its folder),
       ``jsonl:PATH`` or ``csv:PATH``. A path is a file, which a hash of the text divides 80 / 10 / 10; a folder with
       ``train.jsonl``, ``validation.jsonl``, ``test.jsonl``; or a pattern with ``{split}`` in it.
     text_column: the column of the text, ``a,b`` for a pair, or of a conversation's messages; empty: found by its name.
