@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,20 +14,75 @@ from typing import Any
 
 from peftjax.errors import UserError
 
+MAX_JSON_BYTES = 2**28  # of one document; the largest tokenizer.json in use has 40 MB
+MAX_JSON_DEPTH = 100  # lists and objects within each other
+
 
 def read_json(path: Path) -> dict[str, Any]:
   """A JSON object from a file.
 
   Raises:
-    UserError: the file holds something else.
+    UserError: the file cannot be read or holds something else.
   """
   try:
-    value = json.loads(path.read_text(encoding="utf-8"))
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
-    raise UserError(f"{path} is no JSON: {error}") from None
+    size = path.stat().st_size
+    if size > MAX_JSON_BYTES:
+      raise UserError(f"{path} has {size:,} bytes; a JSON document of at most {MAX_JSON_BYTES:,} was expected")
+    content = path.read_bytes()
+  except OSError as error:
+    raise UserError(f"cannot read {path}: {error.strerror}") from None
+  value = parse_json(content, str(path))
   if not isinstance(value, dict):
     raise UserError(f"{path}: expected a JSON object, got {type(value).__name__}")
   return value
+
+
+def parse_json(content: bytes | str, where: str) -> Any:
+  """The value that a JSON text describes; every string in it can be written as UTF-8.
+
+  Args:
+    content: a byte order mark in front is passed over.
+    where: opens the error's line.
+
+  Raises:
+    UserError: not UTF-8, no JSON, more than `MAX_JSON_DEPTH` deep, an integer of thousands of digits, half of a
+      surrogate pair.
+  """
+  try:
+    text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
+    value = json.loads(text)
+    if text.count("{") + text.count("[") > MAX_JSON_DEPTH and _is_deeper(value, MAX_JSON_DEPTH):
+      raise RecursionError
+    if "\\u" in text:
+      json.dumps(value, ensure_ascii=False).encode()
+  except UnicodeDecodeError as error:
+    raise UserError(f"{where}: not UTF-8: byte {error.object[error.start]:#04x}") from None
+  except UnicodeEncodeError as error:
+    half = error.object[error.start]
+    raise UserError(f"{where}: the escape \\u{ord(half):04x} stands alone; it is half of a character") from None
+  except json.JSONDecodeError as error:
+    at = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
+    raise UserError(f"{where}: no JSON: {error.msg} at {at}") from None
+  except RecursionError:
+    raise UserError(f"{where}: lists and objects in JSON stand more than {MAX_JSON_DEPTH} deep") from None
+  except ValueError:  # Python converts no longer integers
+    raise UserError(f"{where}: an integer in JSON has more than {sys.get_int_max_str_digits()} digits") from None
+  return value
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+  level = [value]
+  for _ in range(depth):
+    level = [
+      one
+      for outer in level
+      if isinstance(outer, dict | list)
+      for one in (outer.values() if isinstance(outer, dict) else outer)
+      if isinstance(one, dict | list)
+    ]
+    if not level:
+      return False
+  return True
 
 
 def write_text(path: Path, text: str) -> None:

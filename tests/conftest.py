@@ -23,3 +23,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     test = item.nodeid.partition("tests/")[2].partition("[")[0]
     if call is not None and not pace.is_quick(test, call.id):
       item.add_marker(pytest.mark.slow)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+  """Prints what tests counted (`record_property("counted", line)`): inputs of the fuzz suite, settings of oracles."""
+  reports = [one for found in terminalreporter.stats.values() for one in found if isinstance(one, pytest.TestReport)]
+  for line in sorted({str(line) for one in reports for name, line in one.user_properties if name == "counted"}):
+    terminalreporter.write_line(line)

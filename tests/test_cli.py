@@ -65,7 +65,7 @@ def test_help_lists_the_verbs(capsys):
 @pytest.mark.parametrize(
   ("content", "expected"),
   [
-    ("{", "is no JSON"),
+    ("{", "no JSON"),
     ("[]", "expected a JSON object"),
     ("{}", "has no model_type"),
     ('{"model_type": "bertt"}', "did you mean 'bert'"),

@@ -113,7 +113,7 @@ def test_a_model_that_does_not_fit_is_said(tokenizer):
   ("name", "content", "message"),
   [
     ("tokenizer.json", '{"model": ', "tokenizer files .* are damaged"),
-    ("tokenizer_config.json", "{", "tokenizer_config.json is no JSON"),
+    ("tokenizer_config.json", "{", "tokenizer_config.json: no JSON"),
     ("config.json", "{}", "no tokenizer.json, vocab.txt"),
   ],
 )

@@ -1,0 +1,141 @@
+"""Runs code on inputs that nobody meant it for, under limits of time and memory, and says how each ended.
+
+    def test_rows(fuzz):
+      fuzz("rows of data files", strategies.binary(), read_rows, count=400)
+
+An input may be taken ("ok") or refused with a `UserError` of one line ("refused"). Everything else fails the test and
+shows the smallest such input that hypothesis finds: a traceback, more than two seconds of processor time, more than
+1 GB. How many inputs each kind saw is printed at the end of the run (`tests/conftest.py`).
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import resource
+import signal
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+from hypothesis import strategies
+
+from peftjax.errors import UserError
+
+OK, REFUSED, TRACEBACK, SLOW, LARGE = "ok", "refused", "traceback", "slow", "large"
+_PATIENCE = 60.0  # seconds of wall time after which an input that waits, without working, counts as slow
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """How an input ended: `kind`, and what was said or where it broke."""
+
+  kind: str
+  detail: str = ""
+
+  @property
+  def is_good(self) -> bool:
+    return self.kind in (OK, REFUSED)
+
+
+class _TooLong(BaseException):
+  """Not an Exception, so that code which catches those does not hide it."""
+
+
+def outcome_of(act: Callable[[], Any], seconds: float = 2.0, megabytes: int = 1024) -> Outcome:
+  """Runs `act` once in this process.
+
+  Args:
+    act: what is tried.
+    seconds: of processor time, so that a busy machine changes nothing.
+    megabytes: of address space beyond what the process has already.
+  """
+  try:
+    with _limited(seconds, megabytes):
+      act()
+  except UserError as error:
+    return Outcome(REFUSED, str(error)) if str(error) else Outcome(TRACEBACK, "a UserError that says nothing")
+  except _TooLong:
+    return Outcome(SLOW, f"more than {seconds} s")
+  except MemoryError:
+    return Outcome(LARGE, f"more than {megabytes} MB")
+  except SystemExit as error:
+    return Outcome(REFUSED) if error.code == 2 else Outcome(TRACEBACK, f"SystemExit({error.code!r})")
+  except Exception as error:
+    return Outcome(TRACEBACK, _place(error))
+  return Outcome(OK)
+
+
+def _place(error: Exception) -> str:
+  frames = traceback.extract_tb(error.__traceback__)
+  ours = [frame for frame in frames if "/peftjax/" in frame.filename] or frames
+  return f"{type(error).__name__}: {str(error)[:200]} at {ours[-1].filename}:{ours[-1].lineno}"
+
+
+@contextlib.contextmanager
+def _limited(seconds: float, megabytes: int) -> Iterator[None]:
+  def stop(*_: Any) -> None:
+    raise _TooLong()
+
+  pages = int(Path("/proc/self/statm").read_text().split()[0])
+  soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+  room = pages * resource.getpagesize() + megabytes * 2**20
+  before = {number: signal.signal(number, stop) for number in (signal.SIGPROF, signal.SIGALRM)}
+  resource.setrlimit(resource.RLIMIT_AS, (room if hard == resource.RLIM_INFINITY else min(room, hard), hard))
+  signal.setitimer(signal.ITIMER_PROF, seconds, 0.1)  # again and again, for code that swallows the first
+  signal.setitimer(signal.ITIMER_REAL, max(_PATIENCE, seconds), 0.1)
+  try:
+    yield
+  finally:
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    for number, handler in before.items():
+      signal.signal(number, handler)
+
+
+class Tally:
+  """Counts of inputs by kind and outcome."""
+
+  def __init__(self) -> None:
+    self.counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    self.seconds: dict[str, float] = collections.defaultdict(float)
+
+  def __call__(
+    self,
+    kind: str,
+    inputs: strategies.SearchStrategy[Any],
+    act: Callable[[Any], Any],
+    count: int,
+    seconds: float = 2.0,
+    megabytes: int = 1024,
+  ) -> collections.Counter[str]:
+    """Tries `act` on `count` inputs, the same ones every time; raises AssertionError for the smallest bad one."""
+
+    @hypothesis.settings(
+      max_examples=count,
+      deadline=None,
+      database=None,
+      derandomize=True,
+      suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    @hypothesis.given(inputs)
+    def one(value: Any) -> None:
+      found = outcome_of(lambda: act(value), seconds, megabytes)
+      self.counts[kind][found.kind] += 1
+      assert found.is_good, f"{found.kind}: {found.detail}"
+
+    start = time.process_time()
+    one()
+    self.seconds[kind] += time.process_time() - start
+    return self.counts[kind]
+
+  def line(self, kind: str) -> str:
+    """One line for the end of the run."""
+    found = self.counts[kind]
+    parts = ", ".join(f"{number:,} {name}" for name, number in sorted(found.items()))
+    return f"fuzzed {kind}: {sum(found.values()):,} inputs ({parts})"

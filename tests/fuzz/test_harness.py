@@ -1,0 +1,60 @@
+"""The harness tells the five outcomes apart."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+
+import pytest
+from hypothesis import strategies
+
+from peftjax.errors import UserError
+from tests.fuzz.harness import LARGE, OK, REFUSED, SLOW, TRACEBACK, outcome_of
+
+
+def refuse():
+  raise UserError("no")
+
+
+def work():
+  while True:
+    pass
+
+
+def swallow():
+  with contextlib.suppress(Exception):
+    work()
+
+
+@pytest.mark.parametrize(
+  ("act", "kind"),
+  [
+    (lambda: 1, OK),
+    (refuse, REFUSED),
+    (lambda: 1 / 0, TRACEBACK),
+    (work, SLOW),
+    (swallow, SLOW),
+    (lambda: re.fullmatch(r"((a+)+)+!", "a" * 40), SLOW),
+    (lambda: bytearray(2**31), LARGE),
+  ],
+  ids=["ok", "refused", "traceback", "works without end", "catches what it can", "pattern without end", "large"],
+)
+def test_outcomes(act, kind):
+  assert outcome_of(act, seconds=0.3).kind == kind
+
+
+def test_limits_end_with_the_input():
+  assert outcome_of(lambda: None, seconds=0.1, megabytes=64).kind == OK
+  until = time.process_time() + 0.3
+  while time.process_time() < until:
+    pass
+  assert len(bytearray(2**27)) == 2**27
+
+
+def test_a_bad_input_is_found_and_made_small(fuzz):
+  with pytest.raises(AssertionError, match="ZeroDivisionError") as caught:
+    fuzz("numbers", strategies.integers(0, 1000), lambda value: 1 // (value // 100 - 1), count=500)
+  assert "100" in "".join(caught.value.__notes__)
+  counts = fuzz("numbers", strategies.integers(0, 9), lambda value: refuse() if value > 4 else value, count=50)
+  assert counts[OK] > 0 and counts[REFUSED] > 0
