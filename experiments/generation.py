@@ -27,7 +27,8 @@ import numpy as np
 
 from peftjax import masks, methods
 from peftjax.files import write_text
-from peftjax.model import Model, load
+from peftjax.loading import load
+from peftjax.model import Model
 from peftjax.models.generate import Generator
 from peftjax.models.layers import Runtime
 from peftjax.models.sampling import Sampling

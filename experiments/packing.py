@@ -22,7 +22,7 @@ import numpy as np
 from configs import smollm2
 from peftjax import masks, methods, optim
 from peftjax.data import form_of, load_tokenizer, make_loaders
-from peftjax.model import folder_of, from_config, initialise
+from peftjax.loading import folder_of, from_config, initialise
 from peftjax.tasks.causal_lm import CausalLM
 from peftjax.train.state import init_state
 from peftjax.train.step import make_loss, make_train_step

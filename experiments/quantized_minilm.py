@@ -16,7 +16,8 @@ import numpy as np
 
 import peftjax
 from peftjax.data import load_tokenizer
-from peftjax.model import Model, folder_of
+from peftjax.loading import folder_of
+from peftjax.model import Model
 from peftjax.quantize_model import summary
 
 MODEL = "packaged:minilm"

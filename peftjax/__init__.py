@@ -2,7 +2,8 @@
 
 from peftjax import adapters, masks, methods
 from peftjax.errors import UserError
-from peftjax.model import Model, load
+from peftjax.loading import load
+from peftjax.model import Model
 
 __version__ = "0.1.0"
 __all__ = ["Model", "UserError", "adapters", "load", "masks", "methods"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -13,6 +13,9 @@ from peftjax import masks
 from peftjax.errors import UserError, nearest
 from peftjax.methods.base import Context, Site
 from peftjax.quantize import KINDS, block_of, dequantize, is_quantized, kind_of, quantize, relative_error
+
+if TYPE_CHECKING:
+  from peftjax.model import Model
 
 OUTPUT_LAYERS = ("lm_head", "embed_out")
 
@@ -41,6 +44,16 @@ class Quantization:
 def as_quantization(given: Quantization | str | None) -> Quantization | None:
   """The settings that a kind's name stands for; None for none."""
   return Quantization(given) if isinstance(given, str) and given else given or None
+
+
+def quantized(model: Model, how: Quantization | str = "nf4") -> Model:
+  """See `Model.quantized`."""
+  if model.bound:
+    raise UserError("quantise the model before methods are added, or after model.merge()")
+  how = as_quantization(how) or Quantization()
+  params = quantize_leaves(model.params, how, quantized_paths(how, model.context) - model.quantized_paths())
+  errors = {} if model.is_abstract else errors_of(model.params, params)
+  return dataclasses.replace(model, params=params, quantization_errors={**model.quantization_errors, **errors})
 
 
 def quantized_paths(how: Quantization, context: Context) -> set[str]:

@@ -12,7 +12,8 @@ from peftjax.data.inputs.chat import load_chat_template
 from peftjax.data.inputs.tokenizing import Tokenizer, load_tokenizer
 from peftjax.errors import UserError
 from peftjax.files import read_json
-from peftjax.model import Model, folder_of, load
+from peftjax.loading import folder_of, load
+from peftjax.model import Model
 from peftjax.models.generate import Generator, generate, trimmed
 from peftjax.models.layers import Runtime
 from peftjax.models.sampling import Sampling

@@ -9,10 +9,11 @@ import pytest
 
 import peftjax
 from peftjax import masks, methods
-from peftjax.model import from_config, unstack
+from peftjax.loading import from_config
 from peftjax.models.layers import Runtime
 from peftjax.quantize import dequantize
 from peftjax.quantize_model import summary
+from peftjax.stacks import unstack
 from tests.methods import tiny
 
 QUERY = "bert.encoder.layer.attention.self.query"

@@ -13,10 +13,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import peftjax
-from peftjax import UserError, masks, methods
-from peftjax import model as model_lib
+from peftjax import UserError, loading, masks, methods, stacks
 from peftjax.methods import Hybrid, LastK, LoRA
 from peftjax.model import HEAD, Model
+from peftjax.models import pretrained
 from peftjax.models.layers import Runtime
 
 CONFIG = {
@@ -36,8 +36,8 @@ INPUTS = {"input_ids": np.arange(14).reshape(2, 7) + 1, "attention_mask": np.one
 
 @functools.cache
 def make(**runtime) -> Model:
-  shapes = model_lib.from_config(CONFIG, runtime=Runtime(**runtime))
-  return model_lib.initialise(shapes, jax.random.key(0))
+  shapes = loading.from_config(CONFIG, runtime=Runtime(**runtime))
+  return loading.initialise(shapes, jax.random.key(0))
 
 
 def randomised(model: Model, seed: int = 1) -> Model:
@@ -77,7 +77,7 @@ def test_merging_equals_acting(method):
 def test_adding_leaves_the_base_alone_and_starts_as_it(method):
   base = make()
   model = base.add(method, jax.random.key(2))
-  flat = masks.flatten(model_lib.unstack(base.params, base.stacks) if not model.stacks else base.params)
+  flat = masks.flatten(stacks.unstack(base.params, base.stacks) if not model.stacks else base.params)
   for path, leaf in masks.flatten(model.params).items():
     assert (path in model.adapter_paths()) != (path in flat)
     if path in flat:
@@ -100,13 +100,13 @@ def test_the_layout_of_layers_changes_nothing(method):
   unrolled = stacked.unrolled()
   assert not unrolled.stacks
   np.testing.assert_allclose(unrolled(**INPUTS)["logits"], stacked(**INPUTS)["logits"], rtol=1e-5, atol=1e-6)
-  again = model_lib.stack(unrolled.params, stacked.stacks)
+  again = stacks.stack(unrolled.params, stacked.stacks)
   jax.tree.map(np.testing.assert_array_equal, again, stacked.params)
   fresh = make(scan_layers=False).add(method, jax.random.key(3))
   jax.tree.map(
     np.testing.assert_array_equal,
     fresh.params,
-    model_lib.unstack(make().add(method, jax.random.key(3)).params, stacked.stacks),
+    stacks.unstack(make().add(method, jax.random.key(3)).params, stacked.stacks),
   )
 
 
@@ -255,7 +255,7 @@ def test_bfloat16_leaves_round_once(folder):
 
 
 def test_the_content_hash_sees_every_byte(folder):
-  first = model_lib.pretrained.content_hash(folder)
-  assert first == model_lib.pretrained.content_hash(folder)
+  first = pretrained.content_hash(folder)
+  assert first == pretrained.content_hash(folder)
   edit(folder, lambda t: t["bert.embeddings.LayerNorm.bias"].__setitem__(0, 1e-8))
-  assert model_lib.pretrained.content_hash(folder) != first
+  assert pretrained.content_hash(folder) != first

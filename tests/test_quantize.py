@@ -12,7 +12,7 @@ from scipy.stats import norm
 
 from peftjax import masks, methods, quantize
 from peftjax.errors import UserError
-from peftjax.model import from_config
+from peftjax.loading import from_config
 from peftjax.quantize import CentredScale, Packed, dequantize
 from peftjax.quantize_model import Quantization, errors_of
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -18,7 +18,9 @@ from peftjax.errors import UserError, nearest
 from peftjax.methods.acting import changes_input, check_scalable
 from peftjax.methods.base import Method
 from peftjax.methods.inject import Bound
-from peftjax.model import Model
+
+if TYPE_CHECKING:
+  from peftjax.model import Model
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +31,10 @@ from peftjax.errors import UserError, nearest
 from peftjax.methods.base import Leaves, Site
 from peftjax.methods.inject import Bound
 from peftjax.methods.lora import LoRA
-from peftjax.model import Model
 from peftjax.quantize_model import dequantize_leaves
+
+if TYPE_CHECKING:
+  from peftjax.model import Model
 
 ON_FACTORS = ("cat", *arithmetic.KINDS)
 ON_WEIGHTS = ("svd", *(f"{kind}_svd" for kind in arithmetic.KINDS if kind != "linear"))

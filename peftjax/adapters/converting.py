@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,9 @@ from peftjax.adapters.adapter import disabled
 from peftjax.adapters.merging import deltas
 from peftjax.errors import UserError
 from peftjax.methods.base import Leaves, Site
-from peftjax.model import Model
+
+if TYPE_CHECKING:
+  from peftjax.model import Model
 
 _TABLES = ("kernel", "embedding")
 

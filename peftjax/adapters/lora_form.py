@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,9 @@ from peftjax.interop import rules
 from peftjax.methods.base import Leaves, Site
 from peftjax.methods.inject import Bound
 from peftjax.methods.lora import LoRA
-from peftjax.model import Model
+
+if TYPE_CHECKING:
+  from peftjax.model import Model
 
 Factors = dict[str, tuple[Site, Leaves]]
 """Dotted module path -> (site, {"lora_a": [..., in, r], "lora_b": [..., r, out], maybe "lora_b_bias": [..., out]})."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +21,10 @@ from peftjax.errors import UserError
 from peftjax.methods import BOFT, HRA, IA3, OFT, HiRA, MiSS, RoAd
 from peftjax.methods.base import Leaves, Method, Site
 from peftjax.methods.inject import Bound
-from peftjax.model import Model
 from peftjax.quantize_model import dequantize_leaves
+
+if TYPE_CHECKING:
+  from peftjax.model import Model
 
 _BASE_LEAVES = ("kernel", "bias", "embedding", "scale")
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -20,8 +20,14 @@ from peftjax.adapters.adapter import Adapter, put, scaled, take
 from peftjax.adapters.combining import combine
 from peftjax.adapters.stacking import mixed, summed
 from peftjax.errors import UserError, nearest
+from peftjax.interop import peft
 from peftjax.methods.base import Method
-from peftjax.model import Model
+
+if TYPE_CHECKING:
+  from peftjax.model import Model
+
+
+Methods = Method | list[Method] | tuple[Method, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +51,7 @@ class Bank:
     """The adapters' names, in the order in which `adapter_ids` counts them."""
     return tuple(self.held)
 
-  def add(
-    self, name: str, adapter: Adapter | Model | Method | Sequence[Method] | str | Path, key: jax.Array | None = None
-  ) -> Bank:
+  def add(self, name: str, adapter: Adapter | Model | Methods | str | Path, key: jax.Array | None = None) -> Bank:
     """With one more adapter.
 
     Args:
@@ -59,16 +63,16 @@ class Bank:
     """
     if name in self.held:
       raise UserError(f"an adapter named {name!r} is there already; delete it first, or replace it by `update`")
-    if isinstance(adapter, Model):
-      adapter = take(adapter)
-    elif isinstance(adapter, str | Path):
-      from peftjax.interop import peft  # only a folder needs the file formats
+    taken = self._taken(adapter, key)
+    put(self.base, taken)
+    return dataclasses.replace(self, held={**self.held, name: taken})
 
-      adapter = take(peft.load(self.base, adapter))
-    elif not isinstance(adapter, Adapter):
-      adapter = take(self.base.add(adapter, key))
-    put(self.base, adapter)
-    return dataclasses.replace(self, held={**self.held, name: adapter})
+  def _taken(self, adapter: Adapter | Model | Methods | str | Path, key: jax.Array | None) -> Adapter:
+    if isinstance(adapter, Adapter):
+      return adapter
+    if isinstance(adapter, str | Path):
+      return take(peft.load(self.base, adapter))
+    return take(self.base.add(adapter, key) if isinstance(adapter, Method | list | tuple) else adapter)
 
   def update(self, name: str, adapter: Adapter | Model) -> Bank:
     """With another adapter, or that of a model such as a trained one, in place of the one of that name."""

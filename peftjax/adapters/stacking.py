@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 
@@ -26,7 +26,10 @@ from peftjax.methods.base import Method, Site
 from peftjax.methods.inject import Bound, leaf_paths
 from peftjax.methods.lora import LoRA
 from peftjax.methods.selective import Patterns
-from peftjax.model import Model, unstack
+from peftjax.stacks import unstack
+
+if TYPE_CHECKING:
+  from peftjax.model import Model
 
 _NOT_SHAPING = ("init", "init_text", "init_ids", "modules_to_save", "bias", "targets", "exclude", "layers")
 

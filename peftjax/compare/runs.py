@@ -16,7 +16,7 @@ from peftjax.compare.search import each
 from peftjax.compare.timing import Step
 from peftjax.compare.untrained import buildable, is_frozen, score
 from peftjax.errors import UserError
-from peftjax.model import folder_of, from_config
+from peftjax.loading import folder_of, from_config
 from peftjax.models import pretrained
 from peftjax.models.family import ENCODER
 from peftjax.parallel.mesh import put_batch

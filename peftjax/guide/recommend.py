@@ -26,7 +26,8 @@ from peftjax.compare import formatting as fmt
 from peftjax.errors import UserError
 from peftjax.guide import evidence, rules
 from peftjax.guide.evidence import Range
-from peftjax.model import Model, folder_of, from_config
+from peftjax.loading import folder_of, from_config
+from peftjax.model import Model
 from peftjax.models import pretrained
 from peftjax.models.family import ENCODER
 from peftjax.parallel.topology import limit_bytes, topology_devices

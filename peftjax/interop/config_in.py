@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peftjax import masks, methods
 from peftjax.errors import UserError, nearest
@@ -14,8 +14,10 @@ from peftjax.interop.formats.base import COMMON, Config, Format
 from peftjax.interop.leaves import base_names, module_names
 from peftjax.methods.base import Method, Targeted, layer_index
 from peftjax.methods.linear import ends_with
-from peftjax.model import Model
 from peftjax.models.family import CAUSAL_LM, ENCODER, SEQ2SEQ_LM, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION
+
+if TYPE_CHECKING:
+  from peftjax.model import Model
 
 TASK_TYPES = {
   TEXT_CLASSIFICATION: "SEQ_CLS",

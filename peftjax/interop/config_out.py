@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peftjax import masks
 from peftjax.errors import UserError
@@ -14,8 +14,10 @@ from peftjax.interop.formats.base import Config, Format
 from peftjax.interop.leaves import base_names, module_names
 from peftjax.methods.base import BIAS, Method
 from peftjax.methods.inject import Bound
-from peftjax.model import Model
 from peftjax.models.family import checkpoint_axes
+
+if TYPE_CHECKING:
+  from peftjax.model import Model
 
 PEFT_VERSION = "0.21.2"
 

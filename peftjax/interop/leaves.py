@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,8 +12,10 @@ from peftjax import masks
 from peftjax.interop.formats.base import Format, Layers, Tensor, Tensors
 from peftjax.methods.base import Leaves, Site
 from peftjax.methods.inject import Bound
-from peftjax.model import Model
 from peftjax.models.family import Index, checkpoint_axes, checkpoint_key, expanded
+
+if TYPE_CHECKING:
+  from peftjax.model import Model
 
 
 def module_key(model: Model, name: str) -> str:

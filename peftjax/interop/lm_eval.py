@@ -24,7 +24,8 @@ from peftjax.data.inputs.chat import load_chat_template
 from peftjax.data.inputs.tokenizing import load_tokenizer
 from peftjax.errors import UserError
 from peftjax.files import read_json
-from peftjax.model import Model, folder_of, load
+from peftjax.loading import folder_of, load
+from peftjax.model import Model
 from peftjax.models.family import CAUSAL_LM, SEQ2SEQ_LM
 from peftjax.models.sampling import Sampling
 from peftjax.models.token_loss import IGNORED

@@ -16,7 +16,7 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -42,9 +42,11 @@ from peftjax.interop.leaves import (
 )
 from peftjax.methods.base import Method
 from peftjax.methods.inject import Bound
-from peftjax.model import Model
 from peftjax.models import pretrained
 from peftjax.models.tensor_files import Checkpoint
+
+if TYPE_CHECKING:
+  from peftjax.model import Model
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +19,14 @@ import numpy as np
 
 from peftjax.errors import UserError
 from peftjax.methods.inject import acting
-from peftjax.model import Model
 from peftjax.models import beam_search
 from peftjax.models.family import CAUSAL_LM, SEQ2SEQ_LM
 from peftjax.models.kv_cache import grow
 from peftjax.models.layers import CACHE
 from peftjax.models.sampling import Sampling, choose
+
+if TYPE_CHECKING:
+  from peftjax.model import Model
 
 State = dict[str, Any]
 """Between steps: "cache"; "logits" f32[B, V] of the next token; "tokens" int32[B, N]; "count" of them that are there;

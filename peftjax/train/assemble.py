@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 from peftjax import config as config_lib
 from peftjax import methods
 from peftjax.errors import UserError, nearest
-from peftjax.model import Model, folder_of, from_config, initialise, load
+from peftjax.loading import folder_of, from_config, initialise, load
+from peftjax.model import Model
 from peftjax.models import pretrained
 from peftjax.models.family import CAUSAL_LM, ENCODER, SEQ2SEQ_LM
 from peftjax.models.layers import Runtime
@@ -63,7 +64,7 @@ def make_model(
     mesh: of several devices: the base is read straight onto it.
 
   Raises:
-    UserError: as `peftjax.model.load` and `Model.add` do.
+    UserError: as `peftjax.load` and `Model.add` do.
   """
   method = methods.build(config.method)
   section = config.model

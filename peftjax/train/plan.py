@@ -23,7 +23,8 @@ from rich.table import Table
 
 from peftjax import masks, tasks
 from peftjax.errors import UserError
-from peftjax.model import Model, folder_of, from_config
+from peftjax.loading import folder_of, from_config
+from peftjax.model import Model
 from peftjax.models import pretrained
 from peftjax.models.family import ENCODER
 from peftjax.parallel import mesh as mesh_lib

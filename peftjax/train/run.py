@@ -16,8 +16,9 @@ from peftjax import data as data_lib
 from peftjax import masks, optim, tasks
 from peftjax.data.extra_sets import RETAINED, shifted_names
 from peftjax.errors import UserError, nearest
+from peftjax.loading import folder_of
 from peftjax.masks import Tree
-from peftjax.model import Model, folder_of
+from peftjax.model import Model
 from peftjax.parallel import mesh as mesh_lib
 from peftjax.parallel.sharding import Layout, layout_of, on_mesh
 from peftjax.train import assemble

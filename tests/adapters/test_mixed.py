@@ -12,7 +12,7 @@ import pytest
 from peftjax import adapters, masks, methods
 from peftjax.adapters import abilities
 from peftjax.errors import UserError
-from peftjax.model import from_config, initialise
+from peftjax.loading import from_config, initialise
 from peftjax.models.layers import Runtime
 from tests.adapters import cases
 from tests.methods import tiny

@@ -17,8 +17,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import peftjax
-from peftjax import UserError, masks, methods
-from peftjax import model as model_lib
+from peftjax import UserError, loading, masks, methods
 from peftjax.interop import peft, rules
 from peftjax.interop.formats import FORMATS
 from peftjax.methods import LoRA
@@ -40,7 +39,7 @@ QUERY = "base_model.model.bert.encoder.layer.1.attention.self.query"
 
 
 def make(**config: Any) -> Model:
-  return model_lib.initialise(model_lib.from_config({**CONFIG, **config}), jax.random.key(0))
+  return loading.initialise(loading.from_config({**CONFIG, **config}), jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
@@ -206,8 +205,8 @@ def test_settings_that_only_training_needs_come_back(base: Model, tmp_path: Path
 
 def test_a_base_without_a_head_gets_the_adapters(tmp_path: Path) -> None:
   names = ("red", "green", "blue")
-  trained = model_lib.initialise(model_lib.from_config(CONFIG, label_names=names), jax.random.key(2))
-  bare = model_lib.from_config({**CONFIG, "architectures": ["BertModel"]})
+  trained = loading.initialise(loading.from_config(CONFIG, label_names=names), jax.random.key(2))
+  bare = loading.from_config({**CONFIG, "architectures": ["BertModel"]})
   encoder = {path.removeprefix("bert."): leaf for path, leaf in masks.flatten(trained.params).items()}
   encoder = {path: leaf for path, leaf in encoder.items() if not path.startswith("classifier")}
   bare.with_params(masks.unflatten(encoder)).save(tmp_path / "base")

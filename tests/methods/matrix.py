@@ -22,7 +22,8 @@ import optax
 from peftjax import masks, methods, tasks
 from peftjax.adapters import abilities
 from peftjax.errors import UserError
-from peftjax.model import Model, from_config, load
+from peftjax.loading import from_config, load
+from peftjax.model import Model
 from peftjax.train.checkpoint import Base, Checkpoints
 from peftjax.train.flops import count_flops
 from peftjax.train.state import TrainState, init_state

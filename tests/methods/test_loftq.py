@@ -10,8 +10,8 @@ import pytest
 import peftjax
 from peftjax import masks, methods
 from peftjax.errors import UserError
+from peftjax.loading import from_config
 from peftjax.methods.loftq import loftq
-from peftjax.model import from_config
 from peftjax.quantize import dequantize, quantize
 from tests.methods import tiny
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from peftjax import masks
+from peftjax.loading import from_config
 from peftjax.methods import (
   BEFT,
   MAM,
@@ -29,8 +30,8 @@ from peftjax.methods import (
   TrainableTokens,
   UniPELT,
 )
-from peftjax.model import from_config, stack, unstack
 from peftjax.models.layers import Runtime
+from peftjax.stacks import stack, unstack
 from tests.methods import tiny
 
 N = 4

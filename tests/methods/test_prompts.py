@@ -11,8 +11,8 @@ import pytest
 
 import peftjax
 from peftjax import UserError, masks, methods
+from peftjax.loading import from_config
 from peftjax.methods import build
-from peftjax.model import from_config
 from tests.methods import tiny
 
 TEXT = (7, 9, 11, 4, 5)

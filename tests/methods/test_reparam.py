@@ -17,7 +17,8 @@ from flax import linen as nn
 from peftjax import masks, methods
 from peftjax.errors import UserError
 from peftjax.methods import Site
-from peftjax.model import Model, build
+from peftjax.model import Model
+from peftjax.models.building import build
 from peftjax.models.family import ENCODER, Architecture, Family
 from peftjax.models.layers import Runtime, stack_of
 

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from peftjax import masks
+from peftjax.loading import from_config
 from peftjax.methods import Method
-from peftjax.model import Model, from_config
+from peftjax.model import Model
 from peftjax.models.layers import Runtime
 
 LAYERS, HEADS, HIDDEN, LENGTH, LABELS = 2, 3, 12, 7, 5

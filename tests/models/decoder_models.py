@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from peftjax import masks, methods
-from peftjax.model import Model, from_config
+from peftjax.loading import from_config
+from peftjax.model import Model
 
 LLAMA = {
   "model_type": "llama",

@@ -8,7 +8,7 @@ import pytest
 
 from peftjax import adapters, methods, text_generation
 from peftjax.errors import UserError
-from peftjax.model import from_config
+from peftjax.loading import from_config
 from peftjax.models.generate import Generator, _advance, generate, trimmed
 from peftjax.models.sampling import Sampling
 from tests.models.decoder_models import LLAMA, random_model, with_method

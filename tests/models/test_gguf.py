@@ -12,7 +12,7 @@ from peftjax import cli
 from peftjax.data.inputs.chat import encode_chat, load_chat_template
 from peftjax.data.inputs.tokenizing import IGNORED, load_tokenizer
 from peftjax.errors import UserError
-from peftjax.model import from_config, load
+from peftjax.loading import from_config, load
 from peftjax.models.family import checkpoint_axes, checkpoint_key, expanded
 from peftjax.models.gguf import _LAYER_NAMES, _NAMES, halves_of, prepare_folder, read_config
 from tests.models.decoder_models import assert_close, random_model, token_ids

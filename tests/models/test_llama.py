@@ -9,7 +9,7 @@ import pytest
 
 from peftjax import masks, methods
 from peftjax.errors import UserError
-from peftjax.model import from_config
+from peftjax.loading import from_config
 from peftjax.models import moe, token_loss
 from peftjax.models.layers import Runtime
 from tests.models.decoder_models import LLAMA, assert_close, random_model, token_ids, with_method

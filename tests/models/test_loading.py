@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from peftjax.errors import UserError
-from peftjax.model import from_config, load
+from peftjax.loading import from_config, load
 from peftjax.models import pretrained
 from peftjax.models.family import checkpoint_axes, checkpoint_key, expanded
 from peftjax.models.gguf import _LAYER_NAMES, _NAMES
@@ -33,7 +33,7 @@ CONFIG = {
 MEASURED = """
 import json, sys
 import jax, jax.numpy as jnp
-from peftjax.model import load
+from peftjax.loading import load
 jnp.ones(3).sum().block_until_ready()
 def peak():  # of this program alone: getrusage's survives exec, and would be the parent's at first
   (line,) = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]

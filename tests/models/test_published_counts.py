@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from peftjax import cli, masks, methods
+from peftjax.loading import from_config
 from peftjax.methods.base import ADAPTER
-from peftjax.model import from_config
 
 ROWS = json.loads((Path(__file__).parents[1] / "published" / "param_counts.json").read_text())
 ENCODERS = ("bert-base-cased", "roberta-base", "roberta-large")  # in tests/test_inspect.py

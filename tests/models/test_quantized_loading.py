@@ -15,7 +15,7 @@ import pytest
 import peftjax
 from peftjax import masks
 from peftjax.errors import UserError
-from peftjax.model import from_config
+from peftjax.loading import from_config
 from peftjax.quantize import is_quantized, kind_of, tree_bytes
 from peftjax.quantize_model import Quantization
 from tests.methods import tiny

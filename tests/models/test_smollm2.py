@@ -11,7 +11,7 @@ import pytest
 
 from peftjax.data.inputs.chat import encode_chat, load_chat_template
 from peftjax.data.inputs.tokenizing import IGNORED, load_tokenizer
-from peftjax.model import folder_of
+from peftjax.loading import folder_of
 
 NAME = "packaged:smollm2-135m-instruct"
 
@@ -34,7 +34,7 @@ def test_it_answers():
 
 PEAK = """
 import jax, jax.numpy as jnp
-from peftjax.model import load
+from peftjax.loading import load
 jnp.ones(3).sum().block_until_ready()
 def peak():
   (line,) = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 import peftjax
-from peftjax import model as model_lib
+from peftjax import loading
 from peftjax.data import packages
 from peftjax.models.layers import Runtime
 from tests.oracles import tiny
@@ -29,7 +29,7 @@ def test_outputs_and_all_hidden_states(class_name, scan_layers):
   expected = tiny.torch_outputs(reference, batch, output_hidden_states=True)
   ours = peftjax.load(folder)
   runtime = Runtime(scan_layers=scan_layers, output_hidden_states=True)
-  layered = model_lib.load(folder, runtime=runtime)(**batch)
+  layered = loading.load(folder, runtime=runtime)(**batch)
   assert ours.architecture == class_name
   outputs = ours(**batch)
   key = "logits" if "logits" in outputs else "last_hidden_state"
@@ -78,7 +78,7 @@ def test_the_packaged_encoder():
   ids = np.random.default_rng(0).integers(1000, 30000, (2, 19))
   batch = {"input_ids": ids, "attention_mask": (np.arange(19)[None] < np.array([[19], [12]])).astype(np.int64)}
   expected = tiny.torch_outputs(reference, batch, output_hidden_states=True)
-  outputs = model_lib.load("packaged:minilm", runtime=Runtime(output_hidden_states=True))(**batch)
+  outputs = loading.load("packaged:minilm", runtime=Runtime(output_hidden_states=True))(**batch)
   real = batch["attention_mask"].astype(bool)
   for mine, theirs in zip(outputs["hidden_states"], expected.hidden_states):
     assert_close(np.asarray(mine)[real], theirs[real])
@@ -87,7 +87,7 @@ def test_the_packaged_encoder():
 
 def test_a_new_head_is_drawn_and_the_rest_is_loaded():
   _, folder = tiny.model("BertModel")
-  made = model_lib.load(folder, task="text_classification", num_labels=7, seed=3)
+  made = loading.load(folder, task="text_classification", num_labels=7, seed=3)
   assert made.architecture == "BertForSequenceClassification"
   assert made.drawn == ("classifier.bias", "classifier.kernel")
   assert made.params["classifier"]["kernel"].shape == (24, 7)
@@ -100,7 +100,7 @@ def test_a_new_head_is_drawn_and_the_rest_is_loaded():
 def test_the_heads_backend_of_attention_is_the_same_mathematics():
   reference, folder = tiny.model("BertModel")
   batch = tiny.inputs("BertModel")
-  ours = model_lib.load(folder, runtime=Runtime(attention="heads"))(**batch)
+  ours = loading.load(folder, runtime=Runtime(attention="heads"))(**batch)
   assert_close(ours["last_hidden_state"], tiny.torch_outputs(reference, batch).last_hidden_state)
 
 

@@ -9,7 +9,7 @@ import torch
 
 import peftjax
 from peftjax import eva, masks, methods
-from peftjax.model import unstack
+from peftjax.stacks import unstack
 from tests.oracles import tiny
 
 CLASS = "BertModel"

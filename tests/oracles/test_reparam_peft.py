@@ -18,7 +18,8 @@ import torch
 import peftjax
 from peftjax import masks, methods
 from peftjax.methods import Site, torch_random
-from peftjax.model import Model, stack, unstack
+from peftjax.model import Model
+from peftjax.stacks import stack, unstack
 from tests.oracles import tiny
 
 CLASS = "BertForSequenceClassification"

@@ -12,7 +12,7 @@ import numpy as np
 
 from peftjax import config as config_lib
 from peftjax import masks, methods, tasks
-from peftjax.model import from_config, initialise
+from peftjax.loading import from_config, initialise
 from peftjax.models.layers import Runtime
 from peftjax.parallel import gathering, hosts, sharding
 from peftjax.parallel import mesh as mesh_lib

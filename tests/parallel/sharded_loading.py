@@ -10,8 +10,7 @@ import jax
 import numpy as np
 
 from peftjax import config as config_lib
-from peftjax import masks, methods
-from peftjax import model as model_lib
+from peftjax import loading, masks, methods
 from peftjax.models.tensor_files import Checkpoint
 from peftjax.parallel import mesh as mesh_lib
 from peftjax.parallel import sharding
@@ -20,7 +19,7 @@ from tests.parallel.equal_on_meshes import LLAMA
 
 def main(folder):
   sharding.SMALLEST = 16
-  source = model_lib.initialise(model_lib.from_config(LLAMA), jax.random.key(0))
+  source = loading.initialise(loading.from_config(LLAMA), jax.random.key(0))
   source.save(folder / "base")
   config = config_lib.default()
   config.mesh.update({"data": 1, "fsdp": 4, "tensor": 2})
@@ -36,13 +35,13 @@ def main(folder):
   Checkpoint.part = counted
   loaded = {}
   for dtype in ("float32", "bfloat16"):
-    whole = model_lib.load(folder / "base", dtype=dtype)
-    model = model_lib.load(folder / "base", dtype=dtype, place=lambda base: sharding.layout_of(base, mesh).shardings)
+    whole = loading.load(folder / "base", dtype=dtype)
+    model = loading.load(folder / "base", dtype=dtype, place=lambda base: sharding.layout_of(base, mesh).shardings)
     pairs = [(masks.flatten(whole.params)[name], leaf) for name, leaf in masks.flatten(model.params).items()]
     loaded[dtype] = all(np.array_equal(np.asarray(a), np.asarray(b)) and a.dtype == b.dtype for a, b in pairs)
     split = sum(not leaf.sharding.is_fully_replicated for _, leaf in pairs)
   nf4 = [
-    model_lib.load(folder / "base", quantize="nf4", place=place).params
+    loading.load(folder / "base", quantize="nf4", place=place).params
     for place in (None, lambda base: sharding.layout_of(base, mesh).shardings)
   ]
   exported = []
@@ -52,7 +51,7 @@ def main(folder):
     flat = {name: leaf + 0.25 if "lora_" in name else leaf for name, leaf in flat.items()}
     merged = adapted.with_params(masks.unflatten(flat)).merge()
     merged.save(folder / f"merged{len(exported)}")
-    exported.append(model_lib.load(folder / f"merged{len(exported)}").params)
+    exported.append(loading.load(folder / f"merged{len(exported)}").params)
   apart = jax.tree.map(lambda a, b: float(np.abs(np.asarray(a) - np.asarray(b)).max()), *exported)
   same = jax.tree.map(lambda a, b: bool(np.array_equal(np.asarray(a), np.asarray(b))), *nf4)
   print(

@@ -16,7 +16,7 @@ import pytest
 
 from peftjax import config as config_lib
 from peftjax import masks, methods, optim
-from peftjax.model import from_config
+from peftjax.loading import from_config
 
 ANCHORS = {row["id"]: row for row in json.loads(Path("tests/published/memory_anchors.json").read_text())}
 LEFT_OUT = {"deberta_xxl_lora_r16_qv": "DeBERTa is none of the families"}

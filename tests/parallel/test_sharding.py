@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from peftjax import config as config_lib
 from peftjax import masks, methods, tasks
 from peftjax.errors import UserError
-from peftjax.model import from_config
+from peftjax.loading import from_config
 from peftjax.parallel import mesh as mesh_lib
 from peftjax.parallel.sharding import layout_of
 from peftjax.train import assemble

@@ -9,7 +9,7 @@ import pytest
 
 from peftjax import masks, methods
 from peftjax.errors import UserError
-from peftjax.model import from_config
+from peftjax.loading import from_config
 from peftjax.tasks.causal_lm import IGNORED, CausalLM, targets_of
 from peftjax.tasks.seq2seq_lm import Seq2SeqLM
 from tests.models.decoder_models import LLAMA, assert_close, random_model, token_ids

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import types
 from pathlib import Path
@@ -13,8 +14,7 @@ import numpy as np
 import pytest
 
 from peftjax import config as config_lib
-from peftjax import masks, optim, tasks
-from peftjax import model as model_lib
+from peftjax import loading, masks, optim, tasks
 from peftjax.train import state as state_lib
 from peftjax.train import step as step_lib
 
@@ -120,8 +120,8 @@ def write_model(folder: Path, seed: int = 0) -> Path:
     "initializer_range": 0.5,
   }
   (folder / "config.json").write_text(json.dumps(config))
-  model = model_lib.initialise(model_lib.from_config(config), jax.random.key(seed))
-  model_lib.dataclasses.replace(model, folder=folder).save(folder.parent / "saved")
+  model = loading.initialise(loading.from_config(config), jax.random.key(seed))
+  dataclasses.replace(model, folder=folder).save(folder.parent / "saved")
   for path in (folder.parent / "saved").glob("*.safetensors"):
     path.replace(folder / path.name)
   return folder

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from peftjax import config as config_lib
-from peftjax import masks, methods, optim, tasks
-from peftjax import model as model_lib
+from peftjax import loading, masks, methods, optim, tasks
 from peftjax.models.layers import Runtime
 from peftjax.train.flops import count_flops
 from peftjax.train.run import group_rates
@@ -22,7 +21,7 @@ BERT_BASE = {"model_type": "bert", "architectures": ["BertModel"], "vocab_size":
 
 def step_of(method, layers, scan, accumulate=2):
   """(step, its arguments as shapes, optimizer state's shapes, trainable shapes); the norm is logged, clipping is on."""
-  model = model_lib.from_config(
+  model = loading.from_config(
     {**BERT_BASE, "num_hidden_layers": layers},
     task="text_classification",
     num_labels=2,

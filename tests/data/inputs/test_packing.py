@@ -12,7 +12,7 @@ from peftjax import masks, methods
 from peftjax.data import load_tokenizer, make_loaders
 from peftjax.data.inputs.packing import PackedPlan, Pieces, best_fit, pieces_of
 from peftjax.errors import UserError
-from peftjax.model import from_config, initialise
+from peftjax.loading import from_config, initialise
 from peftjax.tasks.causal_lm import CausalLM
 from tests.data.language_folders import LLAMA, language_folder, reversal_data
 from tests.data.tiny import jsonl

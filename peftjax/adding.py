@@ -1,0 +1,75 @@
+"""Adding methods to a model: their leaves are laid beside the base's, which stay the same arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from peftjax import masks
+from peftjax.errors import UserError
+from peftjax.methods import Method, expand
+from peftjax.methods.base import Site
+from peftjax.methods.inject import Bound, attach, bind, check_all_read
+from peftjax.methods.observe import observe
+from peftjax.models import pretrained
+from peftjax.quantize_model import check_frozen
+from peftjax.stacks import unstack
+
+if TYPE_CHECKING:
+  from peftjax.model import Model
+
+
+def add(model: Model, methods: Method | Sequence[Method], key: jax.Array | None = None) -> Model:
+  """See `Model.add`."""
+  try:
+    bound = bind(expand(methods), model.context)
+    for one in bound:
+      check_frozen(model.params, masks.label(model.params, one.mask, model.stacks), one.method.name)
+  except masks.LayersDiffer as error:
+    if not model.layer_stacks:
+      raise UserError(f"{error}; the experts of a layer are one leaf, so treat them alike") from None
+    return add(model.unrolled(), methods, key)
+  key = jax.random.key(0) if key is None else key
+  laid = functools.partial(attach, bound=bound, key=key, original=_originals(model, bound))
+  observed = _observed(model, bound)
+  if model.is_abstract:
+    params = jax.eval_shape(laid, model.params, observed=observed)
+  else:
+    params = laid(model.params, observed=observed)
+  whole = (*model.bound, *bound)
+  check_all_read(model.module, params, whole, model.example_inputs)
+  return dataclasses.replace(model, params=params, bound=whole)
+
+
+def _originals(model: Model, bound: tuple[Bound, ...]) -> Callable[[Site], jax.Array] | None:
+  """How to get the float kernel that was quantised at a site; None if no method asks for one."""
+  wanting = [one for one in bound if one.method.needs_original]
+  if not wanting:
+    return None
+  paths, name = model.quantized_paths(), wanting[0].method.name
+  if not any(".".join((*site.path, "kernel")) in paths for one in wanting for site in one.sites):
+    raise UserError(f"{name}.init='loftq' starts from what quantisation rounded away; set model.quantize='nf4'")
+  if model.is_abstract:
+    return lambda site: jnp.zeros((*site.stack, *site.shape))
+  if model.folder is None:
+    raise UserError(f"{name}.init='loftq' needs the float weights; load the model from a folder with quantize='nf4'")
+  return pretrained.kernels_of(model.folder, model.family, model.params, model.stacks)
+
+
+def _observed(model: Model, bound: tuple[Bound, ...]) -> dict[str, dict[str, Any]]:
+  """What methods note at their sites in a run of the model as it is; {} for most methods."""
+  watching = [one for one in bound if one.method.calibration() is not None]
+  if not watching:
+    return {}
+  plain = model.with_params(jax.eval_shape(lambda tree: tree, model.params)).unrolled()
+
+  def run(params: masks.Tree) -> dict[str, dict[str, Any]]:
+    whole = unstack(params, model.stacks)
+    return {key: leaves for one in watching for key, leaves in observe(plain.module, plain.bound, whole, one).items()}
+
+  return jax.eval_shape(run, model.params) if model.is_abstract else jax.jit(run)(model.params)

@@ -1,0 +1,130 @@
+"""Making models: from a folder, from a config.json alone, or with fresh values."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from peftjax import masks
+from peftjax.errors import UserError, nearest
+from peftjax.interop import peft
+from peftjax.model import Model
+from peftjax.models import gguf, pretrained
+from peftjax.models.building import build
+from peftjax.models.family import Architecture
+from peftjax.models.layers import Runtime
+from peftjax.models.registry import family_of
+from peftjax.quantize_model import Quantization, as_quantization
+
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def load(
+  path: str | Path,
+  adapter: str | Path | None = None,
+  dtype: str = "float32",
+  *,
+  task: str = "",
+  num_labels: int = 0,
+  label_names: Sequence[str] = (),
+  runtime: Runtime | None = None,
+  seed: int = 0,
+  quantize: Quantization | str | None = None,
+  place: Callable[[Model], Callable[[masks.Tree], masks.Tree]] | None = None,
+) -> Model:
+  """A model from a Hugging Face folder of config.json and *.safetensors, or from "packaged:NAME".
+
+  Args:
+    adapter: a Hugging Face PEFT adapter folder to add.
+    dtype: how the base's leaves are stored: float32, bfloat16 or float16.
+    task: build the architecture for it ("text_classification", ...); empty: what config.json says. A head that the
+      checkpoint lacks is drawn with `seed`, and a base without a head gets the adapter's.
+    num_labels: classes of the head; 0: what config.json says.
+    runtime: how it runs; `dtype` overrides its dtype.
+    quantize: int8, int4 or nf4: the kernels of linear modules are quantised one after the other while they are read.
+    place: the model, of shapes -> (a tree of shapes -> its shardings): where leaves are to lie as they are read.
+
+  Raises:
+    UserError: the folder, the architecture, a key or a shape is not what was expected.
+  """
+  folder = folder_of(path)
+  hf_config = pretrained.read_config(folder)
+  if not pretrained.is_tied(folder, family_of(hf_config), hf_config):
+    hf_config = {**hf_config, "tie_word_embeddings": False}
+  if adapter and not task and not num_labels and not label_names:
+    task, label_names, num_labels = peft.implied_head(adapter, from_config(hf_config).task)
+  model = from_config(
+    hf_config, dtype, task=task, num_labels=num_labels, label_names=label_names, runtime=runtime, quantize=quantize
+  )
+  shardings = None if place is None else place(model)
+  params, drawn, errors = pretrained.load_params(
+    folder, model.family, model.params, model.stacks, model.head, seed, shardings
+  )
+  model = dataclasses.replace(model, params=params, folder=folder, drawn=tuple(drawn), quantization_errors=errors)
+  return peft.load(model, adapter) if adapter else model
+
+
+def from_config(
+  hf_config: Mapping[str, Any],
+  dtype: str = "float32",
+  *,
+  task: str = "",
+  num_labels: int = 0,
+  label_names: Sequence[str] = (),
+  runtime: Runtime | None = None,
+  quantize: Quantization | str | None = None,
+) -> Model:
+  """A model of shapes alone from a config.json; nothing is read or allocated. For the arguments see `load`."""
+  if dtype not in _DTYPES:
+    raise UserError(f"model.dtype: unknown {dtype!r}; {nearest(dtype, _DTYPES)}")
+  runtime = dataclasses.replace(runtime or Runtime(), dtype=jnp.dtype(dtype))
+  family = family_of(hf_config)
+  architecture = family.architecture(hf_config, task)
+  hf_config = _with_labels(hf_config, family.architectures[architecture], num_labels, label_names)
+  config = family.parse(hf_config)
+  module, shapes, sites, stacks = build(family, architecture, config, runtime)
+  model = Model(module, shapes, config, hf_config, family, architecture, runtime, sites, stacks)
+  how = as_quantization(quantize)
+  return model if how is None else model.quantized(how)
+
+
+def _with_labels(
+  hf_config: Mapping[str, Any], architecture: Architecture, num_labels: int, label_names: Sequence[str]
+) -> dict[str, Any]:
+  labelled = dict(hf_config)
+  if architecture.head and (num_labels or label_names):
+    names = list(label_names) or [f"LABEL_{index}" for index in range(num_labels)]
+    labelled["id2label"] = {str(index): name for index, name in enumerate(names)}
+    labelled["label2id"] = {name: index for index, name in enumerate(names)}
+    labelled["num_labels"] = len(names)
+  return labelled
+
+
+def initialise(model: Model, key: jax.Array) -> Model:
+  """The model with freshly drawn parameters instead of shapes."""
+  std = float(model.hf_config.get("initializer_range", 0.02))
+  return model.with_params(pretrained.draw_params(model.params, model.stacks, key, std))
+
+
+def folder_of(path: str | Path) -> Path:
+  """The folder that `model.path` names; of a GGUF file one that is made in the cache."""
+  text = os.fspath(path)
+  is_packaged = text.startswith("packaged:")
+  if not is_packaged and not _is_gguf(Path(text).expanduser()):
+    return Path(text).expanduser()
+  from peftjax.data import packages  # only these need the data package
+
+  folder = packages.model_folder(text.removeprefix("packaged:")) if is_packaged else Path(text).expanduser()
+  return gguf.prepared(folder, packages.cache_folder("gguf")) if _is_gguf(folder) else folder
+
+
+def _is_gguf(path: Path) -> bool:
+  if path.suffix == ".gguf" and path.is_file():
+    return True
+  return path.is_dir() and not (path / pretrained.CONFIG).is_file() and any(path.glob("*.gguf"))
