@@ -1,7 +1,7 @@
 """The default config, and how ``--config=FILE[:arg]`` and ``--config.a.b=value`` become one `ConfigDict`.
 
 A config file is a Python file with ``get_config()`` or ``get_config(arg)`` that returns a `ConfigDict`; it usually
-starts from `default()`. `config.method` and the sections in `OPEN` take any field that the chosen method (or the
+starts from `default()`. The sections in `OPEN` take any field that the chosen method or task (or the
 section's reader) knows; every other field must exist.
 """
 
@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from peftjax.errors import UserError, nearest
 
-OPEN = ("method", "optim.groups", "compare.methods", "sweep")
+OPEN = ("method", "task", "optim.groups", "compare.methods", "sweep")
 
 
 def default() -> ConfigDict:
@@ -43,7 +43,7 @@ def default() -> ConfigDict:
 
   config.method = ConfigDict({"name": "lora"})  # and the method's own fields
 
-  config.task = ConfigDict()
+  config.task = ConfigDict()  # and the task's own fields
   config.task.name = "auto"  # auto: what the data or the checkpoint's architecture says
   config.task.num_labels = 0  # 0: counted from the data or config.json
   config.task.label_smoothing = 0.0

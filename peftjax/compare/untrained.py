@@ -14,7 +14,7 @@ from peftjax.files import write_text
 from peftjax.train.evaluate import make_predict
 from peftjax.train.run import resolve
 from peftjax.train.splits import score_split
-from peftjax.train.summary import versions
+from peftjax.train.summary import metrics_spec, versions
 
 FROZEN = "frozen"  # a method's name in the study alone: training refuses a method that leaves nothing to train
 
@@ -53,6 +53,7 @@ def score(config: ConfigDict, folder: Path) -> dict[str, Any]:
     "step": 0,
     "metrics": metrics,
     "main_metric": run.task.main_metric,
+    "metrics_spec": metrics_spec(run.task),
     "train": {},
     "parameters": {"trainable": 0, "adapter": 0, "head": 0, "total": whole.parameters, "percent": 0.0, "groups": {}},
     "bytes": {"weights": whole.bytes, "gradients": 0, "optimizer": 0, "adapter": 0, "head": 0},

@@ -3,30 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from peftjax.errors import UserError, nearest
-from peftjax.tasks.base import Forward, Task
-from peftjax.tasks.causal_lm import CausalLM
-from peftjax.tasks.seq2seq_lm import Seq2SeqLM
-from peftjax.tasks.text_classification import TextClassification
-from peftjax.tasks.token_classification import TokenClassification
+from ml_collections import ConfigDict
 
-__all__ = ["TASKS", "CausalLM", "Forward", "Seq2SeqLM", "Task", "TextClassification", "TokenClassification", "make"]
+from peftjax import config as config_lib
+from peftjax.data.sources.types import Header
+from peftjax.registry import resolve
+from peftjax.tasks.base import Forward, Task, check_settings
+from peftjax.tasks.metric import Metric
 
-TASKS: dict[str, type] = {
-  "causal_lm": CausalLM,
-  "seq2seq_lm": Seq2SeqLM,
-  "text_classification": TextClassification,
-  "token_classification": TokenClassification,
+__all__ = ["TASKS", "Forward", "Metric", "Task", "from_config", "make", "task_class"]
+
+# config.task.name -> class
+TASKS: dict[str, str] = {
+  "causal_lm": "peftjax.tasks.causal_lm:CausalLM",
+  "seq2seq_lm": "peftjax.tasks.seq2seq_lm:Seq2SeqLM",
+  "text_classification": "peftjax.tasks.classification:Classification",
+  "token_classification": "peftjax.tasks.token_classification:TokenClassification",
 }
 
 
-def make(name: str, label_names: Sequence[str], label_smoothing: float = 0.0) -> Task:
-  """The task called `name` over the given labels; no labels means that a number is predicted.
+def task_class(name: str) -> type[Task]:
+  """The class of a task, by its name in `TASKS` or as ``module:Name``.
 
   Raises:
     UserError: no such task.
   """
-  if name not in TASKS:
-    raise UserError(f"task.name: no task {name!r}; {nearest(name, TASKS)}")
-  return TASKS[name](tuple(label_names), label_smoothing)
+  found: type[Task] = resolve("task.name", name, TASKS)
+  return found
+
+
+def from_config(name: str, settings: ConfigDict, header: Header) -> Task:
+  """The task called `name`, by `config.task` and over the data that `header` describes.
+
+  Raises:
+    UserError: no such task, or a setting or the data does not suit it.
+  """
+  found = task_class(name)
+  check_settings(name, found, settings, config_lib.default().task)
+  return found.make(ConfigDict({**settings.to_dict(), "name": name}), header)
+
+
+def make(name: str, label_names: Sequence[str] = (), label_smoothing: float = 0.0, **settings: Any) -> Task:
+  """The task called `name` over the given labels; no labels means that a number is predicted.
+
+  Args:
+    settings: other fields of `config.task`.
+
+  Raises:
+    UserError: as `from_config`.
+  """
+  given = config_lib.default().task
+  with given.unlocked():
+    given.update({"label_smoothing": label_smoothing, **settings})
+  return from_config(name, given, Header("", task=name, label_names=tuple(label_names)))

@@ -6,40 +6,92 @@ batch; `labels` and `index` go to the task, everything else to the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
+
+from peftjax.data.sources.types import Header
+from peftjax.errors import UserError, nearest
+from peftjax.tasks.metric import Metric
 
 Batch = Mapping[str, Any]
-Forward = Callable[[Batch], Mapping[str, jax.Array]]  # the model's inputs -> its outputs; parameters are bound
+# The model's inputs -> its outputs; parameters are bound. `forward(inputs, key)` draws dropout from a key of its own,
+# for a loss of several passes; outside training there is no dropout.
+Forward = Callable[..., Mapping[str, jax.Array]]
 Arrays = dict[str, Any]
 
 NOT_INPUTS = ("labels", "weight", "index")
 
 
 class Task(Protocol):
-  """What training and evaluation ask of a task; `loss` and `predict` are traced, the rest runs on the host."""
+  """What training and evaluation ask of a task; `loss` and `predict` are traced, the rest runs on the host.
+
+  Attributes:
+    name: as `config.task.name` has it.
+    head: what the model computes, as a family's architectures name it: the head that is built.
+    label_names, num_labels: of the head.
+    specs: what `metrics` gives, one `Metric` for each.
+    main_metric: the metric that stands for the task where one number is wanted.
+    settings: fields of `config.task` that are the task's own -> their defaults.
+  """
 
   name: str
-  head: str  # the kind of head the model needs
+  head: str
   label_names: tuple[str, ...]
   num_labels: int
-  main_metric: str  # the metric that stands for the task where one number is wanted; more is better
+  specs: tuple[Metric, ...]
+  main_metric: str
+  settings: ClassVar[Mapping[str, Any]] = {}
 
-  def loss(self, forward: Forward, batch: Batch) -> tuple[jax.Array, jax.Array, Arrays]:
-    """(sum of weighted losses, sum of weights, extra sums): float32 scalars, so that micro-batches add up exactly."""
+  @classmethod
+  def make(cls, settings: ConfigDict, header: Header) -> Task:
+    """The task over a data set.
+
+    Args:
+      settings: `config.task`.
+      header: of the data; its label names may have been extended by `task.num_labels`.
+
+    Raises:
+      UserError: a setting or the data does not suit the task.
+    """
+    raise NotImplementedError
+
+  def loss(self, forward: Forward, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, Arrays]:
+    """(sum of weighted losses, sum of weights, extra sums): float32 scalars, so that micro-batches add up exactly.
+
+    Args:
+      key: for what the loss itself draws (noise, masks, time steps); dropout has another.
+    """
+    raise NotImplementedError
 
   def predict(self, forward: Forward, batch: Batch) -> Arrays:
-    """Arrays whose first axis is the example, with "loss" and "weight" among them."""
+    """Arrays whose first axis is the example, with "loss" and "weight" among them; what is drawn for an example must
+    follow from its `index`, so that evaluations repeat."""
+    raise NotImplementedError
 
   def per_example(self, predictions: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What the metrics are computed from, one row an example: a bootstrap over examples resamples these."""
+    raise NotImplementedError
 
   def metrics(self, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Metrics over all examples, from what `predict` gave for them."""
+    raise NotImplementedError
+
+
+def own_setting(task: type[Task], settings: Mapping[str, Any], name: str) -> Any:
+  """A task's own field of `config.task`, or its default."""
+  return settings.get(name, task.settings[name])
+
+
+def check_settings(name: str, task: type[Task], settings: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+  """Raises `UserError` for a field of `config.task` that neither the task nor the default config (`known`) has."""
+  for field in settings:
+    if field not in known and field not in task.settings:
+      raise UserError(f"task.{field}: no such field of task {name}; {nearest(field, [*known, *task.settings])}")
 
 
 def model_inputs(batch: Batch) -> dict[str, Any]:
@@ -47,17 +99,22 @@ def model_inputs(batch: Batch) -> dict[str, Any]:
   return {name: array for name, array in batch.items() if name not in NOT_INPUTS}
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
-  """-sum_c q_c log softmax(logits)_c in float32, q = (1 - smoothing) onehot(labels) + smoothing / C.
+def cross_entropy(
+  logits: jax.Array, labels: jax.Array, smoothing: float = 0.0, class_weights: Sequence[float] = ()
+) -> jax.Array:
+  """-sum_c w_c q_c log softmax(logits)_c in float32, q = (1 - smoothing) onehot(labels) + smoothing / C.
 
   Args:
     logits: [..., C].
     labels: [...] integers in [0, C).
+    class_weights: w, [C]; all 1 without.
 
   Returns:
     [...] float32.
   """
   log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+  if class_weights:
+    log_probs = log_probs * jnp.asarray(class_weights, jnp.float32)
   chosen = jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0]
   return -(1.0 - smoothing) * chosen - smoothing * log_probs.mean(axis=-1)
 

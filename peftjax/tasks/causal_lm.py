@@ -7,14 +7,24 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
+from peftjax.data.sources.types import Header
 from peftjax.errors import UserError
-from peftjax.tasks.base import Arrays, Batch, Forward, model_inputs
+from peftjax.tasks.base import Arrays, Batch, Forward, Task, model_inputs
+from peftjax.tasks.metric import Metric
 
 IGNORED = -100  # the label of tokens that carry no loss
 
+SPECS = (
+  Metric("loss", "ratio", unit="nats a token", higher_is_better=False, numerator=("losses",), denominator=("tokens",)),
+  Metric("perplexity", "corpus", higher_is_better=False),
+  Metric("log_likelihood", "ratio", unit="nats a token", numerator=("losses",), denominator=("tokens",), sign=-1.0),
+  Metric("accuracy", "ratio", share=True, numerator=("hits",), denominator=("tokens",)),
+)
 
-class CausalLM:
+
+class CausalLM(Task):
   """Cross entropy of every token that has a label, given what comes before it.
 
   `labels` [B, L] int32 are the token ids themselves, or `IGNORED` where no loss is wanted (prompts, padding); without
@@ -27,13 +37,16 @@ class CausalLM:
   name = "causal_lm"
   head = "causal_lm"
   main_metric = "log_likelihood"
+  label_names: tuple[str, ...] = ()
   num_labels = 0
+  specs = SPECS
 
-  def __init__(self, label_names: tuple[str, ...] = (), label_smoothing: float = 0.0):
-    check_unlabelled(self.name, label_names, label_smoothing)
-    self.label_names: tuple[str, ...] = ()
+  @classmethod
+  def make(cls, settings: ConfigDict, header: Header) -> CausalLM:
+    check_unsmoothed(cls.name, settings)
+    return cls()
 
-  def loss(self, forward: Forward, batch: Batch) -> tuple[jax.Array, jax.Array, Arrays]:
+  def loss(self, forward: Forward, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, Arrays]:
     return summed(forward({**model_inputs(batch), "targets": targets_of(batch)}), targets_of(batch), batch)
 
   def predict(self, forward: Forward, batch: Batch) -> Arrays:
@@ -60,12 +73,10 @@ def targets_of(batch: Batch) -> jax.Array:
   return jnp.pad(following, ((0, 0), (0, 1)), constant_values=IGNORED)
 
 
-def check_unlabelled(name: str, label_names: tuple[str, ...], label_smoothing: float) -> None:
-  """Raises a `UserError` for settings that a language model has no use for."""
-  if label_names:
-    raise UserError(f"task {name} has no label names, got {', '.join(label_names[:3])}")
-  if label_smoothing:
-    raise UserError(f"task.label_smoothing={label_smoothing}: task {name} trains without it")
+def check_unsmoothed(name: str, settings: ConfigDict) -> None:
+  """Raises a `UserError` for a setting that a language model has no use for."""
+  if settings.label_smoothing:
+    raise UserError(f"task.label_smoothing={settings.label_smoothing}: task {name} trains without it")
 
 
 def summed(outputs: Mapping[str, jax.Array], targets: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array, Arrays]:

@@ -6,12 +6,16 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
-from peftjax.tasks.base import Arrays, Batch, Forward, model_inputs
-from peftjax.tasks.causal_lm import by_example, check_unlabelled, summed, token_metrics, token_rows
+from peftjax.data.sources.types import Header
+from peftjax.tasks import causal_lm
+from peftjax.tasks.base import Arrays, Batch, Forward, Task, model_inputs
+from peftjax.tasks.causal_lm import by_example, check_unsmoothed, summed, token_metrics, token_rows
+from peftjax.tasks.metric import Metric
 
 
-class Seq2SeqLM:
+class Seq2SeqLM(Task):
   """Cross entropy of the target sequence `labels` [B, L] int32, `IGNORED` where it is padded.
 
   The decoder reads the labels behind its start token, unless the batch has `decoder_input_ids`.
@@ -23,13 +27,16 @@ class Seq2SeqLM:
   name = "seq2seq_lm"
   head = "seq2seq_lm"
   main_metric = "log_likelihood"
+  label_names: tuple[str, ...] = ()
   num_labels = 0
+  specs = (*causal_lm.SPECS, Metric("all_tokens_right", "per-example", share=True, value="correct"))
 
-  def __init__(self, label_names: tuple[str, ...] = (), label_smoothing: float = 0.0):
-    check_unlabelled(self.name, label_names, label_smoothing)
-    self.label_names: tuple[str, ...] = ()
+  @classmethod
+  def make(cls, settings: ConfigDict, header: Header) -> Seq2SeqLM:
+    check_unsmoothed(cls.name, settings)
+    return cls()
 
-  def loss(self, forward: Forward, batch: Batch) -> tuple[jax.Array, jax.Array, Arrays]:
+  def loss(self, forward: Forward, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, Arrays]:
     return summed(forward({**model_inputs(batch), "targets": batch["labels"]}), batch["labels"], batch)
 
   def predict(self, forward: Forward, batch: Batch) -> Arrays:

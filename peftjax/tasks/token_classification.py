@@ -7,13 +7,32 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
-from peftjax.tasks.base import Arrays, Batch, Forward, cross_entropy, model_inputs, weighted_mean
+from peftjax.data.sources.types import Header
+from peftjax.tasks.base import Arrays, Batch, Forward, Task, cross_entropy, model_inputs, weighted_mean
+from peftjax.tasks.metric import Metric
 
 IGNORED = -100  # the label of tokens that carry none: special tokens, padding, later pieces of a word
 
+OF_TOKENS = (
+  Metric("loss", "corpus", unit="nats a token", higher_is_better=False),
+  Metric("accuracy", "ratio", share=True, numerator=("correct_tokens",), denominator=("tokens",)),
+)
+OF_ENTITIES = (
+  Metric("precision", "ratio", share=True, numerator=("correct_entities",), denominator=("found_entities",)),
+  Metric("recall", "ratio", share=True, numerator=("correct_entities",), denominator=("true_entities",)),
+  Metric(
+    "f1",
+    "ratio",
+    share=True,
+    numerator=("correct_entities", "correct_entities"),
+    denominator=("found_entities", "true_entities"),
+  ),
+)
 
-class TokenClassification:
+
+class TokenClassification(Task):
   """Cross entropy of `labels` [B, L] int32 over the tokens whose label is not `IGNORED`.
 
   Metrics: loss (a mean over labelled tokens), accuracy of tokens, and where the labels are BIO ("B-X", "I-X", "O")
@@ -30,8 +49,13 @@ class TokenClassification:
     self.num_labels = len(label_names)
     self.has_entities = all(name == "O" or name[:2] in ("B-", "I-") for name in label_names)
     self.main_metric = "f1" if self.has_entities else "accuracy"
+    self.specs = OF_TOKENS + (OF_ENTITIES if self.has_entities else ())
 
-  def loss(self, forward: Forward, batch: Batch) -> tuple[jax.Array, jax.Array, Arrays]:
+  @classmethod
+  def make(cls, settings: ConfigDict, header: Header) -> TokenClassification:
+    return cls(header.label_names, settings.label_smoothing)
+
+  def loss(self, forward: Forward, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, Arrays]:
     losses, weights = self._losses(forward(model_inputs(batch))["logits"], batch, self.label_smoothing)
     return (losses * weights).sum(), weights.sum(), {}
 

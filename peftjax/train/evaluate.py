@@ -26,7 +26,8 @@ def make_predict(forward: ModelForward, task: Task, mesh: Mesh) -> Predict:
 
   def predict(trainable: Tree, frozen: Tree, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     params = combine(trainable, frozen)
-    return task.predict(lambda inputs: forward(params, inputs, None), batch) | {"index": batch["index"]}
+    bound = lambda inputs, dropout=None: forward(params, inputs, None)  # noqa: E731
+    return task.predict(bound, batch) | {"index": batch["index"]}
 
   return jax.jit(predict, out_shardings=replicated(mesh))
 

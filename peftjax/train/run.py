@@ -191,13 +191,11 @@ def make_task(config: ConfigDict, dataset: data_lib.Dataset) -> tasks.Task:
     UserError: fewer classes than the data has, or an unknown task.
   """
   name = assemble.trained_task(config, dataset.task)
-  if name in (tasks.CausalLM.name, tasks.Seq2SeqLM.name):
-    return tasks.make(name, (), config.task.label_smoothing)
   labels, asked = tuple(dataset.label_names), config.task.num_labels
   if asked and labels and asked < len(labels):
     raise UserError(f"task.num_labels={asked}: {dataset.name} has {len(labels)} labels: {', '.join(labels[:8])}")
   labels += tuple(f"LABEL_{index}" for index in range(len(labels), asked if labels else 0))
-  return tasks.make(name, labels, config.task.label_smoothing)
+  return tasks.from_config(name, config.task, dataclasses.replace(dataset, label_names=labels))
 
 
 def count_steps(config: ConfigDict, steps_per_epoch: int) -> int:

@@ -26,9 +26,13 @@ Loss = Callable[[Tree, Tree, Batch, jax.Array], tuple[jax.Array, tuple[jax.Array
 Penalty = Callable[[Tree], jax.Array | float]
 TrainStep = Callable[[TrainState, Tree, Batch], tuple[TrainState, Metrics]]
 
+_TASK_STREAM = 0x7A5C  # any constant: apart from dropout's draws
+
 
 def make_loss(forward: ModelForward, task: Task, penalty: Penalty | None = None) -> Loss:
   """(trainable, frozen, batch, key) -> (sum of losses, (sum of weights, extra sums)), in training mode.
+
+  Dropout draws from `key`, unless the task gives a pass another; what the task itself draws has a key of its own.
 
   Args:
     penalty: parameters -> what the methods add to the mean loss.
@@ -36,7 +40,11 @@ def make_loss(forward: ModelForward, task: Task, penalty: Penalty | None = None)
 
   def loss(trainable: Tree, frozen: Tree, batch: Batch, key: jax.Array) -> Any:
     params = combine(trainable, frozen)
-    total, weight, extra = task.loss(lambda inputs: forward(params, inputs, key), batch)
+
+    def bound(inputs: Mapping[str, Any], dropout: jax.Array | None = None) -> Mapping[str, jax.Array]:
+      return forward(params, inputs, key if dropout is None else dropout)
+
+    total, weight, extra = task.loss(bound, batch, jax.random.fold_in(key, _TASK_STREAM))
     if penalty is not None:
       total = total + weight * penalty(params)
     return total, (weight, extra)

@@ -15,6 +15,7 @@ import jax
 
 from peftjax import masks, optim
 from peftjax.files import write_text
+from peftjax.tasks import Task
 from peftjax.train import inspection
 from peftjax.train.compiling import Cost
 from peftjax.train.logs import read_rows
@@ -37,7 +38,7 @@ def summarize(run: Run, state: TrainState, folder: Path, costs: Mapping[str, Cos
     step; metrics {split: {name: value}} and train {loss, ...}, of the last step; parameters {trainable, adapter, head,
     total, percent, groups}; bytes {weights, gradients, optimizer, adapter, head}; step_seconds, the median; step_flops,
     of the costliest shape; compiled, the cost of each shape; base {path, hash}; examples {split: number}; main_metric,
-    method, task, seed, learning_rates, devices, versions.
+    metrics_spec {name: fields of `Metric`}, method, task, seed, learning_rates, devices, versions.
   """
   counts = inspection.report(run.model)
   trainable, whole = masks.count(state.trainable), masks.count(run.model.params)
@@ -55,6 +56,7 @@ def summarize(run: Run, state: TrainState, folder: Path, costs: Mapping[str, Cos
     "step": int(state.step),
     "metrics": last,
     "main_metric": run.task.main_metric,
+    "metrics_spec": metrics_spec(run.task),
     "train": {name: value for name, value in train[-1].items() if name != "step"} if train else {},
     "parameters": {name: counts[name] for name in ("trainable", "adapter", "head", "total", "percent", "groups")},
     "bytes": {
@@ -92,6 +94,12 @@ def finish(
   if writes:
     write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
   return summary
+
+
+def metrics_spec(task: Task) -> dict[str, dict[str, Any]]:
+  """Metric name -> its `Metric` as JSON gives it back."""
+  found: dict[str, dict[str, Any]] = json.loads(json.dumps({one.name: dataclasses.asdict(one) for one in task.specs}))
+  return found
 
 
 def _head(run: Run, trainable: masks.Tree) -> masks.Tree:

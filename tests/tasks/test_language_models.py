@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from peftjax import masks, methods
+from peftjax import masks, methods, tasks
 from peftjax.errors import UserError
 from peftjax.loading import from_config
 from peftjax.tasks.causal_lm import IGNORED, CausalLM, targets_of
@@ -15,6 +15,8 @@ from peftjax.tasks.seq2seq_lm import Seq2SeqLM
 from tests.models.decoder_models import LLAMA, assert_close, random_model, token_ids
 
 T5 = {"model_type": "t5", "vocab_size": 61, "d_model": 20, "d_kv": 6, "d_ff": 28, "num_layers": 2, "num_heads": 3}
+
+KEY = jax.random.key(0)
 
 
 def log_probs(logits, ids):
@@ -42,7 +44,7 @@ def test_causal_loss_is_the_mean_over_tokens_with_labels():
   def forward(inputs):
     return model.forward(model.params, inputs)
 
-  loss, weight, _ = task.loss(forward, jax.tree.map(jnp.asarray, batch))
+  loss, weight, _ = task.loss(forward, jax.tree.map(jnp.asarray, batch), KEY)
   assert float(weight) == counted.sum() == 7
   assert_close(loss / weight, -(expected * counted).sum() / 7)
   predictions = jax.tree.map(np.asarray, task.predict(forward, jax.tree.map(jnp.asarray, batch)))
@@ -59,7 +61,7 @@ def test_sequence_to_sequence_loss_reads_labels_behind_the_start_token():
   padded = np.where(np.arange(5) < np.array([[5], [3]]), labels, IGNORED)
   batch = {"input_ids": ids, "labels": padded, "weight": np.ones(2, np.float32)}
   batch = jax.tree.map(jnp.asarray, batch)
-  loss, weight, _ = task.loss(lambda inputs: model.forward(model.params, inputs), batch)
+  loss, weight, _ = task.loss(lambda inputs: model.forward(model.params, inputs), batch, KEY)
   decoder_ids = np.concatenate([np.zeros((2, 1), int), np.where(padded < 0, 0, padded)[:, :-1]], axis=1)
   logits = model(input_ids=ids, decoder_input_ids=decoder_ids)["logits"]
   expected = -(log_probs(logits, np.maximum(padded, 0)) * (padded >= 0)).sum()
@@ -69,7 +71,7 @@ def test_sequence_to_sequence_loss_reads_labels_behind_the_start_token():
 
 def test_settings_of_classifiers_are_refused():
   with pytest.raises(UserError, match="label_smoothing"):
-    CausalLM((), 0.1)
+    tasks.make("causal_lm", (), 0.1)
 
 
 def compiled_step(vocabulary, length, method):
@@ -81,7 +83,7 @@ def compiled_step(vocabulary, length, method):
 
   def loss(trainable, frozen, batch):
     params = masks.combine(trainable, frozen)
-    total, count, _ = CausalLM().loss(lambda inputs: model.forward(params, inputs), batch)
+    total, count, _ = CausalLM().loss(lambda inputs: model.forward(params, inputs), batch, KEY)
     return total / count
 
   return jax.jit(jax.grad(loss)).lower(trainable, frozen, {"input_ids": ids, "weight": weight}).compile()

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from peftjax import tasks
 from peftjax.errors import UserError
-from peftjax.tasks import text_classification as text
+from peftjax.tasks import classification
 from peftjax.tasks import token_classification as token
+
+KEY = jax.random.key(0)
 
 
 def forward_of(logits):
@@ -33,7 +35,7 @@ def text_batch(rows=7, labels=3, seed=0):
 def test_text_loss(smoothing):
   logits, batch = text_batch()
   batch["weight"][3] = 0
-  total, weight, _ = tasks.make("text_classification", "abc", smoothing).loss(forward_of(logits), batch)
+  total, weight, _ = tasks.make("text_classification", "abc", smoothing).loss(forward_of(logits), batch, KEY)
   probs = jax.nn.softmax(logits)
   soft = np.eye(3)[batch["labels"]] * (1 - smoothing) + smoothing / 3
   expected = (-(soft * np.log(probs)).sum(1) * batch["weight"]).sum()
@@ -43,20 +45,20 @@ def test_text_loss(smoothing):
 
 def test_loss_is_float32_whatever_the_logits():
   logits, batch = text_batch()
-  total, _, _ = tasks.make("text_classification", "abc").loss(forward_of(jnp.asarray(logits, jnp.bfloat16)), batch)
+  total, _, _ = tasks.make("text_classification", "abc").loss(forward_of(jnp.asarray(logits, jnp.bfloat16)), batch, KEY)
   assert total.dtype == jnp.float32
 
 
 def test_multilabel_and_regression_losses():
   logits, batch = text_batch()
   batch["labels"] = (np.random.default_rng(1).random((7, 3)) < 0.4).astype("f4")
-  total, _, _ = tasks.make("text_classification", "abc").loss(forward_of(logits), batch)
+  total, _, _ = tasks.make("text_classification", "abc").loss(forward_of(logits), batch, KEY)
   probs = 1 / (1 + np.exp(-logits))
   losses = -(batch["labels"] * np.log(probs) + (1 - batch["labels"]) * np.log(1 - probs)).mean(1)
   np.testing.assert_allclose(total, losses @ batch["weight"], rtol=1e-5)
 
   batch["labels"] = np.linspace(-1, 1, 7, dtype="f4")
-  total, _, _ = tasks.make("text_classification", ()).loss(forward_of(logits[:, :1]), batch)
+  total, _, _ = tasks.make("text_classification", ()).loss(forward_of(logits[:, :1]), batch, KEY)
   np.testing.assert_allclose(total, (logits[:, 0] - batch["labels"]) ** 2 @ batch["weight"], rtol=1e-5)
 
 
@@ -112,7 +114,7 @@ def test_token_loss_ignores_unlabelled_tokens_and_filler_rows():
   labels[:, 0] = labels[1, 3:] = token.IGNORED
   batch = {"labels": labels, "weight": np.array([1, 2, 0], "f4")}
   task = tasks.make("token_classification", ("O", "B-X", "I-X", "B-Y"))
-  total, weight, _ = task.loss(forward_of(logits), batch)
+  total, weight, _ = task.loss(forward_of(logits), batch, KEY)
   log_probs = np.array(jax.nn.log_softmax(logits))
   expected = sum(-log_probs[0, t, labels[0, t]] for t in range(1, 5))
   expected += 2 * sum(-log_probs[1, t, labels[1, t]] for t in range(1, 3))
@@ -158,8 +160,16 @@ def test_labels_that_are_no_bio_have_no_entities():
   assert got == {"loss": 1.0, "accuracy": 1.0}
 
 
-def test_rank_ties_and_spread():
-  np.testing.assert_array_equal(text._ranks(np.array([3.0, 1.0, 3.0])), [2.5, 1.0, 2.5])
+def test_ties_share_their_ranks():
+  found = classification.correlations(np.array([3.0, 1.0, 3.0]), np.array([2.5, 1.0, 2.5]))
+  assert found["spearman"] == pytest.approx(1.0)
+  apart = classification.correlations(np.array([3.0, 1.0, 3.0]), np.array([2.0, 1.0, 3.0]))
+  assert apart["spearman"] == pytest.approx(np.sqrt(3) / 2)  # of the ranks (2.5, 1, 2.5) and (2, 1, 3)
+
+
+def test_a_constant_side_has_no_correlation():
+  flat = classification.correlations(np.ones(3, "f4"), np.arange(3, dtype="f4"))
+  assert flat == {"pearson": 0.0, "spearman": 0.0} == classification.correlations(np.ones(1), np.ones(1))
 
 
 def test_unknown_task():

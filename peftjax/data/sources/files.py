@@ -61,6 +61,16 @@ class Columns:
   def names(self) -> list[str]:
     return [name for name in dataclasses.astuple(self) if name]
 
+  @property
+  def fields(self) -> tuple[str, ...]:
+    """What an example of these columns holds."""
+    if self.messages:
+      return ("messages",)
+    if self.source:
+      return ("source", "target")
+    texts = ("tokens",) if self.tokens else ("text", "text_pair") if self.pair else ("text",)
+    return (*texts, *(("tags",) if self.tokens else ("label",) if self.label else ()))
+
 
 @dataclasses.dataclass(frozen=True)
 class FileSource:
@@ -112,6 +122,8 @@ def open_files(kind: str, path: str, named: Named) -> Dataset:
     label_names=labels.names if labels else (),
     splits={split: len(rows) for split, (_, rows) in parts.items()},
     columns=tuple(leading[0]),
+    fields=columns.fields,
+    label_kind=labels.kind if labels else "",
     identity={"files": {part: file.sha256 for part, file in files.items()}, "columns": dataclasses.astuple(columns)},
     read=lambda split: FileSource(*parts[split], columns, labels),
   )

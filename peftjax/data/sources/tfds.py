@@ -101,12 +101,16 @@ def _open(name: str, builder: tfds.core.DatasetBuilder, named: Named) -> Dataset
   def read(split: str) -> Source:
     return TfdsSource(f"{name} {split}", builder.as_data_source(split), tuple(chosen.items()))
 
+  label_names = tuple(getattr(getattr(target, "feature", target), "names", None) or ())
+  kind = "tags" if "tags" in chosen else "class" if label_names else "number" if "label" in chosen else ""
   return Dataset(
     name=name,
     task=task,
-    label_names=tuple(getattr(getattr(target, "feature", target), "names", None) or ()),
+    label_names=label_names,
     splits={split: info.num_examples for split, info in builder.info.splits.items()},
     columns=tuple(features),
+    fields=tuple(chosen),
+    label_kind=kind,
     identity={"files": _file_hashes(Path(builder.data_path)), "columns": sorted(chosen.items())},
     read=read,
   )

@@ -21,6 +21,9 @@ TOKEN_CLASSIFICATION = "token_classification"
 CAUSAL_LM = "causal_lm"
 SEQ2SEQ_LM = "seq2seq_lm"
 
+# What an example's label is: one of the names, any of them, a number, one of the names for each token, or unknown.
+LABEL_KINDS = ("class", "classes", "number", "tags", "")
+
 Example = dict[str, Any]
 
 
@@ -48,25 +51,39 @@ class Source(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Dataset:
-  """What `open_data` gives.
+class Header:
+  """What is known of a data set before an example is read.
 
   Attributes:
     name: the string it was opened by.
     task: "text_classification", "token_classification"; "seq2seq_lm" of a source and a target, on which a causal
-      language model can be trained, too; "causal_lm" of conversations and of texts without labels.
+      language model can be trained, too; "causal_lm" of conversations and of texts without labels; empty: the data
+      does not say.
     label_names: the label with number i at place i; empty where numbers are predicted or nothing is.
     splits: split name -> number of examples.
     columns: all columns that the data has.
+    fields: what its examples hold, under our names, such as ("text", "label").
+    label_kind: one of `LABEL_KINDS`.
+  """
+
+  name: str
+  task: str = ""
+  label_names: tuple[str, ...] = ()
+  splits: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  columns: tuple[str, ...] = ()
+  fields: tuple[str, ...] = ()
+  label_kind: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dataset(Header):
+  """What `open_data` gives: a header, and the examples.
+
+  Attributes:
     identity: what `fingerprint` hashes.
     read: split name -> source.
   """
 
-  name: str
-  task: str
-  label_names: tuple[str, ...]
-  splits: Mapping[str, int]
-  columns: tuple[str, ...]
   identity: Mapping[str, Any]
   read: Callable[[str], Source]
 

@@ -19,6 +19,8 @@ from tests.data.tiny import jsonl
 from tests.models import decoder_models
 from tests.models.decoder_models import assert_close, random_model, token_ids, with_method
 
+KEY = jax.random.key(0)
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -111,7 +113,7 @@ def test_packed_loss_and_gradient_are_those_of_single_rows(config, folder):
   def gradient(trainable, batch):
     def loss(trainable):
       params = masks.combine(trainable, frozen)
-      total, weight, _ = CausalLM().loss(lambda inputs: model.forward(params, inputs), batch)
+      total, weight, _ = CausalLM().loss(lambda inputs: model.forward(params, inputs), batch, KEY)
       return total, weight
 
     return jax.value_and_grad(loss, has_aux=True)(trainable)

@@ -1,0 +1,132 @@
+"""One label, several labels, or a number for every example, whatever it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from peftjax.data.sources.types import Header
+from peftjax.errors import UserError
+from peftjax.tasks.base import Arrays, Batch, Forward, Task, cross_entropy, model_inputs, own_setting, weighted_mean
+from peftjax.tasks.metric import Metric
+
+LOSS = Metric("loss", "per-example", value="loss", unit="nats", higher_is_better=False)
+ACCURACY = Metric("accuracy", "per-example", value="correct", share=True)
+OF_ONE = (LOSS, ACCURACY, Metric("macro_f1", "corpus", share=True), Metric("mcc", "corpus"))
+OF_SEVERAL = (LOSS, ACCURACY, Metric("micro_f1", "corpus", share=True))
+OF_NUMBERS = (
+  Metric("loss", "per-example", value="loss", higher_is_better=False),
+  Metric("mse", "per-example", value="loss", higher_is_better=False),
+  Metric("pearson", "corpus"),
+  Metric("spearman", "corpus"),
+)
+
+
+class Classification(Task):
+  """Cross entropy over `label_names`, or squared error where there are none.
+
+  With `labels` [B] int32 an example has one label. With [B, C] float32 of zeros and ones it may have several (each a
+  logistic loss). Without label names `labels` [B] float32 is the number to predict.
+
+  Metrics: accuracy, macro_f1 and mcc (Matthews correlation) of single labels; accuracy (all labels right) and micro_f1
+  of several; mse, pearson and spearman of numbers. Examples count by their weight in `loss`, once in the others.
+
+  `task.class_weights`, a number w_c for each label, weighs the training loss as torch's `CrossEntropyLoss(weight)` and
+  `BCEWithLogitsLoss(weight)` do: each label's part of it by w_c, and of single labels an example's share in the mean by
+  that of its label. Evaluations leave it out.
+  """
+
+  settings = {"class_weights": ()}
+
+  def __init__(
+    self,
+    name: str,
+    label_names: tuple[str, ...],
+    label_smoothing: float = 0.0,
+    class_weights: Sequence[float] = (),
+    label_kind: str = "",
+  ):
+    self.name = self.head = name
+    self.label_names = label_names
+    self.label_smoothing = label_smoothing
+    self.regression = not label_names
+    self.num_labels = len(label_names) or 1
+    self.main_metric = "pearson" if self.regression else "accuracy"
+    self.specs = OF_NUMBERS if self.regression else OF_SEVERAL if label_kind == "classes" else OF_ONE
+    self.class_weights = tuple(float(one) for one in class_weights)
+
+  @classmethod
+  def make(cls, settings: ConfigDict, header: Header) -> Classification:
+    names, weights = header.label_names, own_setting(cls, settings, "class_weights")
+    if weights and (
+      len(weights) != len(names) or not all(isinstance(one, int | float) and one >= 0 for one in weights)
+    ):
+      expected = f"a number for each of {', '.join(names[:8])}" if names else "none where a number is predicted"
+      raise UserError(f"task.class_weights={weights}: expected {expected}")
+    return cls(settings.name, names, settings.label_smoothing, weights, header.label_kind)
+
+  def loss(self, forward: Forward, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, Arrays]:
+    labels, weight = batch["labels"], batch["weight"]
+    losses = self._losses(forward(model_inputs(batch))["logits"], labels, self.label_smoothing, self.class_weights)
+    total = (losses * weight).sum()
+    if self.class_weights and labels.ndim == 1:
+      weight = weight * jnp.asarray(self.class_weights)[labels]
+    return total, weight.sum(), {}
+
+  def predict(self, forward: Forward, batch: Batch) -> Arrays:
+    logits = forward(model_inputs(batch))["logits"].astype(jnp.float32)
+    losses = self._losses(logits, batch["labels"])
+    return {"logits": logits, "labels": batch["labels"], "loss": losses, "weight": batch["weight"]}
+
+  def _losses(
+    self, logits: jax.Array, labels: jax.Array, smoothing: float = 0.0, class_weights: Sequence[float] = ()
+  ) -> jax.Array:
+    logits = logits.astype(jnp.float32)
+    if self.regression:
+      return (logits[:, 0] - labels.astype(jnp.float32)) ** 2
+    if labels.ndim == 2:
+      targets = labels * (1.0 - smoothing) + 0.5 * smoothing
+      each = -(targets * jax.nn.log_sigmoid(logits) + (1 - targets) * jax.nn.log_sigmoid(-logits))
+      return (each * jnp.asarray(class_weights) if class_weights else each).mean(axis=-1)
+    return cross_entropy(logits, labels, smoothing, class_weights)
+
+  def per_example(self, predictions: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    logits, labels = predictions["logits"], predictions["labels"]
+    if self.regression:
+      return {"prediction": logits[:, 0], "label": labels}
+    if labels.ndim == 2:
+      found = (logits > 0).astype(np.int32)
+      return {"prediction": found, "label": labels, "correct": (found == labels).all(axis=1).astype(np.int32)}
+    found = logits.argmax(axis=-1).astype(np.int32)
+    return {"prediction": found, "label": labels, "correct": (found == labels).astype(np.int32)}
+
+  def metrics(self, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
+    from sklearn.metrics import f1_score, matthews_corrcoef  # slow to import
+
+    rows = self.per_example(predictions)
+    found, labels = rows["prediction"], rows["label"]
+    metrics = {"loss": weighted_mean(predictions["loss"], predictions["weight"])}
+    if self.regression:
+      return metrics | {"mse": float(np.mean((found - labels) ** 2))} | correlations(found, labels)
+    metrics["accuracy"] = float(rows["correct"].mean())
+    if labels.ndim == 2:
+      return metrics | {"micro_f1": float(f1_score(labels, found, average="micro", zero_division=0.0))}
+    macro = f1_score(labels, found, average="macro", zero_division=0.0)  # over the labels that occur on either side
+    return metrics | {"macro_f1": float(macro), "mcc": float(matthews_corrcoef(labels, found))}
+
+
+def correlations(found: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+  """Pearson's and Spearman's (average ranks for ties) correlations; 0 where either side is constant."""
+  from scipy import stats  # slow to import
+
+  found, labels = found.astype(np.float64), labels.astype(np.float64)
+  if len(found) < 2 or np.ptp(found) == 0 or np.ptp(labels) == 0:
+    return {"pearson": 0.0, "spearman": 0.0}
+  return {
+    "pearson": float(stats.pearsonr(found, labels).statistic),
+    "spearman": float(stats.spearmanr(found, labels).statistic),
+  }
