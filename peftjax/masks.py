@@ -1,9 +1,9 @@
 """Which leaves train: path patterns, masks, labels, and the partition of the parameter tree.
 
-A parameter tree is a nested dict of arrays. A leaf's *name* is its path joined by dots, spelled as Hugging Face spells
-the module, with the index of the layer in it: ``encoder.layer.3.attention.self.query.kernel``. Homogeneous layers are
-stored stacked (one leaf with a leading layer axis and no index in its path); a mask never sees that: it is asked once
-for every layer, under that layer's name.
+A parameter tree is any pytree; those of models are nested dicts. A leaf's *name* is its path joined by dots, in models
+spelled as Hugging Face spells the module, with the index of the layer in it:
+``encoder.layer.3.attention.self.query.kernel``. Homogeneous layers are stored stacked (one leaf with a leading layer
+axis and no index in its path); a mask never sees that: it is asked once for every layer, under that layer's name.
 
 A *mask* is a function ``(name, leaf) -> group``. The group ``"frozen"`` does not train; any other string names a group
 that does, and `peftjax.optim` may give every group its own transform.
@@ -23,15 +23,16 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import traverse_util
 
 from peftjax.errors import UserError, nearest
 from peftjax.quantize import is_quantized, tree_bytes
+from peftjax.trees import Tree, flatten, only, refilled
+from peftjax.trees import combine as combine
+from peftjax.trees import unflatten as unflatten
 
 FROZEN = "frozen"
 ALL_LINEAR = "all-linear"
 
-Tree = dict[str, Any]
 Mask = Callable[[str, Any], str]
 Patterns = str | Sequence[str]
 
@@ -41,16 +42,6 @@ class LayersDiffer(Exception):
 
 
 # Names ------------------------------------------------------------------------------------------------------------
-
-
-def flatten(tree: Tree) -> dict[str, Any]:
-  """{'a.b.kernel': leaf}: the leaves of a nested dict under their dotted paths."""
-  return traverse_util.flatten_dict(tree, sep=".")
-
-
-def unflatten(flat: Mapping[str, Any]) -> Tree:
-  """The inverse of `flatten`."""
-  return traverse_util.unflatten_dict(dict(flat), sep=".")
 
 
 def layer_names(name: str, stacks: Mapping[str, int]) -> tuple[str, ...]:
@@ -209,32 +200,16 @@ def label(tree: Tree, mask: Mask, stacks: Mapping[str, int] | None = None) -> Tr
     if len(found) > 1:
       raise LayersDiffer(f"{path}: layers are in groups {sorted(found)}")
     groups[path] = found.pop()
-  return unflatten(groups)
+  return refilled(tree, groups)
 
 
 def partition(tree: Tree, labels: Tree) -> tuple[Tree, Tree]:
-  """(trainable, frozen): two nested dicts that share no leaf and together hold all of them."""
-  groups = flatten(labels)
-  trainable: Tree = {}
-  frozen: Tree = {}
-  for path, leaf in flatten(tree).items():
-    (frozen if groups[path] == FROZEN else trainable)[path] = leaf
-  return unflatten(trainable), unflatten(frozen)
+  """(trainable, frozen): two trees that share no leaf and together hold all of them; `combine` is the inverse.
 
-
-def combine(*parts: Tree) -> Tree:
-  """The inverse of `partition`: one nested dict of all leaves. Works on tracers and shapes.
-
-  Raises:
-    ValueError: two parts hold the same leaf.
+  Of lists, tuples and dataclasses both have the whole structure, with None for the other one's leaves.
   """
-  whole: dict[str, Any] = {}
-  for part in parts:
-    for path, leaf in flatten(part).items():
-      if path in whole:
-        raise ValueError(f"{path!r} is in two parts of the tree")
-      whole[path] = leaf
-  return unflatten(whole)
+  groups = flatten(labels)
+  return only(tree, lambda name: groups[name] != FROZEN), only(tree, lambda name: groups[name] == FROZEN)
 
 
 # Counting ---------------------------------------------------------------------------------------------------------

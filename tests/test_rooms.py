@@ -29,6 +29,7 @@ ROOMS = (
   ("data",),
   ("stacks",),
   ("masks",),
+  ("trees",),
   ("config", "errors", "files", "quantize", "registry"),
 )
 
