@@ -61,8 +61,8 @@ setup(
   packages=find_packages(include=["peftjax", "peftjax.*"]),
   package_data={
     "peftjax": ["py.typed", "data/files/**/*", "data/builders/**/*"],
-    "peftjax.compare": ["claims.json", "report.html.j2"],
-    "peftjax.guide": ["evidence/*.csv", "evidence/*.json"],
+    "peftjax.compare": ["*.json", "report.html.j2"],
+    "peftjax.guide": ["evidence/*.csv"],
   },
   python_requires=">=3.11",
   install_requires=RUNTIME,

@@ -3,7 +3,8 @@
 A claim is judged only where the study holds the measurement that it needs; otherwise its verdict is "not testable
 here" and `needs` names the run that would test it. A claim about "PEFT" as a whole says that it *can* do something, so
 accuracy claims are supported by one method that does, and contradicted when every method does not; claims about cost
-speak of all methods. `counts` tells which reading was taken.
+speak of all methods. `counts` tells which reading was taken. Claims about counts and bytes of published models, which
+no study changes, have the verdicts of docs/published_figures.md, and `page` names it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from peftjax.compare import formatting as fmt
-from peftjax.compare import plans, shapes
 from peftjax.compare.analysis import Summary
 from peftjax.compare.claims_measured import MEASURED
 from peftjax.compare.claims_serving import SERVING, modular_switch
@@ -34,10 +34,17 @@ from peftjax.compare.verdicts import (
   untestable,
 )
 
+PAGE = "docs/published_figures.md"
+LARGE = 1e9  # bytes of a base beside which a file of a few MB means something
+
 
 def published() -> list[dict[str, str]]:
   """The claims: id, claim, dimension, measure."""
-  return json.loads(resources.files("peftjax.compare").joinpath("claims.json").read_text(encoding="utf-8"))
+  return _kept("claims.json")
+
+
+def _kept(name: str) -> Any:
+  return json.loads(resources.files("peftjax.compare").joinpath(name).read_text(encoding="utf-8"))
 
 
 def judge(summary: Summary, results: Sequence[Record]) -> list[Verdict]:
@@ -46,16 +53,25 @@ def judge(summary: Summary, results: Sequence[Record]) -> list[Verdict]:
   Returns:
     for each claim its id, claim, dimension, measure and "verdict", one of `VERDICTS`; "effect" with "unit" and
     "interval" [low, high] (None where the effect is exact or there is none), "runs" (ids), "counts" (what the verdict
-    counts, empty if there is nothing to count), "reason", and "needs": the run that would test it, empty if it was.
+    counts, empty if there is nothing to count), "reason", "needs": the run that would test it, empty if it was, and
+    "page": where the verdict is from if not from this study.
   """
   verdicts: list[Verdict] = []
+  figures = _kept("published_figures.json")
   for claim in published():
     rule = RULES.get(claim["id"])
-    found = rule(summary, results) if rule else untestable(NEEDS[claim["id"]])
-    verdicts.append(
-      claim | {"effect": None, "unit": "", "interval": None, "runs": [], "counts": "", "needs": ""} | found
-    )
+    found = rule(summary, results) if rule else None
+    if found is None and claim["id"] in figures:
+      found = figures[claim["id"]] | {"page": PAGE}
+    found = found or untestable(NEEDS[claim["id"]])
+    nothing: Verdict = {"effect": None, "unit": "", "interval": None, "runs": [], "counts": "", "needs": "", "page": ""}
+    verdicts.append(claim | nothing | found)
   return verdicts
+
+
+def measured(verdicts: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+  """Those that this study decided: neither from published figures nor without a measurement."""
+  return [one for one in verdicts if not one.get("page") and one["verdict"] != UNTESTABLE]
 
 
 # Parts of rules ---------------------------------------------------------------------------------------------------
@@ -200,33 +216,29 @@ def _adapter_share(summary: Summary, results: Sequence[Record]) -> Verdict:
   if not shares:
     return untestable("adapter files saved beside the size of the base")
   row, share = min(shares, key=lambda one: one[1])
-  gpt3 = 100 * shapes.GPT3_LORA_R4 / shapes.GPT3_TOTAL
   return {
     "verdict": SUPPORTED if share <= 0.015 else CONTRADICTED,
     "effect": share,
     "unit": f"% of the base's bytes, {row['row']}",
     "runs": runs_of(*(one for one, _ in shares)),
     "counts": "one method at 0.01%, rounded",
-    "reason": "; ".join(f"{one['row']} {fmt.percent(value)}" for one, value in shares)
-    + f". From shapes, LoRA of rank 4 on query and value of GPT-3 175B is {gpt3:.3f}%: it holds at that size",
+    "reason": "; ".join(f"{one['row']} {fmt.percent(value)}" for one, value in shares),
   }
 
 
-def _adapter_megabytes(summary: Summary, results: Sequence[Record]) -> Verdict:
-  model = next(one for one in shapes.DECODERS if one.total > 5e9)
-  base, own = 2 * model.total, 4 * model.lora(8)  # bfloat16, float32
-  shares = _shares(summary)
-  files = [row["bytes"]["adapter_file"] for row, _ in shares]
-  measured = "; ".join(f"{row['row']} {fmt.size(row['bytes']['adapter_file'])}" for row, _ in shares)
-  saved = f". Saved here: {measured}; this base is {fmt.size(shares[0][0]['bytes']['weights'])}" if shares else ""
-  few = 2e7
+def _adapter_megabytes(summary: Summary, results: Sequence[Record]) -> Verdict | None:
+  rows = [row for row, _ in _shares(summary) if row["bytes"]["weights"] >= LARGE]
+  if not rows:
+    return None  # a small base says nothing of this claim
+  files = [row["bytes"]["adapter_file"] for row in rows]
   return {
-    "verdict": SUPPORTED if own < few and base > 1e9 and all(size < few for size in files) else CONTRADICTED,
-    "effect": own / 1e6,
-    "unit": f"MB, LoRA of rank 8 on query and value of {model.name} in float32",
-    "runs": runs_of(*(row for row, _ in shares)),
-    "counts": "below 20 MB beside a base of several GB, and no file saved here is larger",
-    "reason": f"from shapes: {fmt.size(own)} beside {fmt.size(base)} of {model.name} in bfloat16{saved}",
+    "verdict": SUPPORTED if max(files) < 2e7 else CONTRADICTED,
+    "effect": max(files) / 1e6,
+    "unit": "MB, the largest adapter file",
+    "runs": runs_of(*rows),
+    "counts": "every file below 20 MB",
+    "reason": "; ".join(f"{row['row']} {fmt.size(row['bytes']['adapter_file'])}" for row in rows)
+    + f". The base is {fmt.size(rows[0]['bytes']['weights'])}",
   }
 
 
@@ -259,27 +271,6 @@ def _many_adapters(summary: Summary, results: Sequence[Record]) -> Verdict:
   }
 
 
-def _memory(summary: Summary, results: Sequence[Record]) -> Verdict:
-  planned, full = plans.three_times(), reference(summary)
-  rows = [row for row in peft(summary) if _state(row) and (row["method"] or {}).get("name") == "lora"]
-  if full is None or not _state(full) or not rows:
-    return planned
-  ratio = _state(full) / _state(rows[0])
-  planned["reason"] += (
-    f". In this study weights, gradients and optimizer take {fmt.size(_state(full))} in full fine-tuning and "
-    f"{fmt.size(_state(rows[0]))} with {rows[0]['row']}: {ratio:.1f} times less"
-  )
-  if all(row["bytes"].get("activations") is not None for row in (full, rows[0])):
-    own, lora = (_state(row) + row["bytes"]["activations"] for row in (full, rows[0]))
-    planned["reason"] += f"; with activations {fmt.size(own)} and {fmt.size(lora)}: {own / lora:.1f} times less"
-  return planned | {"runs": runs_of(full, rows[0])}
-
-
-def _state(row: Mapping[str, Any]) -> float:
-  held = row["bytes"] or {}
-  return float(sum(held.get(key) or 0 for key in ("weights", "gradients", "optimizer")))
-
-
 def _config_lines(summary: Summary, results: Sequence[Record]) -> Verdict:
   needs = "a study with people; lines of config are all that can be counted"
   full, rows = reference(summary), peft(summary)
@@ -299,68 +290,17 @@ def _config_lines(summary: Summary, results: Sequence[Record]) -> Verdict:
   )
 
 
-def _mt0_share(summary: Summary, results: Sequence[Record]) -> Verdict:
-  model = shapes.MT0_LARGE
-  trainable, total = model.lora(8), model.total + model.lora(8)
-  exact = (trainable, total) == (2_359_296, 1_231_940_608)
-  return {
-    "verdict": SUPPORTED if exact else CONTRADICTED,
-    "effect": 100 * trainable / total,
-    "unit": "% of parameters",
-    "reason": f"from shapes, rank 8 on query and value: {fmt.whole(trainable)} of {fmt.whole(total)}",
-  }
-
-
-def _checkpoint_11b(summary: Summary, results: Sequence[Record]) -> Verdict:
-  model = shapes.T5_XXL
-  base, ia3, lora = 4 * model.total, 4 * model.ia3(), 4 * model.lora(8)
-  return {
-    "verdict": SUPPORTED,
-    "effect": ia3 / 1e6,
-    "unit": "MB, (IA)3 in float32",
-    "reason": f"from the shapes of an 11B encoder-decoder in float32: {fmt.size(base)} whole; (IA)3 {fmt.size(ia3)}; "
-    f"LoRA of rank 8 on query and value {fmt.size(lora)}, which is tens of MB rather than a few",
-  }
-
-
-def _scaling(summary: Summary, results: Sequence[Record]) -> Verdict:
-  totals = np.array([model.total for model in shapes.DECODERS], dtype=np.float64)
-  curves = {
-    "trainable parameters": np.array([model.lora(8) for model in shapes.DECODERS], dtype=np.float64),
-    "state bytes (bf16 base, float32 adapter and AdamW)": np.array(
-      [2 * model.total + 16 * model.lora(8) for model in shapes.DECODERS], dtype=np.float64
-    ),
-    "FLOPs a token": np.array([model.lora_step_flops(8) for model in shapes.DECODERS], dtype=np.float64),
-  }
-  powers = {name: float(np.polyfit(np.log(totals), np.log(curve), 1)[0]) for name, curve in curves.items()}
-  first, last = shapes.DECODERS[0], shapes.DECODERS[-1]
-  return {
-    "verdict": CONTRADICTED,
-    "effect": powers["FLOPs a token"],
-    "unit": "power of model size by which FLOPs a token grow with LoRA of rank 8",
-    "reason": f"from shapes, {first.name} to {last.name}: "
-    + "; ".join(f"{name} grow as size^{power:.2f}" for name, power in powers.items())
-    + ". Only what trains grows slower than the model; the frozen base is still held and computed with",
-  }
-
-
-RULES: dict[str, Callable[[Summary, Sequence[Record]], Verdict]] = {
-  "trainable-share-mt0": _mt0_share,
-  "memory-3x": _memory,
+RULES: dict[str, Callable[[Summary, Sequence[Record]], Verdict | None]] = {  # None: the study says nothing of it
   "storage-0.01pct": _adapter_share,
   "adapter-mb": _adapter_megabytes,
   "single-base-many-adapters": _many_adapters,
   "peft-harder-to-debug": _config_lines,
   "hybrid-useful": _hybrid,
   "full-best-with-data": _best_with_data,
-  "checkpoint-40gb-to-mb": _checkpoint_11b,
   "comparable-at-fraction": _comparable_at_a_fraction,
   "time-30-50": _time_30_50,
   "accuracy-comparable-or-superior": _accuracy_reaches_full,
-  "scales-without-proportional-cost": _scaling,
   "less-energy": _energy,
-  "t0-3b-on-2080ti": lambda summary, results: plans.on_a_card(),
-  "checkpointing-11gb": lambda summary, results: plans.with_checkpointing(),
   **MEASURED,
   **SERVING,
 }

@@ -19,13 +19,14 @@ from typing import Any
 import jinja2
 import markupsafe
 
-from peftjax.compare import answer, dimensions, table
+from peftjax.compare import answer, claims, dimensions, table
 from peftjax.compare import formatting as fmt
 from peftjax.compare.analysis import Summary
 from peftjax.compare.dimensions.base import Plot, Section
 from peftjax.compare.drawing import plots
 from peftjax.compare.drawing.svg import svg
 from peftjax.compare.records import Record
+from peftjax.compare.verdicts import VERDICTS
 from peftjax.files import write_text
 
 PACKAGES = ("peftjax", "jax", "jaxlib", "flax", "optax", "numpy", "scipy", "matplotlib")
@@ -92,8 +93,10 @@ def html(
     tests=test_table(summary),
     searches=search_table(summary),
     dimensions=[(name, one, _drawn(one)) for name, one in dimensions.sections(summary, results)],
-    verdicts=[dict(one) | {"shown": _effect(one)} for one in verdicts],
-    tally=_tally(verdicts),
+    claims={
+      "said": claims_said(verdicts),
+      "measured": [dict(one) | {"shown": _effect(one)} for one in claims.measured(verdicts)],
+    },
     environment=summary.get("environment") or environment(),
     config=json.dumps(config, indent=2, sort_keys=True),
     fmt=fmt,
@@ -107,7 +110,10 @@ def markdown(
   columns, rows = seed_table(summary, results)
   around = dict(summary.get("environment") or environment())
   failed = [list(one) for one in summary["failed"].items()]
-  claims = [[one["claim"], one["verdict"], _effect(one), _reason(one), fmt.runs(one["runs"])] for one in verdicts]
+  judged = [
+    [one["claim"], one["verdict"], _effect(one), one["reason"], fmt.runs(one["runs"])]
+    for one in claims.measured(verdicts)
+  ]
   parts = [
     f"# {_title(config)}",
     f"**{answer.headline(summary)}.** " + " ".join(answer.sentences(summary)),
@@ -116,7 +122,8 @@ def markdown(
     *(_told(one) for _, one in dimensions.sections(summary, results)),
     "## All seeds\n\n" + _grid(columns, rows),
     *(["## The search\n\n" + _grid(*search_table(summary))] if summary["search"] else []),
-    "## Published claims\n\n" + _grid(["claim", "verdict", "effect", "reason", "runs"], claims),
+    f"## Published claims\n\n{claims_said(verdicts)}\n\n"
+    + _grid(["claim", "verdict", "effect", "reason", "runs"], judged),
     "## How to repeat it\n\n```\n"
     + around.pop("command")
     + "\n```\n\n"
@@ -222,17 +229,14 @@ def _figure(value: float, in_points: bool) -> str:
   return (fmt.whole(value) if abs(value) >= 1000 else f"{value:.3g}").replace("-", fmt.MINUS)
 
 
-def _reason(verdict: Mapping[str, Any]) -> str:
-  return verdict["reason"] + (f"; needs {verdict['needs']}" if verdict["needs"] else "")
-
-
-def _tally(verdicts: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
-  words = [one["verdict"] for one in verdicts]
-  return [(word, words.count(word)) for word in dict.fromkeys(sorted(words, key=_rank))]
-
-
-def _rank(word: str) -> int:
-  return ("supported", "contradicted", "inconclusive", "not testable here").index(word)
+def claims_said(verdicts: Sequence[Mapping[str, Any]]) -> str:
+  """How many of the published claims this study measured, and how they came out."""
+  words = [one["verdict"] for one in claims.measured(verdicts)]
+  tally = ", ".join(f"{words.count(word)} {word}" for word in VERDICTS if word in words)
+  return (
+    f"This study measured what {len(words)} of {len(verdicts)} published claims speak of: {tally or 'none'}. The "
+    "others are in claims.json, with the run that would test them."
+  )
 
 
 def _p(value: float) -> str:

@@ -230,10 +230,15 @@ def _model(config: ConfigDict, method: Mapping[str, Any]) -> Model:
 
 def _step_flops(config: ConfigDict, model: Model, trainable: int) -> int:
   """FLOPs of a step by the usual count: 2 a parameter and token forwards, 2 for its input's gradient, 2 for its own."""
-  tokens = config.train.batch_size * (config.guide.tokens or config.data.max_length)
+  tokens, used = config.train.batch_size * (config.guide.tokens or config.data.max_length), multiplied(model)
+  return int(tokens * (4 * used + 2 * min(trainable, used)))
+
+
+def multiplied(model: Model) -> int:
+  """Parameters that every token is multiplied with: an embedding counts where it is the output layer, too."""
+  outputs = {".".join((*site.path, "embedding")) for site in model.sites if site.kind == "unembedding"}
   flat = masks.flatten(model.params)
-  multiplied = sum(math.prod(leaf.shape) for path, leaf in flat.items() if not path.endswith("embedding"))
-  return int(tokens * (4 * multiplied + 2 * min(trainable, multiplied)))
+  return sum(math.prod(leaf.shape) for path, leaf in flat.items() if not path.endswith("embedding") or path in outputs)
 
 
 def _refused(one: Candidate, wants: rules.Wants, memory: int, steps: int) -> str:

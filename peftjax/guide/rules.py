@@ -52,7 +52,7 @@ RULES: tuple[Rule, ...] = (
   Rule(
     PEFT,
     "with fewer than about a thousand examples full fine-tuning overfits more",
-    "seed articles' claims full-overfits-small and low-data; He et al. 2021, arXiv 2106.03164",
+    "claims full-overfits-small and low-data (docs/compare.md); He et al. 2021, arXiv 2106.03164",
     lambda wants: 0 < wants.examples < 1000,
   ),
   Rule(
