@@ -164,7 +164,7 @@ def _export(parsed: argparse.Namespace, overrides: list[str]) -> int:
 
   if overrides or parsed.config:
     raise UserError("peftjax export: the config is the run's own, in its workdir; it takes no --config")
-  result = finished.export(parsed.workdir, parsed.format, parsed.out)
+  result = finished.export(parsed.workdir, parsed.format, parsed.out, parsed.overwrite)
   return _finish(parsed, result, lambda console: console.print(f"wrote {result['out']} ({result['bytes']:,} bytes)"))
 
 
@@ -198,6 +198,7 @@ VERBS: dict[str, Verb] = {
     _export,
     {"workdir": "folder of the run", "format": "peft or merged", "out": "folder to write"},
     ("workdir", "format", "out"),
+    {"overwrite": "replace files of the same names that were not written by peftjax"},
   ),
   "generate": Verb(
     "text from a language model",

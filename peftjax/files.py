@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -106,32 +105,20 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def atomic_folder(folder: str | Path, expects: str) -> Iterator[Path]:
-  """A temporary folder that becomes `folder` when the block ends well; an older one of the same kind is replaced.
-
-  Args:
-    expects: the file that an existing folder must hold, so that nothing else is ever overwritten.
+def new_folder(folder: Path) -> Iterator[Path]:
+  """A temporary folder that becomes `folder` when the block ends well, unless another process made it meanwhile.
 
   Raises:
-    UserError: the folder holds something else, or cannot be written.
+    UserError: it cannot be written.
   """
-  folder = Path(folder)
-  if folder.exists() and not (folder / expects).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-    raise UserError(f"{folder} exists and holds no {expects}; choose another folder")
   try:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as outer:
+      temporary = Path(outer) / folder.name
+      temporary.mkdir()
+      yield temporary
+      if not folder.exists():
+        with contextlib.suppress(FileExistsError):
+          temporary.rename(folder)
   except OSError as error:
-    raise UserError(f"cannot write {folder}: {error.strerror}") from None
-  try:
-    yield temporary
-    temporary.chmod(0o755)
-    if folder.exists():
-      old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-      folder.replace(old / "was")
-      temporary.replace(folder)
-      shutil.rmtree(old)
-    else:
-      temporary.replace(folder)
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)
+    raise UserError(f"cannot write {folder}: {error.strerror or error}") from None

@@ -256,17 +256,20 @@ class Model:
     """
     return merging.merge(self)
 
-  def save(self, folder: str | Path) -> None:
-    """Writes config.json and safetensors in Hugging Face's format, and copies the tokenizer along.
+  def save(self, folder: str | Path, overwrite: bool = False) -> None:
+    """Writes config.json and safetensors in Hugging Face's format beside what is there, and copies the tokenizer along.
+
+    Args:
+      overwrite: replace files of the same names that were not written here.
 
     Raises:
-      UserError: methods are still separate; merge first, or save the adapter.
+      UserError: methods are still separate; merge first, or save the adapter. As `outputs.written`.
     """
-    saving.save(self, folder)
+    saving.save(self, folder, overwrite)
 
-  def save_adapter(self, folder: str | Path) -> None:
-    """Writes the methods' leaves and what else trains as a Hugging Face PEFT adapter folder."""
-    peft.save(self, folder)
+  def save_adapter(self, folder: str | Path, overwrite: bool = False) -> None:
+    """Writes the methods' leaves and what else trains as a Hugging Face PEFT adapter; `overwrite` as in `save`."""
+    peft.save(self, folder, overwrite)
 
   def with_params(self, params: masks.Tree) -> Model:
     """The model with other values of the same leaves."""

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
   from peftjax.model import Model
 
 
-def save(model: Model, folder: str | Path) -> None:
+def save(model: Model, folder: str | Path, overwrite: bool = False) -> None:
   """See `Model.save`."""
   if model.adapter_paths():
     raise UserError("the model has separate adapter leaves; use model.merge().save() or model.save_adapter()")
   hf_config = {**model.hf_config, "architectures": [model.architecture]}
   tensors = pretrained.to_checkpoint(model.family, dequantize_leaves(model.params, jnp.float32), model.stacks)
-  pretrained.save(folder, hf_config, tensors, model.folder)
+  pretrained.save(folder, hf_config, tensors, model.folder, overwrite)

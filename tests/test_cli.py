@@ -148,7 +148,20 @@ def test_another_run_in_the_folder_is_left_alone(config, material, tmp_path, cap
   assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
   assert cli.main(["export", f"--workdir={tmp_path}", "--format=pft", "--out=x"]) == 2
   assert "did you mean 'peft'" in capsys.readouterr().err
-  (tmp_path / "mine").mkdir()
-  (tmp_path / "mine" / "letter.txt").write_text("dear")
-  assert cli.main(["export", f"--workdir={tmp_path}", "--format=peft", f"--out={tmp_path / 'mine'}"]) == 2
-  assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
+  mine = tmp_path / "mine"
+  mine.mkdir()
+  (mine / "adapter_config.json").write_text("dear")
+  for out in (mine, tmp_path):
+    assert cli.main(["export", f"--workdir={tmp_path}", "--format=peft", f"--out={out}"]) == 2
+    assert "choose another folder, or --overwrite" in capsys.readouterr().err
+  assert {path: path.read_bytes() for path in before} == before
+  assert (mine / "adapter_config.json").read_text() == "dear"
+  assert cli.main(["export", f"--workdir={tmp_path}", "--format=peft", f"--out={mine}", "--overwrite"]) == 0
+
+
+def test_training_does_not_replace_a_config_of_another_origin(config, material, tmp_path, capsys):
+  (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+  flags = [f"--config.model.path={config.model.path}", f"--config.data.name={config.data.name}"]
+  assert cli.main(["train", f"--workdir={tmp_path}", *flags]) == 2
+  assert "config.json is no run's, and would be replaced" in capsys.readouterr().err
+  assert (tmp_path / "config.json").read_text() == '{"model_type": "bert"}'

@@ -235,16 +235,6 @@ def test_broken_folders_are_errors(folder, tmp_path):
     peftjax.load(folder)
 
 
-def test_nothing_is_overwritten_but_a_model(folder, tmp_path):
-  (tmp_path / "diary").mkdir()
-  (tmp_path / "diary" / "today.txt").write_text("keep")
-  with pytest.raises(UserError, match="choose another folder"):
-    make().save(tmp_path / "diary")
-  assert (tmp_path / "diary" / "today.txt").read_text() == "keep"
-  make().save(folder)
-  assert sorted(path.name for path in tmp_path.iterdir()) == ["diary", "model"]
-
-
 def test_bfloat16_leaves_round_once(folder):
   model = peftjax.load(folder, dtype="bfloat16")
   exact = peftjax.load(folder)

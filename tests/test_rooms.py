@@ -30,7 +30,7 @@ ROOMS = (
   ("stacks",),
   ("masks",),
   ("trees",),
-  ("config", "errors", "files", "quantize", "registry"),
+  ("config", "errors", "files", "outputs", "quantize", "registry"),
 )
 
 # Circles that are known and not yet mended.

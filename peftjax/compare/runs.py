@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from peftjax import outputs
 from peftjax.compare.search import each
 from peftjax.compare.timing import Step
 from peftjax.compare.untrained import buildable, is_frozen, score
@@ -80,9 +80,9 @@ def _train_many(configs: Sequence[ConfigDict], folders: Sequence[Path]) -> list[
 
 def _save_adapter(folder: Path) -> None:
   try:
-    finished.export(folder, "peft", folder / "adapter")
+    finished.export(folder, "peft", folder / "adapter", overwrite=True)
   except UserError:  # full fine-tuning, or a method that Hugging Face PEFT does not have
-    shutil.rmtree(folder / "adapter", ignore_errors=True)
+    outputs.remove(folder / "adapter")
 
 
 def step_flops(config: ConfigDict) -> float:

@@ -20,11 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import save_file
 
-from peftjax import masks
+from peftjax import masks, outputs
 from peftjax.errors import UserError, nearest
-from peftjax.files import atomic_folder, read_json
+from peftjax.files import read_json
 from peftjax.interop import rules
 from peftjax.interop.config_in import TASK_TYPES, check_task, checked, format_of, method_of
 from peftjax.interop.config_out import Written, config_of
@@ -43,7 +42,7 @@ from peftjax.interop.leaves import (
 from peftjax.methods.base import Method
 from peftjax.methods.inject import Bound
 from peftjax.models import pretrained
-from peftjax.models.tensor_files import Checkpoint
+from peftjax.models.tensor_files import Checkpoint, write_tensors
 
 if TYPE_CHECKING:
   from peftjax.model import Model
@@ -56,30 +55,38 @@ OUR_WEIGHTS = "peftjax.safetensors"
 DEFAULT = "default"
 _EMBEDDINGS = ("embed_tokens", "lm_head")  # PEFT stores their base along with an adapter on them
 
+_CLASHES = {pretrained.CONFIG: "transformers would load that model with this adapter, or its base in its stead"}
+
 log = logging.getLogger(__name__)
 
 
 # Saving -----------------------------------------------------------------------------------------------------------
 
 
-def save(model: Model, folder: str | Path) -> None:
-  """Writes the model's adapter, and the task's head, as a PEFT folder: all of it, or nothing.
+def save(model: Model, folder: str | Path, overwrite: bool = False) -> None:
+  """Writes the model's adapter, and the task's head, as a PEFT adapter beside what is in a folder.
+
+  Args:
+    overwrite: replace files that were not written here.
 
   Raises:
-    UserError: there is no adapter, or PEFT has no way to say what it does; the folder holds something else.
+    UserError: there is no adapter, or PEFT has no way to say what it does; as `outputs.written`.
   """
   one, form = _written_bound(model)
   written = config_of(model, one, form)
   config, tensors = form.pack(one, written.config, write_adapter(model, one, form))
   tensors |= _base_tensors(model, one, form, written)
-  with atomic_folder(folder, expects=CONFIG) as temporary:
+  has_more = form.has_more(one.method)
+  names = (CONFIG, OURS, WEIGHTS, *([OUR_WEIGHTS] if has_more else []))
+  clashes = _CLASHES if pretrained.is_model_folder(Path(folder)) else {}
+  with outputs.written(folder, names, "adapter", overwrite=overwrite, base=model.folder, clashes=clashes) as temporary:
     (temporary / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     (temporary / OURS).write_text(
       json.dumps(_ours(model, one, form), indent=2, sort_keys=True) + "\n", encoding="utf-8"
     )
-    save_file(tensors, str(temporary / WEIGHTS), {"format": "pt"})
-    if form.has_more(one.method):
-      save_file(_own_leaves(model), str(temporary / OUR_WEIGHTS), {"format": "pt"})
+    write_tensors(temporary / WEIGHTS, tensors)
+    if has_more:
+      write_tensors(temporary / OUR_WEIGHTS, _own_leaves(model))
 
 
 def _written_bound(model: Model) -> tuple[Bound, Format]:

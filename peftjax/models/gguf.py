@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from peftjax.errors import UserError, nearest
-from peftjax.files import atomic_folder
+from peftjax.files import new_folder
 from peftjax.models.tensor_files import BLOCK_BYTES, Block
 
 # general.architecture -> (model_type, class, whether q and k rows are interleaved)
@@ -226,7 +226,7 @@ def prepared(path: Path, cache: Path) -> Path:
 def prepare_folder(path: Path, folder: Path) -> None:
   """Makes a model folder of a GGUF file: config.json, the tokenizer's files, and the file, linked if possible."""
   files = {"config.json": read_config(path), **tokenizer_files(path)}
-  with atomic_folder(folder, expects="config.json") as temporary:
+  with new_folder(folder) as temporary:
     for name, content in files.items():
       (temporary / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     try:

@@ -21,23 +21,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import save_file
 
-from peftjax import masks
+from peftjax import masks, outputs
 from peftjax.errors import UserError, nearest
-from peftjax.files import atomic_folder, read_json
+from peftjax.files import read_json
 from peftjax.models.family import Family, checkpoint_axes, checkpoint_key, expanded
 from peftjax.models.gguf import GGUFCheckpoint
 from peftjax.models.parts import lay, read_parts, tensor_part
-from peftjax.models.tensor_files import Checkpoint, Tensors, as_leaf, empty
+from peftjax.models.tensor_files import Checkpoint, Tensors, as_leaf, empty, write_tensors
 from peftjax.quantize import is_quantized, like, relative_error
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5 * 10**9
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json",
-                    "merges.txt", "spiece.model", "added_tokens.json", "generation_config.json")  # fmt: skip
+# What makes the model's inputs and outputs: tokenizers of all kinds, chat templates, processors, generation's settings.
+_BESIDE = (
+  "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "tokenizer.model*",
+  "spiece.model", "sentencepiece*.model", "*.spm", "bpe.codes", "dict.txt", "chat_template.*",
+  "additional_chat_templates/*.jinja", "generation_config.json", "*processor_config.json",
+)  # fmt: skip
+_ADAPTER = "adapter_config.json"
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -58,6 +62,14 @@ def read_config(folder: str | Path) -> dict[str, Any]:
   return read_json(path)
 
 
+def is_model_folder(folder: Path) -> bool:
+  """Whether the folder has a model's config.json."""
+  try:
+    return "model_type" in read_json(folder / CONFIG)
+  except (OSError, UserError):
+    return False
+
+
 def weight_files(folder: str | Path) -> list[Path]:
   """The safetensors files of a model folder, sharded or not, or its GGUF file.
 
@@ -65,6 +77,8 @@ def weight_files(folder: str | Path) -> list[Path]:
     UserError: there are none, or the index names one that is missing.
   """
   folder = Path(folder)
+  if (folder / WEIGHTS).is_file():  # before an index, as in transformers
+    return [folder / WEIGHTS]
   index = folder / INDEX
   if index.is_file():
     names = sorted(set(read_json(index).get("weight_map", {}).values()))
@@ -311,25 +325,43 @@ def to_checkpoint(family: Family, params: masks.Tree, stacks: Mapping[str, int])
 
 
 def save(
-  folder: str | Path, hf_config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], source: Path | None = None
+  folder: str | Path,
+  hf_config: Mapping[str, Any],
+  tensors: Mapping[str, np.ndarray],
+  source: Path | None = None,
+  overwrite: bool = False,
 ) -> None:
-  """Writes a Hugging Face model folder: all of it, or nothing.
+  """Writes a Hugging Face model beside what is in a folder.
 
   Args:
-    source: a folder whose tokenizer files are copied along.
+    source: the folder of the base, whose tokenizer's and processors' files are copied along.
+    overwrite: replace files that were not written here.
 
   Raises:
-    UserError: the folder exists and holds something else than a model.
+    UserError: as `outputs.written`.
   """
-  with atomic_folder(folder, expects=CONFIG) as temporary:
+  shards = _shards(tensors)
+  copies = files_beside(source) if source is not None else []
+  names = [CONFIG, *(_shard_names(len(shards))), *([INDEX] if len(shards) > 1 else []), *copies]
+  clashes = {_ADAPTER: "transformers would put that adapter on this model"}
+  if len(shards) > 1:
+    clashes[WEIGHTS] = "it would be loaded in place of the index"
+  with outputs.written(folder, names, "model", overwrite=overwrite, base=source, clashes=clashes) as temporary:
     (temporary / CONFIG).write_text(json.dumps(dict(hf_config), indent=2, sort_keys=True) + "\n")
-    _save_shards(temporary, dict(tensors))
-    for name in _TOKENIZER_FILES:
-      if source is not None and (source / name).is_file():
-        shutil.copyfile(source / name, temporary / name)
+    _save_shards(temporary, shards)
+    for name in copies:
+      assert source is not None
+      (temporary / name).parent.mkdir(exist_ok=True)
+      shutil.copyfile(source / name, temporary / name)
 
 
-def _save_shards(folder: Path, tensors: dict[str, np.ndarray]) -> None:
+def files_beside(folder: Path) -> list[str]:
+  """Names of a model folder's files, beside config and weights, that the model needs to be used as it was."""
+  found = {path for pattern in _BESIDE for path in folder.glob(pattern) if path.is_file()}
+  return sorted(path.relative_to(folder).as_posix() for path in found)
+
+
+def _shards(tensors: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
   shards: list[dict[str, np.ndarray]] = [{}]
   size = 0
   for key, value in tensors.items():
@@ -338,14 +370,18 @@ def _save_shards(folder: Path, tensors: dict[str, np.ndarray]) -> None:
       size = 0
     shards[-1][key] = value
     size += value.nbytes
-  metadata = {"format": "pt"}  # Hugging Face refuses files without it
-  if len(shards) == 1:
-    save_file(shards[0], str(folder / WEIGHTS), metadata)
-    return
-  weight_map = {}
-  for index, shard in enumerate(shards, 1):
-    name = f"model-{index:05d}-of-{len(shards):05d}.safetensors"
-    save_file(shard, str(folder / name), metadata)
-    weight_map.update(dict.fromkeys(shard, name))
-  total = sum(value.nbytes for value in tensors.values())
-  (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2))
+  return shards
+
+
+def _shard_names(count: int) -> list[str]:
+  return [WEIGHTS] if count == 1 else [f"model-{index:05d}-of-{count:05d}.safetensors" for index in range(1, count + 1)]
+
+
+def _save_shards(folder: Path, shards: list[dict[str, np.ndarray]]) -> None:
+  names = _shard_names(len(shards))
+  for name, shard in zip(names, shards):
+    write_tensors(folder / name, shard)
+  if len(shards) > 1:
+    weight_map = {key: name for name, shard in zip(names, shards) for key in shard}
+    total = sum(value.nbytes for shard in shards for value in shard.values())
+    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2))

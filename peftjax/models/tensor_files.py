@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
 from peftjax.errors import UserError
 
@@ -156,3 +158,15 @@ def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 def as_leaf(array: np.ndarray) -> jax.Array:
   """A JAX array of an `empty` array that has been filled and is not written again."""
   return jax.device_put(array) if array.size else jnp.asarray(array)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+  """Writes a safetensors file.
+
+  Raises:
+    UserError: there is no space, or no permission.
+  """
+  try:
+    save_file(dict(tensors), str(path), {"format": "pt"})  # Hugging Face refuses files without it
+  except (SafetensorError, OSError) as error:
+    raise UserError(f"cannot write {path.name}: {error}") from None

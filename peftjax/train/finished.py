@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from peftjax import masks
+from peftjax import masks, outputs
 from peftjax.data.packages import cache_folder
 from peftjax.errors import UserError, nearest
 from peftjax.files import write_text
@@ -85,24 +85,27 @@ def restored(workdir: str | Path, run: Run) -> masks.Tree:
   return _restore(Path(workdir), run.trainable, run.base, run.layout)[1]
 
 
-def export(workdir: str | Path, form: str, out: str | Path) -> dict[str, Any]:
+def export(workdir: str | Path, form: str, out: str | Path, overwrite: bool = False) -> dict[str, Any]:
   """Writes a run's adapter ("peft") or its merged model ("merged") in Hugging Face's format.
+
+  Args:
+    overwrite: replace files of the same names that were not written here.
 
   Returns:
     {"out", "format", "step", "bytes", "quantization"}: the last are the relative errors (`quantize_model.summary`) of a
     quantised base, {} without one; a merged model has them too, as it is made of what the base stands for.
 
   Raises:
-    UserError: an unknown format, as `load_model`, or the method cannot be written so.
+    UserError: an unknown format; as `load_model` and `outputs.written`; the method cannot be written so.
   """
   if form not in FORMATS:
     raise UserError(f"--format={form}: {nearest(form, FORMATS)}")
   _, step, model = load_model(workdir)
   if form == "peft":
-    model.save_adapter(out)
+    model.save_adapter(out, overwrite)
   else:
-    model.merge().save(out)
-  size = sum(path.stat().st_size for path in Path(out).rglob("*") if path.is_file())
+    model.merge().save(out, overwrite)
+  size = outputs.size_of(out, "adapter" if form == "peft" else "model")
   rounding = summary(model.quantization_errors)
   return {"out": str(out), "format": form, "step": step, "bytes": size, "quantization": rounding}
 

@@ -59,7 +59,12 @@ def differing_fields(folder: Path, config: ConfigDict) -> list[str]:
 
 
 def check_same_run(folder: Path, config: ConfigDict) -> None:
-  """Raises `UserError`, naming the fields, if the folder holds the checkpoints of another config's run."""
+  """Raises `UserError`, naming the fields, if the folder holds the checkpoints of another config's run.
+
+  Raises it too if the folder's config.json is no run's.
+  """
+  if (folder / "config.json").is_file() and "train" not in read_json(folder / "config.json"):
+    raise UserError(f"{folder}/config.json is no run's, and would be replaced; choose another folder")
   if has_checkpoints(folder) and (changed := differing_fields(folder, config)):
     more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
     raise UserError(f"{folder} holds a run of another config ({'; '.join(changed[:4])}{more}); choose another folder")

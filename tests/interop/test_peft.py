@@ -185,13 +185,6 @@ def test_nothing_to_save(base: Model, tmp_path: Path) -> None:
     base.save_adapter(tmp_path / "out")
 
 
-def test_a_folder_of_something_else_is_not_overwritten(base: Model, tmp_path: Path) -> None:
-  (tmp_path / "notes.txt").write_text("mine")
-  with pytest.raises(UserError, match=r"holds no adapter_config\.json"):
-    base.add(LoRA(targets=("query",))).save_adapter(tmp_path)
-  assert (tmp_path / "notes.txt").read_text() == "mine"
-
-
 def test_settings_that_only_training_needs_come_back(base: Model, tmp_path: Path) -> None:
   method = LoRA(rank=3, targets=("query",), freeze_a=True, lr_ratio=16.0)
   base.add(method).save_adapter(tmp_path / "out")

@@ -16,10 +16,11 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
+from peftjax import outputs
 from peftjax.data.batching import subset
 from peftjax.data.sources import Dataset, open_data
 from peftjax.errors import UserError, nearest
-from peftjax.files import atomic_folder, read_json
+from peftjax.files import read_json
 
 KINDS = ("bpe", "unigram")
 SPECIAL = ("<pad>", "</s>", "<unk>")  # with the ids 0, 1 and 2, as T5 has them
@@ -78,7 +79,7 @@ def write_folder(out: str | Path, fast: tokenizers.Tokenizer, like: str | Path) 
   """A folder to start a model from: `like`, a config.json, with the tokenizer's number of ids, and the tokenizer.
 
   Raises:
-    UserError: `like` is no JSON file, or `out` holds something else than a model.
+    UserError: `like` is no JSON file, or as `outputs.written`.
   """
   if not Path(like).is_file():
     raise UserError(f"--like={like}: no such file")
@@ -89,7 +90,8 @@ def write_folder(out: str | Path, fast: tokenizers.Tokenizer, like: str | Path) 
     "eos_token": "</s>",
     "unk_token": "<unk>",
   }
-  with atomic_folder(out, expects="config.json") as folder:
+  names = ("config.json", "tokenizer_config.json", "tokenizer.json")
+  with outputs.written(out, names, "tokenizer") as folder:
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
     fast.save(str(folder / "tokenizer.json"))
