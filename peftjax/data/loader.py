@@ -189,6 +189,11 @@ class EvalLoader:
     self._dataset, self._split, self.collate, self._share = dataset, split, collate, share
     self._batch_size, self._buckets = batch_size, buckets
 
+  @property
+  def source(self) -> Source:
+    """The split's examples as they are stored."""
+    return self._dataset.split(self._split)
+
   @functools.cached_property
   def measured(self) -> Measured:
     """Lengths of all examples, and what was cut."""

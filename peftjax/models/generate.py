@@ -59,6 +59,16 @@ def generate(
   return [trimmed(row, sampling) for row in tokens]
 
 
+def rehearse(model: Model, prompt: Sequence[int], sampling: Sampling) -> None:
+  """Traces what generating from a prompt would run, on shapes alone; raises as `generate` does."""
+
+  def run(params: Any) -> State:
+    generator = Generator(model.with_params(params), dataclasses.replace(sampling, num_beams=1))
+    return _advance(generator._program, generator._params, generator.start([prompt]), sampling.max_new_tokens)
+
+  jax.eval_shape(run, model.params)
+
+
 def trimmed(tokens: Sequence[int] | np.ndarray, sampling: Sampling) -> list[int]:
   """The tokens up to the first that ends the sequence, itself included."""
   found = [int(token) for token in tokens]

@@ -64,15 +64,16 @@ def evaluate_run(workdir: str | Path, splits: Sequence[str] = ()) -> dict[str, A
   config = _on_these_devices(folder_lib.read_config(folder)[0])
   use_cache(str(cache_folder("compiled")))
   run = resolve(config)
-  generations.check(run)
   for split in splits:
     if split not in run.loaders.evals:
       raise UserError(f"no split {split!r} to evaluate; {nearest(split, run.loaders.evals)}")
+  chosen = tuple(splits) or tuple(split for split in run.loaders.evals if split != "train")
+  generations.check(run, chosen)
   step, trainable = _restore(folder, run.trainable, run.base, run.layout)
   predict = make_predict(run.forward, run.task, run.mesh)
   writes = folder if jax.process_index() == 0 else None
   metrics = {}
-  for split in splits or tuple(split for split in run.loaders.evals if split != "train"):
+  for split in chosen:
     metrics[split] = score_split(run, predict, split, trainable, run.frozen, writes, texts=split, rows=True)
   result = {"step": step, "metrics": metrics}
   if writes:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,6 +16,9 @@ from ml_collections import ConfigDict
 from peftjax.errors import UserError
 from peftjax.files import read_json, write_text
 from peftjax.masks import flatten
+from peftjax.methods import METHODS
+
+SUMMARY = "summary.json"
 
 # Fields that may change when a run goes on: they do not decide what is computed.
 MAY_CHANGE = (
@@ -55,17 +60,34 @@ def differing_fields(folder: Path, config: ConfigDict) -> list[str]:
   saved = flatten(read_config(folder)[0].to_dict())
   given = flatten(_with_tuples(json.loads(json.dumps(config.to_dict(), default=list))))
   names = sorted(name for name in saved.keys() | given.keys() if saved.get(name) != given.get(name))
-  return [f"{name}: {saved.get(name)!r} -> {given.get(name)!r}" for name in names if not name.startswith(MAY_CHANGE)]
+  return [
+    f"{name}: {_shown(name, saved)} -> {_shown(name, given)}" for name in names if not name.startswith(MAY_CHANGE)
+  ]
+
+
+def _shown(name: str, fields: Mapping[str, Any]) -> str:
+  """A field's value; of one that is left out, what the method takes for it."""
+  if name in fields:
+    return repr(fields[name])
+  method = METHODS.get(fields.get("method.name"))
+  known = {f"method.{one.name}": one.default for one in dataclasses.fields(method)} if method else {}
+  has_default = known.get(name, dataclasses.MISSING) is not dataclasses.MISSING
+  return f"{known[name]!r} (the default)" if has_default else "not set"
 
 
 def check_same_run(folder: Path, config: ConfigDict) -> None:
-  """Raises `UserError`, naming the fields, if the folder holds the checkpoints of another config's run.
+  """Raises `UserError`, naming the fields, if the folder holds checkpoints or the summary of another config's run.
 
   Raises it too if the folder's config.json is no run's.
   """
-  if (folder / "config.json").is_file() and "train" not in read_json(folder / "config.json"):
-    raise UserError(f"{folder}/config.json is no run's, and would be replaced; choose another folder")
-  if has_checkpoints(folder) and (changed := differing_fields(folder, config)):
+  saved = folder / "config.json"
+  if saved.is_file() and "train" not in read_json(saved):
+    raise UserError(f"{saved} is no run's, and would be replaced; choose another folder")
+  if not has_checkpoints(folder) and not (folder / SUMMARY).is_file():
+    return
+  if not saved.is_file():
+    raise UserError(f"{folder} holds a run without its config.json: nobody can tell which; choose another folder")
+  if changed := differing_fields(folder, config):
     more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
     raise UserError(f"{folder} holds a run of another config ({'; '.join(changed[:4])}{more}); choose another folder")
 
@@ -75,10 +97,34 @@ def has_checkpoints(folder: Path) -> bool:
   return any(path.name.isdigit() for path in (folder / "checkpoints").glob("*"))
 
 
+def config_hash(config: Mapping[str, Any]) -> str:
+  """A hash of all fields that decide what is computed: ``summary.json`` says with it which config it belongs to.
+
+  Args:
+    config: as a dict, of this process or read from ``config.json``.
+  """
+  fields = flatten(json.loads(json.dumps(config, default=list)))
+  decisive = {name: value for name, value in fields.items() if not name.startswith(MAY_CHANGE)}
+  return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
 def finished_summary(folder: Path) -> dict[str, Any] | None:
-  """The summary of a finished run, or None."""
-  path = folder / "summary.json"
-  return read_json(path) if path.is_file() else None
+  """The summary of the finished run in a folder, or None if there is none.
+
+  Raises:
+    UserError: a summary without the checkpoint that it speaks of, or of another config than is in the folder.
+  """
+  path = folder / SUMMARY
+  if not path.is_file():
+    return None
+  summary = read_json(path)
+  again = f"remove {path} to train again, or choose another folder"
+  made_with = summary.get("config", "")  # earlier versions wrote none
+  if made_with and made_with != config_hash(read_config(folder)[0].to_dict()):
+    raise UserError(f"{path} belongs to another config than {folder / 'config.json'}; {again}")
+  if not (folder / "checkpoints" / str(summary.get("step"))).is_dir():
+    raise UserError(f"{folder} holds a finished run whose checkpoint of step {summary.get('step')} is gone; {again}")
+  return summary
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,14 @@ import jax
 import numpy as np
 
 from peftjax.data.batching import subset
+from peftjax.data.extra_sets import RETAINED
 from peftjax.data.inputs.language import CausalCollate, Seq2SeqCollate
+from peftjax.data.inputs.tokenizing import Tokenizer
 from peftjax.data.sources import Example
 from peftjax.errors import UserError
 from peftjax.files import write_text
 from peftjax.masks import Tree, combine
+from peftjax.models.generate import rehearse
 from peftjax.models.sampling import Sampling
 from peftjax.tasks import text_metrics
 from peftjax.text_generation import complete, end_ids
@@ -23,19 +27,39 @@ from peftjax.train.run import Run
 Row = dict[str, Any]
 
 
-def check(run: Run) -> None:
-  """Raises a `UserError` where a run that is asked to generate cannot: before it trains, not after."""
+def writes_for(run: Run, split: str) -> bool:
+  """Whether a run writes for a split: where it is asked to, and never for retained text, which has no prompts."""
+  return bool(run.config.task.generate) and split != RETAINED
+
+
+def check(run: Run, splits: Sequence[str] = ()) -> None:
+  """Raises a `UserError` where a run that is asked to generate cannot: before it trains, not after.
+
+  Every split that it is to write for is read, and what its longest prompt would run is traced.
+
+  Args:
+    splits: to write for; empty: those of the run.
+  """
   if not run.config.task.generate:
     return
   text_metrics.check_names(run.config.task.text_metrics)
   if run.task.name not in ("causal_lm", "seq2seq_lm"):
     raise UserError(f"task.generate: task {run.task.name!r} writes no text")
-  if not {"source", "messages"} & set(run.loaders.dataset.split("train")[0]):
-    raise UserError(
-      f"task.generate: {run.loaders.dataset.name} has texts without prompts; it needs a source and a target"
-    )
   if jax.process_count() > 1:
     raise UserError("task.generate: a run over several processes does not generate; use peftjax eval on one machine")
+  before = run.eval_splits if run.config.train.eval_first else ()
+  for split in dict.fromkeys(splits or (*before, *run.final_splits)):
+    if not writes_for(run, split):
+      continue
+    _, prompts = prompts_of(run, split)
+    collate: Any = run.loaders.evals[split].collate
+    sampling = sampling_of(run, collate.tokenizer)
+    longest = max((ids for ids, _, _ in prompts), key=len)
+    try:
+      rehearse(run.model, longest, sampling)
+    except UserError as error:
+      asked = f"split {split!r}, task.max_new_tokens={sampling.max_new_tokens}"
+      raise UserError(f"task.generate: {asked}: {error}") from None
 
 
 def generated(run: Run, trainable: Tree, frozen: Tree, split: str) -> tuple[dict[str, float], list[Row]]:
@@ -47,20 +71,10 @@ def generated(run: Run, trainable: Tree, frozen: Tree, split: str) -> tuple[dict
   Returns:
     The metrics that `task.text_metrics` names, and for every example {"index", "prompt", "target", "text"}.
   """
-  settings, loader = run.config.task, run.loaders.evals[split]
-  collate: Any = loader.collate
-  source = run.loaders.dataset.split(split)
-  chosen = np.sort(subset(len(source), min(settings.generate_examples, len(source))))
-  examples = [source[int(index)] for index in chosen]
-  prompts = [prompt_of(collate, one) for one in examples]
+  collate: Any = run.loaders.evals[split].collate
+  chosen, prompts = prompts_of(run, split)
+  sampling = sampling_of(run, collate.tokenizer)
   model = run.model.with_params(combine(trainable, frozen))
-  ends = set(end_ids(model.folder, model.hf_config)) | {collate.tokenizer.eos_id} - {None}
-  sampling = Sampling(
-    max_new_tokens=settings.max_new_tokens,
-    num_beams=settings.num_beams,
-    eos_ids=tuple(sorted(ends)),
-    pad_id=collate.tokenizer.pad_id,
-  )
   texts = [""] * len(prompts)
   order = np.argsort([len(ids) for ids, _, _ in prompts], kind="stable")
   size = run.config.train.eval_batch_size
@@ -72,7 +86,41 @@ def generated(run: Run, trainable: Tree, frozen: Tree, split: str) -> tuple[dict
     {"index": int(index), "prompt": prompt, "target": target, "text": text}
     for index, (_, prompt, target), text in zip(chosen, prompts, texts, strict=True)
   ]
-  return text_metrics.score(settings.text_metrics, texts, [row["target"] for row in rows]), rows
+  return text_metrics.score(run.config.task.text_metrics, texts, [row["target"] for row in rows]), rows
+
+
+def sampling_of(run: Run, tokenizer: Tokenizer) -> Sampling:
+  """How the run generates: greedily or by beams, up to the tokens that end a sequence."""
+  ends = set(end_ids(run.model.folder, run.model.hf_config)) | {tokenizer.eos_id} - {None}
+  return Sampling(
+    max_new_tokens=run.config.task.max_new_tokens,
+    num_beams=run.config.task.num_beams,
+    eos_ids=tuple(sorted(ends)),
+    pad_id=tokenizer.pad_id,
+  )
+
+
+def prompts_of(run: Run, split: str) -> tuple[np.ndarray, list[tuple[list[int], str, str]]]:
+  """(ids of the examples that a run writes for, what `prompt_of` says of each).
+
+  Raises:
+    UserError: an example without a prompt.
+  """
+  loader = run.loaders.evals[split]
+  source, wanted = loader.source, run.config.task.generate_examples
+  chosen = np.sort(subset(len(source), min(wanted, len(source))))
+  found = []
+  for index in chosen:
+    example, where = source[int(index)], f"task.generate: split {split!r}, example {index}"
+    if not {"source", "messages"} & set(example):
+      raise UserError(f"{where}: a text without a prompt; what is written needs a source and a target")
+    if "messages" in example and not any(message["role"] == "assistant" for message in example["messages"]):
+      raise UserError(f"{where}: a conversation without an answer to compare with")
+    prompt = prompt_of(loader.collate, example)
+    if not prompt[0]:
+      raise UserError(f"{where}: an empty prompt")
+    found.append(prompt)
+  return chosen, found
 
 
 def prompt_of(collate: CausalCollate | Seq2SeqCollate, example: Example) -> tuple[list[int], str, str]:

@@ -33,10 +33,12 @@ def read_rows(path: Path) -> list[Row]:
 
 
 class RowFile:
-  """A .jsonl file that grows by whole lines. Opening it drops the rows after `last_step`."""
+  """A .jsonl file that grows by whole lines. Opening it drops the rows that came after the checkpoint of `last_step`:
+  those of later steps, and the evaluations of that step, which follow its save.
+  """
 
   def __init__(self, path: Path, last_step: int):
-    kept = [row for row in read_rows(path) if row["step"] <= last_step]
+    kept = [row for row in read_rows(path) if row["step"] < last_step + ("split" not in row)]
     write_text(path, "".join(_line(row) for row in kept))
     self._file: TextIO = path.open("a", encoding="utf-8")
 

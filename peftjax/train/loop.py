@@ -91,6 +91,8 @@ def train(config: ConfigDict, workdir: str | Path, resolve: Resolve = run_lib.re
         scores = SplitScores(run, make_predict(run.forward, run.task, run.mesh), folder if writes else None, log)
         if start == 0 and config.train.eval_first:
           scores.before(state.trainable, run.frozen)
+        if 0 < start < total and due(start, config.train.eval_every):  # saved, then ended before it was evaluated
+          scores.after(start, state.trainable, run.frozen)
         watch = Watch(config, log, run.loaders.train.examples)
         for count in range(start + 1, total + 1):
           with told("reading the data", checkpoints.steps):
@@ -102,10 +104,6 @@ def train(config: ConfigDict, workdir: str | Path, resolve: Resolve = run_lib.re
             check_moved(first, state.trainable, metrics)
 
           last, ending = count == total, requests.any(checkpoints, count)
-          if last or due(count, config.train.eval_every):
-            watch.fetch()
-            scores.after(count, state.trainable, run.frozen)
-            watch.restart_clock()
           if last or ending or due(count, config.train.save_every):
             watch.fetch()
             with told("saving", checkpoints.steps):
@@ -116,8 +114,15 @@ def train(config: ConfigDict, workdir: str | Path, resolve: Resolve = run_lib.re
               checkpoints.wait()
             log.say(f"saved after step {count}; the same command goes on")
             raise Preempted(PREEMPTED)
+          if not last and due(count, config.train.eval_every):
+            watch.fetch()
+            scores.after(count, state.trainable, run.frozen)
+            watch.restart_clock()
+
+        # The last state is on disk before anything is made of it
         with told("saving", checkpoints.steps):
           checkpoints.wait()
+        scores.after(total, state.trainable, run.frozen)
 
       # Finish: the promises, then the summary
       check_unchanged(frozen_prints, fingerprints(run.frozen))

@@ -34,7 +34,7 @@ def score_split(
     rows: whether to keep every example's result.
   """
   metrics, kept = evaluate(predict, trainable, frozen, run.loaders.evals[split], run.task, run.mesh)
-  if texts is not None and run.config.task.generate:
+  if texts is not None and generations.writes_for(run, split):
     written, lines = generations.generated(run, trainable, frozen, split)
     metrics |= written
     if folder is not None:

@@ -16,6 +16,7 @@ import jax
 from peftjax import masks, optim
 from peftjax.files import write_text
 from peftjax.tasks import Task
+from peftjax.train import folder as folder_lib
 from peftjax.train import inspection
 from peftjax.train.compiling import Cost
 from peftjax.train.logs import read_rows
@@ -35,10 +36,11 @@ def summarize(run: Run, state: TrainState, folder: Path, costs: Mapping[str, Cos
     costs: of the compiled steps, by the shape of their batch.
 
   Returns:
-    step; metrics {split: {name: value}} and train {loss, ...}, of the last step; parameters {trainable, adapter, head,
-    total, percent, groups}; bytes {weights, gradients, optimizer, adapter, head}; step_seconds, the median; step_flops,
-    of the costliest shape; compiled, the cost of each shape; base {path, hash}; examples {split: number}; main_metric,
-    metrics_spec {name: fields of `Metric`}, method, task, seed, learning_rates, devices, versions.
+    step; config, the hash of what decides it (`folder.config_hash`); metrics {split: {name: value}} and train
+    {loss, ...}, of the last step; parameters {trainable, adapter, head, total, percent, groups}; bytes {weights,
+    gradients, optimizer, adapter, head}; step_seconds, the median; step_flops, of the costliest shape; compiled, the
+    cost of each shape; base {path, hash}; examples {split: number}; main_metric, metrics_spec
+    {name: fields of `Metric`}, method, task, seed, learning_rates, devices, versions.
   """
   counts = inspection.report(run.model)
   trainable, whole = masks.count(state.trainable), masks.count(run.model.params)
@@ -55,6 +57,7 @@ def summarize(run: Run, state: TrainState, folder: Path, costs: Mapping[str, Cos
   return {
     "step": int(state.step),
     "metrics": last,
+    "config": folder_lib.config_hash(run.config.to_dict()),
     "main_metric": run.task.main_metric,
     "metrics_spec": metrics_spec(run.task),
     "train": {name: value for name, value in train[-1].items() if name != "step"} if train else {},

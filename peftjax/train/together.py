@@ -150,7 +150,8 @@ def _train(
 ) -> list[Summary | Diverged]:
   first, count = program.runs[0], len(program.runs)
   config, total, mesh = first.config.train, first.total_steps, first.mesh
-  generations.check(first)
+  for run in program.runs:
+    generations.check(run)
   frozen_prints = fingerprints(program.frozen)
 
   # State: the newest step that all have a checkpoint of, or else the start
@@ -193,6 +194,8 @@ def _train(
   if start == 0 and config.eval_first:
     for index, one in enumerate(members):
       one.scores.before(member(state.trainable, index), program.frozen_of(index))
+  if 0 < start < total and due(start, config.eval_every):  # saved, then ended before they were evaluated
+    _evaluate(program, members, start, state)
   late = _Late(members, display, total)
   for number in range(start + 1, total + 1):
     with told("reading the data", saved):
@@ -205,12 +208,6 @@ def _train(
         check_moved(member(before, index), member(state.trainable, index), _at(metrics, index))
 
     last, ending = number == total, requests.any(checkpoints[0], number)
-    if last or due(number, config.eval_every):
-      late.fetch()
-      for index, one in enumerate(members):
-        if one.diverged is None:
-          one.scores.after(number, member(state.trainable, index), program.frozen_of(index))
-      late.restart_clock()
     if last or ending or due(number, config.save_every):
       late.fetch()
       with told("saving", saved):
@@ -223,9 +220,16 @@ def _train(
           one.checkpoints.wait()
       display.say(f"saved after step {number}; the same command goes on")
       raise Preempted(PREEMPTED)
+    if not last and due(number, config.eval_every):
+      late.fetch()
+      _evaluate(program, members, number, state)
+      late.restart_clock()
+
+  # The last states are on disk before anything is made of them
   with told("saving", saved):
     for one in members:
       one.checkpoints.wait()
+  _evaluate(program, members, total, state)
 
   # Finish: the promises, then the summaries
   check_unchanged(frozen_prints, fingerprints(program.frozen))
@@ -233,6 +237,12 @@ def _train(
     one.diverged or finish(one.run, program.narrowed(state, index), one.folder, cost.by_shape, writes, together=count)
     for index, (one, cost) in enumerate(zip(members, costs))
   ]
+
+
+def _evaluate(program: Stacked, members: Sequence[_Member], step: int, state: TrainState) -> None:
+  for index, one in enumerate(members):
+    if one.diverged is None:
+      one.scores.after(step, member(state.trainable, index), program.frozen_of(index))
 
 
 def _restored(program: Stacked, checkpoints: Sequence[Checkpoints]) -> tuple[TrainState, int]:

@@ -9,7 +9,7 @@ import pytest
 from peftjax import adapters, methods, text_generation
 from peftjax.errors import UserError
 from peftjax.loading import from_config
-from peftjax.models.generate import Generator, _advance, generate, trimmed
+from peftjax.models.generate import Generator, _advance, generate, rehearse, trimmed
 from peftjax.models.sampling import Sampling
 from tests.models.decoder_models import LLAMA, random_model, with_method
 
@@ -167,3 +167,6 @@ def test_what_cannot_generate_says_so():
     generate(random_model(LLAMA), [[]], Sampling())
   with pytest.raises(UserError, match="47 tokens.* do not fit the model's 40 positions"):
     generate(random_model(GPT2), PROMPTS, Sampling(max_new_tokens=40))
+  with pytest.raises(UserError, match="47 tokens.* do not fit the model's 40 positions"):
+    rehearse(random_model(GPT2), PROMPTS[1], Sampling(max_new_tokens=40))
+  rehearse(random_model(GPT2), PROMPTS[1], Sampling(max_new_tokens=33))

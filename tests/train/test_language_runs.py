@@ -81,7 +81,7 @@ def test_continued_pretraining_is_packed_and_learns_every_token(config, tmp_path
   losses = [row["loss"] for row in rows(tmp_path / "run") if row.get("split") == "validation"]
   assert losses[-1] < 0.9 * losses[0]
   config.task.generate = True
-  with pytest.raises(UserError, match="texts without prompts"):
+  with pytest.raises(UserError, match="a text without a prompt"):
     train(config, tmp_path / "other")
 
 
@@ -99,6 +99,44 @@ def test_a_decoder_answers_prompts_and_a_packed_run_resumes_bitwise(config, tmp_
     target.rename(tmp_path / path.replace("/", "-"))
   train(config, tmp_path / "whole")
   assert rows(tmp_path / "whole") == final
+
+
+def test_what_cannot_be_written_for_is_said_before_the_first_update(config, tmp_path):
+  """Neither the length, nor a shifted set without prompts, nor too few positions are found out after the last step."""
+  config.task.generate = True
+  config.train.update({"steps": 2, "save_every": 1})
+  pairs = [{"source": row["source"], "target": row["target"]} for row in reversals(9)]
+  for split in ("train", "test"):
+    jsonl(tmp_path / "plain" / f"{split}.jsonl", [{"text": row["source"]} for row in pairs])
+    jsonl(tmp_path / "empty" / f"{split}.jsonl", [*pairs, {"source": "", "target": "a"}])
+  for fields, message in (
+    ({"task.max_new_tokens": 0}, r"max_new_tokens"),
+    ({"task.num_beams": 0}, r"num_beams"),
+    ({"data.shifted": (f"jsonl:{tmp_path / 'plain'}",)}, r"data\.shifted|without a prompt"),
+    ({"data.separator": "", "data.shifted": (f"jsonl:{tmp_path / 'empty'}",)}, "example 9: an empty prompt"),
+  ):
+    other = config.copy_and_resolve_references()
+    other.update_from_flattened_dict(fields)
+    with pytest.raises(UserError, match=message):
+      train(other, tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists(), fields
+
+
+def test_retained_text_is_not_written_for_and_shifted_sets_are(config, tmp_path):
+  config.task.generate = True
+  config.task.max_new_tokens = config.task.generate_examples = 3
+  config.train.update({"steps": 2, "predictions": False})
+  texts = [{"text": row["source"] + " ; " + row["target"]} for row in reversals(9)]
+  for split in ("train", "test"):
+    jsonl(tmp_path / "retained" / f"{split}.jsonl", texts)
+    jsonl(tmp_path / "shifted" / f"{split}.jsonl", reversals(5))
+  config.data.retained = f"jsonl:{tmp_path / 'retained'}"
+  config.data.shifted = (f"jsonl:{tmp_path / 'shifted'}",)
+  summary = train(config, tmp_path / "run")
+  assert set(summary["metrics"]) == {"validation", "shifted", "retained"}
+  assert {path.name for path in (tmp_path / "run").glob("generations-*")} == {
+    "generations-validation.jsonl", "generations-shifted.jsonl"}  # fmt: skip
+  assert set(finished.evaluate_run(tmp_path / "run")["metrics"]) >= {"validation", "shifted", "retained"}
 
 
 def test_text_classification_on_a_decoder(config, tmp_path):

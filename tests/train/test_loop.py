@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from peftjax import masks
+from peftjax.data.loader import TrainLoader
 from peftjax.errors import UserError
-from peftjax.train import finished, logs, loop, run, watch
+from peftjax.train import finished, logs, loop, run, splits, watch
 from tests.train.conftest import write_model
 
 
@@ -64,6 +65,57 @@ def test_a_finished_run_is_not_run_again(config, tmp_path, material):
   assert loop.train(config, tmp_path / "run") == first
 
 
+def test_a_summary_belongs_to_its_config_and_its_checkpoint(config, tmp_path):
+  config.train.steps = 3
+  loop.train(config, tmp_path / "run")
+  other = config.copy_and_resolve_references()
+  other.train.steps = 50
+  other.method.rank = 1
+  shutil.rmtree(tmp_path / "run" / "checkpoints")
+  with pytest.raises(UserError, match=r"method\.rank: 8 \(the default\) -> 1; train\.steps: 3 -> 50"):
+    loop.train(other, tmp_path / "run")
+  with pytest.raises(UserError, match=r"whose checkpoint of step 3 is gone; remove .*summary\.json to train again"):
+    loop.train(config, tmp_path / "run")
+  (tmp_path / "run" / "summary.json").unlink()
+  assert loop.train(config, tmp_path / "run")["step"] == 3
+
+  saved = json.loads((tmp_path / "run" / "config.json").read_text())
+  (tmp_path / "run" / "config.json").write_text(json.dumps({**saved, "seed": 5}))
+  config.seed = 5
+  with pytest.raises(UserError, match=r"belongs to another config"):
+    loop.train(config, tmp_path / "run")
+  (tmp_path / "run" / "config.json").unlink()
+  with pytest.raises(UserError, match=r"holds a run without its config\.json"):
+    loop.train(config, tmp_path / "run")
+  assert (tmp_path / "run" / "checkpoints" / "3").is_dir()
+
+
+@pytest.mark.parametrize("at", [6, 12])
+def test_an_evaluation_that_fails_costs_no_update(config, tmp_path, monkeypatch, at):
+  """The state is saved before it is evaluated; the next start evaluates it, and leaves the same bytes."""
+  config.train.update({"eval_every": 6, "save_every": 6, "final_splits": ("validation", "test")})
+  loop.train(config, tmp_path / "whole")
+  plain = splits.score_split
+
+  def fail(run, predict, split, *rest, **more):
+    if rows_of(tmp_path / "parts")[-1]["step"] == at and split == ("test" if at == 12 else "validation"):
+      raise UserError("the split cannot be read")
+    return plain(run, predict, split, *rest, **more)
+
+  monkeypatch.setattr(splits, "score_split", fail)
+  with pytest.raises(UserError, match="the split cannot be read"):
+    loop.train(config, tmp_path / "parts")
+  monkeypatch.undo()
+  assert (tmp_path / "parts" / "checkpoints" / str(at)).is_dir()
+  read = []
+  following = TrainLoader.__next__
+  monkeypatch.setattr(TrainLoader, "__next__", lambda self: read.append(1) or following(self))
+  loop.train(config, tmp_path / "parts")
+  assert len(read) == 12 - at
+  for name in ("metrics.jsonl", "predictions-test.npz"):
+    assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
 def test_killed_between_the_first_evaluation_and_the_first_checkpoint(config, tmp_path):
   """The next start evaluates step 0 again, and its row stands there once."""
   config.train.update({"eval_first": True, "eval_every": 6, "steps": 6})
@@ -81,7 +133,7 @@ def test_a_folder_with_another_run_is_left_alone(config, tmp_path):
   before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
   config.optim.learning_rate = 1e-3
   config.method.rank = 4
-  with pytest.raises(UserError, match=r"method\.rank: None -> 4; optim\.learning_rate: 0\.02 -> 0\.001"):
+  with pytest.raises(UserError, match=r"method\.rank: 8 \(the default\) -> 4; optim\.learning_rate: 0\.02 -> 0\.001"):
     loop.train(config, tmp_path / "run")
   assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
