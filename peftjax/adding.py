@@ -13,11 +13,13 @@ import jax.numpy as jnp
 from peftjax import masks
 from peftjax.errors import UserError
 from peftjax.methods import Method, expand
-from peftjax.methods.base import Site
-from peftjax.methods.inject import Bound, attach, bind, check_all_read
+from peftjax.methods.attach import attach
+from peftjax.methods.bound import Bound, bind
+from peftjax.methods.inject import check_all_read
 from peftjax.methods.observe import observe
 from peftjax.models import pretrained
 from peftjax.quantize_model import check_frozen
+from peftjax.sites import Site
 from peftjax.stacks import unstack
 
 if TYPE_CHECKING:

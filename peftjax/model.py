@@ -25,13 +25,16 @@ from peftjax.adapters import merging
 from peftjax.errors import UserError
 from peftjax.interop import peft
 from peftjax.methods import Method
-from peftjax.methods.base import Context, Site
-from peftjax.methods.inject import Bound, acting, bind, leaf_paths, penalty
+from peftjax.methods.attach import leaf_paths, penalty
+from peftjax.methods.base import Context
+from peftjax.methods.bound import Bound, bind
+from peftjax.methods.inject import acting
 from peftjax.models.building import build
 from peftjax.models.family import Family
 from peftjax.models.layers import Runtime
 from peftjax.quantize import is_quantized
 from peftjax.quantize_model import Quantization, dequantize_leaves
+from peftjax.sites import Site
 from peftjax.stacks import unstack
 
 HEAD = "head"

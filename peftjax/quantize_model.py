@@ -11,8 +11,9 @@ import jax
 
 from peftjax import masks
 from peftjax.errors import UserError, nearest
-from peftjax.methods.base import Context, Site
+from peftjax.methods.base import Context
 from peftjax.quantize import KINDS, block_of, dequantize, is_quantized, kind_of, quantize, relative_error
+from peftjax.sites import Site
 
 if TYPE_CHECKING:
   from peftjax.model import Model

@@ -28,7 +28,7 @@ ROOMS = (
   ("methods",),
   ("data",),
   ("stacks",),
-  ("masks",),
+  ("masks", "sites"),
   ("trees",),
   ("config", "errors", "files", "outputs", "quantize", "registry"),
 )

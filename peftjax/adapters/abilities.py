@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from peftjax.errors import UserError, nearest
-from peftjax.methods.acting import has_delta
+from peftjax.methods.actors import has_delta
 from peftjax.methods.base import Method
 
 ABILITIES = ("merge", "convert", "combine", "mixed_batch")

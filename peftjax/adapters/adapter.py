@@ -15,9 +15,9 @@ import jax
 
 from peftjax import masks
 from peftjax.errors import UserError, nearest
-from peftjax.methods.acting import changes_input, check_scalable
+from peftjax.methods.actors import changes_input, check_scalable
 from peftjax.methods.base import Method
-from peftjax.methods.inject import Bound
+from peftjax.methods.bound import Bound
 
 if TYPE_CHECKING:
   from peftjax.model import Model

@@ -28,10 +28,11 @@ from peftjax.adapters.adapter import Adapter, check_one_base, take
 from peftjax.adapters.converting import from_deltas
 from peftjax.adapters.merging import deltas
 from peftjax.errors import UserError, nearest
-from peftjax.methods.base import Leaves, Site
-from peftjax.methods.inject import Bound
+from peftjax.methods.base import Leaves
+from peftjax.methods.bound import Bound
 from peftjax.methods.lora import LoRA
 from peftjax.quantize_model import dequantize_leaves
+from peftjax.sites import Site
 
 if TYPE_CHECKING:
   from peftjax.model import Model

@@ -19,7 +19,8 @@ from peftjax.adapters.abilities import check
 from peftjax.adapters.adapter import disabled
 from peftjax.adapters.merging import deltas
 from peftjax.errors import UserError
-from peftjax.methods.base import Leaves, Site
+from peftjax.methods.base import Leaves
+from peftjax.sites import Site
 
 if TYPE_CHECKING:
   from peftjax.model import Model

@@ -17,9 +17,10 @@ from peftjax import masks
 from peftjax.adapters.adapter import Adapter
 from peftjax.errors import UserError
 from peftjax.interop import rules
-from peftjax.methods.base import Leaves, Site
-from peftjax.methods.inject import Bound
+from peftjax.methods.base import Leaves
+from peftjax.methods.bound import Bound
 from peftjax.methods.lora import LoRA
+from peftjax.sites import Site
 
 if TYPE_CHECKING:
   from peftjax.model import Model

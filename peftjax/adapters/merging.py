@@ -19,9 +19,10 @@ from peftjax.adapters.abilities import check
 from peftjax.adapters.adapter import Adapter
 from peftjax.errors import UserError
 from peftjax.methods import BOFT, HRA, IA3, OFT, HiRA, MiSS, RoAd
-from peftjax.methods.base import Leaves, Method, Site
-from peftjax.methods.inject import Bound
+from peftjax.methods.base import Leaves, Method
+from peftjax.methods.bound import Bound
 from peftjax.quantize_model import dequantize_leaves
+from peftjax.sites import Site
 
 if TYPE_CHECKING:
   from peftjax.model import Model

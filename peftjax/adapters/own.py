@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
-from peftjax.methods.base import Call, Context, Leaves, Method, Site
+from peftjax.methods.base import Call, Context, Leaves, Method
+from peftjax.sites import Site
 
 PREFIX = "own_"
 LEAVES = ("kernel", "bias", "embedding", "scale", "scale_offset")

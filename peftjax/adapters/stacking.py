@@ -21,11 +21,13 @@ from peftjax.adapters.abilities import check
 from peftjax.adapters.adapter import Adapter, put
 from peftjax.adapters.own import LEAVES, PREFIX, Own
 from peftjax.errors import UserError
-from peftjax.methods.acting import changes_input
-from peftjax.methods.base import Method, Site
-from peftjax.methods.inject import Bound, leaf_paths
+from peftjax.methods.actors import changes_input
+from peftjax.methods.attach import leaf_paths
+from peftjax.methods.base import Method
+from peftjax.methods.bound import Bound
 from peftjax.methods.lora import LoRA
 from peftjax.methods.selective import Patterns
+from peftjax.sites import Site
 from peftjax.stacks import unstack
 
 if TYPE_CHECKING:

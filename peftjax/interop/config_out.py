@@ -13,7 +13,7 @@ from peftjax.interop.config_in import INIT, TASK_TYPES
 from peftjax.interop.formats.base import Config, Format
 from peftjax.interop.leaves import base_names, module_names
 from peftjax.methods.base import BIAS, Method
-from peftjax.methods.inject import Bound
+from peftjax.methods.bound import Bound
 from peftjax.models.family import checkpoint_axes
 
 if TYPE_CHECKING:

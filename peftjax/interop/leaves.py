@@ -10,9 +10,10 @@ import numpy as np
 
 from peftjax import masks
 from peftjax.interop.formats.base import Format, Layers, Tensor, Tensors
-from peftjax.methods.base import Leaves, Site
-from peftjax.methods.inject import Bound
+from peftjax.methods.base import Leaves
+from peftjax.methods.bound import Bound
 from peftjax.models.family import Index, checkpoint_axes, checkpoint_key, expanded
+from peftjax.sites import Site
 
 if TYPE_CHECKING:
   from peftjax.model import Model

@@ -40,7 +40,7 @@ from peftjax.interop.leaves import (
   write_adapter,
 )
 from peftjax.methods.base import Method
-from peftjax.methods.inject import Bound
+from peftjax.methods.bound import Bound
 from peftjax.models import pretrained
 from peftjax.models.tensor_files import Checkpoint, write_tensors
 

@@ -15,7 +15,7 @@ from typing import Any
 from peftjax.errors import UserError
 from peftjax.methods.adalora import AdaLoRA
 from peftjax.methods.adapter_plus import AdapterPlus
-from peftjax.methods.base import Call, Context, Leaves, Method, Site, Targeted, field_error
+from peftjax.methods.base import Call, Context, Leaves, Method, Targeted, field_error
 from peftjax.methods.beft import BEFT
 from peftjax.methods.boft import BOFT
 from peftjax.methods.bottleneck import Bottleneck
@@ -51,6 +51,7 @@ from peftjax.methods.unipelt import UniPELT
 from peftjax.methods.vblora import VBLoRA
 from peftjax.methods.vera import VeRA
 from peftjax.registry import resolve
+from peftjax.sites import Site
 
 METHODS: dict[str, type[Method]] = {
   method.name: method

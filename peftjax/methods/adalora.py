@@ -27,8 +27,9 @@ import optax
 from peftjax import masks
 from peftjax.errors import UserError
 from peftjax.methods import targets as default_targets
-from peftjax.methods.base import Call, Context, Leaves, Site
+from peftjax.methods.base import Call, Context, Leaves
 from peftjax.methods.linear import LinearMethod
+from peftjax.sites import Site
 
 _LEAVES = ("lora_a", "lora_b", "lora_e")
 

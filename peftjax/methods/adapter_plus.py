@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from peftjax.errors import UserError, nearest
-from peftjax.methods.base import Call, Leaves, Site
+from peftjax.methods.base import Call, Leaves
 from peftjax.methods.bottleneck import Bottleneck, near_zero
+from peftjax.sites import Site
 
 INITS = ("zero", "published")
 

@@ -14,11 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from peftjax import masks
 from peftjax.errors import UserError, nearest
+from peftjax.sites import Site
 
 Leaves = dict[str, Any]
 
@@ -29,56 +29,6 @@ _LEAF_KINDS = ("linear", "conv", "embedding", "norm")
 ADAPTER = "adapter"
 SAVED = "saved"
 BIAS = "bias"
-
-
-@dataclasses.dataclass(frozen=True)
-class Site:
-  """A place in a model where a method may act.
-
-  Attributes:
-    path: the module's path in the parameter tree; no layer index where layers are stacked.
-    method: the module's method that is acted on; "__call__" for leaf modules.
-    kind: linear, embedding, unembedding (an output layer tied to an embedding), norm, conv, attention, sublayer, block,
-      model.
-    names: Hugging Face's dotted module name, one for each layer of the stack (one alone if not stacked).
-    stack: leading axes of the stored leaves: (), (layers,) or, for experts, (layers, experts); `names` runs over them
-      in row-major order.
-    shape: of one layer: linear (in, out); conv (*window, in, out); embedding and unembedding (vocabulary, features);
-      norm (features,); attention (query heads, key heads, head size); sublayer, block and model (hidden,).
-    dtype: of the base's leaves.
-    has_bias: whether the base module has a bias.
-    base_path: the module whose leaves `create` sees as the base's: its own, and the word embeddings' for a model.
-  """
-
-  path: tuple[str, ...]
-  method: str
-  kind: str
-  names: tuple[str, ...]
-  stack: tuple[int, ...]
-  shape: tuple[int, ...]
-  dtype: Any = jnp.float32
-  has_bias: bool = False
-  base_path: tuple[str, ...] = ()
-
-  @property
-  def leaf_path(self) -> tuple[str, ...]:
-    """Where the site's own leaves are in the tree: in the module, or under the method's name in it."""
-    return self.path if self.method == "__call__" else (*self.path, self.method)
-
-  def one(self, index: int) -> Site:
-    """The site of one layer of the stack."""
-    return dataclasses.replace(self, names=(self.names[index],), stack=())
-
-  def mapped(self, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of one layer's arrays as a function of arrays with the stack's axes."""
-    for _ in self.stack:
-      function = jax.vmap(function)
-    return function
-
-  @property
-  def name(self) -> str:
-    """The first layer's name, with the method where that is not the module's call."""
-    return self.names[0] if self.method == "__call__" else f"{self.names[0]}.{self.method}"
 
 
 @dataclasses.dataclass(frozen=True)

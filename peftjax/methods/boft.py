@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from peftjax.errors import UserError
-from peftjax.methods.base import MAY_BE_ZERO, Call, Context, Leaves, Site
+from peftjax.methods.base import MAY_BE_ZERO, Call, Context, Leaves
 from peftjax.methods.linear import LinearMethod, keep
 from peftjax.methods.oft import cayley, nearest_divisor
+from peftjax.sites import Site
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from peftjax import masks
 from peftjax.errors import UserError, nearest
-from peftjax.methods.base import Call, Context, Leaves, Site, Targeted
+from peftjax.methods.base import Call, Context, Leaves, Targeted
+from peftjax.sites import Site
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   "gelu": lambda x: jax.nn.gelu(x, approximate=False),

@@ -20,9 +20,10 @@ import numpy as np
 from peftjax import masks
 from peftjax.errors import UserError, nearest
 from peftjax.methods import targets as default_targets
-from peftjax.methods.base import Call, Context, Leaves, Site
+from peftjax.methods.base import Call, Context, Leaves
 from peftjax.methods.linear import LinearMethod, by_pattern
 from peftjax.methods.oft import nearest_divisor
+from peftjax.sites import Site
 
 INITS = ("xavier_uniform", "kaiming_uniform", "gaussian", "zeros")
 

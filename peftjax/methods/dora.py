@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 
 from peftjax.errors import UserError
-from peftjax.methods.base import Call, Leaves, Site
+from peftjax.methods.base import Call, Leaves
 from peftjax.methods.lora import LoRA
+from peftjax.sites import Site
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

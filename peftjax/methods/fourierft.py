@@ -21,8 +21,9 @@ from peftjax import masks
 from peftjax.errors import UserError, nearest
 from peftjax.methods import targets as default_targets
 from peftjax.methods import torch_random
-from peftjax.methods.base import Call, Leaves, Site
+from peftjax.methods.base import Call, Leaves
 from peftjax.methods.linear import LinearMethod, by_pattern
+from peftjax.sites import Site
 
 INITS = ("normal", "zeros")
 

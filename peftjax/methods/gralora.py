@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from peftjax.errors import UserError
-from peftjax.methods.base import Call, Context, Leaves, Site
+from peftjax.methods.base import Call, Context, Leaves
 from peftjax.methods.linear import LinearMethod, low_rank, uniform_by_fan
+from peftjax.sites import Site
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from peftjax.errors import UserError, nearest
-from peftjax.methods.base import Call, Leaves, Site
+from peftjax.methods.base import Call, Leaves
 from peftjax.methods.linear import LinearMethod, by_pattern, uniform_by_fan
+from peftjax.sites import Site
 
 INITS = ("kaiming", "gaussian")
 

@@ -13,8 +13,9 @@ from typing import Any, ClassVar
 
 import jax
 
-from peftjax.methods.base import Call, Leaves, Site
+from peftjax.methods.base import Call, Leaves
 from peftjax.methods.bottleneck import Bottleneck
+from peftjax.sites import Site
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,9 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from peftjax.methods.base import Call, Leaves, Site
+from peftjax.methods.base import Call, Leaves
 from peftjax.methods.linear import LinearMethod, uniform_by_fan
+from peftjax.sites import Site
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

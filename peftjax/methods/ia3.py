@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from peftjax import masks
 from peftjax.errors import UserError
 from peftjax.methods import targets as default_targets
-from peftjax.methods.base import Call, Context, Leaves, Site, Targeted
+from peftjax.methods.base import Call, Context, Leaves, Targeted
+from peftjax.sites import Site
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

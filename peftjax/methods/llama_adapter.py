@@ -18,7 +18,8 @@ import jax.numpy as jnp
 
 from peftjax.errors import UserError
 from peftjax.masks import Patterns
-from peftjax.methods.base import Call, Context, Leaves, Site, Targeted, layer_index
+from peftjax.methods.base import Call, Context, Leaves, Targeted, layer_index
+from peftjax.sites import Site
 
 _PROJECTIONS = (("k_proj", "v_proj"), ("key", "value"), ("k", "v"))
 _FUSED = ("c_attn",)

@@ -20,9 +20,10 @@ import jax.numpy as jnp
 
 from peftjax import masks
 from peftjax.errors import UserError, nearest
-from peftjax.methods.base import Call, Leaves, Site
+from peftjax.methods.base import Call, Leaves
 from peftjax.methods.linear import LinearMethod, by_pattern
 from peftjax.methods.loftq import loftq, principal_product
+from peftjax.sites import Site
 
 INITS = ("kaiming", "gaussian", "orthogonal", "pissa", "olora", "loftq")
 _FROM_WEIGHT = ("pissa", "olora")

@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from peftjax.errors import UserError, nearest
-from peftjax.methods.base import Call, Context, Leaves, Site
+from peftjax.methods.base import Call, Context, Leaves
 from peftjax.methods.linear import LinearMethod
+from peftjax.sites import Site
 
 INITS = ("balance", "bat", "mini")
 

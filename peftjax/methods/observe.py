@@ -14,8 +14,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from peftjax import masks
-from peftjax.methods.base import Leaves, Site
-from peftjax.methods.inject import ARRAY_KINDS, Bound, acting, arguments_of, note_key
+from peftjax.methods.attach import note_key
+from peftjax.methods.base import Leaves
+from peftjax.methods.bound import Bound
+from peftjax.methods.discovery import arguments_of
+from peftjax.methods.inject import acting
+from peftjax.sites import ARRAY_KINDS, Site
 
 _Place = tuple[tuple[str, ...], str]
 

@@ -17,8 +17,9 @@ import numpy as np
 import optax
 
 from peftjax import masks
-from peftjax.methods.base import MAY_BE_ZERO, Call, Context, Leaves, Site
+from peftjax.methods.base import MAY_BE_ZERO, Call, Context, Leaves
 from peftjax.methods.linear import LinearMethod
+from peftjax.sites import Site
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 
 from peftjax.errors import UserError, nearest
-from peftjax.methods.base import Call, Leaves, Site
+from peftjax.methods.base import Call, Leaves
 from peftjax.methods.prefix import torch_linear
 from peftjax.methods.prompt import VirtualTokens
+from peftjax.sites import Site
 
 ENCODERS = ("MLP", "LSTM")
 _MAX_LSTM_LAYERS = 4

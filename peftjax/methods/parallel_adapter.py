@@ -14,8 +14,9 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from peftjax.methods.base import Call, Leaves, Site
+from peftjax.methods.base import Call, Leaves
 from peftjax.methods.bottleneck import Bottleneck, stream
+from peftjax.sites import Site
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,9 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from peftjax.errors import UserError
-from peftjax.methods.base import Call, Leaves, Method, Site
-
-_ARRAYS = ("linear", "conv", "embedding", "unembedding", "norm")
+from peftjax.methods.base import Call, Leaves, Method
+from peftjax.sites import ARRAY_KINDS, Site
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +70,7 @@ class PerExample(Stack):
       return {name: new[name] for name in one} if rest else new
 
     new = self._map(step, leaves, call, site, value)
-    if site.kind in _ARRAYS:
+    if site.kind in ARRAY_KINDS:
       return _where(self.ids < 0, value, new, 0)
     if site.kind == "attention":
       return self._masked(x, new)
@@ -102,7 +101,7 @@ class PerExample(Stack):
 
   def _checked(self, value: Any, site: Site) -> Any:
     """Arrays of one row for all examples are given to each."""
-    if site.kind not in _ARRAYS or value.shape[0] == len(self.ids):
+    if site.kind not in ARRAY_KINDS or value.shape[0] == len(self.ids):
       return value
     if value.shape[0] == 1:
       return jnp.broadcast_to(value, (len(self.ids), *value.shape[1:]))

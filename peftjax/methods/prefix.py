@@ -24,8 +24,9 @@ import jax.numpy as jnp
 from peftjax.errors import UserError, nearest
 from peftjax.masks import Patterns
 from peftjax.methods import targets as default_targets
-from peftjax.methods.base import Call, Context, Leaves, Site, Targeted
+from peftjax.methods.base import Call, Context, Leaves, Targeted
 from peftjax.methods.prompt import check_ids, check_room, encoded, shifted_positions
+from peftjax.sites import Site
 
 INITS = ("random", "zero", "text")
 

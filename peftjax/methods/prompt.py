@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from peftjax.errors import UserError, nearest
-from peftjax.methods.base import Call, Context, Leaves, Method, Site
+from peftjax.methods.base import Call, Context, Leaves, Method
+from peftjax.sites import Site
 
 INITS = ("random", "vocab", "text", "class_labels")
 

@@ -21,8 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from peftjax.methods import torch_random
-from peftjax.methods.base import Call, Leaves, Site
+from peftjax.methods.base import Call, Leaves
 from peftjax.methods.linear import LinearMethod
+from peftjax.sites import Site
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from peftjax.errors import UserError, nearest
 from peftjax.masks import Patterns
 from peftjax.methods import targets as default_targets
-from peftjax.methods.base import MAY_BE_ZERO, Call, Context, Leaves, Site, Targeted
+from peftjax.methods.base import MAY_BE_ZERO, Call, Context, Leaves, Targeted
+from peftjax.sites import Site
 
 INITS = ("identity", "published")
 _ENDS = ("prefix", "suffix")

@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from peftjax.errors import UserError, nearest
-from peftjax.methods.base import Call, Context, Leaves, Site
+from peftjax.methods.base import Call, Context, Leaves
 from peftjax.methods.linear import LinearMethod
 from peftjax.methods.oft import nearest_divisor
+from peftjax.sites import Site
 
 # Values of θ, and of α, for every output.
 VARIANTS = {"road_1": 0.5, "road_2": 1.0, "road_4": 2.0}

@@ -17,8 +17,9 @@ import numpy as np
 
 from peftjax.errors import UserError
 from peftjax.methods import torch_random
-from peftjax.methods.base import Context, Leaves, Site
+from peftjax.methods.base import Context, Leaves
 from peftjax.methods.linear import LinearMethod
+from peftjax.sites import Site
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

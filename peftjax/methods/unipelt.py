@@ -20,10 +20,11 @@ import jax.numpy as jnp
 from peftjax import masks
 from peftjax.errors import UserError, nearest
 from peftjax.methods import targets as default_targets
-from peftjax.methods.base import MAY_BE_ZERO, Call, Context, Leaves, Site, Targeted, layer_index
+from peftjax.methods.base import MAY_BE_ZERO, Call, Context, Leaves, Targeted, layer_index
 from peftjax.methods.bottleneck import ACTIVATIONS, near_zero, stream
 from peftjax.methods.prefix import attend_to_prefix, torch_linear
 from peftjax.methods.prompt import check_room, shifted_positions
+from peftjax.sites import Site
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 from peftjax import masks
 from peftjax.errors import UserError
 from peftjax.methods import targets as default_targets
-from peftjax.methods.base import Call, Context, Leaves, Site
+from peftjax.methods.base import Call, Context, Leaves
 from peftjax.methods.linear import LinearMethod, low_rank
+from peftjax.sites import Site
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,8 @@ from peftjax.models.family import (
   fields_of,
   token_inputs,
 )
-from peftjax.models.layers import Dropout, HasSites, Runtime, activation, attention, padding_mask, stack_of
+from peftjax.models.layers import Dropout, Runtime, activation, attention, padding_mask, stack_of
+from peftjax.sites import HasSites
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,8 @@ from peftjax.models.decoder import (
 )
 from peftjax.models.family import Family, fields_of, token_inputs
 from peftjax.models.kv_cache import Tokens, frame_of, remember
-from peftjax.models.layers import Dropout, HasSites, Runtime, activation, attend, stack_of
+from peftjax.models.layers import Dropout, Runtime, activation, attend, stack_of
+from peftjax.sites import HasSites
 
 Frame = Mapping[str, jax.Array]
 

@@ -7,10 +7,10 @@ from typing import Any
 from flax import linen as nn
 
 from peftjax import masks
-from peftjax.methods.base import Site
-from peftjax.methods.inject import discover
+from peftjax.methods.discovery import discover
 from peftjax.models.family import Family
 from peftjax.models.layers import Runtime
+from peftjax.sites import Site
 
 
 def build(

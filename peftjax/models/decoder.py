@@ -11,8 +11,9 @@ from flax import linen as nn
 
 from peftjax.models.family import CAUSAL_LM, ENCODER, TEXT_CLASSIFICATION, Architecture
 from peftjax.models.kv_cache import Tokens, check_positions, counted_positions, place
-from peftjax.models.layers import HasSites, Runtime
+from peftjax.models.layers import Runtime
 from peftjax.models.token_loss import token_losses
+from peftjax.sites import HasSites
 
 Outputs = dict[str, jax.Array]
 

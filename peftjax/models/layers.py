@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -16,6 +16,7 @@ from flax import linen as nn
 
 from peftjax.errors import UserError, nearest
 from peftjax.models.placement import current, product
+from peftjax.sites import HasSites
 
 Dtype = Any
 REMAT_POLICIES = {
@@ -112,12 +113,6 @@ def dropout(key: jax.Array, x: jax.Array, rate: float) -> jax.Array:
   """Zeroes each element with probability `rate` and scales the rest by 1 / (1 - rate)."""
   keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
   return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
-
-
-class HasSites:
-  """Modules declare with `sites` which of their methods adapters may act on: method name -> kind of site."""
-
-  sites: ClassVar[Mapping[str, str]] = {}
 
 
 class RMSNorm(nn.Module, HasSites):

@@ -22,10 +22,11 @@ from peftjax.models.decoder import (
 )
 from peftjax.models.family import Family, token_inputs
 from peftjax.models.kv_cache import Tokens, frame_of, remember
-from peftjax.models.layers import HasSites, Runtime, activation, attend, stack_of
+from peftjax.models.layers import Runtime, activation, attend, stack_of
 from peftjax.models.llama_config import MODEL_TYPES, SLIDING, LlamaConfig, parse
 from peftjax.models.moe import Experts
 from peftjax.models.rope import rotate, rotations
+from peftjax.sites import HasSites
 
 Frame = dict[str, jax.Array]
 """What all layers of a call share: "mask" bool[kinds, B, 1, L, S], "rotations" f32[kinds, 2, B, L, D/2], "slot"."""

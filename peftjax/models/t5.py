@@ -12,9 +12,10 @@ from flax import linen as nn
 from peftjax.errors import UserError
 from peftjax.models.family import ENCODER, SEQ2SEQ_LM, TEXT_CLASSIFICATION, Architecture, Family, fields_of
 from peftjax.models.kv_cache import frame_of, place
-from peftjax.models.layers import CACHE, Dropout, HasSites, Runtime, activation, padding_mask
+from peftjax.models.layers import CACHE, Dropout, Runtime, activation, padding_mask
 from peftjax.models.t5_layers import T5Config, T5Stack
 from peftjax.models.token_loss import token_losses
+from peftjax.sites import HasSites
 
 Outputs = dict[str, jax.Array]
 

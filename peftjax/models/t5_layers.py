@@ -16,7 +16,8 @@ import numpy as np
 from flax import linen as nn
 
 from peftjax.models.kv_cache import remember, remember_encoded
-from peftjax.models.layers import Dropout, HasSites, Runtime, activation, attend, stack_of
+from peftjax.models.layers import Dropout, Runtime, activation, attend, stack_of
+from peftjax.sites import HasSites
 
 Frame = Mapping[str, jax.Array]
 """What a stack's layers share: "mask", "bias" [1, H, L, S], in a decoder "encoded" [B, S', hidden] and "cross_mask"."""

@@ -22,11 +22,11 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from peftjax import masks
-from peftjax.methods.base import Site
 from peftjax.model import Model
 from peftjax.models.placement import Placement, bringing, placed
 from peftjax.parallel.gathering import in_stages
 from peftjax.parallel.mesh import BATCH_AXES
+from peftjax.sites import Site
 
 Axes = tuple[str | None, ...]
 

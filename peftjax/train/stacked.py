@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from peftjax import masks
 from peftjax.errors import UserError
 from peftjax.masks import Tree
-from peftjax.methods.inject import leaf_paths
+from peftjax.methods.attach import leaf_paths
 from peftjax.model import Model
 from peftjax.parallel.mesh import put_tree
 from peftjax.train.compiling import Cost

@@ -14,8 +14,11 @@ from flax import linen as nn
 
 from peftjax import masks, methods
 from peftjax.errors import UserError
+from peftjax.methods.attach import attach
 from peftjax.methods.base import Context
-from peftjax.methods.inject import acting, attach, bind, discover
+from peftjax.methods.bound import bind
+from peftjax.methods.discovery import discover
+from peftjax.methods.inject import acting
 
 CASES = {
   "1-D": ((5,), {"strides": 2, "padding": 2}, {"stride": 2, "padding": 2}),

@@ -11,8 +11,9 @@ from peftjax.errors import UserError
 from peftjax.interop.formats import lora
 from peftjax.interop.formats.base import Config, Format, Tensor, Tensors, column, needed, transposed
 from peftjax.methods.adalora import AdaLoRA
-from peftjax.methods.base import Context, Site
-from peftjax.methods.inject import Bound
+from peftjax.methods.base import Context
+from peftjax.methods.bound import Bound
+from peftjax.sites import Site
 
 _PREFIX = "base_model.model."
 _RANK_AXIS = {"lora_A": 0, "lora_B": 1, "lora_E": 0}

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from peftjax.errors import UserError, nearest
-from peftjax.methods.base import Context, Leaves, Method, Site
-from peftjax.methods.inject import Bound
+from peftjax.methods.base import Context, Leaves, Method
+from peftjax.methods.bound import Bound
+from peftjax.sites import Site
 
 Config = dict[str, Any]
 Tensors = dict[str, np.ndarray]

@@ -14,9 +14,10 @@ import numpy as np
 
 from peftjax.errors import UserError, nearest
 from peftjax.interop.formats.base import TARGETS, Config, Format, Tensor, transposed
-from peftjax.methods.base import Context, Leaves, Site
+from peftjax.methods.base import Context, Leaves
 from peftjax.methods.dora import DoRA
 from peftjax.methods.lora import LoRA
+from peftjax.sites import Site
 
 # PEFT's `init_lora_weights` -> ours. The values come from the file, so all that matters is what they act on.
 _INITS = {

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from peftjax.interop.formats.base import MODULES, TARGETS, Config, Format, Tensor, transposed
-from peftjax.methods.base import Site
 from peftjax.methods.delora import DeLoRA
 from peftjax.methods.gralora import GraLoRA
 from peftjax.methods.hira import HiRA
 from peftjax.methods.loha import LoHa
 from peftjax.methods.lokr import LoKr
+from peftjax.sites import Site
 
 
 def _matrices(*names: str, **others: Tensor) -> Callable[[Any, Site], Mapping[str, Tensor]]:

@@ -11,12 +11,13 @@ import numpy as np
 
 from peftjax.errors import UserError
 from peftjax.interop.formats.base import Config, Format, Layers, Tensor, Tensors
-from peftjax.methods.base import Context, Leaves, Site, layer_index
-from peftjax.methods.inject import Bound
+from peftjax.methods.base import Context, Leaves, layer_index
+from peftjax.methods.bound import Bound
 from peftjax.methods.llama_adapter import LlamaAdapter
 from peftjax.methods.p_tuning import PTuning
 from peftjax.methods.prefix import Prefix, PTuningV2
 from peftjax.methods.prompt import Prompt
+from peftjax.sites import Site
 
 KEY = "prompt_embeddings"
 _INITS = {"random": "RANDOM", "vocab": "SAMPLE_VOCAB"}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from peftjax.interop.formats.base import MODULES, Config, Format, Tensor, column
-from peftjax.methods.base import Context, Site
+from peftjax.methods.base import Context
 from peftjax.methods.boft import BOFT
 from peftjax.methods.c3a import C3A
 from peftjax.methods.hra import HRA
@@ -14,6 +14,7 @@ from peftjax.methods.miss import MiSS
 from peftjax.methods.oft import OFT
 from peftjax.methods.road import RoAd
 from peftjax.methods.shira import SHiRA
+from peftjax.sites import Site
 
 
 def _leaves(**table: Tensor) -> Callable[[Any, Site], Mapping[str, Tensor]]:

@@ -8,10 +8,11 @@ from peftjax import masks
 from peftjax.interop.formats.base import Config, Format, Tensor, column, row
 from peftjax.interop.rules import exact_patterns, is_targeted
 from peftjax.methods import targets
-from peftjax.methods.base import Context, Site
+from peftjax.methods.base import Context
 from peftjax.methods.beft import BEFT
 from peftjax.methods.ia3 import IA3
 from peftjax.methods.selective import LayerNormTuning
+from peftjax.sites import Site
 
 
 def _tensors(method: IA3, site: Site) -> Mapping[str, Tensor]:

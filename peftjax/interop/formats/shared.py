@@ -9,12 +9,12 @@ import numpy as np
 
 from peftjax.errors import UserError
 from peftjax.interop.formats.base import MODULES, TARGETS, Config, Format, Tensor, Tensors, needed, transposed
-from peftjax.methods.base import Site
+from peftjax.methods.bound import Bound
 from peftjax.methods.fourierft import FourierFT
-from peftjax.methods.inject import Bound
 from peftjax.methods.randlora import RandLoRA
 from peftjax.methods.vblora import VBLoRA
 from peftjax.methods.vera import VeRA
+from peftjax.sites import Site
 
 
 def _vera(method: VeRA, site: Site) -> Mapping[str, Tensor]:

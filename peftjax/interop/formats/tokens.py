@@ -8,9 +8,10 @@ import numpy as np
 
 from peftjax.errors import UserError
 from peftjax.interop.formats.base import Config, Format, Tensor, Tensors
-from peftjax.methods.base import Context, Site
-from peftjax.methods.inject import Bound
+from peftjax.methods.base import Context
+from peftjax.methods.bound import Bound
 from peftjax.methods.trainable_tokens import TrainableTokens
+from peftjax.sites import Site
 
 _KEY = "trainable_tokens_delta"
 _TIED = f"base_model.model.lm_head.{_KEY}"

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import jax
 
 from peftjax.errors import UserError
-from peftjax.methods.base import Call, Leaves, Method, Site
+from peftjax.methods.base import Call, Leaves, Method
+from peftjax.sites import Site
 
 
 class Actor(Protocol):

@@ -1,0 +1,88 @@
+"""The sites of a Linen module, found by running it once on shapes under a recording interceptor."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from peftjax import masks
+from peftjax.sites import Site
+
+_LEAF_MODULES: tuple[tuple[Any, str, str], ...] = (
+  (nn.Dense, "linear", "kernel"),
+  (nn.Conv, "conv", "kernel"),
+  (nn.Embed, "embedding", "embedding"),
+  (nn.LayerNorm, "norm", "scale"),
+  (nn.RMSNorm, "norm", "scale"),
+  (nn.GroupNorm, "norm", "scale"),
+)
+
+
+def discover(
+  module: nn.Module, inputs: Mapping[str, Any], stacks: Mapping[str, int]
+) -> tuple[masks.Tree, tuple[Site, ...]]:
+  """(parameter shapes, sites) of a module, from shapes alone.
+
+  Args:
+    module: any Linen model; modules may declare `sites` (method name -> kind) beside the built-in leaf modules.
+    inputs: keyword inputs of its call, arrays or `jax.ShapeDtypeStruct`s.
+    stacks: dotted path of each scanned stack -> number of layers.
+  """
+  found: dict[tuple[tuple[str, ...], str], Site] = {}
+
+  def record(next_fun: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+    y = next_fun(*args, **kwargs)
+    site = _site_of(context, args, kwargs, stacks)
+    if site is not None:
+      found.setdefault((site.path, site.method), site)
+    return y
+
+  with nn.intercept_methods(record):
+    variables = jax.eval_shape(lambda key, batch: module.init(key, **batch), jax.random.key(0), dict(inputs))
+  return variables["params"], tuple(found.values())
+
+
+def _site_of(context: Any, args: Any, kwargs: Any, stacks: Mapping[str, int]) -> Site | None:
+  module, method = context.module, context.method_name
+  kind = getattr(type(module), "sites", {}).get(method)
+  if kind == "model" and module.path:
+    return None  # only the outermost model's inputs are the user's
+  shape: tuple[int, ...] = ()
+  dtype, has_bias = jnp.float32, False
+  if kind is None and method == "__call__":
+    for module_type, leaf_kind, leaf in _LEAF_MODULES:
+      if isinstance(module, module_type) and module.has_variable("params", leaf):
+        value = module.get_variable("params", leaf)
+        kind, shape, dtype = leaf_kind, tuple(value.shape), value.dtype
+        has_bias = module.has_variable("params", "bias")
+        break
+  if kind is None and method == "attend" and isinstance(module, nn.Embed):
+    kind, shape, dtype = "unembedding", tuple(module.embedding.shape), module.embedding.dtype
+  if kind is None:
+    return None
+  if not shape:
+    shape = _activation_shape(kind, arguments_of(module, method, args, kwargs))
+  dotted = ".".join(module.path)
+  below = dotted + "."  # a stack's own module is one of its layers
+  names = tuple(name[:-1] for name in masks.layer_names(below, stacks))
+  stack = masks.stack_shape(below, stacks)
+  base_path = module.embedding_path if kind == "model" else module.path
+  return Site(module.path, method, kind, names, stack, shape, dtype, has_bias, base_path)
+
+
+def _activation_shape(kind: str, arguments: dict[str, Any]) -> tuple[int, ...]:
+  if kind == "attention":
+    q, k = arguments["q"], arguments["k"]
+    return (q.shape[-2], k.shape[-2], q.shape[-1])
+  return (next(iter(arguments.values())).shape[-1],)
+
+
+def arguments_of(module: nn.Module, method: str, args: Any, kwargs: Any) -> dict[str, Any]:
+  """The call's arguments by name."""
+  parameters = list(inspect.signature(getattr(type(module), method)).parameters)[1:]
+  return {**dict(zip(parameters, args)), **kwargs}

@@ -1,0 +1,104 @@
+"""Places in a model where methods act, and what runs through a model, as models declare it and methods see it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+ARRAY_KINDS = ("linear", "conv", "embedding", "unembedding", "norm")
+"""Kinds of site whose input and output are one array each."""
+
+
+class HasSites:
+  """Modules declare with `sites` which of their methods adapters may act on: method name -> kind of site.
+
+  The module whose method is a "model" site declares `streams` too, and `embedding_path`, where the table that a prompt
+  may start from stands below it. It may have `position_limit`, how many vectors a sequence may have, and
+  `default_positions(inputs)`, int[B, L], what it counts where no positions are given.
+  """
+
+  sites: ClassVar[Mapping[str, str]] = {}
+  streams: ClassVar[tuple[Stream, ...]] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+  """A sequence of vectors that runs through a model: tokens, patches, frames. The model site's names for it.
+
+  An encoder-decoder has two. Attributes:
+    embeds: the argument that holds it, [B, L, hidden]; a prompt is put into the first stream.
+    ids: the model's own input int[B, L] by which `embeds` is looked up; "" where it comes another way.
+    mask: the argument [B, L] that is 1 where there is something and 0 at padding; "" if all of it is there.
+    positions: the argument int[B, L] that says where each vector stands; "" if the model has no use for it.
+    packed: the argument int[B, L] by which several sequences share a row; "" if they cannot.
+    along: other arguments [B, L] with an entry for each vector -> a virtual one's.
+    outputs: outputs with an entry for each vector -> the axis of length; that of the batch is the one before.
+    within: the part of the path that tells this stream's layers from another's.
+    start: how many vectors stay in front of a prompt, such as a class token.
+  """
+
+  embeds: str = "embeds"
+  ids: str = ""
+  mask: str = ""
+  positions: str = ""
+  packed: str = ""
+  along: Mapping[str, int] = dataclasses.field(default_factory=dict, hash=False)
+  outputs: Mapping[str, int] = dataclasses.field(default_factory=dict, hash=False)
+  within: str = ""
+  start: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+  """A place in a model where a method may act.
+
+  Attributes:
+    path: the module's path in the parameter tree; no layer index where layers are stacked.
+    method: the module's method that is acted on; "__call__" for leaf modules.
+    kind: linear, embedding, unembedding (an output layer tied to an embedding), norm, conv, attention, sublayer, block,
+      model.
+    names: Hugging Face's dotted module name, one for each layer of the stack (one alone if not stacked).
+    stack: leading axes of the stored leaves: (), (layers,) or, for experts, (layers, experts); `names` runs over them
+      in row-major order.
+    shape: of one layer: linear (in, out); conv (*window, in, out); embedding and unembedding (vocabulary, features);
+      norm (features,); attention (query heads, key heads, head size); sublayer, block and model (hidden,).
+    dtype: of the base's leaves.
+    has_bias: whether the base module has a bias.
+    base_path: the module whose leaves `create` sees as the base's: its own, and the word embeddings' for a model.
+    streams: of a model site: what runs through it; of another: which of these runs through it, if that is known.
+  """
+
+  path: tuple[str, ...]
+  method: str
+  kind: str
+  names: tuple[str, ...]
+  stack: tuple[int, ...]
+  shape: tuple[int, ...]
+  dtype: Any = jnp.float32
+  has_bias: bool = False
+  base_path: tuple[str, ...] = ()
+  streams: tuple[Stream, ...] = ()
+
+  @property
+  def leaf_path(self) -> tuple[str, ...]:
+    """Where the site's own leaves are in the tree: in the module, or under the method's name in it."""
+    return self.path if self.method == "__call__" else (*self.path, self.method)
+
+  def one(self, index: int) -> Site:
+    """The site of one layer of the stack."""
+    return dataclasses.replace(self, names=(self.names[index],), stack=())
+
+  def mapped(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of one layer's arrays as a function of arrays with the stack's axes."""
+    for _ in self.stack:
+      function = jax.vmap(function)
+    return function
+
+  @property
+  def name(self) -> str:
+    """The first layer's name, with the method where that is not the module's call."""
+    return self.names[0] if self.method == "__call__" else f"{self.names[0]}.{self.method}"
