@@ -1,6 +1,7 @@
 """The verbs. Each takes --config=FILE[:arg] and --config.a.b=value, and --json for one JSON object on stdout.
 
-Exit codes: 0 success, 1 a run failed, 2 a user's mistake, said in one line on stderr.
+Exit codes: 0 success, 1 a run failed, 2 a user's mistake or a fault of the machine, said in one line on stderr, 130
+ended by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from rich.console import Console
 from peftjax.errors import UserError, nearest
 
 Result = dict[str, Any]
+INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 SAMPLING_FLAGS = (
   "max_new_tokens",
   "temperature",
@@ -61,6 +63,16 @@ def main(argv: Sequence[str] | None = None) -> int:
   except BrokenPipeError:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left; nothing more to say
     return 0
+  except OSError as error:
+    where = f": {error.filename}" if error.filename else ""
+    print(f"peftjax: {error.strerror or error}{where}", file=sys.stderr)
+    return 2
+  except MemoryError as error:
+    print(f"peftjax: {' '.join(str(error).split()) or 'out of memory'}", file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print("peftjax: interrupted", file=sys.stderr)
+    return INTERRUPTED
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -18,14 +18,24 @@ def nearest(wrong: str, known: Iterable[str], count: int = 3) -> str:
 
   >>> nearest("qury", ["query", "key", "value"])
   "did you mean 'query'?"
+  >>> nearest("LoRA", ["lora", "dora"])
+  "did you mean 'lora' or 'dora'?"
   >>> nearest("zzz", ["query", "key"])
   'known: key, query'
   """
   known = sorted(set(known))
-  close = difflib.get_close_matches(wrong, known, n=count, cutoff=0.6)
+  spelled: dict[str, list[str]] = {}  # case and dashes are no difference
+  for name in known:
+    spelled.setdefault(_plain(name), []).append(name)
+  found = difflib.get_close_matches(_plain(wrong[:200]), spelled, n=count, cutoff=0.6)
+  close = [name for one in found for name in spelled[one]][:count]
   if close:
     return "did you mean " + " or ".join(repr(name) for name in close) + "?"
   if not known:
     return ""
   shown = ", ".join(known[:12])
   return f"known: {shown}" + (", ..." if len(known) > 12 else "")
+
+
+def _plain(name: str) -> str:
+  return name.lower().replace("-", "_")

@@ -42,7 +42,7 @@ def _packaged_model():
     (["inspect", "--config.method.name=last_k", "--config.method.k=7"], "expected 1 to 6"),
     (["inspect", "--config.method.name=hybrid"], "hybrid.methods is empty"),
     (["inspect", "--config.model.path=no/such/folder"], "no folder 'no/such/folder'"),
-    (["inspect", "--config.model.attention=fast"], "unknown backend 'fast'"),
+    (["inspect", "--config.model.attention=fast"], "expected one of 'auto'"),
     (["inspect", "--config.model.remat=minimum"], "did you mean 'minimal'"),
     (["inspect", "--config.model.dtype=float23"], "did you mean 'float32'"),
     (["inspect", "--config.task.name=text_clasification"], "did you mean 'text_classification'"),

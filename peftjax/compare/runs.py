@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from peftjax import config as config_lib
 from peftjax import outputs
 from peftjax.compare.search import each
 from peftjax.compare.timing import Step
@@ -35,6 +36,7 @@ def check(config: ConfigDict) -> None:
   Raises:
     UserError: the method, its targets or the model do not fit.
   """
+  config_lib.check(config)
   if is_frozen(config):
     config = buildable(config)
   task, num_labels = shape_task(config)

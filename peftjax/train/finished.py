@@ -39,9 +39,9 @@ def load_model(workdir: str | Path) -> tuple[ConfigDict, int, Model]:
   """
   folder = Path(workdir)
   config, resolved = folder_lib.read_config(folder)
-  labels = tuple(resolved["label_names"])
+  labels = resolved.label_names
   mesh = make_mesh(_on_these_devices(config).mesh)
-  model = assemble.make_model(config, resolved["task"], label_names=labels, num_labels=max(len(labels), 1), mesh=mesh)
+  model = assemble.make_model(config, resolved.task, label_names=labels, num_labels=max(len(labels), 1), mesh=mesh)
   trainable, frozen = masks.partition(model.params, model.labels())
   layout = layout_of(model, mesh)
   step, trainable = _restore(folder, trainable, Base(str(config.model.path), base_hash(model)), layout)

@@ -13,12 +13,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from peftjax import config as config_lib
 from peftjax.errors import UserError
 from peftjax.files import read_json, write_text
 from peftjax.masks import flatten
 from peftjax.methods import METHODS
 
-SUMMARY = "summary.json"
+CONFIG, SUMMARY = "config.json", "summary.json"
 
 # Fields that may change when a run goes on: they do not decide what is computed.
 MAY_CHANGE = (
@@ -37,28 +38,58 @@ MAY_CHANGE = (
 def write_config(folder: Path, config: ConfigDict, resolved: Mapping[str, Any]) -> None:
   """Writes ``config.json``: every section of the config, and "resolved", what its open fields became."""
   text = json.dumps({**config.to_dict(), "resolved": resolved}, indent=2, default=list)
-  write_text(folder / "config.json", text + "\n")
+  write_text(folder / CONFIG, text + "\n")
 
 
-def read_config(folder: Path) -> tuple[ConfigDict, dict[str, Any]]:
-  """(config, resolved) of the run in a folder.
+@dataclasses.dataclass(frozen=True)
+class Resolved:
+  """What the open fields of a run's config became: the section "resolved" of its ``config.json``."""
+
+  task: str
+  label_names: tuple[str, ...]
+
+
+def read_config(folder: Path) -> tuple[ConfigDict, Resolved]:
+  """(config, resolved) of the run in a folder; fields that it lacks, as those of earlier versions do, are the defaults.
 
   Raises:
-    UserError: there is no run in it.
+    UserError: there is no run in it, or its ``config.json`` holds what no config may.
   """
-  if not (folder / "config.json").is_file():
-    raise UserError(f"{folder} holds no run: no config.json in it")
-  saved = read_json(folder / "config.json")
-  resolved = saved.pop("resolved", {})
-  return ConfigDict(_with_tuples(saved)), resolved
+  path = folder / CONFIG
+  if not path.is_file():
+    raise UserError(f"{folder} holds no run: no {CONFIG} in it")
+  saved = _saved(path)
+  found = saved.pop("resolved", None)
+  if not isinstance(found, Mapping):
+    raise UserError(f'{path} is no run\'s: it has no section "resolved"')
+  task, labels = found.get("task"), found.get("label_names")
+  if not isinstance(task, str) or not isinstance(labels, tuple) or not all(isinstance(one, str) for one in labels):
+    raise UserError(f"{path}: resolved.task and resolved.label_names: expected a text and a list of texts")
+  return _config(path, saved), Resolved(task, labels)
+
+
+def _saved(path: Path) -> dict[str, Any]:
+  saved: dict[str, Any] = _with_tuples(read_json(path))
+  return saved
+
+
+def _config(path: Path, saved: Mapping[str, Any]) -> ConfigDict:
+  try:
+    config = config_lib.fill(config_lib.of_json(saved))
+    config_lib.check(config)
+  except UserError as error:
+    raise UserError(f"{path}: {error}") from None
+  return config
 
 
 def differing_fields(folder: Path, config: ConfigDict) -> list[str]:
   """ "field: saved -> given" for every field in which the run in the folder is another one than this config's."""
-  if not (folder / "config.json").is_file():
+  path = folder / CONFIG
+  if not path.is_file():
     return []
-  saved = flatten(read_config(folder)[0].to_dict())
-  given = flatten(_with_tuples(json.loads(json.dumps(config.to_dict(), default=list))))
+  saved, given = (
+    flatten(_config(path, one).to_dict()) for one in (_without_resolved(_saved(path)), _as_json(config.to_dict()))
+  )
   names = sorted(name for name in saved.keys() | given.keys() if saved.get(name) != given.get(name))
   return [
     f"{name}: {_shown(name, saved)} -> {_shown(name, given)}" for name in names if not name.startswith(MAY_CHANGE)
@@ -69,7 +100,7 @@ def _shown(name: str, fields: Mapping[str, Any]) -> str:
   """A field's value; of one that is left out, what the method takes for it."""
   if name in fields:
     return repr(fields[name])
-  method = METHODS.get(fields.get("method.name"))
+  method = METHODS.get(str(fields.get("method.name")))
   known = {f"method.{one.name}": one.default for one in dataclasses.fields(method)} if method else {}
   has_default = known.get(name, dataclasses.MISSING) is not dataclasses.MISSING
   return f"{known[name]!r} (the default)" if has_default else "not set"
@@ -80,7 +111,7 @@ def check_same_run(folder: Path, config: ConfigDict) -> None:
 
   Raises it too if the folder's config.json is no run's.
   """
-  saved = folder / "config.json"
+  saved = folder / CONFIG
   if saved.is_file() and "train" not in read_json(saved):
     raise UserError(f"{saved} is no run's, and would be replaced; choose another folder")
   if not has_checkpoints(folder) and not (folder / SUMMARY).is_file():
@@ -103,7 +134,7 @@ def config_hash(config: Mapping[str, Any]) -> str:
   Args:
     config: as a dict, of this process or read from ``config.json``.
   """
-  fields = flatten(json.loads(json.dumps(config, default=list)))
+  fields = flatten(_without_resolved(_as_json(config)))
   decisive = {name: value for name, value in fields.items() if not name.startswith(MAY_CHANGE)}
   return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
@@ -120,8 +151,8 @@ def finished_summary(folder: Path) -> dict[str, Any] | None:
   summary = read_json(path)
   again = f"remove {path} to train again, or choose another folder"
   made_with = summary.get("config", "")  # earlier versions wrote none
-  if made_with and made_with != config_hash(read_config(folder)[0].to_dict()):
-    raise UserError(f"{path} belongs to another config than {folder / 'config.json'}; {again}")
+  if made_with and made_with != config_hash(_saved(folder / CONFIG)):
+    raise UserError(f"{path} belongs to another config than {folder / CONFIG}; {again}")
   if not (folder / "checkpoints" / str(summary.get("step"))).is_dir():
     raise UserError(f"{folder} holds a finished run whose checkpoint of step {summary.get('step')} is gone; {again}")
   return summary
@@ -149,6 +180,16 @@ def only_run(folder: Path, first: bool = True) -> Iterator[None]:
     except BlockingIOError:
       raise UserError(f"another process is training in {folder}") from None
     yield
+
+
+def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
+  """A config as its ``config.json`` gives it back."""
+  made: dict[str, Any] = _with_tuples(json.loads(json.dumps(config, default=list)))
+  return made
+
+
+def _without_resolved(saved: Mapping[str, Any]) -> dict[str, Any]:
+  return {name: value for name, value in saved.items() if name != "resolved"}
 
 
 def _with_tuples(value: Any) -> Any:

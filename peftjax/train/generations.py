@@ -91,7 +91,8 @@ def generated(run: Run, trainable: Tree, frozen: Tree, split: str) -> tuple[dict
 
 def sampling_of(run: Run, tokenizer: Tokenizer) -> Sampling:
   """How the run generates: greedily or by beams, up to the tokens that end a sequence."""
-  ends = set(end_ids(run.model.folder, run.model.hf_config)) | {tokenizer.eos_id} - {None}
+  own = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
+  ends = {*end_ids(run.model.folder, run.model.hf_config), *own}
   return Sampling(
     max_new_tokens=run.config.task.max_new_tokens,
     num_beams=run.config.task.num_beams,
@@ -107,6 +108,7 @@ def prompts_of(run: Run, split: str) -> tuple[np.ndarray, list[tuple[list[int], 
     UserError: an example without a prompt.
   """
   loader = run.loaders.evals[split]
+  collate: Any = loader.collate
   source, wanted = loader.source, run.config.task.generate_examples
   chosen = np.sort(subset(len(source), min(wanted, len(source))))
   found = []
@@ -116,7 +118,7 @@ def prompts_of(run: Run, split: str) -> tuple[np.ndarray, list[tuple[list[int], 
       raise UserError(f"{where}: a text without a prompt; what is written needs a source and a target")
     if "messages" in example and not any(message["role"] == "assistant" for message in example["messages"]):
       raise UserError(f"{where}: a conversation without an answer to compare with")
-    prompt = prompt_of(loader.collate, example)
+    prompt = prompt_of(collate, example)
     if not prompt[0]:
       raise UserError(f"{where}: an empty prompt")
     found.append(prompt)

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from peftjax import config as config_lib
 from peftjax.data.packages import cache_folder
 from peftjax.parallel.hosts import ending_together
 from peftjax.parallel.mesh import put_batch
@@ -55,6 +56,7 @@ def train(config: ConfigDict, workdir: str | Path, resolve: Resolve = run_lib.re
     UserError: a mistake in config, data or model; a folder with another run; `watch.Diverged`.
     Preempted: after SIGTERM or SIGINT, with exit code 143; all is saved.
   """
+  config_lib.check(config)
   folder = Path(workdir)
   writes = jax.process_index() == 0
   with folder_lib.only_run(folder, writes):

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from peftjax import config as config_lib
 from peftjax.data.inputs.tokenizing import IGNORED
 from peftjax.data.packages import cache_folder
 from peftjax.errors import UserError
@@ -69,6 +70,8 @@ def train_together(
     UserError: as `loop.train`; `stacked.DoNotFit` if the runs do not fit in one program.
     Preempted: after SIGTERM or SIGINT; all is saved.
   """
+  for config in configs:
+    config_lib.check(config)
   places = [Path(folder) for folder in folders]
   if len(places) != len(configs) or len({place.resolve() for place in places}) != len(places):
     raise UserError(f"{len(configs)} runs need as many different folders, got {len(places)}")

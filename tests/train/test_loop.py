@@ -211,7 +211,8 @@ def test_a_loss_that_is_not_finite_is_left_out(config, tmp_path):
   ("fields", "message"),
   [
     ({"accumulate": 3}, r"train\.accumulate=3 does not divide train\.batch_size=8"),
-    ({"nonfinite": "ignore"}, "expected 'stop' or 'skip'"),
+    ({"nonfinite": "ignore"}, "expected one of 'stop', 'skip'"),
+    ({"keep": 0}, r"train\.keep=0: expected a whole number from 1"),
     ({"final_splits": ("tset",)}, "did you mean 'test'"),
     ({"steps": 0, "epochs": 0.0}, "expected a positive number"),
   ],

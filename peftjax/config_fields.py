@@ -1,0 +1,350 @@
+"""Every field of the config: its default, what it means, and which values it takes.
+
+This table is what `peftjax.config.default` is made of and what `peftjax.config.check` holds a config against. The type
+of a field is that of its default. The sections in `OPEN` take fields beside those listed: `method`, for one, what the
+chosen method knows, and `task` what the task does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+OPEN = ("method", "task", "optim.groups", "compare.methods", "sweep")
+
+LONGEST = 2**24  # tokens in a row, examples in a batch: more is a slip of the keyboard
+COUNT = 2**31 - 1  # updates and examples are counted in int32
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+  """One field.
+
+  Attributes:
+    default: its value where nobody sets it; its type is the field's.
+    meaning: what it decides, with its unit.
+    least, most: smallest and greatest number.
+    above, below: bounds that are not reached.
+    also: numbers outside the bounds that have a meaning of their own.
+    choices: the texts there are; () where anything may be one.
+    filled: a text, or each text of a tuple, that may not be empty.
+    item: of a tuple: what its items are like.
+    or_several: a text in whose place a tuple of them may stand.
+  """
+
+  default: Any
+  meaning: str
+  _: dataclasses.KW_ONLY
+  least: float = -math.inf
+  most: float = math.inf
+  above: float = -math.inf
+  below: float = math.inf
+  also: tuple[float, ...] = ()
+  choices: tuple[str, ...] = ()
+  filled: bool = False
+  item: Field | None = None
+  or_several: bool = False
+
+  @property
+  def expected(self) -> str:
+    """Which values it takes, as an error says it.
+
+    >>> Field(0.0, "", least=0, below=1).expected
+    'a number from 0 to below 1'
+    >>> Field(-1, "", least=1, also=(-1,)).expected
+    'a whole number of at least 1, or -1'
+    """
+    if self.item is not None:
+      return f"a tuple, each item {self.item.expected}"
+    kind = type(self.default)
+    if kind is bool:
+      return "True or False"
+    if kind is str:
+      several = ", or a tuple of them" if self.or_several else ""
+      if self.choices:
+        return "one of " + ", ".join(repr(one) for one in self.choices)
+      return ("a text that is not empty" if self.filled else "a text") + several
+    what = "a whole number" if kind is int else "a number"
+    if kind is float and min(self.most, self.below) == math.inf:
+      what = "a finite number"
+    low, high = max(self.least, self.above), min(self.most, self.below)
+    start = f"above {_short(low)}" if self.above >= self.least else f"at least {_short(low)}"
+    end = f"below {_short(high)}" if self.below <= self.most else f"at most {_short(high)}"
+    if math.isfinite(low) and math.isfinite(high):
+      if self.above < self.least:
+        what += f" from {_short(low)} to {end.removeprefix('at most ')}"
+      else:
+        what += f" {start} and {end}"
+    elif math.isfinite(low):
+      what += f" {start}" if start.startswith("above") else f" of {start}"
+    elif math.isfinite(high):
+      what += f" {end}" if end.startswith("below") else f" of {end}"
+    return what + "".join(f", or {_short(one)}" for one in self.also)
+
+  def takes(self, value: Any) -> bool:
+    """Whether a value is of the field's type and within its bounds."""
+    if self.item is not None:
+      return isinstance(value, tuple | list) and all(self.item.takes(one) for one in value)
+    kind = type(self.default)
+    if kind is bool:
+      return isinstance(value, bool)
+    if kind is str:
+      if self.or_several and isinstance(value, tuple | list):
+        return all(isinstance(one, str) for one in value)
+      return isinstance(value, str) and (not self.filled or bool(value)) and value in (self.choices or (value,))
+    if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
+      return False
+    if kind is float and not is_finite(value):
+      return False
+    within = self.least <= value <= self.most and self.above < value < self.below
+    return within or value in self.also
+
+
+def is_finite(number: int | float) -> bool:
+  """Whether a number is finite as a float."""
+  try:
+    return math.isfinite(float(number))
+  except OverflowError:
+    return False
+
+
+def _short(number: float) -> str:
+  return f"{number:g}" if abs(number) < 1e6 else f"{number:,.0f}"
+
+
+_NAME = Field("", "", filled=True)
+_SEED = Field(0, "", least=0, most=2**32 - 1)
+_POSITIVE = Field(1, "", least=1, most=COUNT)
+_DTYPES = ("float32", "bfloat16", "float16")
+
+FIELDS: dict[str, Field] = {
+  # Keys of JAX take 32 bits: greater seeds would repeat the draws of smaller ones.
+  "seed": Field(0, "initialisation, dropout and data order all derive from it", least=0, most=2**32 - 1),
+  # The model
+  "model.path": Field("packaged:minilm", "a Hugging Face folder, or packaged:NAME", filled=True),
+  "model.init": Field(
+    "pretrained", "random: draw the weights that config.json describes", choices=("pretrained", "random")
+  ),
+  "model.adapter": Field("", "an HF PEFT adapter folder to start from"),
+  "model.dtype": Field("float32", "how base leaves are stored", choices=_DTYPES),
+  "model.quantize": Field("", "kernels of the frozen base; empty: as dtype says", choices=("", "int8", "int4", "nf4")),
+  "model.quantize_block": Field(64, "inputs that share a scale", least=1, most=2**16),
+  "model.quantize_exclude": Field(
+    (), "patterns of modules that stay as they are; head and output layer always do", item=_NAME
+  ),
+  "model.compute_dtype": Field("", "of matrix products; empty: as stored", choices=("", *_DTYPES)),
+  "model.attention": Field("auto", "backend of attention", choices=("auto", "xla", "heads")),
+  "model.remat": Field(
+    "minimal",
+    "what the backward pass recomputes: none, minimal (all but matrix products), full",
+    choices=("none", "minimal", "full"),
+  ),
+  "model.scan_layers": Field(True, "one compiled layer; a method that differs by layer unrolls"),
+  "model.dropout": Field(
+    -1.0, "the base model's dropout rate; -1: what config.json says", least=0, below=1, also=(-1.0,)
+  ),
+  # The method: its name, and the fields that it knows
+  "method.name": Field("lora", "the method, or module:Name of an own one", filled=True),
+  # The task: its name, what all tasks have, and the fields that it knows
+  "task.name": Field("auto", "auto: what the data or the checkpoint's architecture says", filled=True),
+  "task.num_labels": Field(0, "classes; 0: counted from the data or config.json", least=0, most=2**20),
+  "task.label_smoothing": Field(0.0, "share of a label that goes to all classes alike", least=0, below=1),
+  "task.generate": Field(False, "language models: also score what the model writes, after the last step"),
+  "task.generate_examples": Field(64, "the first n of a split; 0: all", least=0, most=COUNT),
+  "task.max_new_tokens": Field(64, "written for an example at most", least=1, most=LONGEST),
+  "task.num_beams": Field(1, "of beam search; 1: the likeliest token", least=1, most=1024),
+  "task.text_metrics": Field(("exact_match", "chrf"), "fields of peftjax.tasks.text_metrics.METRICS", item=_NAME),
+  # The data
+  "data.name": Field("packaged:movie_reviews", "packaged:NAME, jsonl:FILE, csv:FILE, tfds:NAME", filled=True),
+  "data.train_examples": Field(0, "the first n of the shuffled training split; 0: all", least=0, most=COUNT),
+  "data.eval_examples": Field(
+    0, "the first n of every other split, in an order that no seed changes; 0: all", least=0, most=COUNT
+  ),
+  "data.shifted": Field((), "sets with the same labels that are evaluated once, after the last step", item=_NAME),
+  "data.retained": Field("", "of language models: held-out text whose loss is evaluated along the run"),
+  "data.flip_labels": Field(0.0, "share of the training examples that get a wrong label", least=0, most=1),
+  "data.max_length": Field(128, "tokens; longer texts are cut", least=1, most=LONGEST),
+  "data.buckets": Field(
+    (16, 24, 32, 48, 64, 96, 128),
+    "padded lengths in tokens, one compilation each; (): max_length only",
+    item=Field(1, "", least=1, most=LONGEST),
+  ),
+  "data.text_column": Field("", "empty: the source's own"),
+  "data.label_column": Field("", "empty: the source's own"),
+  "data.source_column": Field("", "of text to text: prompt, question, sentence to translate"),
+  "data.target_column": Field("", "its response, answer, translation"),
+  "data.max_target_length": Field(0, "tokens of an encoder-decoder's target; 0: max_length", least=0, most=LONGEST),
+  "data.format": Field(
+    "auto",
+    "prompts of a decoder: chat (the model's template), plain, or auto: chat where it can",
+    choices=("auto", "chat", "plain"),
+  ),
+  "data.prefix": Field("", 'before every source, such as "translate English to German: "'),
+  "data.separator": Field("\n", "between a source and its target in plain format"),
+  "data.packing": Field(False, "causal_lm: rows of max_length filled with several sequences"),
+  "data.workers": Field(0, "processes that read ahead; 0: threads only", least=0, most=1024),
+  # The optimizer
+  "optim.name": Field("adamw", "the optimizer", choices=("adamw", "sgd", "adafactor", "lion", "galore")),
+  "optim.learning_rate": Field(0.0, "peak; 0: the method's default", least=0),
+  "optim.schedule": Field("linear", "how the rate goes on after its peak", choices=("constant", "linear", "cosine")),
+  "optim.warmup": Field(0.06, "share of all steps in which the rate rises", least=0, below=1),
+  "optim.weight_decay": Field(0.01, "on matrices only", least=0),
+  "optim.clip_norm": Field(1.0, "of the global gradient; 0: off", least=0),
+  "optim.b1": Field(0.9, "decay of the first moment", least=0, below=1),
+  "optim.b2": Field(0.999, "decay of the second moment", least=0, below=1),
+  "optim.eps": Field(1e-8, "added to the root of the second moment", above=0, most=1),
+  "optim.momentum": Field(0.0, "of sgd", least=0, below=1),
+  "optim.galore_rank": Field(128, "of galore's projected gradients", least=1, most=2**16),
+  "optim.galore_every": Field(200, "updates between two projections", least=1, most=COUNT),
+  "optim.galore_scale": Field(0.25, "of galore's updates", above=0),
+  # Training
+  "train.batch_size": Field(32, "examples in one update, over all devices", least=1, most=LONGEST),
+  "train.eval_batch_size": Field(64, "examples evaluated at once, over all devices", least=1, most=LONGEST),
+  "train.accumulate": Field(1, "micro-batches in one update; divides batch_size", least=1, most=LONGEST),
+  "train.epochs": Field(2.0, "passes over the training data", least=0, most=1e9),
+  "train.steps": Field(0, "updates; 0: from epochs", least=0, most=COUNT),
+  "train.eval_every": Field(0, "updates; 0: only at the end", least=0, most=COUNT),
+  "train.eval_first": Field(False, "before the first update, too"),
+  "train.save_every": Field(100, "updates; 0: only at the end", least=0, most=COUNT),
+  "train.keep": Field(2, "checkpoints kept; the last is the run's result", least=1, most=COUNT),
+  "train.log_every": Field(10, "updates; 0: only at the end", least=0, most=COUNT),
+  "train.nonfinite": Field(
+    "stop", "on a loss or gradient that is not finite: stop, or skip the update", choices=("stop", "skip")
+  ),
+  "train.spike": Field(
+    0.0, "a loss this many times the running mean counts as not finite too; 0: none does", above=1, also=(0.0,)
+  ),
+  "train.final_splits": Field(
+    ("validation",), 'evaluated after the last step; "train" are the examples trained on', item=_NAME
+  ),
+  "train.predictions": Field(True, "every example's result in predictions-SPLIT.npz after the last step"),
+  "train.tensorboard": Field(True, "event files beside metrics.jsonl"),
+  # Devices along each axis of the mesh
+  "mesh.data": Field(-1, "devices along the axis; -1: what is left", least=1, most=2**20, also=(-1,)),
+  "mesh.fsdp": Field(1, "devices along the axis; -1: what is left", least=1, most=2**20, also=(-1,)),
+  "mesh.tensor": Field(1, "devices along the axis; -1: what is left", least=1, most=2**20, also=(-1,)),
+  "mesh.sequence": Field(1, "devices along the axis; -1: what is left", least=1, most=2**20, also=(-1,)),
+  # Several processes; empty: what the environment says (peftjax.parallel.hosts)
+  "hosts.coordinator": Field("", "ADDRESS:PORT of process 0"),
+  "hosts.processes": Field(1, "their number", least=1, most=2**20),
+  "hosts.process": Field(-1, "this one's number; -1: PEFTJAX_PROCESS", least=0, most=2**20, also=(-1,)),
+  # What `guide` is told; 0 and "" say nothing
+  "guide.topology": Field("", "a slice such as v5e:4x4; this machine without"),
+  "guide.devices": Field(0, "their number", least=0, most=2**20),
+  "guide.device_gib": Field(0.0, "memory of one", least=0),
+  "guide.examples": Field(0, "for training", least=0, most=2**53),
+  "guide.tokens": Field(0, "of an example; data.max_length without", least=0, most=LONGEST),
+  "guide.tasks": Field(1, "that the base is to serve", least=0, most=COUNT),
+  "guide.domain": Field("", "near or far from the pretraining data", choices=("", "near", "far")),
+  "guide.latency": Field("", "same: inference may cost no more than the base's", choices=("", "same")),
+  "guide.mixed_batches": Field(False, "requests of several tasks in one batch"),
+  "guide.adapter_bytes": Field(0.0, "at most, on disk, for a task", least=0),
+  "guide.retention": Field(0.0, "tolerated rise of the loss on pretraining text, nats a token", least=0),
+  "guide.budget_flops": Field(0.0, "for the training of one task", least=0),
+  "guide.results": Field("", "results.jsonl of an own study, or a tuple of them", or_several=True),
+  "guide.compile": Field(
+    1, "of the best candidates, how many are compiled to see whether they fit", least=0, most=1000
+  ),
+  # The study
+  "compare.seeds": Field((0, 1), "a run of every row for each", item=_SEED),
+  "compare.sizes": Field(
+    (), "numbers of training examples, each a study of its own; (): data.train_examples alone", item=_POSITIVE
+  ),
+  "compare.reference": Field("full", "the row that others are compared with"),
+  "compare.baseline": Field("head", "the row that every method should beat"),
+  "compare.split": Field(
+    "test", "what conclusions rest on; each trial opens it once, after its last step", filled=True
+  ),
+  "compare.margin": Field(
+    0.01, 'smaller differences of the main metric do not matter: "matches" is inside it', least=0
+  ),
+  "compare.budget_flops": Field(
+    0.0, "for each run's training: decides the updates of each row; 0: train.steps do", least=0
+  ),
+  "compare.together": Field(1, "seeds of a row that one program trains at once", least=0, most=2**16),
+  "compare.dimensions": Field(("overfitting", "flips"), "what is measured of each trial beside its score", item=_NAME),
+  "compare.patience": Field(
+    60.0, "seconds without a sign of another process after which its trial is taken over", above=0
+  ),
+  "compare.sequence": Field(
+    (), 'names of data sets that the dimension "sequence" trains on one after the other', item=_NAME
+  ),
+  "compare.sequence_keep": Field(False, "each keeps its own adapter on the base, instead of one that goes on"),
+  # Before the final runs, the same number of settings for every row
+  "compare.search.seeds": Field(
+    (), "of the search, none of the final runs'; (): no search, rows keep their own rates", item=_SEED
+  ),
+  "compare.search.sizes": Field(
+    "largest", "of compare.sizes that settings are searched at", choices=("largest", "each")
+  ),
+  "compare.search.trials": Field(6, "settings of each row", least=1, most=10_000),
+  "compare.search.factor": Field(10**0.5, "between neighbouring learning rates", above=1),
+  "compare.search.split": Field("validation", "what the search is decided on", filled=True),
+  "compare.timing_rounds": Field(
+    20, "steps of each row, taken in turns, that step times come from; 0: each run's own", least=0, most=1_000_000
+  ),
+}
+
+# Sections that hold no field until somebody names one.
+EMPTY = {
+  "optim.groups": 'group -> {"learning_rate": ..., "weight_decay": ...}; fields in optim.GROUP_FIELDS',
+  "sweep": "field -> tuple of values: `train` runs their grid as one program",
+  "compare.methods": 'row name -> overrides of the sections, such as {"method": {...}, "optim": {...}}',
+}
+
+# What other trainers call a value.
+SPELLINGS = {
+  "fp32": "float32",
+  "float": "float32",
+  "fp16": "float16",
+  "half": "float16",
+  "bf16": "bfloat16",
+  "8bit": "int8",
+  "4bit": "nf4",
+  "adamw_torch": "adamw",
+  "eager": "xla",
+}
+
+# What a field may be looked for under: its bare name, or what other trainers call it, above all those of Hugging Face.
+ALIASES = {
+  "rank": "method.rank",
+  "alpha": "method.alpha",
+  "targets": "method.targets",
+  "r": "method.rank",
+  "lora_r": "method.rank",
+  "lora_alpha": "method.alpha",
+  "lora_dropout": "method.dropout",
+  "target_modules": "method.targets",
+  "exclude_modules": "method.exclude",
+  "layers_to_transform": "method.layers",
+  "init_lora_weights": "method.init",
+  "peft_type": "method.name",
+  "lr": "optim.learning_rate",
+  "warmup_ratio": "optim.warmup",
+  "lr_scheduler_type": "optim.schedule",
+  "max_grad_norm": "optim.clip_norm",
+  "adam_beta1": "optim.b1",
+  "adam_beta2": "optim.b2",
+  "adam_epsilon": "optim.eps",
+  "num_train_epochs": "train.epochs",
+  "max_steps": "train.steps",
+  "per_device_train_batch_size": "train.batch_size",
+  "per_device_eval_batch_size": "train.eval_batch_size",
+  "gradient_accumulation_steps": "train.accumulate",
+  "eval_steps": "train.eval_every",
+  "save_steps": "train.save_every",
+  "save_total_limit": "train.keep",
+  "logging_steps": "train.log_every",
+  "gradient_checkpointing": "model.remat",
+  "bf16": "model.compute_dtype",
+  "fp16": "model.compute_dtype",
+  "torch_dtype": "model.dtype",
+  "load_in_8bit": "model.quantize",
+  "load_in_4bit": "model.quantize",
+  "model_name_or_path": "model.path",
+  "dataset_name": "data.name",
+  "max_seq_length": "data.max_length",
+  "label_smoothing_factor": "task.label_smoothing",
+  "dataloader_num_workers": "data.workers",
+}
