@@ -108,7 +108,7 @@ def from_flags(flags: Any, show: Callable[[str], None] | None) -> dict[str, Any]
     system = [{"role": "system", "content": flags.system}] if flags.system else []
     messages = [*system, {"role": "user", "content": prompt}]
     prompt = load_chat_template(folder).render(messages, asks_for_answer=True)
-    ids = tokenizer.encode_with_starts(prompt)[0]
+    ids = tokenizer.encode_with_places(prompt)[0]
   else:
     ids = tokenizer.encode([prompt]).ids[0].tolist()
   sampling = sampling_of(flags, end_ids(folder, model.hf_config), tokenizer.pad_id)

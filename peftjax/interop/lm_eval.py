@@ -121,7 +121,7 @@ class PeftJaxLM(TemplateLM):
   def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
     """Token ids; special ones as the tokenizer adds them, unless the text starts with one already."""
     del kwargs
-    plain, _ = self._text.encode_with_starts(string)
+    plain, _ = self._text.encode_with_places(string)
     has_prefix = bool(plain) and plain[0] == self.prefix_token_id and self.backend == "causal"
     if add_special_tokens is False or (add_special_tokens is None and has_prefix):
       return plain

@@ -136,7 +136,7 @@ def test_tokenizer_and_chat_template(model, tmp_path):
   write(tmp_path / "model.gguf", model, quantised=False)
   prepare_folder(tmp_path / "model.gguf", tmp_path / "folder")
   tokenizer = load_tokenizer(tmp_path / "folder", max_length=64)
-  ids, _ = tokenizer.encode_with_starts("<|im_start|>abcd11<|im_end|>")
+  ids, _ = tokenizer.encode_with_places("<|im_start|>abcd11<|im_end|>")
   assert [TOKENS[index] for index in ids] == ["<|im_start|>", "ab", "cd", "1", "1", "<|im_end|>"]
   assert tokenizer.pad_id == 2
   template = load_chat_template(tmp_path / "folder")

@@ -54,9 +54,9 @@ def test_the_peak_of_loading_is_little_more_than_the_model():
 
 def test_its_tokenizer_and_template(folder):
   tokenizer = load_tokenizer(folder, max_length=64)
-  ids, starts = tokenizer.encode_with_starts("<|im_start|>In 1987 ünder")
+  ids, places = tokenizer.encode_with_places("<|im_start|>In 1987 ünder")
   assert ids[0] == 1 and tokenizer.decode(ids) == "In 1987 ünder"
-  assert [tokenizer.decode([token]) for token, start in zip(ids, starts) if start in range(15, 19)] == list("1987")
+  assert [tokenizer.decode([token]) for token, (start, _) in zip(ids, places) if start in range(15, 19)] == list("1987")
   messages = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4."}]
   ids, labels = encode_chat(tokenizer, load_chat_template(folder), messages)
   assert tokenizer.decode([label for label in labels if label != IGNORED]).strip() == "4."

@@ -94,8 +94,8 @@ def encode_chat(
     spans.append((len(before), len(after)))
   if not spans:
     raise UserError("a conversation to train on needs a message of the role 'assistant'")
-  ids, starts = tokenizer.encode_with_starts(text)
+  ids, places = tokenizer.encode_with_places(text)
   labels = [
-    token if any(first <= start < last for first, last in spans) else IGNORED for token, start in zip(ids, starts)
+    token if any(first <= start < last for first, last in spans) else IGNORED for token, (start, _) in zip(ids, places)
   ]
   return ids, labels

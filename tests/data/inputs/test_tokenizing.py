@@ -112,7 +112,8 @@ def test_a_model_that_does_not_fit_is_said(tokenizer):
 @pytest.mark.parametrize(
   ("name", "content", "message"),
   [
-    ("tokenizer.json", '{"model": ', "tokenizer files .* are damaged"),
+    ("tokenizer.json", '{"model": ', "tokenizer.json: no JSON"),
+    ("tokenizer.json", '{"model": {}}', "tokenizer files .* are damaged"),
     ("tokenizer_config.json", "{", "tokenizer_config.json: no JSON"),
     ("config.json", "{}", "no tokenizer.json, vocab.txt"),
   ],
