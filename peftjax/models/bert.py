@@ -10,13 +10,32 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from peftjax.errors import UserError
+from peftjax.models.config_fields import (
+  ANY_ID,
+  COMMON,
+  EPSILON,
+  FEATURES,
+  FLAG,
+  HEADS,
+  IDS,
+  LAYERS,
+  NAME,
+  POSITIONS,
+  RATE,
+  VOCABULARY,
+  Field,
+  Only,
+  Table,
+  choose,
+)
 from peftjax.models.family import (
   ENCODER,
   TEXT_CLASSIFICATION,
   TOKEN_CLASSIFICATION,
   Architecture,
   Family,
-  fields_of,
+  check_heads,
   token_inputs,
 )
 from peftjax.models.layers import Dropout, Runtime, activation, attention, padding_mask, stack_of
@@ -376,11 +395,52 @@ class BertForTokenClassification(_WithHead):
 # Checkpoints ------------------------------------------------------------------------------------------------------
 
 
+BERT_TABLE = COMMON | Table(
+  read={
+    "vocab_size": Field(VOCABULARY, 30522),
+    "hidden_size": Field(FEATURES, 768),
+    "num_hidden_layers": Field(LAYERS, 12),
+    "num_attention_heads": Field(HEADS, 12),
+    "intermediate_size": Field(FEATURES, 3072),
+    "hidden_act": Field(NAME, "gelu"),
+    "hidden_dropout_prob": Field(RATE, 0.1),
+    "attention_probs_dropout_prob": Field(RATE, 0.1),
+    "max_position_embeddings": Field(POSITIONS, 512),
+    "type_vocab_size": Field(VOCABULARY, 2),
+    "layer_norm_eps": Field(EPSILON, 1e-12),
+    "classifier_dropout": Field(RATE.or_null),
+    "pad_token_id": Field(ANY_ID.or_null, 0),
+    "tie_word_embeddings": Field(FLAG, True),
+  },
+  refused={
+    "is_decoder": Only((False,), "layers that see earlier tokens alone"),
+    "add_cross_attention": Only((False,), "attention to an encoder"),
+    "position_embedding_type": Only(("absolute", None), "relative positions"),
+  },
+)
+ROBERTA_TABLE = BERT_TABLE | Table(
+  read={
+    "vocab_size": Field(VOCABULARY, 50265),
+    "pad_token_id": Field(ANY_ID, 1),
+    "bos_token_id": Field(IDS.or_null, 0),
+    "eos_token_id": Field(IDS.or_null, 2),
+  },
+)
+
+
 def _parse(hf_config: Mapping[str, Any]) -> BertConfig:
-  fields = fields_of(BertConfig, hf_config)
-  if "id2label" in hf_config and "num_labels" not in fields:
-    fields["num_labels"] = len(hf_config["id2label"])
-  return BertConfig(**fields)
+  model_type = str(hf_config["model_type"])
+  given = (BERT_TABLE if model_type == "bert" else ROBERTA_TABLE).values(hf_config)
+  given["pad_token_id"] = given["pad_token_id"] or 0  # BERT itself reads none
+  config = BertConfig(**choose(given, BertConfig), model_type=model_type)
+  check_heads(config.hidden_size, config.num_attention_heads)
+  activation(config.hidden_act)
+  if model_type == "roberta" and not 0 <= given["pad_token_id"] < config.max_position_embeddings - 1:
+    raise UserError(
+      f"config.json: pad_token_id={given['pad_token_id']}: positions start behind it, and there are "
+      f"{config.max_position_embeddings}"
+    )
+  return config
 
 
 def _architectures(name: str, prefix: str) -> dict[str, Architecture]:
@@ -395,9 +455,10 @@ def _architectures(name: str, prefix: str) -> dict[str, Architecture]:
   }
 
 
-def _family(name: str, model_type: str, unused: tuple[str, ...]) -> Family:
+def _family(name: str, model_type: str, table: Table, unused: tuple[str, ...]) -> Family:
   return Family(
     model_types=(model_type,),
+    table=table,
     parse=_parse,
     architectures=_architectures(name, model_type),
     stacks=lambda config: {"encoder.layer": config.num_hidden_layers},
@@ -406,5 +467,5 @@ def _family(name: str, model_type: str, unused: tuple[str, ...]) -> Family:
   )
 
 
-BERT = _family("Bert", "bert", (r"cls\..*",))
-ROBERTA = _family("Roberta", "roberta", (r"lm_head\..*",))
+BERT = _family("Bert", "bert", BERT_TABLE, (r"cls\..*",))
+ROBERTA = _family("Roberta", "roberta", ROBERTA_TABLE, (r"lm_head\..*",))

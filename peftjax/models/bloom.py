@@ -15,6 +15,20 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from peftjax.models.config_fields import (
+  COMMON,
+  EPSILON,
+  FEATURES,
+  FLAG,
+  HEADS,
+  IDS,
+  LAYERS,
+  RATE,
+  VOCABULARY,
+  Field,
+  Table,
+  choose,
+)
 from peftjax.models.decoder import (
   BareDecoder,
   CausalLM,
@@ -23,7 +37,7 @@ from peftjax.models.decoder import (
   architectures,
   outputs_of,
 )
-from peftjax.models.family import Family, fields_of, token_inputs
+from peftjax.models.family import Family, check_heads, token_inputs
 from peftjax.models.kv_cache import Tokens, frame_of, remember
 from peftjax.models.layers import Dropout, Runtime, activation, attend, stack_of
 from peftjax.sites import HasSites
@@ -167,15 +181,34 @@ class BloomForSequenceClassification(DecoderForSequenceClassification):
   prefix: ClassVar[str] = "transformer"
 
 
+TABLE = COMMON | Table(
+  read={
+    "vocab_size": Field(VOCABULARY, 250880),
+    "hidden_size": Field(FEATURES, 64),
+    "n_layer": Field(LAYERS, 2),
+    "n_head": Field(HEADS, 8),
+    "layer_norm_epsilon": Field(EPSILON, 1e-5),
+    "apply_residual_connection_post_layernorm": Field(FLAG, False),
+    "hidden_dropout": Field(RATE, 0.0),
+    "attention_dropout": Field(RATE, 0.0),
+    "tie_word_embeddings": Field(FLAG, True),
+    "bos_token_id": Field(IDS.or_null, 1),
+    "eos_token_id": Field(IDS.or_null, 2),
+  },
+  ignored=frozenset({"pretraining_tp", "slow_but_exact"}),  # in what order the same products are added
+  spellings={"num_hidden_layers": "n_layer", "num_attention_heads": "n_head", "n_embed": "hidden_size"},
+)
+
+
 def _parse(hf_config: Mapping[str, Any]) -> BloomConfig:
-  renamed = {"hidden_size": hf_config.get("n_embed"), "n_layer": hf_config.get("num_hidden_layers"),
-             "n_head": hf_config.get("num_attention_heads")}  # fmt: skip
-  given = {**{name: value for name, value in renamed.items() if value is not None}, **hf_config}
-  return BloomConfig(**fields_of(BloomConfig, given))
+  config = BloomConfig(**choose(TABLE.values(hf_config), BloomConfig))
+  check_heads(config.hidden_size, config.n_head)
+  return config
 
 
 BLOOM = Family(
   model_types=("bloom",),
+  table=TABLE,
   parse=_parse,
   architectures=architectures("Bloom", BloomModel, BloomForCausalLM, BloomForSequenceClassification, "transformer"),
   stacks=lambda config: {"h": config.n_layer},

@@ -132,6 +132,18 @@ class _OnDecoder(nn.Module, HasSites):
     return self.decoder.from_embeds(embeds, attention_mask, position_ids, segment_ids)
 
 
+class OutputBias(nn.Module):
+  """What an output layer adds to products with the word embeddings."""
+
+  vocabulary: int
+  runtime: Runtime
+
+  @nn.compact
+  def __call__(self, products: jax.Array) -> jax.Array:
+    bias = self.param("bias", nn.initializers.zeros, (self.vocabulary,), self.runtime.dtype)
+    return products + bias.astype(products.dtype)
+
+
 class CausalLM(_OnDecoder):
   """Next-token prediction.
 
@@ -148,6 +160,8 @@ class CausalLM(_OnDecoder):
     setattr(self, self.prefix, self.bare(self.config, self.runtime))
     if not self.config.tie_word_embeddings:
       setattr(self, self.head_name, self.runtime.dense(self.config.vocab_size, self.head_bias))
+    elif self.head_bias:
+      setattr(self, self.head_name, OutputBias(self.config.vocab_size, self.runtime))
 
   def __call__(
     self,
@@ -166,7 +180,8 @@ class CausalLM(_OnDecoder):
   def head(self, hidden: jax.Array) -> jax.Array:
     """Logits [..., vocabulary] from hidden states [..., hidden]."""
     if self.config.tie_word_embeddings:
-      return self.shape_logits(self.decoder.attend_embedding(hidden))
+      products = self.decoder.attend_embedding(hidden)
+      return self.shape_logits(getattr(self, self.head_name)(products) if self.head_bias else products)
     return self.shape_logits(getattr(self, self.head_name)(hidden))
 
   def shape_logits(self, logits: jax.Array) -> jax.Array:
@@ -188,7 +203,8 @@ class CausalLM(_OnDecoder):
 class DecoderForSequenceClassification(_OnDecoder):
   """One label a sequence from its last token: "logits" [B, labels].
 
-  The last token is the last that `attention_mask` marks; without a mask, the last that is not the padding id.
+  The last token is the last that is not config.json's padding id, as Hugging Face has it; where there is no padding id,
+  the last that `attention_mask` marks.
   """
 
   def setup(self) -> None:
@@ -203,9 +219,8 @@ class DecoderForSequenceClassification(_OnDecoder):
   ) -> Outputs:
     outputs = self.from_embeds(self.decoder.embed(input_ids), attention_mask, position_ids, None)
     hidden = outputs["last_hidden_state"]
-    is_token = attention_mask
-    if is_token is None and self.config.pad_token_id is not None:
-      is_token = input_ids != self.config.pad_token_id
+    pad = self.config.pad_token_id
+    is_token = attention_mask if pad is None else input_ids != pad
     if is_token is None:
       return {**outputs, "logits": self.score(hidden[:, -1])}
     last = (jnp.arange(input_ids.shape[1]) * is_token.astype(jnp.int32)).argmax(axis=1)

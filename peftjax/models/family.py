@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from peftjax import masks
 from peftjax.errors import UserError, nearest
+from peftjax.models.config_fields import Table
 from peftjax.models.layers import Runtime
 
 # What an architecture computes, and so which tasks it can be trained for.
@@ -47,6 +48,7 @@ class Family:
 
   Attributes:
     model_types: config.json's `model_type`s that it covers.
+    table: what is done with each field of config.json.
     parse: config.json as a dict -> the family's config dataclass.
     architectures: Hugging Face class name -> architecture; the first of a task is the one built for it.
     stacks: config -> {dotted path below the bare model: layers}.
@@ -62,6 +64,7 @@ class Family:
   """
 
   model_types: tuple[str, ...]
+  table: Table
   parse: Callable[[Mapping[str, Any]], Any]
   architectures: Mapping[str, Architecture]
   stacks: Callable[[Any], dict[str, int]]
@@ -86,7 +89,7 @@ class Family:
           return name
       tasks = [one.task for one in self.architectures.values()]
       raise UserError(f"{self.model_types[0]} models have no {task} head; {nearest(task, tasks)}")
-    for name in hf_config.get("architectures") or ():
+    for name in self.table.values(hf_config)["architectures"] or ():
       if name in self.architectures:
         return name
     return self.default or next(iter(self.architectures))
@@ -110,12 +113,10 @@ class Family:
     return {f"{prefix}.{path}" if prefix else path: count for path, count in self.stacks(config).items()}
 
 
-def fields_of(config_class: Any, hf_config: Mapping[str, Any]) -> dict[str, Any]:
-  """The entries of config.json that a config dataclass has; the number of labels may be given by their names."""
-  known = {field.name for field in dataclasses.fields(config_class)}
-  if "num_labels" in known and not hf_config.get("num_labels") and hf_config.get("id2label"):
-    hf_config = {**hf_config, "num_labels": len(hf_config["id2label"])}
-  return {name: value for name, value in hf_config.items() if name in known and value is not None}
+def check_heads(hidden_size: int, heads: int) -> None:
+  """Raises a `UserError` unless the hidden features divide among the heads."""
+  if hidden_size % heads:
+    raise UserError(f"config.json: {hidden_size} hidden features do not divide among {heads} heads")
 
 
 def token_inputs(length: int = 4) -> dict[str, jax.ShapeDtypeStruct]:

@@ -10,6 +10,23 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from peftjax.models.config_fields import (
+  COMMON,
+  EPSILON,
+  FEATURES,
+  FLAG,
+  HEADS,
+  IDS,
+  LAYERS,
+  NAME,
+  POSITIONS,
+  RATE,
+  VOCABULARY,
+  Field,
+  Only,
+  Table,
+  choose,
+)
 from peftjax.models.decoder import (
   BareDecoder,
   CausalLM,
@@ -18,7 +35,7 @@ from peftjax.models.decoder import (
   architectures,
   outputs_of,
 )
-from peftjax.models.family import Family, fields_of, token_inputs
+from peftjax.models.family import Family, check_heads, token_inputs
 from peftjax.models.kv_cache import Tokens, frame_of, remember
 from peftjax.models.layers import Dropout, Runtime, activation, attend, stack_of
 from peftjax.sites import HasSites
@@ -155,12 +172,55 @@ class GPT2ForSequenceClassification(DecoderForSequenceClassification):
   prefix: ClassVar[str] = "transformer"
 
 
+TABLE = COMMON | Table(
+  read={
+    "vocab_size": Field(VOCABULARY, 50257),
+    "n_positions": Field(POSITIONS, 1024),
+    "n_embd": Field(FEATURES, 768),
+    "n_layer": Field(LAYERS, 12),
+    "n_head": Field(HEADS, 12),
+    "n_inner": Field(FEATURES.or_null),
+    "activation_function": Field(NAME, "gelu_new"),
+    "resid_pdrop": Field(RATE, 0.1),
+    "embd_pdrop": Field(RATE, 0.1),
+    "attn_pdrop": Field(RATE, 0.1),
+    "layer_norm_epsilon": Field(EPSILON, 1e-5),
+    "scale_attn_weights": Field(FLAG, True),
+    "scale_attn_by_inverse_layer_idx": Field(FLAG, False),
+    "tie_word_embeddings": Field(FLAG, True),
+    "bos_token_id": Field(IDS.or_null, 50256),
+    "eos_token_id": Field(IDS.or_null, 50256),
+  },
+  refused={"add_cross_attention": Only((False,), "attention to an encoder")},
+  ignored=frozenset(
+    {
+      "reorder_and_upcast_attn",  # attention is computed in float32 anyway
+      "summary_type",  # of a head for multiple choice
+      "summary_use_proj",
+      "summary_activation",
+      "summary_proj_to_labels",
+      "summary_first_dropout",
+    }
+  ),
+  spellings={
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+  },
+)
+
+
 def _parse(hf_config: Mapping[str, Any]) -> GPT2Config:
-  return GPT2Config(**fields_of(GPT2Config, hf_config))
+  config = GPT2Config(**choose(TABLE.values(hf_config), GPT2Config))
+  check_heads(config.n_embd, config.n_head)
+  activation(config.activation_function)
+  return config
 
 
 GPT2 = Family(
   model_types=("gpt2",),
+  table=TABLE,
   parse=_parse,
   architectures=architectures(
     "GPT2", GPT2Model, GPT2LMHeadModel, GPT2ForSequenceClassification, "transformer", lm_name="GPT2LMHeadModel"

@@ -13,6 +13,25 @@ from typing import Any, ClassVar
 import jax
 from flax import linen as nn
 
+from peftjax.errors import UserError
+from peftjax.models.config_fields import (
+  COMMON,
+  EPSILON,
+  FEATURES,
+  FLAG,
+  HEADS,
+  IDS,
+  LAYERS,
+  NAME,
+  POSITIONS,
+  POSITIVE,
+  RATE,
+  SHARE,
+  VOCABULARY,
+  Field,
+  Table,
+  choose,
+)
 from peftjax.models.decoder import (
   BareDecoder,
   CausalLM,
@@ -21,10 +40,11 @@ from peftjax.models.decoder import (
   architectures,
   outputs_of,
 )
-from peftjax.models.family import Family, fields_of, token_inputs
+from peftjax.models.family import Family, check_heads, token_inputs
 from peftjax.models.kv_cache import Tokens, frame_of, remember
 from peftjax.models.layers import Dropout, Runtime, activation, attend, stack_of
-from peftjax.models.rope import Rope, parse_rope, rotate, rotate_neighbours, rotations
+from peftjax.models.rope import TABLE as ROPE
+from peftjax.models.rope import Rope, parse_rope, rotate, rotate_neighbours, rotations, settings
 from peftjax.sites import HasSites
 
 Frame = Mapping[str, jax.Array]
@@ -50,6 +70,8 @@ class NeoXConfig:
   tie_word_embeddings: bool = False
   pad_token_id: int | None = None
   num_labels: int = 2
+  position_limit: int | None = None
+  """How many positions there are, of GPT-J; NeoX rotates by any."""
 
 
 class NeoXAttention(nn.Module, HasSites):
@@ -261,38 +283,105 @@ class GPTJForSequenceClassification(DecoderForSequenceClassification):
 # Checkpoints ------------------------------------------------------------------------------------------------------
 
 
+TABLE = (
+  COMMON
+  | ROPE
+  | Table(
+    read={
+      "vocab_size": Field(VOCABULARY, 50432),
+      "hidden_size": Field(FEATURES, 6144),
+      "num_hidden_layers": Field(LAYERS, 44),
+      "num_attention_heads": Field(HEADS, 64),
+      "intermediate_size": Field(FEATURES, 24576),
+      "hidden_act": Field(NAME, "gelu"),
+      "attention_dropout": Field(RATE, 0.0),
+      "hidden_dropout": Field(RATE, 0.0),
+      "layer_norm_eps": Field(EPSILON, 1e-5),
+      "tie_word_embeddings": Field(FLAG, False),
+      "use_parallel_residual": Field(FLAG, True),
+      "attention_bias": Field(FLAG, True),
+      "rotary_pct": Field(SHARE.or_null),
+      "rotary_emb_base": Field(POSITIVE.or_null),
+      "partial_rotary_factor": Field(SHARE.or_null),
+      "bos_token_id": Field(IDS.or_null, 0),
+      "eos_token_id": Field(IDS.or_null, 2),
+    },
+    ignored=frozenset({"classifier_dropout", "is_decoder"}),  # of the classifier of tokens; nothing
+  )
+)
+
+
 def _parse_neox(hf_config: Mapping[str, Any]) -> NeoXConfig:
-  head_dim = hf_config.get("hidden_size", 6144) // hf_config.get("num_attention_heads", 64)
-  given = {"partial_rotary_factor": hf_config.get("rotary_pct", 0.25), **hf_config}
-  rope = parse_rope(given, head_dim, hf_config.get("rotary_emb_base", 10000.0))
-  return NeoXConfig(**fields_of(NeoXConfig, {**hf_config, "rope": rope}))
+  given = TABLE.values(hf_config)
+  heads, hidden = given["num_attention_heads"], given["hidden_size"]
+  check_heads(hidden, heads)
+  entry = settings(given)
+  for name, other, default in (
+    ("rope_theta", "rotary_emb_base", 10000.0),
+    ("partial_rotary_factor", "rotary_pct", 0.25),
+  ):
+    entry.setdefault(name, default if given[other] is None else given[other])
+    if given[name] not in (None, entry[name]):
+      raise UserError(f"config.json: {name}={given[name]:g}: of this model transformers reads {other}, {entry[name]}")
+  rope = parse_rope(entry, given, hidden // heads, 10000.0, partial=True)
+  activation(given["hidden_act"])
+  return NeoXConfig(rope=rope, **choose(given, NeoXConfig))
 
 
+GPTJ_TABLE = COMMON | Table(
+  read={
+    "vocab_size": Field(VOCABULARY, 50400),
+    "n_positions": Field(POSITIONS, 2048),
+    "n_embd": Field(FEATURES, 4096),
+    "n_layer": Field(LAYERS, 28),
+    "n_head": Field(HEADS, 16),
+    "rotary_dim": Field(HEADS, 64),
+    "n_inner": Field(FEATURES.or_null),
+    "activation_function": Field(NAME, "gelu_new"),
+    "resid_pdrop": Field(RATE, 0.0),
+    "embd_pdrop": Field(RATE, 0.0),
+    "attn_pdrop": Field(RATE, 0.0),
+    "layer_norm_epsilon": Field(EPSILON, 1e-5),
+    "tie_word_embeddings": Field(FLAG, False),
+    "bos_token_id": Field(IDS.or_null, 50256),
+    "eos_token_id": Field(IDS.or_null, 50256),
+  },
+  spellings={
+    "max_position_embeddings": "n_positions",
+    "hidden_size": "n_embd",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+  },
+)
 _GPTJ_NAMES = {
-  "vocab_size": ("vocab_size", 50400),
-  "n_embd": ("hidden_size", 4096),
-  "n_layer": ("num_hidden_layers", 28),
-  "n_head": ("num_attention_heads", 16),
-  "activation_function": ("hidden_act", "gelu_new"),
-  "embd_pdrop": ("embedding_dropout", 0.0),
-  "attn_pdrop": ("attention_dropout", 0.0),
-  "resid_pdrop": ("hidden_dropout", 0.0),
-  "layer_norm_epsilon": ("layer_norm_eps", 1e-5),
-  "tie_word_embeddings": ("tie_word_embeddings", False),
+  "hidden_size": "n_embd",
+  "num_hidden_layers": "n_layer",
+  "num_attention_heads": "n_head",
+  "hidden_act": "activation_function",
+  "embedding_dropout": "embd_pdrop",
+  "attention_dropout": "attn_pdrop",
+  "hidden_dropout": "resid_pdrop",
+  "layer_norm_eps": "layer_norm_epsilon",
+  "position_limit": "n_positions",
 }
 
 
 def _parse_gptj(hf_config: Mapping[str, Any]) -> NeoXConfig:
-  shared = {key: hf_config.get(key) for key in ("num_labels", "id2label", "pad_token_id")}
-  fields = fields_of(NeoXConfig, shared)
-  fields |= {name: hf_config.get(key, default) for key, (name, default) in _GPTJ_NAMES.items()}
-  fields["intermediate_size"] = hf_config.get("n_inner") or 4 * fields["hidden_size"]
-  rotated = hf_config.get("rotary_dim") or fields["hidden_size"] // fields["num_attention_heads"]
-  return NeoXConfig(rope=Rope(rotated), **fields)
+  given = GPTJ_TABLE.values(hf_config)
+  heads, hidden, rotated = given["n_head"], given["n_embd"], given["rotary_dim"]
+  check_heads(hidden, heads)
+  if rotated % 2 or rotated > hidden // heads:
+    raise UserError(
+      f"config.json: rotary_dim={rotated}: expected an even number up to {hidden // heads}, a head's size"
+    )
+  activation(given["activation_function"])
+  fields = choose(given, NeoXConfig, **_GPTJ_NAMES)
+  return NeoXConfig(rope=Rope(rotated), intermediate_size=given["n_inner"] or 4 * hidden, **fields)
 
 
 NEOX = Family(
   model_types=("gpt_neox",),
+  table=TABLE,
   parse=_parse_neox,
   architectures=architectures(
     "GPTNeoX", GPTNeoXModel, GPTNeoXForCausalLM, GPTNeoXForSequenceClassification, "gpt_neox"
@@ -307,6 +396,7 @@ NEOX = Family(
 )
 GPTJ = Family(
   model_types=("gptj",),
+  table=GPTJ_TABLE,
   parse=_parse_gptj,
   architectures=architectures("GPTJ", GPTJModel, GPTJForCausalLM, GPTJForSequenceClassification, "transformer"),
   stacks=lambda config: {"h": config.num_hidden_layers},

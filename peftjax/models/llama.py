@@ -24,6 +24,7 @@ from peftjax.models.family import Family, token_inputs
 from peftjax.models.kv_cache import Tokens, frame_of, remember
 from peftjax.models.layers import Runtime, activation, attend, stack_of
 from peftjax.models.llama_config import MODEL_TYPES, SLIDING, LlamaConfig, parse
+from peftjax.models.llama_fields import TABLES
 from peftjax.models.moe import Experts
 from peftjax.models.rope import rotate, rotations
 from peftjax.sites import HasSites
@@ -205,6 +206,7 @@ def _family(model_type: str) -> Family:
     found["Gemma3TextForSequenceClassification"] = found.pop("Gemma3ForSequenceClassification")
   return Family(
     model_types=(model_type,),
+    table=TABLES[model_type],
     parse=parse,
     architectures=found,
     stacks=lambda config: {"layers": config.num_hidden_layers},

@@ -7,69 +7,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from peftjax.errors import UserError
-from peftjax.models.family import fields_of
-from peftjax.models.rope import Rope, parse_rope
+from peftjax.models.config_fields import choose
+from peftjax.models.layers import activation
+from peftjax.models.llama_fields import TABLES
+from peftjax.models.rope import Rope, parse_rope, settings
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
-_GEMMA: dict[str, Any] = {
-  "hidden_act": "gelu_pytorch_tanh",
-  "head_dim": 256,
-  "tie_word_embeddings": True,
-  "max_position_embeddings": 8192,
-  "norm_offset": True,
-  "pad_token_id": 0,
-}
-_GEMMA2: dict[str, Any] = {
-  **_GEMMA,
-  "vocab_size": 256000,
-  "hidden_size": 2304,
-  "intermediate_size": 9216,
-  "num_hidden_layers": 26,
-  "num_attention_heads": 8,
-  "num_key_value_heads": 4,
-  "query_pre_attn_scalar": 256,
-  "sliding_window": 4096,
-  "post_norms": True,
-}
-_QWEN2: dict[str, Any] = {"vocab_size": 151936, "num_key_value_heads": 32, "max_position_embeddings": 32768}
-
-# What config.json may leave out, and what it never says because the architecture fixes it.
-_DEFAULTS: dict[str, dict[str, Any]] = {
-  "llama": {},
-  "mistral": {"num_key_value_heads": 8, "max_position_embeddings": 131072, "intermediate_size": 14336},
-  "qwen2": {**_QWEN2, "intermediate_size": 22016, "attention_bias": True, "output_bias": False},
-  "qwen3": {**_QWEN2, "intermediate_size": 22016, "head_dim": 128, "qk_norm": True},
-  "qwen3_moe": {
-    **_QWEN2,
-    "hidden_size": 2048,
-    "intermediate_size": 6144,
-    "num_hidden_layers": 24,
-    "num_key_value_heads": 4,
-    "qk_norm": True,
-    "num_experts": 128,
-    "num_experts_per_tok": 8,
-    "moe_intermediate_size": 768,
-    "norm_topk_prob": False,
-  },
-  "mixtral": {
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 131072,
-    "intermediate_size": 14336,
-    "rms_norm_eps": 1e-5,
-    "num_experts": 8,
-    "num_experts_per_tok": 2,
-    "norm_topk_prob": True,
-  },
-  "gemma": {**_GEMMA, "vocab_size": 256000, "hidden_size": 3072, "intermediate_size": 24576, "num_hidden_layers": 28,
-            "num_attention_heads": 16, "num_key_value_heads": 16},
-  "gemma2": {**_GEMMA2, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
-  "gemma3_text": {**_GEMMA2, "vocab_size": 262208, "max_position_embeddings": 131072, "qk_norm": True},
-  "granite": {},
-  "deci": {"num_key_value_heads": 4},
-}  # fmt: skip
-MODEL_TYPES = tuple(_DEFAULTS)
-_THETA = {"mixtral": 1e6, "gemma3_text": 1e6}
+MODEL_TYPES = tuple(TABLES)
+_GEMMAS = ("gemma", "gemma2", "gemma3_text")
+_THETA = {"mixtral": 1e6}
+_GEMMA3_THETA = {FULL: 1e6, SLIDING: 1e4}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +53,7 @@ class LlamaConfig:
   mlp_bias: bool = False
   attention_dropout: float = 0.0
   query_pre_attn_scalar: float = 0.0
-  attention_multiplier: float = 0.0
+  attention_multiplier: float | None = None
   embedding_multiplier: float = 1.0
   residual_multiplier: float = 1.0
   logits_scaling: float = 1.0
@@ -144,7 +92,7 @@ class LlamaConfig:
   @property
   def attention_scale(self) -> float:
     """What query-key products are multiplied by."""
-    if self.attention_multiplier:
+    if self.attention_multiplier is not None:
       return self.attention_multiplier
     return float(self.query_pre_attn_scalar or self.head_dim) ** -0.5
 
@@ -153,36 +101,44 @@ def parse(hf_config: Mapping[str, Any]) -> LlamaConfig:
   """The config of a config.json.
 
   Raises:
-    UserError: numbers that do not fit each other, an unknown kind of rope or layer.
+    UserError: a field of another type or out of range, one that asks for what is not computed here, numbers that do
+      not fit each other, an unknown kind of rope or layer.
   """
   model_type = str(hf_config["model_type"])
-  given = {**_DEFAULTS[model_type], **{name: value for name, value in hf_config.items() if value is not None}}
-  found = fields_of(LlamaConfig, {name: value for name, value in given.items() if name not in ("ropes", "layer_types")})
-  heads, hidden = given.get("num_attention_heads", 32), given.get("hidden_size", 4096)
-  layers = given.get("num_hidden_layers", 32)
-  found["head_dim"] = given.get("head_dim") or hidden // heads
-  found["num_key_value_heads"] = given.get("num_key_value_heads") or heads
-  if model_type.startswith("gemma"):
-    found["hidden_act"] = _gemma_activation(given)
+  given = TABLES[model_type].values(hf_config)
+  layers, heads, hidden = (given[name] for name in ("num_hidden_layers", "num_attention_heads", "hidden_size"))
+  found = choose(given, LlamaConfig)
+  found["model_type"] = model_type
+  found["head_dim"] = given["head_dim"] or max(hidden // heads, 1)
+  found["num_key_value_heads"] = given["num_key_value_heads"] or heads
+  found["attention_dropout"] = given["attention_dropout"] or 0.0
+  found["attention_bias"] = model_type == "qwen2" or given.get("attention_bias", False)
+  found["output_bias"] = given.get("attention_bias", False)
+  if model_type in _GEMMAS:
+    found["norm_offset"] = True
     found["embedding_multiplier"] = float(hidden) ** 0.5
-  if model_type not in ("qwen2",):
-    found["output_bias"] = bool(given.get("attention_bias", False))
+    found["hidden_act"] = _gemma_activation(given)
+  found["post_norms"] = model_type in ("gemma2", "gemma3_text")
+  found["qk_norm"] = model_type in ("qwen3", "qwen3_moe", "gemma3_text")
   found["num_experts"] = given.get("num_local_experts") or given.get("num_experts") or 0
-  found["moe_intermediate_size"] = given.get("moe_intermediate_size") or given.get("intermediate_size", 0)
-  found["num_labels"] = given.get("num_labels") or len(given.get("id2label") or (0, 1))
-  found["kv_heads"] = tuple(given.get("num_key_value_heads_per_layer") or (found["num_key_value_heads"],) * layers)
+  found["moe_intermediate_size"] = given.get("moe_intermediate_size") or given["intermediate_size"]
+  found["norm_topk_prob"] = model_type == "mixtral" or given.get("norm_topk_prob", False)
+  found["kv_heads"] = given.get("num_key_value_heads_per_layer") or (found["num_key_value_heads"],) * layers
   found["sparse_layers"] = _sparse_layers(given, layers, found["num_experts"])
-  found["sliding_window"] = _window(model_type, given)
+  found["sliding_window"] = given.get("sliding_window") if given.get("use_sliding_window", True) else None
   found["layer_types"] = _layer_types(model_type, given, layers, found["sliding_window"])
   config = LlamaConfig(**found)
-  ropes = tuple(_rope(model_type, given, config.head_dim, kind) for kind in config.kinds)
   _check(config)
-  return dataclasses.replace(config, ropes=ropes)
+  return dataclasses.replace(
+    config, ropes=tuple(_rope(model_type, given, config.head_dim, kind) for kind in config.kinds)
+  )
 
 
 def _gemma_activation(given: Mapping[str, Any]) -> str:
-  name = given.get("hidden_activation") or given["hidden_act"]
-  return "gelu_pytorch_tanh" if name == "gelu" else str(name)  # "gelu" in the first releases meant the tanh form
+  if "hidden_act" not in given:
+    return str(given["hidden_activation"])
+  # In the first releases "gelu" meant the tanh form.
+  return "gelu_pytorch_tanh" if given["hidden_act"] == "gelu" else str(given["hidden_act"])
 
 
 def _sparse_layers(given: Mapping[str, Any], layers: int, experts: int) -> tuple[bool, ...]:
@@ -190,33 +146,37 @@ def _sparse_layers(given: Mapping[str, Any], layers: int, experts: int) -> tuple
   return tuple(bool(experts) and index not in dense and (index + 1) % step == 0 for index in range(layers))
 
 
-def _window(model_type: str, given: Mapping[str, Any]) -> int | None:
-  if model_type in ("llama", "granite", "deci", "gemma"):
-    return None
-  if model_type.startswith("qwen") and not given.get("use_sliding_window"):
-    return None
-  return given.get("sliding_window")
-
-
 def _layer_types(model_type: str, given: Mapping[str, Any], layers: int, window: int | None) -> tuple[str, ...]:
+  types: tuple[str, ...] = given.get("layer_types") or ()
+  if types:
+    if window is None and SLIDING in types:
+      raise UserError(f"config.json: layer_types has {SLIDING!r}, but there is no sliding_window")
+    return types
   if window is None:
     return (FULL,) * layers
-  if given.get("layer_types"):
-    return tuple(given["layer_types"])
-  if model_type in ("mistral", "mixtral", "qwen3_moe"):
+  if "layer_types" not in given:
     return (SLIDING,) * layers
   if model_type.startswith("qwen"):
-    first = given.get("max_window_layers", 28)
-    return tuple(SLIDING if index >= first else FULL for index in range(layers))
-  period = given.get("sliding_window_pattern") or (2 if model_type == "gemma2" else 6)
+    return tuple(SLIDING if index >= given["max_window_layers"] else FULL for index in range(layers))
+  period = 2 if model_type == "gemma2" else given["sliding_window_pattern"] or 6
   return tuple(SLIDING if (index + 1) % period else FULL for index in range(layers))
 
 
 def _rope(model_type: str, given: Mapping[str, Any], head_dim: int, kind: str) -> Rope:
-  if model_type == "gemma3_text" and kind == SLIDING:
-    local = {**given, "rope_theta": given.get("rope_local_base_freq") or 10000.0, "rope_scaling": None}
-    return parse_rope(local, head_dim, layer_type=kind)
-  return parse_rope(given, head_dim, _THETA.get(model_type, 10000.0), kind)
+  if model_type != "gemma3_text":
+    return parse_rope(settings(given), given, head_dim, _THETA.get(model_type, 10000.0))
+  entries = given["rope_parameters"] or {}
+  if entries and not {FULL, SLIDING} & entries.keys():
+    raise UserError(f"config.json: rope_parameters of this model has entries by layer type, {FULL!r} and {SLIDING!r}")
+  entry = entries.get(kind) or {}
+  if not isinstance(entry, Mapping):
+    raise UserError(f"config.json: rope_parameters: {kind}: expected an object, got {type(entry).__name__}")
+  if kind == FULL:
+    entry = {**entry, **(given["rope_scaling"] or {})}
+  if entry.get("truncate") is False:
+    raise UserError("config.json: truncate=false: transformers does not apply it where rope_parameters has layer types")
+  old = given["rope_theta"] if kind == FULL else given["rope_local_base_freq"]
+  return parse_rope(entry, {**given, "rope_theta": old}, head_dim, _GEMMA3_THETA[kind])
 
 
 def _check(config: LlamaConfig) -> None:
@@ -226,6 +186,10 @@ def _check(config: LlamaConfig) -> None:
   for name, entries in (("layer_types", config.layer_types), ("num_key_value_heads_per_layer", config.kv_heads)):
     if len(entries) != config.num_hidden_layers:
       raise UserError(f"config.json: {name} has {len(entries)} entries for {config.num_hidden_layers} layers")
+  if config.num_experts_per_tok > config.num_experts:
+    chosen, count = config.num_experts_per_tok, config.num_experts
+    raise UserError(f"config.json: num_experts_per_tok={chosen}: there are {count} experts")
+  activation(config.hidden_act)
   unknown = set(config.kinds) - {FULL, SLIDING}
   if unknown:
     raise UserError(f"config.json: unknown layer type {unknown.pop()!r}; expected {FULL!r} or {SLIDING!r}")

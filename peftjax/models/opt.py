@@ -9,6 +9,24 @@ from typing import Any, ClassVar
 import jax
 from flax import linen as nn
 
+from peftjax.models.config_fields import (
+  ANY_ID,
+  COMMON,
+  FEATURES,
+  FLAG,
+  HEADS,
+  IDS,
+  LAYERS,
+  NAME,
+  POSITIONS,
+  RATE,
+  SPREAD,
+  VOCABULARY,
+  Field,
+  Only,
+  Table,
+  choose,
+)
 from peftjax.models.decoder import (
   BareDecoder,
   CausalLM,
@@ -17,7 +35,7 @@ from peftjax.models.decoder import (
   architectures,
   outputs_of,
 )
-from peftjax.models.family import Family, fields_of, token_inputs
+from peftjax.models.family import Family, check_heads, token_inputs
 from peftjax.models.kv_cache import Tokens, frame_of, remember
 from peftjax.models.layers import Dropout, Runtime, activation, attend, stack_of
 from peftjax.sites import HasSites
@@ -180,16 +198,45 @@ class OPTForSequenceClassification(DecoderForSequenceClassification):
   bare: ClassVar[Any] = OPTModel
 
 
+TABLE = COMMON | Table(
+  read={
+    "vocab_size": Field(VOCABULARY, 50272),
+    "hidden_size": Field(FEATURES, 768),
+    "num_hidden_layers": Field(LAYERS, 12),
+    "ffn_dim": Field(FEATURES, 3072),
+    "max_position_embeddings": Field(POSITIONS, 2048),
+    "do_layer_norm_before": Field(FLAG, True),
+    "_remove_final_layer_norm": Field(FLAG, False),
+    "word_embed_proj_dim": Field(FEATURES.or_null),
+    "dropout": Field(RATE, 0.1),
+    "attention_dropout": Field(RATE, 0.0),
+    "num_attention_heads": Field(HEADS, 12),
+    "activation_function": Field(NAME, "relu"),
+    "enable_bias": Field(FLAG, True),
+    "layer_norm_elementwise_affine": Field(FLAG, True),
+    "tie_word_embeddings": Field(FLAG, True),
+    "init_std": Field(SPREAD, 0.02),
+    "bos_token_id": Field(IDS.or_null, 2),
+    "eos_token_id": Field(IDS.or_null, 2),
+    "pad_token_id": Field(ANY_ID.or_null, 1),
+  },
+  refused={"layerdrop": Only((0.0,), "layers that training leaves out")},
+)
+
+
 def _parse(hf_config: Mapping[str, Any]) -> OPTConfig:
-  fields = fields_of(OPTConfig, hf_config)
-  fields.setdefault("word_embed_proj_dim", hf_config.get("hidden_size", 768))
-  before = hf_config.get("do_layer_norm_before", True)
-  fields["final_norm"] = bool(before and not hf_config.get("_remove_final_layer_norm", False))
-  return OPTConfig(**fields)
+  given = TABLE.values(hf_config)
+  given["word_embed_proj_dim"] = given["word_embed_proj_dim"] or given["hidden_size"]
+  given["final_norm"] = given["do_layer_norm_before"] and not given["_remove_final_layer_norm"]
+  config = OPTConfig(**choose(given, OPTConfig))
+  check_heads(config.hidden_size, config.num_attention_heads)
+  activation(config.activation_function)
+  return config
 
 
 OPT = Family(
   model_types=("opt",),
+  table=TABLE,
   parse=_parse,
   architectures=architectures("OPT", OPTModel, OPTForCausalLM, OPTForSequenceClassification, "model"),
   stacks=lambda config: {"decoder.layers": config.num_hidden_layers},

@@ -7,6 +7,7 @@ from typing import Any
 
 from peftjax.errors import UserError, nearest
 from peftjax.models import bert, bloom, gpt2, gpt_neox, llama, opt, t5
+from peftjax.models.config_fields import shown
 from peftjax.models.family import Family
 
 FAMILIES: dict[str, Family] = {
@@ -36,6 +37,8 @@ def family_of(hf_config: Mapping[str, Any]) -> Family:
   model_type = hf_config.get("model_type")
   if not model_type:
     raise UserError("config.json has no model_type; expected one of " + ", ".join(FAMILIES))
+  if not isinstance(model_type, str):
+    raise UserError(f"config.json: model_type={shown(model_type)}: expected a text")
   if model_type not in FAMILIES:
     raise UserError(f"config.json: model_type {model_type!r} is not supported; {nearest(model_type, FAMILIES)}")
   return FAMILIES[model_type]

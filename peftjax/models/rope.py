@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from peftjax.errors import UserError, nearest
+from peftjax.models.config_fields import FLAG, NAME, POSITIONS, POSITIVE, REAL, SETTINGS, SHARE, Field, Table
 
 KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
 
@@ -47,32 +48,98 @@ class Rope:
   truncate: bool = True
 
 
+TABLE = Table(
+  read={
+    "max_position_embeddings": Field(POSITIONS, 2048),
+    "rope_parameters": Field(SETTINGS.or_null),
+    "rope_scaling": Field(SETTINGS.or_null),
+    "rope_theta": Field(POSITIVE.or_null),
+    "original_max_position_embeddings": Field(POSITIONS.or_null),
+  },
+)
+"""The fields of config.json that rotary positions are set by."""
+
+_ENTRY = Table(
+  read={
+    "rope_type": Field(NAME.or_null),
+    "type": Field(NAME.or_null),
+    "rope_theta": Field(POSITIVE.or_null),
+    "partial_rotary_factor": Field(SHARE.or_null),
+    "factor": Field(POSITIVE.or_null),
+    "low_freq_factor": Field(POSITIVE.or_null),
+    "high_freq_factor": Field(POSITIVE.or_null),
+    "original_max_position_embeddings": Field(POSITIONS.or_null),
+    "attention_factor": Field(POSITIVE.or_null),
+    "mscale": Field(REAL.or_null),
+    "mscale_all_dim": Field(REAL.or_null),
+    "beta_fast": Field(POSITIVE.or_null),
+    "beta_slow": Field(POSITIVE.or_null),
+    "truncate": Field(FLAG.or_null),
+  },
+)
+_NEEDED = {
+  "default": (),
+  "linear": ("factor",),
+  "dynamic": ("factor",),
+  "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+  "yarn": ("factor",),
+}
+
+
+def settings(values: Mapping[str, Any]) -> dict[str, Any]:
+  """The `rope_parameters` of a config.json, whose old name is `rope_scaling`, from the values of a table."""
+  return dict(values["rope_scaling"] or values["rope_parameters"] or {})
+
+
 def parse_rope(
-  hf_config: Mapping[str, Any], head_dim: int, default_theta: float = 10000.0, layer_type: str = ""
+  entry: Mapping[str, Any], values: Mapping[str, Any], head_dim: int, theta: float, *, partial: bool = False
 ) -> Rope:
-  """The settings in config.json, in the old spelling (`rope_theta`, `rope_scaling`) or the new (`rope_parameters`).
+  """The settings of one entry of `rope_parameters`, in the old or the new spelling.
 
   Args:
-    layer_type: which entry to take where `rope_parameters` has one for each type of layer.
+    values: config.json's fields by `TABLE`.
+    theta: the base where neither says one.
+    partial: the model may rotate a part of each head.
 
   Raises:
-    UserError: a kind that is not known, or one that lacks its factor.
+    UserError: a kind that is not known, a setting out of range or missing, a part of heads that cannot be rotated.
   """
-  found = dict(hf_config.get("rope_parameters") or {})
-  found = dict(found.get(layer_type) or found)
-  found = {**found, **(hf_config.get("rope_scaling") or {})}
-  kind = found.get("rope_type") or found.get("type") or "default"
+  if any(isinstance(value, Mapping) for value in entry.values()):
+    raise UserError("config.json: rope_parameters has entries by layer type, which this model does not take")
+  found = _ENTRY.values(entry)
+  kind = found["rope_type"] or found["type"] or "default"
   if kind not in KINDS:
     raise UserError(f"config.json: unknown rope_type {kind!r}; {nearest(kind, KINDS)}")
-  if kind != "default" and not found.get("factor"):
-    raise UserError(f"config.json: rope_type {kind!r} needs a factor")
-  limit = int(hf_config.get("max_position_embeddings") or 2048)
-  found.setdefault("rope_theta", hf_config.get("rope_theta") or default_theta)
-  found.setdefault("original_max_position_embeddings", hf_config.get("original_max_position_embeddings") or limit)
-  share = found.get("partial_rotary_factor") or hf_config.get("partial_rotary_factor") or 1.0
+  missing = [name for name in _NEEDED[kind] if found[name] is None]
+  if missing:
+    raise UserError(f"config.json: rope_type {kind!r} needs a {missing[0]}")
+  share = 1.0 if found["partial_rotary_factor"] is None else found["partial_rotary_factor"]
+  if share != 1.0 and not partial:
+    raise UserError(f"config.json: partial_rotary_factor={share:g}: this model rotates whole heads; expected 1")
+  limit = values["max_position_embeddings"]
   known = {field.name for field in dataclasses.fields(Rope)} - {"dim", "rope_type", "max_position_embeddings"}
-  settings = {name: value for name, value in found.items() if name in known and value is not None}
-  return Rope(int(head_dim * share), str(kind), max_position_embeddings=limit, **settings)
+  given = {name: value for name, value in found.items() if name in known and value is not None}
+  given.setdefault("rope_theta", values["rope_theta"] or theta)
+  if values["original_max_position_embeddings"] is not None:
+    given["original_max_position_embeddings"] = values["original_max_position_embeddings"]
+  given.setdefault("original_max_position_embeddings", limit)
+  rope = Rope(int(head_dim * share), kind, max_position_embeddings=limit, **given)
+  _check(rope, head_dim)
+  return rope
+
+
+def _check(rope: Rope, head_dim: int) -> None:
+  if rope.dim == head_dim and head_dim % 2:
+    raise UserError(f"config.json: heads of {head_dim} features cannot be rotated in pairs")
+  if rope.rope_type == "dynamic" and rope.dim == 2:
+    raise UserError("config.json: rope_type 'dynamic' is not defined for 2 rotated features a head")
+  if rope.rope_type == "llama3" and rope.high_freq_factor <= rope.low_freq_factor:
+    raise UserError(
+      f"config.json: high_freq_factor={rope.high_freq_factor:g}: expected more than low_freq_factor, "
+      f"{rope.low_freq_factor:g}"
+    )
+  if rope.rope_type == "yarn" and rope.rope_theta <= 1.0:
+    raise UserError(f"config.json: rope_theta={rope.rope_theta:g}: rope_type 'yarn' needs a base above 1")
 
 
 def rotations(rope: Rope, positions_BxL: jax.Array) -> jax.Array:

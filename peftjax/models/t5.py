@@ -10,7 +10,25 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from peftjax.errors import UserError
-from peftjax.models.family import ENCODER, SEQ2SEQ_LM, TEXT_CLASSIFICATION, Architecture, Family, fields_of
+from peftjax.models.config_fields import (
+  ANY_ID,
+  COMMON,
+  EPSILON,
+  FEATURES,
+  FLAG,
+  HEADS,
+  LAYERS,
+  NAME,
+  RATE,
+  SPREAD,
+  VOCABULARY,
+  Field,
+  Only,
+  Table,
+  choose,
+  whole,
+)
+from peftjax.models.family import ENCODER, SEQ2SEQ_LM, TEXT_CLASSIFICATION, Architecture, Family
 from peftjax.models.kv_cache import frame_of, place
 from peftjax.models.layers import CACHE, Dropout, Runtime, activation, padding_mask
 from peftjax.models.t5_layers import T5Config, T5Stack
@@ -220,17 +238,69 @@ class T5ForSequenceClassification(nn.Module, HasSites):
 
 # Checkpoints ------------------------------------------------------------------------------------------------------
 
-_MT5 = {"vocab_size": 250112, "d_ff": 1024, "num_layers": 8, "num_heads": 6, "feed_forward_proj": "gated-gelu",
-        "scale_decoder_outputs": False}  # fmt: skip
+TABLE = COMMON | Table(
+  read={
+    "vocab_size": Field(VOCABULARY, 32128),
+    "d_model": Field(FEATURES, 512),
+    "d_kv": Field(HEADS, 64),
+    "d_ff": Field(FEATURES, 2048),
+    "num_layers": Field(LAYERS, 6),
+    "num_decoder_layers": Field(LAYERS.or_null),
+    "num_heads": Field(HEADS, 8),
+    "relative_attention_num_buckets": Field(whole(4, 2**16), 32),
+    "relative_attention_max_distance": Field(whole(2, 2**24), 128),
+    "dropout_rate": Field(RATE, 0.1),
+    "classifier_dropout": Field(RATE, 0.0),
+    "layer_norm_epsilon": Field(EPSILON, 1e-6),
+    "feed_forward_proj": Field(NAME, "relu"),
+    "tie_word_embeddings": Field(FLAG, True),
+    "scale_decoder_outputs": Field(FLAG.or_null),
+    "pad_token_id": Field(ANY_ID.or_null, 0),
+    "eos_token_id": Field(ANY_ID.or_null, 1),
+    "decoder_start_token_id": Field(ANY_ID.or_null),
+    "initializer_factor": Field(SPREAD, 1.0),
+    "is_encoder_decoder": Field(FLAG, True),
+  },
+  ignored=frozenset({"is_decoder"}),  # of either half, which says so itself
+  spellings={
+    "hidden_size": "d_model",
+    "num_attention_heads": "num_heads",
+    "num_hidden_layers": "num_layers",
+    "head_dim": "d_kv",
+  },
+)
+MT5_TABLE = TABLE | Table(
+  read={
+    "vocab_size": Field(VOCABULARY, 250112),
+    "d_ff": Field(FEATURES, 1024),
+    "num_layers": Field(LAYERS, 8),
+    "num_heads": Field(HEADS, 6),
+    "feed_forward_proj": Field(NAME, "gated-gelu"),
+    "decoder_start_token_id": Field(ANY_ID.or_null, 0),
+  },
+  refused={"scale_decoder_outputs": Only((False, None), "this model's decoder states are not scaled")},
+)
 
 
 def _parse(hf_config: Mapping[str, Any]) -> T5Config:
-  given = {**(_MT5 if hf_config["model_type"] == "mt5" else {}), **hf_config}
-  fields = fields_of(T5Config, given)
-  fields.setdefault("scale_decoder_outputs", fields.get("tie_word_embeddings", True))
-  fields["num_decoder_layers"] = given.get("num_decoder_layers") or fields.get("num_layers", 6)
-  fields.setdefault("decoder_start_token_id", fields.get("pad_token_id", 0))
-  config = T5Config(**fields)
+  is_mt5 = hf_config["model_type"] == "mt5"
+  given = (MT5_TABLE if is_mt5 else TABLE).values(hf_config)
+  given["num_decoder_layers"] = given["num_decoder_layers"] or given["num_layers"]
+  for name, otherwise in (("pad_token_id", 0), ("decoder_start_token_id", given["pad_token_id"] or 0)):
+    given[name] = otherwise if given[name] is None else given[name]
+  if is_mt5:
+    given["scale_decoder_outputs"] = False
+  elif given["scale_decoder_outputs"] is None:
+    given["scale_decoder_outputs"] = given["tie_word_embeddings"]
+  if given["relative_attention_max_distance"] <= given["relative_attention_num_buckets"] // 4:
+    raise UserError(
+      f"config.json: relative_attention_max_distance={given['relative_attention_max_distance']}: expected more than a "
+      f"quarter of relative_attention_num_buckets, {given['relative_attention_num_buckets']}"
+    )
+  parts = given["feed_forward_proj"].split("-")
+  if len(parts) > 2 or (len(parts) == 2 and parts[0] != "gated"):
+    raise UserError(f"config.json: feed_forward_proj={given['feed_forward_proj']!r}: expected ACT or gated-ACT")
+  config = T5Config(**choose(given, T5Config))
   activation(config.hidden_act)
   return config
 
@@ -244,9 +314,10 @@ def _inputs(config: T5Config) -> dict[str, jax.ShapeDtypeStruct]:
   return {"input_ids": source, "attention_mask": source, "decoder_input_ids": target}
 
 
-def _family(name: str, model_type: str) -> Family:
+def _family(name: str, model_type: str, table: Table) -> Family:
   return Family(
     model_types=(model_type,),
+    table=table,
     parse=_parse,
     architectures={
       f"{name}ForConditionalGeneration": Architecture(T5ForConditionalGeneration, SEQ2SEQ_LM),
@@ -268,5 +339,5 @@ def _family(name: str, model_type: str) -> Family:
   )
 
 
-T5 = _family("T5", "t5")
-MT5 = _family("MT5", "mt5")
+T5 = _family("T5", "t5", TABLE)
+MT5 = _family("MT5", "mt5", MT5_TABLE)

@@ -47,7 +47,7 @@ class T5Config:
   tie_word_embeddings: bool = True
   scale_decoder_outputs: bool = True
   pad_token_id: int = 0
-  eos_token_id: int = 1
+  eos_token_id: int | None = 1
   decoder_start_token_id: int = 0
   num_labels: int = 2
 

@@ -7,7 +7,6 @@ import dataclasses
 import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -171,10 +170,10 @@ def only_run(folder: Path, first: bool = True) -> Iterator[None]:
   """
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    lock = (folder / ".lock").open("w")
   except OSError as error:
     raise UserError(f"cannot write the folder {folder}: {error.strerror}") from None
-  with os.fdopen(lock, "r+"):
+  with lock:
     try:
       if first:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
