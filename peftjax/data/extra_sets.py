@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from peftjax.data.sources import Dataset, open_data
+from peftjax.data.sources import Dataset, open_as, open_data
 from peftjax.errors import UserError
 
 RETAINED = "retained"  # the split of `data.retained`
@@ -33,9 +33,8 @@ def open_shifted(data: ConfigDict, dataset: Dataset) -> dict[str, tuple[Dataset,
     UserError: a set with other labels, without a test split, or named as another split.
   """
   found: dict[str, tuple[Dataset, str]] = {}
-  columns = tuple(data[f"{name}_column"] for name in ("text", "label", "source", "target"))
   for spec, name in zip(data.get("shifted", ()), shifted_names(data)):
-    other = open_data(spec, *columns)
+    other = open_as(spec, data)
     if (other.task, other.label_names) != (dataset.task, dataset.label_names):
       ours, theirs = (", ".join(one.label_names[:4]) or one.task for one in (dataset, other))
       raise UserError(f"data.shifted: {spec} has the labels {theirs}; {dataset.name} has {ours}")

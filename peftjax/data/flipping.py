@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from peftjax.data.batching import scores
-from peftjax.data.sources import TEXT_CLASSIFICATION, Dataset, Example, Source
+from peftjax.data.sources import Dataset, Example, Source
 from peftjax.errors import UserError
 
 _WHICH, _TO = 0xF11B, 0xF11C  # any constants: flips depend on no seed
@@ -51,8 +51,8 @@ def flipped(dataset: Dataset, ids: np.ndarray, share: float) -> Dataset:
   if not share:
     return dataset
   names, source = dataset.label_names, dataset.split("train")
-  if dataset.task != TEXT_CLASSIFICATION or len(names) < 2 or not isinstance(source[0].get("label"), int):
-    raise UserError(f"data.flip_labels: {dataset.name} has no single label of several for each text")
+  if len(names) < 2 or not isinstance(source[0].get("label"), int):
+    raise UserError(f"data.flip_labels: {dataset.name} has no single label of several for each example")
   jumps = 1 + scores(len(source), _TO) % np.uint64(len(names) - 1)
   labels = {
     int(index): (source[int(index)]["label"] + int(jumps[index])) % len(names)

@@ -1,6 +1,6 @@
 """Batches in their order, read ahead by grain, with a position that can be saved and restored exactly.
 
-loaders = make_loaders(config, tokenizer)
+loaders = make_loaders(config, dataset, over)
 for batch in loaders.train: ...                       # never ends; loaders.train.steps_per_epoch says where epochs do
 state = loaders.train.get_state()                     # plain JSON; set_state(state) goes on with the next batch
 for batch in loaders.evals["validation"]: ...         # every example once; rows with weight 0 fill the last batch
@@ -10,96 +10,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import grain
 import numpy as np
-from absl import flags
 from ml_collections import ConfigDict
 
-from peftjax.data.batching import FILL, Batches, TrainingPlan, bucket_lengths, evaluation_batches, rows, subset
+from peftjax.data.batching import FILL, Batches, evaluation_batches, rows, subset
 from peftjax.data.extra_sets import RETAINED, open_retained, open_shifted
 from peftjax.data.flipping import flipped
-from peftjax.data.inputs.collating import Batch, Collate, TextCollate
-from peftjax.data.inputs.language import UNCUT, CausalCollate, Form, Seq2SeqCollate
-from peftjax.data.inputs.packing import PackedBatches, PackedPlan, packed_batch, pieces_of
-from peftjax.data.inputs.tokenizing import Tokenizer
+from peftjax.data.inputs.base import Batch, Input
 from peftjax.data.measuring import Measured, measure
-from peftjax.data.sources import CAUSAL_LM, SEQ2SEQ_LM, Dataset, Example, Source, open_data
+from peftjax.data.reading import WHOLE, EvaluationSteps, Reader, Share, TrainingSteps, read_ahead
+from peftjax.data.sources.types import Dataset, Header, Source
 from peftjax.errors import UserError
-
-PLAIN = Form()
-_THREADS = 2
-_AHEAD = 8  # batches
-
-
-@dataclasses.dataclass(frozen=True)
-class Share:
-  """Which of the processes this is; each takes its own rows of every global batch."""
-
-  index: int = 0
-  count: int = 1
-
-
-class _Reader:
-  """Reads the batch of a plan: a random-access sequence for grain."""
-
-  def __init__(self, source: Source, collate: Collate, share: Share):
-    self._source, self._collate, self._share = source, collate, share
-
-  def read(self, batches: Batches, number: int) -> Batch:
-    ids = batches.ids[number]
-    ids = ids[rows(len(ids), self._share.index, self._share.count)]
-    examples = [self._source[int(index)] for index in ids if index != FILL]
-    return self._collate(examples, ids, int(batches.lengths[number]))
-
-
-class _PackedReader:
-  """The same for rows of several sequences."""
-
-  def __init__(self, source: Source, collate: CausalCollate, share: Share, plan: PackedPlan):
-    self._source, self._collate, self._share = source, collate, share
-    self._pieces, self._capacity = plan.pieces, plan.capacity
-
-  def read(self, batches: PackedBatches, number: int) -> Batch:
-    ids = batches.ids[number]
-    ids = ids[rows(len(ids), self._share.index, self._share.count)]
-    contents = [
-      [
-        (self._source[int(self._pieces.examples[piece])], int(self._pieces.starts[piece]))
-        for piece in batches.rows[row]
-      ]
-      for row in ids
-      if row != FILL
-    ]
-    return packed_batch(self._collate, contents, ids, self._capacity)
-
-
-class _TrainingSteps:
-  """The batch of step first, first + 1, ...: without end, as far as anyone will train."""
-
-  def __init__(self, plan: Any, reader: Any, first: int):
-    self._plan, self._reader, self._first = plan, reader, first
-
-  def __len__(self) -> int:
-    return 2**31 - 1
-
-  def __getitem__(self, index: int) -> Batch:
-    epoch, number = divmod(self._first + int(index), self._plan.steps_per_epoch)
-    return self._reader.read(self._plan.epoch(epoch), number)
-
-
-class _EvaluationSteps:
-  def __init__(self, batches: Batches, reader: _Reader):
-    self._batches, self._reader = batches, reader
-
-  def __len__(self) -> int:
-    return len(self._batches.ids)
-
-  def __getitem__(self, index: int) -> Batch:
-    return self._reader.read(self._batches, int(index))
 
 
 class TrainLoader:
@@ -111,24 +35,21 @@ class TrainLoader:
   Attributes:
     examples: in an epoch; of packed data the rows.
     steps_per_epoch: batches in an epoch.
-    measured: lengths of all examples of the split, and what was cut.
-    notes: lines for the log about how the data is laid out.
+    measured: lengths of all examples of the split, and what was cut; None of inputs of one size.
+    notes: lines for the log about what does not reach the model and how the data is laid out.
   """
 
   def __init__(
     self,
-    plan: TrainingPlan | PackedPlan,
-    reader: _Reader | _PackedReader,
-    measured: Measured,
+    plan: Any,
+    reader: Any,
+    measured: Measured | None,
     identity: Mapping[str, Any],
     workers: int,
+    notes: list[str],
   ):
     self._plan, self._reader, self._identity, self._workers = plan, reader, dict(identity), workers
-    self.measured = measured
-    self.notes: list[str] = []
-    if isinstance(plan, PackedPlan):
-      count, kind = len(plan.pieces.lengths), f"{plan.examples:,} rows of {plan.capacity} tokens"
-      self.notes.append(f"train: {count:,} sequences packed into {kind}, {plan.fill:.1%} of them tokens")
+    self.measured, self.notes = measured, notes
     self.examples = plan.examples
     self.steps_per_epoch = plan.steps_per_epoch
     self._step = 0
@@ -139,8 +60,7 @@ class TrainLoader:
 
   def __next__(self) -> Batch:
     if self._batches is None:
-      steps = _TrainingSteps(self._plan, self._reader, self._step)
-      self._batches = _read_ahead(steps, self._workers)
+      self._batches = read_ahead(TrainingSteps(self._plan, self._reader, self._step), self._workers)
     batch = next(self._batches)
     self._step += 1
     return batch
@@ -168,59 +88,44 @@ class EvalLoader:
 
   Attributes:
     examples: read of the split.
-    collate: makes the batches.
+    dataset, split: what is read.
+    inputs: makes the batches.
   """
 
   def __init__(
-    self,
-    dataset: Dataset,
-    split: str,
-    collate: Collate,
-    batch_size: int,
-    buckets: Sequence[int],
-    share: Share = Share(),
-    limit: int = 0,
+    self, dataset: Dataset, split: str, inputs: Input, batch_size: int, share: Share = WHOLE, limit: int = 0
   ):
     _positive("train.eval_batch_size", batch_size)
     rows(batch_size, share.index, share.count)
     count = dataset.splits[split]
     self._ids = np.sort(subset(count, min(limit, count))) if limit else np.arange(count)
     self.examples = len(self._ids)
-    self._dataset, self._split, self.collate, self._share = dataset, split, collate, share
-    self._batch_size, self._buckets = batch_size, buckets
+    self.dataset, self.split, self.inputs = dataset, split, inputs
+    self._batch_size, self._share = batch_size, share
 
   @property
   def source(self) -> Source:
     """The split's examples as they are stored."""
-    return self._dataset.split(self._split)
+    return self.dataset.split(self.split)
 
   @functools.cached_property
-  def measured(self) -> Measured:
-    """Lengths of all examples, and what was cut."""
-    return measure(self._dataset, self._split, self.collate)
+  def measured(self) -> Measured | None:
+    """Lengths of all examples, and what was cut; None of inputs of one size."""
+    return measure(self.dataset, self.split, self.inputs) if self.inputs.buckets else None
 
   @functools.cached_property
-  def _steps(self) -> _EvaluationSteps:
-    reader = _Reader(self._dataset.split(self._split), self.collate, self._share)
-    batches = evaluation_batches(self.measured.lengths[self._ids], self._batch_size, self._buckets)
+  def _steps(self) -> EvaluationSteps:
+    reader = Reader(self.source, self.inputs, self._share)
+    lengths = np.zeros(self.examples, np.int32) if self.measured is None else self.measured.lengths[self._ids]
+    batches = evaluation_batches(lengths, self._batch_size, self.inputs.buckets or (0,))
     ids = np.where(batches.ids == FILL, FILL, self._ids[batches.ids])
-    return _EvaluationSteps(Batches(ids, batches.lengths), reader)
+    return EvaluationSteps(Batches(ids, batches.lengths), reader)
 
   def __len__(self) -> int:
     return -(-self.examples // self._batch_size)
 
   def __iter__(self) -> Iterator[Batch]:
-    return _read_ahead(self._steps, workers=0)
-
-
-def _read_ahead(steps: Any, workers: int) -> Iterator[Batch]:
-  options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
-  batches = grain.MapDataset.source(steps).to_iter_dataset(options)
-  if workers:
-    if not flags.FLAGS.is_parsed():  # grain reads absl flags, which a program that is no absl app never parses
-      flags.FLAGS(sys.argv[:1])
-    batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_AHEAD))
-  return iter(batches)
+    return read_ahead(self._steps, workers=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,121 +134,70 @@ class Loaders:
 
   Attributes:
     dataset: what was opened.
+    inputs: what reads it.
     train: batches of the training split.
     evals: split name -> all its batches: of "train" those of the examples that are trained on; of the sets of
       `data.shifted`, by their names; of `data.retained`, as "retained".
   """
 
   dataset: Dataset
+  inputs: Input
   train: TrainLoader
   evals: dict[str, EvalLoader]
 
 
 def make_loaders(
-  config: ConfigDict,
-  tokenizer: Tokenizer,
-  dataset: Dataset | None = None,
-  process_index: int = 0,
-  process_count: int = 1,
-  task: str = "",
-  form: Form = PLAIN,
+  config: ConfigDict, dataset: Dataset, over: Callable[[Header], Input], process_index: int = 0, process_count: int = 1
 ) -> Loaders:
-  """The loaders of a run, from `config.data`, `config.train`, `config.seed` and `config.task.name`.
+  """The loaders of a run, from `config.data`, `config.train` and `config.seed`.
 
   Args:
     config: see `peftjax.config`.
-    tokenizer: the model's; cut to `config.data.max_length` here.
-    dataset: opened already; else `config.data.name` is opened.
+    dataset: `config.data.name`, opened.
+    over: the header of a data set -> the input that reads it.
     process_index: which process of `process_count` this is.
     process_count: each feeds its own rows of every batch.
-    task: what the batches are for; empty: `config.task.name`, or else what the data is for.
-    form: of prompts and sources, for language models.
 
   Raises:
-    UserError: the data cannot be opened, does not suit the task, or a size does not fit.
+    UserError: further data cannot be opened, or a size does not fit.
   """
   data, share = config.data, Share(process_index, process_count)
-  if dataset is None:
-    dataset = open_data(data.name, data.text_column, data.label_column, data.source_column, data.target_column)
-  task = task or ("" if config.task.name == "auto" else config.task.name)
-  _check_task(task, dataset)
-  task = task or dataset.task
   _positive("train.batch_size", config.train.batch_size)
   rows(config.train.batch_size, share.index, share.count)
-  buckets = bucket_lengths(data.buckets, data.max_length)
   ids = subset(dataset.splits["train"], data.train_examples)
   dataset = flipped(dataset, ids, data.get("flip_labels", 0.0))
-  source = dataset.split("train")
-  collate = _collate(config, task, tokenizer, form, source[0])
-  in_pieces = bool(data.packing) and not {"source", "messages"} & set(source[0])
+  inputs = over(dataset)
+  limit = _limit(data.eval_examples)
+
+  def evaluated(one: Dataset, split: str, reading: Input, count: int = limit) -> EvalLoader:
+    return EvalLoader(one, split, reading, config.train.eval_batch_size, share, count)
+
+  evals = {split: evaluated(dataset, split, inputs) for split in dataset.splits if split != "train"}
+  evals["train"] = evaluated(dataset, "train", inputs, min(limit or len(ids), len(ids)))
+  evals |= {name: evaluated(other, split, over(other)) for name, (other, split) in open_shifted(data, dataset).items()}
+  if (retained := open_retained(data)) is not None:
+    if not inputs.task.needs_no_labels:
+      raise UserError(f"data.retained: only a language model has a loss on text, not {inputs.task.name}")
+    evals[RETAINED] = evaluated(*retained, over(retained[0]))
+  return Loaders(dataset, inputs, _train_loader(config, dataset, inputs.training(), ids, share), evals)
+
+
+def _train_loader(config: ConfigDict, dataset: Dataset, inputs: Input, ids: np.ndarray, share: Share) -> TrainLoader:
+  measured = measure(dataset, "train", inputs) if inputs.buckets else None
+  lengths = np.zeros(len(ids), np.int32) if measured is None else measured.lengths[ids]
+  seed = int(config.seed)
+  plan = inputs.plan(ids, lengths, config.train.batch_size, seed)
   identity = {
     "data.name": dataset.name,
     "data's content": dataset.fingerprint(),
-    "tokenizer": collate.fingerprint(),
-    "data.train_examples": int(data.train_examples),
-    "data.buckets": list(buckets),
+    "data.train_examples": int(config.data.train_examples),
     "train.batch_size": int(config.train.batch_size),
-    "seed": int(config.seed),
-  }
-  if data.get("flip_labels", 0.0):
-    identity["data.flip_labels"] = float(data.flip_labels)
-  plan: TrainingPlan | PackedPlan
-  reader: _Reader | _PackedReader
-  if data.packing:
-    if not isinstance(collate, CausalCollate):
-      raise UserError(f"data.packing: only causal_lm packs several texts into a row, not {task}")
-    packed = dataclasses.replace(collate, in_pieces=in_pieces)
-    measured = measure(dataset, "train", packed)
-    plan = PackedPlan(
-      pieces_of(ids, measured.lengths[ids], data.max_length), data.max_length, config.train.batch_size, config.seed
-    )
-    reader = _PackedReader(source, packed, share, plan)
-    identity["data.packing"] = int(data.max_length)
-  else:
-    measured = measure(dataset, "train", collate)
-    plan = TrainingPlan(ids, measured.lengths[ids], config.train.batch_size, buckets, config.seed)
-    reader = _Reader(source, collate, share)
-  if measured.teaches_nothing:
-    raise UserError(
-      f"data.max_length={data.max_length}: none of the {len(measured.lengths):,} training examples has a response left "
-      "when cut there; raise it, or try data.format='plain' if a chat template fills the rows"
-    )
-  train = TrainLoader(plan, reader, measured, identity, int(data.workers))
-  limit = _limit(data.eval_examples)
-
-  def evaluated(one: Dataset, split: str, reader: Collate, count: int = limit) -> EvalLoader:
-    return EvalLoader(one, split, reader, config.train.eval_batch_size, buckets, share, count)
-
-  evals = {split: evaluated(dataset, split, collate) for split in dataset.splits if split != "train"}
-  evals["train"] = evaluated(dataset, "train", collate, min(limit or len(ids), len(ids)))
-  evals |= {name: evaluated(other, split, collate) for name, (other, split) in open_shifted(data, dataset).items()}
-  if (retained := open_retained(data)) is not None:
-    if task not in (CAUSAL_LM, SEQ2SEQ_LM):
-      raise UserError(f"data.retained: only a language model has a loss on text, not {task}")
-    template = retained[0].split(retained[1])[0]
-    evals[RETAINED] = evaluated(*retained, _collate(config, task, tokenizer, form, template))
-  return Loaders(dataset, train, evals)
-
-
-def _collate(config: ConfigDict, task: str, tokenizer: Tokenizer, form: Form, template: Example) -> Collate:
-  longest = config.data.max_length
-  if task == CAUSAL_LM:
-    return CausalCollate(tokenizer.cut_to(UNCUT), form, longest)
-  if task == SEQ2SEQ_LM:
-    return Seq2SeqCollate(tokenizer.cut_to(longest), form, min(config.data.max_target_length or longest, longest))
-  return TextCollate(tokenizer.cut_to(longest), template)
-
-
-def _check_task(task: str, dataset: Dataset) -> None:
-  if task == CAUSAL_LM or (task in ("", SEQ2SEQ_LM) and dataset.task == SEQ2SEQ_LM):
-    return
-  if dataset.task == CAUSAL_LM:
-    raise UserError(
-      f"{dataset.name} has no label column that is known by its name; set data.label_column to one of "
-      f"{', '.join(dataset.columns)}, or data.source_column and data.target_column, or task.name=causal_lm"
-    )
-  if task not in ("", dataset.task):
-    raise UserError(f"task.name={task!r}, but {dataset.name} holds data for {dataset.task!r}")
+    "seed": seed,
+  } | inputs.identity()
+  if config.data.get("flip_labels", 0.0):
+    identity["data.flip_labels"] = float(config.data.flip_labels)
+  reader = inputs.reader(dataset.split("train"), share, seed, plan)
+  return TrainLoader(plan, reader, measured, identity, int(config.data.workers), inputs.notes(measured))
 
 
 def _limit(count: int) -> int:

@@ -1,4 +1,4 @@
-"""How long every example of a split is in tokens: what buckets are chosen by, found once and kept in the cache."""
+"""How many places every example of a split needs: what buckets are chosen by, found once and kept in the cache."""
 
 from __future__ import annotations
 
@@ -8,53 +8,37 @@ import os
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from peftjax.data.inputs.collating import Collate
 from peftjax.data.packages import cache_folder
-from peftjax.data.sources import Dataset
 
-_CHUNK = 512  # examples tokenised together
+if TYPE_CHECKING:
+  from peftjax.data.inputs.base import Input
+  from peftjax.data.sources.types import Dataset
+
+_CHUNK = 512  # examples encoded together
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-  """What tokenising a split showed.
+  """What encoding a split showed; of its examples what `Sizes` says.
 
   Attributes:
-    lengths: [n] int32, tokens of each example after cutting.
+    lengths: [n] int32, places that each example needs, after cutting.
     cut: examples that did not fit.
-    lost_words: words whose tag no token carries, or responses that are cut off as a whole.
+    lost: what training was to learn and nothing carries.
   """
 
   lengths: np.ndarray
   cut: int
-  lost_words: int
-  has_responses: bool = False
-
-  @property
-  def teaches_nothing(self) -> bool:
-    """Whether every response is cut off as a whole."""
-    return self.has_responses and self.lost_words == len(self.lengths)
-
-  def notes(self, what: str, max_length: int) -> list[str]:
-    """Lines for the log about what does not reach the model; none if everything does."""
-    lines = []
-    lost = "words lose their tags, being cut off or unknown to the tokenizer"
-    if self.has_responses:
-      lost = "examples have no response left and teach nothing; raise data.max_length"
-    if self.cut:
-      share = self.cut / len(self.lengths)
-      lines.append(f"{what}: {self.cut:,} of {len(self.lengths):,} texts ({share:.1%}) are cut at {max_length} tokens")
-    if self.lost_words:
-      lines.append(f"{what}: {self.lost_words:,} {lost}")
-    return lines
+  lost: int
 
 
-def measure(dataset: Dataset, split: str, collate: Collate) -> Measured:
-  """Tokenises a split once; later calls with equal data and tokenizer read the cache."""
-  key = hashlib.sha256(f"{dataset.fingerprint()} {split} {collate.fingerprint()}".encode()).hexdigest()
+def measure(dataset: Dataset, split: str, inputs: Input) -> Measured:
+  """Encodes a split once; later calls with equal data and input read the cache."""
+  key = hashlib.sha256(f"{dataset.fingerprint()} {split} {inputs.fingerprint()}".encode()).hexdigest()
   path = cache_folder("lengths") / f"{key}.npz"
   if (saved := _load(path)) is not None:
     return saved
@@ -62,11 +46,11 @@ def measure(dataset: Dataset, split: str, collate: Collate) -> Measured:
   lengths, cut, lost = [np.zeros(0, np.int32)], 0, 0
   for start in range(0, len(source), _CHUNK):
     examples = [source[index] for index in range(start, min(start + _CHUNK, len(source)))]
-    sizes = collate.sizes(examples)
+    sizes = inputs.sizes(examples)
     lengths.append(sizes.lengths)
     cut += sizes.cut
     lost += sizes.lost
-  measured = Measured(np.concatenate(lengths), cut, lost, "text" not in source[0] and "tokens" not in source[0])
+  measured = Measured(np.concatenate(lengths), cut, lost)
   _save(path, measured)
   return measured
 
@@ -74,7 +58,7 @@ def measure(dataset: Dataset, split: str, collate: Collate) -> Measured:
 def _load(path: Path) -> Measured | None:
   try:
     with path.open("rb") as file, np.load(file) as saved:
-      return Measured(saved["lengths"], int(saved["cut"]), int(saved["lost_words"]), bool(saved["has_responses"]))
+      return Measured(saved["lengths"], int(saved["cut"]), int(saved["lost"]))
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # not there, or cut short by a crash
     return None
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from peftjax.data.sources.types import Header
+from peftjax.data.sources.types import CAUSAL_LM, Header
 from peftjax.errors import UserError, nearest
 from peftjax.tasks.metric import Metric
 
@@ -36,7 +36,11 @@ class Task(Protocol):
     label_names, num_labels: of the head.
     specs: what `metrics` gives, one `Metric` for each.
     main_metric: the metric that stands for the task where one number is wanted.
+    fields: what an example holds that it can be trained on, where no data is there to say (`Header.fields`).
     settings: fields of `config.task` that are the task's own -> their defaults.
+    input: the kind of input that it needs (`peftjax.data.inputs.INPUTS`); empty: what reads the data's examples.
+    collate: of the input `tokens`, how examples stand in rows (`peftjax.data.inputs.tokens.COLLATES`).
+    needs_no_labels: any example has a loss, whatever it is labelled with.
   """
 
   name: str
@@ -45,7 +49,11 @@ class Task(Protocol):
   num_labels: int
   specs: tuple[Metric, ...]
   main_metric: str
+  fields: tuple[str, ...]
   settings: ClassVar[Mapping[str, Any]] = {}
+  input: str = ""
+  collate: str = "text"
+  needs_no_labels: bool = False
 
   @classmethod
   def make(cls, settings: ConfigDict, header: Header) -> Task:
@@ -92,6 +100,17 @@ def check_settings(name: str, task: type[Task], settings: Mapping[str, Any], kno
   for field in settings:
     if field not in known and field not in task.settings:
       raise UserError(f"task.{field}: no such field of task {name}; {nearest(field, [*known, *task.settings])}")
+
+
+def check_data(name: str, header: Header) -> None:
+  """Raises `UserError` if the data is for another task than `name`, of those that text data is told apart for."""
+  if header.task == CAUSAL_LM:
+    raise UserError(
+      f"{header.name} has no label column that is known by its name; set data.label_column to one of "
+      f"{', '.join(header.columns)}, or data.source_column and data.target_column, or task.name=causal_lm"
+    )
+  if header.task not in ("", name):
+    raise UserError(f"task.name={name!r}, but {header.name} holds data for {header.task!r}")
 
 
 def model_inputs(batch: Batch) -> dict[str, Any]:

@@ -9,12 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from peftjax.data.inputs.base import IGNORED
 from peftjax.data.sources.types import Header
 from peftjax.errors import UserError
 from peftjax.tasks.base import Arrays, Batch, Forward, Task, model_inputs
 from peftjax.tasks.metric import Metric
-
-IGNORED = -100  # the label of tokens that carry no loss
 
 SPECS = (
   Metric("loss", "ratio", unit="nats a token", higher_is_better=False, numerator=("losses",), denominator=("tokens",)),
@@ -40,6 +39,9 @@ class CausalLM(Task):
   label_names: tuple[str, ...] = ()
   num_labels = 0
   specs = SPECS
+  collate = "causal"
+  fields = ("text",)
+  needs_no_labels = True
 
   @classmethod
   def make(cls, settings: ConfigDict, header: Header) -> CausalLM:

@@ -11,7 +11,17 @@ from ml_collections import ConfigDict
 
 from peftjax.data.sources.types import Header
 from peftjax.errors import UserError
-from peftjax.tasks.base import Arrays, Batch, Forward, Task, cross_entropy, model_inputs, own_setting, weighted_mean
+from peftjax.tasks.base import (
+  Arrays,
+  Batch,
+  Forward,
+  Task,
+  check_data,
+  cross_entropy,
+  model_inputs,
+  own_setting,
+  weighted_mean,
+)
 from peftjax.tasks.metric import Metric
 
 LOSS = Metric("loss", "per-example", value="loss", unit="nats", higher_is_better=False)
@@ -51,6 +61,7 @@ class Classification(Task):
     label_kind: str = "",
   ):
     self.name = self.head = name
+    self.fields = (name.removesuffix("_classification"), "label")
     self.label_names = label_names
     self.label_smoothing = label_smoothing
     self.regression = not label_names
@@ -61,6 +72,7 @@ class Classification(Task):
 
   @classmethod
   def make(cls, settings: ConfigDict, header: Header) -> Classification:
+    check_data(settings.name, header)
     names, weights = header.label_names, own_setting(cls, settings, "class_weights")
     if weights and (
       len(weights) != len(names) or not all(isinstance(one, int | float) and one >= 0 for one in weights)

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from peftjax.data.sources.types import Header
 from peftjax.tasks import causal_lm
-from peftjax.tasks.base import Arrays, Batch, Forward, Task, model_inputs
+from peftjax.tasks.base import Arrays, Batch, Forward, Task, check_data, model_inputs
 from peftjax.tasks.causal_lm import by_example, check_unsmoothed, summed, token_metrics, token_rows
 from peftjax.tasks.metric import Metric
 
@@ -30,9 +30,13 @@ class Seq2SeqLM(Task):
   label_names: tuple[str, ...] = ()
   num_labels = 0
   specs = (*causal_lm.SPECS, Metric("all_tokens_right", "per-example", share=True, value="correct"))
+  collate = "seq2seq"
+  fields = ("source", "target")
+  needs_no_labels = True
 
   @classmethod
   def make(cls, settings: ConfigDict, header: Header) -> Seq2SeqLM:
+    check_data(cls.name, header)
     check_unsmoothed(cls.name, settings)
     return cls()
 

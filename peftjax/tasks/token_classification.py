@@ -9,11 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from peftjax.data.inputs.base import IGNORED
 from peftjax.data.sources.types import Header
-from peftjax.tasks.base import Arrays, Batch, Forward, Task, cross_entropy, model_inputs, weighted_mean
+from peftjax.tasks.base import Arrays, Batch, Forward, Task, check_data, cross_entropy, model_inputs, weighted_mean
 from peftjax.tasks.metric import Metric
-
-IGNORED = -100  # the label of tokens that carry none: special tokens, padding, later pieces of a word
 
 OF_TOKENS = (
   Metric("loss", "corpus", unit="nats a token", higher_is_better=False),
@@ -42,6 +41,7 @@ class TokenClassification(Task):
 
   name = "token_classification"
   head = "token_classification"
+  fields = ("tokens", "tags")
 
   def __init__(self, label_names: tuple[str, ...], label_smoothing: float = 0.0):
     self.label_names = label_names
@@ -53,6 +53,7 @@ class TokenClassification(Task):
 
   @classmethod
   def make(cls, settings: ConfigDict, header: Header) -> TokenClassification:
+    check_data(cls.name, header)
     return cls(header.label_names, settings.label_smoothing)
 
   def loss(self, forward: Forward, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, Arrays]:

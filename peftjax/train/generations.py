@@ -52,7 +52,7 @@ def check(run: Run, splits: Sequence[str] = ()) -> None:
     if not writes_for(run, split):
       continue
     _, prompts = prompts_of(run, split)
-    collate: Any = run.loaders.evals[split].collate
+    collate = _collate(run, split)
     sampling = sampling_of(run, collate.tokenizer)
     longest = max((ids for ids, _, _ in prompts), key=len)
     try:
@@ -71,7 +71,7 @@ def generated(run: Run, trainable: Tree, frozen: Tree, split: str) -> tuple[dict
   Returns:
     The metrics that `task.text_metrics` names, and for every example {"index", "prompt", "target", "text"}.
   """
-  collate: Any = run.loaders.evals[split].collate
+  collate = _collate(run, split)
   chosen, prompts = prompts_of(run, split)
   sampling = sampling_of(run, collate.tokenizer)
   model = run.model.with_params(combine(trainable, frozen))
@@ -87,6 +87,12 @@ def generated(run: Run, trainable: Tree, frozen: Tree, split: str) -> tuple[dict
     for index, (_, prompt, target), text in zip(chosen, prompts, texts, strict=True)
   ]
   return text_metrics.score(run.config.task.text_metrics, texts, [row["target"] for row in rows]), rows
+
+
+def _collate(run: Run, split: str) -> Any:
+  """What makes the rows of a language model's batches."""
+  inputs: Any = run.loaders.evals[split].inputs
+  return inputs.collate_rows
 
 
 def sampling_of(run: Run, tokenizer: Tokenizer) -> Sampling:
@@ -108,7 +114,7 @@ def prompts_of(run: Run, split: str) -> tuple[np.ndarray, list[tuple[list[int], 
     UserError: an example without a prompt.
   """
   loader = run.loaders.evals[split]
-  collate: Any = loader.collate
+  collate = _collate(run, split)
   source, wanted = loader.source, run.config.task.generate_examples
   chosen = np.sort(subset(len(source), min(wanted, len(source))))
   found = []

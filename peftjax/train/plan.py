@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
 from peftjax import masks, tasks
+from peftjax.data import Header, make_input
 from peftjax.errors import UserError
 from peftjax.loading import folder_of, from_config
 from peftjax.model import Model
@@ -157,20 +157,11 @@ def _task_and_model(config: ConfigDict) -> tuple[tasks.Task, Model]:
 
 
 def batch_shapes(config: ConfigDict, model: Model, task: tasks.Task) -> dict[str, jax.ShapeDtypeStruct]:
-  """The arrays of the longest batch, as `peftjax.data` collates them for the task."""
-  rows, length = config.train.batch_size, config.data.max_length
-  tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
-  one = jax.ShapeDtypeStruct((rows,), jnp.int32)
-  found = {"input_ids": tokens, "attention_mask": tokens, "index": one}
-  found["weight"] = jax.ShapeDtypeStruct((rows,), jnp.float32)
-  found["labels"] = one if task.name == "text_classification" else tokens
-  if task.name == "seq2seq_lm":
-    targets = min(config.data.max_target_length or length, length)
-    found["labels"] = jax.ShapeDtypeStruct((rows, targets), jnp.int32)
-  if task.name == "causal_lm" and config.data.packing:
-    del found["attention_mask"]
-    return found | {"segment_ids": tokens, "position_ids": tokens}
-  return found | {name: tokens for name in ("token_type_ids",) if name in model.example_inputs}
+  """The arrays of the longest training batch, as `peftjax.data` collates them for the task."""
+  del model
+  header = Header("", task=task.name, label_names=task.label_names, fields=task.fields)
+  made = make_input(config, header, task, folder_of(config.model.path))
+  return made.training().batch_spec(config.train.batch_size)
 
 
 def _laid(shardings: Callable[[Any], Any], tree: Any) -> Any:

@@ -126,26 +126,19 @@ def resolve(config: ConfigDict) -> Run:
   mesh = mesh_lib.make_mesh(config.mesh)
   check_sizes(config, mesh)
   folder = folder_of(config.model.path)
-  tokenizer = data_lib.load_tokenizer(folder, config.data.max_length)
-  columns = (config.data[f"{name}_column"] for name in ("text", "label", "source", "target"))
-  dataset = data_lib.open_data(config.data.name, *columns)
+  dataset = data_lib.open_as(config.data.name, config.data)
   task = make_task(config, dataset)
-  form = data_lib.form_of(config.data, folder)
-  index, count = mesh_lib.process_share(mesh)
-  loaders = data_lib.make_loaders(
-    config, tokenizer, dataset, process_index=index, process_count=count, task=task.name, form=form
-  )
-  model = assemble.make_model(config, task.name, label_names=task.label_names, num_labels=task.num_labels, mesh=mesh)
-  tokenizer.check_fits(int(model.hf_config["vocab_size"]))
-  check_positions(model, config.data.max_length)
+
+  def over(header: data_lib.Header) -> data_lib.Input:
+    return data_lib.make_input(config, header, task, folder)
+
+  loaders = data_lib.make_loaders(config, dataset, over, *mesh_lib.process_share(mesh))
+  model = assemble.make_model(config, task.head, label_names=task.label_names, num_labels=task.num_labels, mesh=mesh)
+  loaders.inputs.check(model)
   base = Base(str(config.model.path), base_hash(model))
   made = program(config, task, model, mesh, count_steps(config, loaders.train.steps_per_epoch))
   trainable, frozen = masks.partition(model.params, model.labels())
-  notes = [
-    *loaders.train.measured.notes("train", config.data.max_length),
-    *loaders.train.notes,
-    *made.layout.notes(model.params),
-  ]
+  notes = [*loaders.train.notes, *made.layout.notes(model.params)]
   return Run(
     **{field.name: getattr(made, field.name) for field in dataclasses.fields(Program)},
     loaders=loaders,
@@ -156,17 +149,6 @@ def resolve(config: ConfigDict) -> Run:
     final_splits=final_splits(config, loaders),
     notes=tuple(notes),
   )
-
-
-def check_positions(model: Model, max_length: int) -> None:
-  """Raises `UserError` if the longest text, with its virtual tokens, needs more positions than are learned."""
-  limit = getattr(model.module, "position_limit", None)
-  virtual = sum(getattr(one, "num_virtual_tokens", 0) for one in model.methods if "model" in one.kinds)
-  if isinstance(limit, int) and max_length + virtual > limit:
-    beside = f" and {virtual} virtual tokens" if virtual else ""
-    raise UserError(
-      f"data.max_length={max_length}{beside}: the model has {limit} positions; {max(limit - virtual, 0)} tokens fit"
-    )
 
 
 def final_splits(config: ConfigDict, loaders: data_lib.Loaders) -> tuple[str, ...]:

@@ -21,7 +21,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from peftjax import config as config_lib
-from peftjax.data.inputs.tokenizing import IGNORED
 from peftjax.data.packages import cache_folder
 from peftjax.errors import UserError
 from peftjax.files import write_text
@@ -204,7 +203,8 @@ def _train(
     with told("reading the data", saved):
       batches = [next(one.run.loaders.train) for one in members]
     before = jax.tree.map(jnp.copy, state.trainable) if number == 1 else None
-    state, metrics = step(state, program.frozen, put_batch(mesh, _stacked(batches), together=True))
+    stacked = _stacked(batches, first.loaders.inputs.fills)
+    state, metrics = step(state, program.frozen, put_batch(mesh, stacked, together=True))
     late.dispatched(number, metrics, batches, clean=not step.just_compiled)
     if before is not None:
       for index in range(count):
@@ -270,13 +270,13 @@ def _at(tree: Any, index: int) -> Any:
   return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
-def _stacked(batches: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-  """The runs' batches as one, [runs, B, ...]; shorter ones are filled up with padding."""
+def _stacked(batches: Sequence[Mapping[str, np.ndarray]], fills: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """The runs' batches as one, [runs, B, ...]; shorter ones are filled up, by `Input.fills`."""
   stacked = {}
   for name in batches[0]:
     arrays = [batch[name] for batch in batches]
     shape = tuple(np.max([array.shape for array in arrays], axis=0))
-    fill = IGNORED if name == "labels" else 0
+    fill = fills.get(name, 0)
     widths = [[(0, size - own) for own, size in zip(array.shape, shape)] for array in arrays]
     stacked[name] = np.stack([np.pad(one, width, constant_values=fill) for one, width in zip(arrays, widths)])
   return stacked

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from peftjax.data import load_tokenizer, make_loaders, open_data
+from peftjax.data import load_tokenizer, open_data
 from peftjax.data.batching import subset
 from peftjax.data.flipping import flipped, flipped_ids
 from peftjax.errors import UserError
 from tests.data.test_loader import tiny_config
-from tests.data.tiny import jsonl, reviews, tokenizer_folder
+from tests.data.tiny import jsonl, reviews, text_loaders, tokenizer_folder
 
 ROWS = reviews(47)
 
@@ -49,7 +49,7 @@ def test_flips_are_exact_nested_in_no_seed_and_never_the_true_label(folder):
 
 def test_a_run_trains_and_is_scored_on_the_flipped_labels(folder, tokenizer):
   config = tiny_config(folder / "data", **{"data.flip_labels": 0.2, "data.train_examples": 20})
-  loaders = make_loaders(config, tokenizer)
+  loaders = text_loaders(config, tokenizer)
   assert ids_of(loaders.evals["train"]) == sorted(subset(47, 20).tolist())
   true = open_data(config.data.name).split("train")
   given = {int(i): int(label) for b in loaders.evals["train"] for i, label in zip(b["index"], b["labels"]) if i >= 0}
@@ -59,9 +59,9 @@ def test_a_run_trains_and_is_scored_on_the_flipped_labels(folder, tokenizer):
     batch = next(loaders.train)
     trained |= {int(i): int(label) for i, label in zip(batch["index"], batch["labels"]) if i >= 0}
   assert trained == given
-  plain = make_loaders(tiny_config(folder / "data", **{"data.train_examples": 20}), tokenizer).train
+  plain = text_loaders(tiny_config(folder / "data", **{"data.train_examples": 20}), tokenizer).train
   with pytest.raises(UserError, match=r"data\.flip_labels was None, is 0\.2"):
-    make_loaders(config, tokenizer).train.set_state(plain.get_state())
+    text_loaders(config, tokenizer).train.set_state(plain.get_state())
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0])
@@ -72,7 +72,7 @@ def test_a_share_out_of_range_is_a_mistake(folder, share):
 
 def test_a_shifted_set_is_a_split_of_its_own(folder, tokenizer):
   config = tiny_config(folder / "data", **{"data.shifted": f"('jsonl:{folder / 'away'}',)", "data.eval_examples": 5})
-  loaders = make_loaders(config, tokenizer)
+  loaders = text_loaders(config, tokenizer)
   assert set(loaders.evals) == {"validation", "train", "away"}
   assert len(ids_of(loaders.evals["away"])) == 5
 
@@ -83,13 +83,13 @@ def test_a_shifted_set_with_other_labels_is_a_mistake(folder, tokenizer):
     jsonl(folder / "topics" / f"{split}.jsonl", other)
   config = tiny_config(folder / "data", **{"data.shifted": f"('jsonl:{folder / 'topics'}',)"})
   with pytest.raises(UserError, match="data.shifted: .*topics has the labels topic 0"):
-    make_loaders(config, tokenizer)
+    text_loaders(config, tokenizer)
 
 
 def test_retained_text_needs_a_language_model(folder, tokenizer):
   config = tiny_config(folder / "data", **{"data.retained": f"jsonl:{folder / 'away'}"})
   with pytest.raises(UserError, match="only a language model has a loss on text"):
-    make_loaders(config, tokenizer)
+    text_loaders(config, tokenizer)
   config.task.name = "causal_lm"
-  batch = next(iter(make_loaders(config, tokenizer).evals["retained"]))
+  batch = next(iter(text_loaders(config, tokenizer).evals["retained"]))
   assert batch["labels"].shape == batch["input_ids"].shape

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from peftjax import config as configs
-from peftjax.data import load_tokenizer, make_loaders, open_data
+from peftjax.data import load_tokenizer, open_data
 from peftjax.data.inputs.tokenizing import IGNORED
 from peftjax.errors import UserError
-from tests.data.tiny import jsonl, reviews, tokenizer_folder
+from tests.data.tiny import jsonl, reviews, text_loaders, tokenizer_folder
 
 ROWS = reviews(47)
 
@@ -57,7 +57,7 @@ def take(iterator, count: int) -> list:
 
 
 def test_a_batch_holds_its_examples(config, tokenizer):
-  train = make_loaders(config, tokenizer).train
+  train = text_loaders(config, tokenizer).train
   assert (train.examples, train.steps_per_epoch) == (47, 6)
   seen = Counter()
   for batch in take(train, 6):
@@ -85,16 +85,16 @@ def test_a_batch_holds_its_examples(config, tokenizer):
 
 
 def test_restoring_a_position_gives_bitwise_equal_batches_in_a_new_process(config, tokenizer, tmp_path):
-  train = make_loaders(config, tokenizer).train
+  train = text_loaders(config, tokenizer).train
   take(train, 9)
   state = json.loads(json.dumps(train.get_state()))
   expected = digest(take(train, 7))
   code = f"""
 import json, sys
-from peftjax.data import load_tokenizer, make_loaders
-from tests.data.test_loader import digest, take, tiny_config
+from peftjax.data import load_tokenizer
+from tests.data.test_loader import digest, take, text_loaders, tiny_config
 from pathlib import Path
-train = make_loaders(tiny_config(Path({str(tmp_path / "data")!r})), load_tokenizer({str(tmp_path / "model")!r})).train
+train = text_loaders(tiny_config(Path({str(tmp_path / "data")!r})), load_tokenizer({str(tmp_path / "model")!r})).train
 train.set_state(json.loads(sys.argv[1]))
 print(digest(take(train, 7)))
 """
@@ -103,7 +103,7 @@ print(digest(take(train, 7)))
 
 
 def test_going_back_and_far_ahead_is_exact(config, tokenizer):
-  train = make_loaders(config, tokenizer).train
+  train = text_loaders(config, tokenizer).train
   start = train.get_state()
   first = digest(take(train, 3))
   train.set_state({**start, "step": 6_000_000})
@@ -114,7 +114,7 @@ def test_going_back_and_far_ahead_is_exact(config, tokenizer):
 
 
 def test_a_position_in_other_data_is_refused(config, tokenizer):
-  state = make_loaders(config, tokenizer).train.get_state()
+  state = text_loaders(config, tokenizer).train.get_state()
   for key, value, message in (
     ("train.batch_size", 4, "train.batch_size was 8, is 4"),
     ("seed", 1, "seed was 0, is 1"),
@@ -124,12 +124,12 @@ def test_a_position_in_other_data_is_refused(config, tokenizer):
     other = config.copy_and_resolve_references()
     configs.apply(other, f"{key}={value}")
     with pytest.raises(UserError, match=message):
-      make_loaders(other, tokenizer).train.set_state(state)
+      text_loaders(other, tokenizer).train.set_state(state)
 
 
 def test_two_processes_read_the_halves_of_what_one_reads(config, tokenizer):
-  whole = make_loaders(config, tokenizer)
-  halves = [make_loaders(config, tokenizer, process_index=process, process_count=2) for process in (0, 1)]
+  whole = text_loaders(config, tokenizer)
+  halves = [text_loaders(config, tokenizer, process_index=process, process_count=2) for process in (0, 1)]
   pairs = [
     (take(whole.train, 13), [take(half.train, 13) for half in halves]),
     (list(whole.evals["validation"]), [list(half.evals["validation"]) for half in halves]),
@@ -140,11 +140,11 @@ def test_two_processes_read_the_halves_of_what_one_reads(config, tokenizer):
         np.testing.assert_array_equal(array, np.concatenate([part[name] for part in split]))
         assert all(part[name].dtype == array.dtype for part in split)
   with pytest.raises(UserError, match="a batch of 8 does not divide over 3 processes"):
-    make_loaders(config, tokenizer, process_index=0, process_count=3)
+    text_loaders(config, tokenizer, process_index=0, process_count=3)
 
 
 def test_evaluation_reads_every_example_once_and_the_same_each_time(config, tokenizer):
-  loader = make_loaders(config, tokenizer).evals["validation"]
+  loader = text_loaders(config, tokenizer).evals["validation"]
   batches = list(loader)
   assert len(batches) == len(loader) == 3
   assert loader.examples == 11
@@ -157,7 +157,7 @@ def test_evaluation_reads_every_example_once_and_the_same_each_time(config, toke
 def test_subsets_nest_and_seeds_do_not_change_them(config, tokenizer):
   def seen(count: int, seed: int) -> set[int]:
     config.data.train_examples, config.seed = count, seed
-    train = make_loaders(config, tokenizer).train
+    train = text_loaders(config, tokenizer).train
     return {int(index) for batch in take(train, train.steps_per_epoch) for index in batch["index"] if index >= 0}
 
   assert len(seen(9, 0)) == 9
@@ -166,13 +166,13 @@ def test_subsets_nest_and_seeds_do_not_change_them(config, tokenizer):
 
 
 def test_reading_in_other_processes_changes_nothing(config, tokenizer):
-  expected = digest(take(make_loaders(config, tokenizer).train, 8))
+  expected = digest(take(text_loaders(config, tokenizer).train, 8))
   config.data.workers = 2
-  train = make_loaders(config, tokenizer).train
+  train = text_loaders(config, tokenizer).train
   assert digest(take(train, 8)) == expected
   state = train.get_state()
   config.data.workers = 0
-  alone = make_loaders(config, tokenizer).train
+  alone = text_loaders(config, tokenizer).train
   alone.set_state(state)
   assert digest(take(alone, 3)) == digest(take(train, 3))
 
@@ -180,7 +180,7 @@ def test_reading_in_other_processes_changes_nothing(config, tokenizer):
 def test_tags_pairs_numbers_and_several_labels_reach_the_batch(tokenizer, tmp_path):
   def one_batch(name: str, rows: list[dict], **overrides):
     jsonl(tmp_path / name / "train.jsonl", rows)
-    return next(make_loaders(tiny_config(tmp_path / name, **overrides), tokenizer).train)
+    return next(text_loaders(tiny_config(tmp_path / name, **overrides), tokenizer).train)
 
   tagged = one_batch("tags", [{"tokens": ["playing", "a"], "tags": ["B-X", "O"]}, {"tokens": ["b"], "tags": ["O"]}])
   row = tagged["index"].tolist().index(0)
@@ -203,20 +203,19 @@ def test_what_is_cut_is_told(tokenizer, tmp_path):
     tmp_path / "long" / "train.jsonl",
     [{"tokens": ["a"] * 20, "tags": ["O"] * 19 + ["B-X"]}, {"tokens": ["b"], "tags": ["O"]}],
   )
-  measured = make_loaders(tiny_config(tmp_path / "long"), tokenizer).train.measured
-  assert measured.notes("train", 12) == [
+  assert text_loaders(tiny_config(tmp_path / "long"), tokenizer).train.notes == [
     "train: 1 of 2 texts (50.0%) are cut at 12 tokens",
     "train: 10 words lose their tags, being cut off or unknown to the tokenizer",
   ]
-  again = make_loaders(tiny_config(tmp_path / "long"), tokenizer).train.measured
-  assert (again.lengths.tolist(), again.cut, again.lost_words) == ([12, 3], 1, 10)
+  again = text_loaders(tiny_config(tmp_path / "long"), tokenizer).train.measured
+  assert (again.lengths.tolist(), again.cut, again.lost) == ([12, 3], 1, 10)
   for saved in (tmp_path / "cache" / "lengths").iterdir():
     saved.write_bytes(saved.read_bytes()[:40])
-  assert make_loaders(tiny_config(tmp_path / "long"), tokenizer).train.measured.lengths.tolist() == [12, 3]
+  assert text_loaders(tiny_config(tmp_path / "long"), tokenizer).train.measured.lengths.tolist() == [12, 3]
 
 
 def test_a_file_that_breaks_while_training_is_one_error(config, tokenizer, tmp_path):
-  train = make_loaders(config, tokenizer).train
+  train = text_loaders(config, tokenizer).train
   (tmp_path / "data" / "train.jsonl").write_text("")
   with pytest.raises(UserError, match=r"train.jsonl:\d+: no JSON"):
     take(train, 6)
@@ -230,26 +229,26 @@ def test_settings_that_do_not_fit_are_said(config, tokenizer, tmp_path):
     ("data.train_examples", 48, "data.train_examples=48: the training split has 47"),
   ):
     other = config.copy_and_resolve_references()
-    configs.apply(other, f"{key}={value}")
     with pytest.raises(UserError, match=message):
-      make_loaders(other, tokenizer)
+      configs.apply(other, f"{key}={value}")
+      text_loaders(other, tokenizer)
   jsonl(tmp_path / "plain" / "train.jsonl", [{"text": "a", "mood": "x"}])
   with pytest.raises(UserError, match="set data.label_column to one of text, mood"):
-    make_loaders(tiny_config(tmp_path / "plain"), tokenizer)
+    text_loaders(tiny_config(tmp_path / "plain"), tokenizer, task="text_classification")
 
 
 def test_an_opened_data_set_can_be_given(config, tokenizer):
   dataset = open_data(config.data.name)
-  assert make_loaders(config, tokenizer, dataset=dataset).dataset is dataset
+  assert text_loaders(config, tokenizer, dataset=dataset).dataset is dataset
 
 
 def test_evaluation_may_read_a_part_that_no_seed_changes(tmp_path, config, tokenizer):
   jsonl(tmp_path / "data" / "validation.jsonl", ROWS)
-  whole = {int(index) for batch in make_loaders(config, tokenizer).evals["validation"] for index in batch["index"]}
+  whole = {int(index) for batch in text_loaders(config, tokenizer).evals["validation"] for index in batch["index"]}
   parts = []
   for count, seed in ((9, 0), (9, 1), (4, 0)):
     config.data.eval_examples, config.seed = count, seed
-    loader = make_loaders(config, tokenizer).evals["validation"]
+    loader = text_loaders(config, tokenizer).evals["validation"]
     parts.append([int(index) for batch in loader for index in batch["index"] if index >= 0])
     assert loader.examples == count == len(set(parts[-1]))
   assert sorted(parts[0]) == sorted(parts[1]) and set(parts[2]) < set(parts[0]) < whole

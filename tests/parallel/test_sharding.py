@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from peftjax import config as config_lib
 from peftjax import masks, methods, tasks
+from peftjax.data.inputs.tokens import check_positions
 from peftjax.errors import UserError
 from peftjax.loading import from_config
 from peftjax.parallel import mesh as mesh_lib
@@ -141,16 +142,16 @@ def test_rows_of_processes():
 
 def test_the_longest_text_and_virtual_tokens_must_have_positions():
   bert = from_config({**BERT, "max_position_embeddings": 40})
-  run_lib.check_positions(bert, 40)
+  check_positions(bert, 40)
   with pytest.raises(UserError, match=r"data\.max_length=41: the model has 40 positions; 40 tokens fit"):
-    run_lib.check_positions(bert, 41)
+    check_positions(bert, 41)
   roberta = {**BERT, "model_type": "roberta", "architectures": ["RobertaModel"], "max_position_embeddings": 42}
   with pytest.raises(UserError, match="the model has 40 positions"):
-    run_lib.check_positions(from_config({**roberta, "pad_token_id": 1}), 41)
+    check_positions(from_config({**roberta, "pad_token_id": 1}), 41)
   prompted = bert.add(methods.build(config_lib.ConfigDict({"name": "prompt", "num_virtual_tokens": 8})))
   with pytest.raises(UserError, match=r"max_length=40 and 8 virtual tokens: .* 32 tokens fit"):
-    run_lib.check_positions(prompted, 40)
-  run_lib.check_positions(from_config(LLAMA), 10**6)
+    check_positions(prompted, 40)
+  check_positions(from_config(LLAMA), 10**6)
 
 
 def test_codes_and_scales_lie_where_their_kernel_would():

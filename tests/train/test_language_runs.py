@@ -160,6 +160,6 @@ def test_settings_that_do_not_fit_are_said(config, tmp_path, folders):
   ):
     other = config.copy_and_resolve_references()
     other.task.generate = True
-    configs.apply(other, f"{key}={value}")
     with pytest.raises(UserError, match=message):
+      configs.apply(other, f"{key}={value}")
       train(other, tmp_path / "run")

@@ -1,1 +1,48 @@
-"""Inputs: how one example becomes arrays, one file a kind."""
+"""Inputs: how examples become what a model reads, one file a kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ml_collections import ConfigDict
+
+from peftjax.data.inputs.base import Input
+from peftjax.data.sources.types import Header
+from peftjax.errors import UserError, nearest
+from peftjax.registry import resolve
+
+if TYPE_CHECKING:
+  from peftjax.tasks import Task
+
+# config.input.name -> class
+INPUTS: dict[str, str] = {"tokens": "peftjax.data.inputs.tokens:Tokens"}
+
+# A field of the data's examples -> the kind that reads it where neither config nor task names one.
+READS: dict[str, str] = {"text": "tokens", "tokens": "tokens", "source": "tokens", "messages": "tokens"}
+
+
+def input_class(name: str) -> type[Input]:
+  """The class of a kind of input, by its name in `INPUTS` or as ``module:Name``.
+
+  Raises:
+    UserError: no such kind.
+  """
+  found: type[Input] = resolve("input.name", name, INPUTS)
+  return found
+
+
+def make_input(config: ConfigDict, header: Header, task: Task, folder: Path | None) -> Input:
+  """The input of a run: `config.input.name`, else the task's, else that of what the data's examples hold.
+
+  Raises:
+    UserError: nothing reads the data, or a setting does not suit the input.
+  """
+  name = str(config.input.name)
+  if name == "auto":
+    name = task.input or next((READS[one] for one in header.fields if one in READS), "")
+  if not name:
+    held = ", ".join(header.fields) or "nothing that is known"
+    raise UserError(f"input.name: which input reads {header.name!r} (it holds {held})? {nearest('', INPUTS)}, "
+                    "or module:Name for your own")  # fmt: skip
+  return input_class(name)(config, header, task, folder)

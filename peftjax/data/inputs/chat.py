@@ -10,7 +10,8 @@ from typing import Any
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from peftjax.data.inputs.tokenizing import IGNORED, Tokenizer
+from peftjax.data.inputs.base import IGNORED
+from peftjax.data.inputs.tokenizing import Tokenizer
 from peftjax.errors import UserError
 from peftjax.files import read_json
 

@@ -4,33 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
+import jax
 import numpy as np
+from ml_collections import ConfigDict
 
-from peftjax.data.inputs.tokenizing import IGNORED, Encoded, Tokenizer
-from peftjax.data.sources import Example
+from peftjax.data.inputs.base import IGNORED, Batch, Shapes, Sizes, weight_and_index
+from peftjax.data.inputs.tokenizing import Encoded, Tokenizer
+from peftjax.data.sources.types import Example, Header
 
-Batch = dict[str, np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True)
-class Sizes:
-  """What tokenising some examples shows.
-
-  Attributes:
-    lengths: [n] int32, the tokens that each needs room for.
-    cut: examples that did not fit.
-    lost: what training was to learn and no token carries: words with a tag; responses of which nothing is left.
-  """
-
-  lengths: np.ndarray
-  cut: int
-  lost: int
+if TYPE_CHECKING:
+  from peftjax.data.inputs.language import Form
 
 
 class Collate(Protocol):
-  """Makes batches of examples, for one kind of task."""
+  """Makes the rows of a batch of examples, for one kind of task."""
+
+  @classmethod
+  def make(cls, tokenizer: Tokenizer, form: Form, data: ConfigDict, header: Header) -> Collate:
+    """By `config.data`, for the data that a header describes; `form` is that of prompts and sources."""
+    raise NotImplementedError
+
+  @classmethod
+  def spec(cls, data: ConfigDict, header: Header, rows: int, length: int, type_ids: bool) -> Shapes:
+    """What a batch of rows holds, beside `index`, `weight` and the labels of whole examples.
+
+    Args:
+      type_ids: whether first and second texts are told apart.
+    """
+    raise NotImplementedError
 
   def sizes(self, examples: Sequence[Example]) -> Sizes: ...
 
@@ -57,16 +60,26 @@ def encode_examples(tokenizer: Tokenizer, examples: Sequence[Example]) -> Encode
 
 
 @dataclasses.dataclass(frozen=True)
-class TextCollate:
-  """Makes batches of texts with labels, tags or neither.
+class TextCollate(Collate):
+  """Makes rows of texts, or of words with tags.
 
   Attributes:
     tokenizer: cuts no shorter than the length asked for.
-    template: any example; a process whose rows only fill up learns from it what arrays there are.
+    tagged: whether words have tags.
   """
 
   tokenizer: Tokenizer
-  template: Example
+  tagged: bool = False
+
+  @classmethod
+  def make(cls, tokenizer: Tokenizer, form: Form, data: ConfigDict, header: Header) -> TextCollate:
+    del form
+    return cls(tokenizer.cut_to(data.max_length), "tags" in header.fields)
+
+  @classmethod
+  def spec(cls, data: ConfigDict, header: Header, rows: int, length: int, type_ids: bool) -> Shapes:
+    names = ["input_ids", "attention_mask", *(["token_type_ids"] if type_ids else [])]
+    return token_shapes([*names, *(["labels"] if "tags" in header.fields else [])], rows, length)
 
   def sizes(self, examples: Sequence[Example]) -> Sizes:
     """Tokens, texts that are cut, words that lose their tags."""
@@ -82,27 +95,20 @@ class TextCollate:
 
     Returns:
       `input_ids` and `attention_mask` [B, L] int32, `token_type_ids` alike if the model knows them, `weight` [B]
-      float32 (0 for filling rows), `index` [B] int32 (the id), and `labels`: [B] int32, [B] float32 (a number), [B, C]
-      float32 (several labels) or [B, L] int32 with -100 where a token has no tag. Filling rows hold one padding token
-      that is attended to, so that no softmax runs over nothing.
+      float32 (0 for filling rows), `index` [B] int32 (the id), and of words with tags `labels` [B, L] int32, -100 where
+      a token has none. Filling rows hold one padding token that is attended to, so that no softmax runs over nothing.
     """
     encoded = encode_examples(self.tokenizer, examples)
     batch = {
       "input_ids": padded(encoded.ids, len(ids), length, self.tokenizer.pad_id),
       "attention_mask": padded([np.ones_like(one) for one in encoded.ids], len(ids), length, 0),
-      "weight": (ids >= 0).astype(np.float32),
-      "index": ids.astype(np.int32),
+      **weight_and_index(ids),
     }
     batch["attention_mask"][len(examples) :, 0] = 1
     if self.tokenizer.gives_type_ids:
       batch["token_type_ids"] = padded(encoded.type_ids, len(ids), length, 0)
-    if "tags" in self.template:
+    if self.tagged:
       batch["labels"] = padded(encoded.tags or [], len(ids), length, IGNORED)
-    elif "label" in self.template:
-      label = np.asarray(self.template["label"])
-      batch["labels"] = np.zeros((len(ids), *label.shape), np.float32 if label.dtype.kind == "f" else np.int32)
-      for row, one in enumerate(examples):
-        batch["labels"][row] = one["label"]
     return batch
 
 
@@ -112,3 +118,8 @@ def padded(arrays: Sequence[Sequence[int] | np.ndarray], count: int, length: int
   for row, array in zip(filled, arrays, strict=False):
     row[: len(array)] = array
   return filled
+
+
+def token_shapes(names: Sequence[str], rows: int, length: int) -> Shapes:
+  """int32 [rows, length] under each name."""
+  return {name: jax.ShapeDtypeStruct((rows, length), np.dtype(np.int32)) for name in names}

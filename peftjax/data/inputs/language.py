@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
+from peftjax.data.inputs.base import IGNORED, Batch, Shapes, Sizes, weight_and_index
 from peftjax.data.inputs.chat import ChatTemplate, encode_chat, load_chat_template
-from peftjax.data.inputs.collating import Batch, Sizes, padded
-from peftjax.data.inputs.tokenizing import IGNORED, Tokenizer
-from peftjax.data.sources import Example
+from peftjax.data.inputs.collating import Collate, padded, token_shapes
+from peftjax.data.inputs.tokenizing import Tokenizer
+from peftjax.data.sources.types import Example, Header
 from peftjax.errors import UserError, nearest
 
 FORMATS = ("auto", "chat", "plain")
@@ -68,7 +69,7 @@ def form_of(data: ConfigDict, folder: str | Path) -> Form:
 
 
 @dataclasses.dataclass(frozen=True)
-class CausalCollate:
+class CausalCollate(Collate):
   """Makes batches for a decoder. Labels are token ids; -100 at what is not to be learned: prompts and padding.
 
   A text is learned as a whole, with the end token behind it. Of a prompt and its response, and of a conversation, only
@@ -85,6 +86,14 @@ class CausalCollate:
   form: Form
   max_length: int
   in_pieces: bool = False
+
+  @classmethod
+  def make(cls, tokenizer: Tokenizer, form: Form, data: ConfigDict, header: Header) -> CausalCollate:
+    return cls(tokenizer.cut_to(UNCUT), form, data.max_length)
+
+  @classmethod
+  def spec(cls, data: ConfigDict, header: Header, rows: int, length: int, type_ids: bool) -> Shapes:
+    return token_shapes(("input_ids", "attention_mask", "labels"), rows, length)
 
   def encode(self, examples: Sequence[Example]) -> list[tuple[list[int], list[int]]]:
     """(ids, labels) of each example, uncut.
@@ -126,8 +135,7 @@ class CausalCollate:
       "input_ids": padded([one for one, _ in encoded], len(ids), length, self.tokenizer.pad_id),
       "attention_mask": padded([[1] * len(one) for one, _ in encoded], len(ids), length, 0),
       "labels": padded([labels for _, labels in encoded], len(ids), length, IGNORED),
-      "weight": (ids >= 0).astype(np.float32),
-      "index": ids.astype(np.int32),
+      **weight_and_index(ids),
     }
     batch["attention_mask"][len(examples) :, 0] = 1
     return batch
@@ -143,7 +151,7 @@ class CausalCollate:
 
 
 @dataclasses.dataclass(frozen=True)
-class Seq2SeqCollate:
+class Seq2SeqCollate(Collate):
   """Makes batches for an encoder-decoder: the source is what the encoder reads, the target is `labels`.
 
   Attributes:
@@ -155,6 +163,15 @@ class Seq2SeqCollate:
   tokenizer: Tokenizer
   form: Form
   max_target: int
+
+  @classmethod
+  def make(cls, tokenizer: Tokenizer, form: Form, data: ConfigDict, header: Header) -> Seq2SeqCollate:
+    return cls(tokenizer.cut_to(data.max_length), form, longest_target(data))
+
+  @classmethod
+  def spec(cls, data: ConfigDict, header: Header, rows: int, length: int, type_ids: bool) -> Shapes:
+    targets = token_shapes(("labels",), rows, min(length, longest_target(data)))
+    return token_shapes(("input_ids", "attention_mask"), rows, length) | targets
 
   def encode(self, examples: Sequence[Example]) -> tuple[list[list[int]], list[list[int]], int]:
     """(ids of the sources, ids of the targets, how many examples are cut), each with the end token behind it."""
@@ -184,8 +201,7 @@ class Seq2SeqCollate:
       "input_ids": padded(sources, len(ids), length, self.tokenizer.pad_id),
       "attention_mask": padded([[1] * len(one) for one in sources], len(ids), length, 0),
       "labels": padded(targets, len(ids), min(length, self.max_target), IGNORED),
-      "weight": (ids >= 0).astype(np.float32),
-      "index": ids.astype(np.int32),
+      **weight_and_index(ids),
     }
     batch["attention_mask"][len(examples) :, 0] = 1
     return batch
@@ -195,6 +211,11 @@ class Seq2SeqCollate:
     if end is None or (len(found) <= limit and found[-1:] == [end]):
       return found[:limit]
     return [*found[: limit - 1], end]
+
+
+def longest_target(data: ConfigDict) -> int:
+  """The tokens of a target that are kept, by `config.data`."""
+  return min(data.max_target_length or data.max_length, data.max_length)
 
 
 def _joined(example: Example) -> str:

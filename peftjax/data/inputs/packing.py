@@ -13,10 +13,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from peftjax.data.batching import FILL, scores
-from peftjax.data.inputs.collating import Batch, padded
+from peftjax.data.inputs.base import IGNORED, Batch, Shapes, weight_and_index
+from peftjax.data.inputs.collating import padded, token_shapes
 from peftjax.data.inputs.language import CausalCollate
-from peftjax.data.inputs.tokenizing import IGNORED
-from peftjax.data.sources import Example
+from peftjax.data.reading import Share
+from peftjax.data.sources.types import Example, Source
+
+COLUMNS = ("input_ids", "labels", "segment_ids", "position_ids")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +143,7 @@ def packed_batch(
     `input_ids`, `labels`, `segment_ids` (from 1; 0 is padding) and `position_ids` (from 0 in every segment) [B, L]
     int32, `weight` [B] float32, `index` [B] int32, the row numbers.
   """
-  columns: dict[str, list[list[int]]] = {name: [] for name in ("input_ids", "labels", "segment_ids", "position_ids")}
+  columns: dict[str, list[list[int]]] = {name: [] for name in COLUMNS}
   for row in rows:
     encoded = collate.encode([example for example, _ in row])
     parts = [(ids[at : at + length], labels[at : at + length]) for (ids, labels), (_, at) in zip(encoded, row)]
@@ -150,4 +153,31 @@ def packed_batch(
     columns["position_ids"].append([place for part, _ in parts for place in range(len(part))])
   fills = {"input_ids": collate.tokenizer.pad_id, "labels": IGNORED, "segment_ids": 0, "position_ids": 0}
   batch = {name: padded(columns[name], len(ids), length, fill) for name, fill in fills.items()}
-  return batch | {"weight": (ids >= 0).astype(np.float32), "index": ids.astype(np.int32)}
+  return batch | weight_and_index(ids)
+
+
+def packed_spec(rows: int, length: int) -> Shapes:
+  """What `packed_batch` gives, beside `weight` and `index`."""
+  return token_shapes(COLUMNS, rows, length)
+
+
+class PackedReader:
+  """Reads the batches of a `PackedPlan`."""
+
+  def __init__(self, source: Source, collate: CausalCollate, share: Share, plan: PackedPlan):
+    self._source, self._collate, self._share = source, collate, share
+    self._pieces, self._capacity = plan.pieces, plan.capacity
+
+  def read(self, batches: PackedBatches, number: int, epoch: int) -> Batch:
+    """A batch of one epoch, in which nothing is drawn."""
+    del epoch
+    ids = self._share.of(batches.ids[number])
+    contents = [
+      [
+        (self._source[int(self._pieces.examples[piece])], int(self._pieces.starts[piece]))
+        for piece in batches.rows[row]
+      ]
+      for row in ids
+      if row != FILL
+    ]
+    return packed_batch(self._collate, contents, ids, self._capacity)

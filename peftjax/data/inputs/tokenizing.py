@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import tokenizers
 
+from peftjax.data.inputs.base import IGNORED
 from peftjax.data.inputs.tokenizer_folder import TokenizerFolder, read_tokenizer
 from peftjax.errors import UserError
-
-IGNORED = -100  # the tag of a token that has none
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from peftjax.data.sources.opening import SOURCES, header_of, open_as, open_data
 from peftjax.data.sources.types import (
   CAUSAL_LM,
   SEQ2SEQ_LM,
@@ -12,12 +13,12 @@ from peftjax.data.sources.types import (
   Header,
   Named,
   Source,
-  open_data,
 )
 
 __all__ = [
   "CAUSAL_LM",
   "SEQ2SEQ_LM",
+  "SOURCES",
   "TEXT_CLASSIFICATION",
   "TOKEN_CLASSIFICATION",
   "Dataset",
@@ -25,5 +26,7 @@ __all__ = [
   "Header",
   "Named",
   "Source",
+  "header_of",
+  "open_as",
   "open_data",
 ]

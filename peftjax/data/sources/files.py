@@ -101,6 +101,16 @@ class FileSource:
     return example
 
 
+def open_jsonl(path: str, named: Named) -> Dataset:
+  """A data set of JSON-lines files; see `open_files`."""
+  return open_files("jsonl", path, named)
+
+
+def open_csv(path: str, named: Named) -> Dataset:
+  """A data set of CSV files; see `open_files`."""
+  return open_files("csv", path, named)
+
+
 def open_files(kind: str, path: str, named: Named) -> Dataset:
   """A data set of `kind` ("jsonl" or "csv") files; `open_data` says what `path` may be.
 

@@ -37,34 +37,40 @@ PACKAGED = {
 }
 
 
+def builder_of(name: str) -> tfds.core.DatasetBuilder:
+  """The builder of a packaged data set as the cache has it, prepared or not.
+
+  Raises:
+    UserError: no such data set.
+  """
+  if name not in PACKAGED:
+    raise UserError(f"no packaged data set {name!r}; {nearest(name, PACKAGED)}")
+  folder, config = PACKAGED[name]
+  module = importlib.import_module(f"peftjax.data.builders.{folder}.{folder}_dataset_builder")
+  with _quiet():
+    return module.Builder(config=config, data_dir=str(cache_folder("datasets")), file_format="array_record")
+
+
 def prepared(name: str) -> tfds.core.DatasetBuilder:
   """The builder of a packaged data set, its array_record files written if they are not in the cache yet.
 
   Raises:
     UserError: no such data set, its package could not be had, or the cache cannot be written.
   """
-  if name not in PACKAGED:
-    raise UserError(f"no packaged data set {name!r}; {nearest(name, PACKAGED)}")
-  folder, config = PACKAGED[name]
-  module = importlib.import_module(f"peftjax.data.builders.{folder}.{folder}_dataset_builder")
+  builder = builder_of(name)
+  if builder.is_prepared():
+    return builder
   root = cache_folder("datasets")
-
-  def make() -> tfds.core.DatasetBuilder:  # a builder sees what was on disk when it was made
-    return module.Builder(config=config, data_dir=str(root), file_format="array_record")
-
   with _quiet():
-    builder = make()
-    if builder.is_prepared():
-      return builder
     try:
       with only_one(root / f"{name}.lock"):
-        builder = make()
+        builder = builder_of(name)  # a builder sees what was on disk when it was made
         if not builder.is_prepared():
           print(f"preparing data set {name}", file=sys.stderr)
           builder.download_and_prepare()
     except OSError as error:
       raise UserError(f"cannot prepare {name} in {root}: {error.strerror or error}") from None
-    return make()
+  return builder_of(name)
 
 
 @contextlib.contextmanager

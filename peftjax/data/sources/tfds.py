@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from peftjax.data.sources.files import PAIR_NAMES, SOURCE_NAMES, TARGET_NAMES, TEXT_NAMES
-from peftjax.data.sources.packaged import prepared
+from peftjax.data.sources.packaged import builder_of, prepared
 from peftjax.data.sources.types import (
   CAUSAL_LM,
   SEQ2SEQ_LM,
@@ -20,6 +20,7 @@ from peftjax.data.sources.types import (
   TOKEN_CLASSIFICATION,
   Dataset,
   Example,
+  Header,
   Named,
   Source,
 )
@@ -61,6 +62,12 @@ def open_packaged(name: str, named: Named) -> Dataset:
   return _open(f"packaged:{name}", prepared(name), named)
 
 
+def packaged_header(name: str, named: Named) -> Header:
+  """The header of a packaged data set, whether or not it is prepared: what its builder says of itself."""
+  builder = builder_of(name)
+  return _header(f"packaged:{name}", builder, _choose(name, dict(builder.info.features or {}), named))
+
+
 def open_tfds(name: str, named: Named) -> Dataset:
   """A prepared TFDS data set, by name (under ``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``) or by its folder.
 
@@ -92,27 +99,30 @@ def open_tfds(name: str, named: Named) -> Dataset:
 
 
 def _open(name: str, builder: tfds.core.DatasetBuilder, named: Named) -> Dataset:
-  features = dict(builder.info.features or {})
-  chosen = _choose(name, features, named)
-  target = features.get(chosen.get("label") or chosen.get("tags", ""))
-  kinds = {"tokens": TOKEN_CLASSIFICATION, "source": SEQ2SEQ_LM, "label": TEXT_CLASSIFICATION}
-  task = next((kind for column, kind in kinds.items() if column in chosen), CAUSAL_LM)
+  chosen = _choose(name, dict(builder.info.features or {}), named)
 
   def read(split: str) -> Source:
     return TfdsSource(f"{name} {split}", builder.as_data_source(split), tuple(chosen.items()))
 
+  header = _header(name, builder, chosen)
+  identity = {"files": _file_hashes(Path(builder.data_path)), "columns": sorted(chosen.items())}
+  return Dataset(**vars(header), identity=identity, read=read)
+
+
+def _header(name: str, builder: tfds.core.DatasetBuilder, chosen: dict[str, str]) -> Header:
+  """The header of a builder's data, through the columns `chosen`; no splits where it is not prepared."""
+  features = dict(builder.info.features or {})
+  target = features.get(chosen.get("label") or chosen.get("tags", ""))
+  kinds = {"tokens": TOKEN_CLASSIFICATION, "source": SEQ2SEQ_LM, "label": TEXT_CLASSIFICATION}
   label_names = tuple(getattr(getattr(target, "feature", target), "names", None) or ())
-  kind = "tags" if "tags" in chosen else "class" if label_names else "number" if "label" in chosen else ""
-  return Dataset(
+  return Header(
     name=name,
-    task=task,
+    task=next((kind for column, kind in kinds.items() if column in chosen), CAUSAL_LM),
     label_names=label_names,
     splits={split: info.num_examples for split, info in builder.info.splits.items()},
     columns=tuple(features),
     fields=tuple(chosen),
-    label_kind=kind,
-    identity={"files": _file_hashes(Path(builder.data_path)), "columns": sorted(chosen.items())},
-    read=read,
+    label_kind="tags" if "tags" in chosen else "class" if label_names else "number" if "label" in chosen else "",
   )
 
 

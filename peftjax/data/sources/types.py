@@ -1,9 +1,4 @@
-"""Data by one string: ``packaged:NAME``, ``jsonl:FILE``, ``csv:FILE`` or ``tfds:NAME``; all read by random access.
-
-dataset = open_data("csv:reviews/{split}.csv", text_column="review")
-dataset.task, dataset.label_names, dataset.splits     # "text_classification", ("bad", "good"), {"train": 900, ...}
-dataset.split("train")[17]                            # {"text": "Dull from start to end.", "label": 0}
-"""
+"""The protocol of a source: a header, and examples by number."""
 
 from __future__ import annotations
 
@@ -40,9 +35,9 @@ class Named:
 class Source(Protocol):
   """Examples by number, as grain reads them.
 
-  An example has `text` str and perhaps `text_pair` str, or `tokens` list of str; and `label` (int, float, or [C]
-  float32 of zeros and ones), or `tags`, an int for each token; or neither. Or it has `source` and `target`, str, or
-  `messages`, a list of {"role", "content"}.
+  An example is a dict of what was stored; which names, `Header.fields` says. Of text it has `text` str and perhaps
+  `text_pair` str, or `tokens` list of str; and `label` (int, float, or [C] float32 of zeros and ones), or `tags`, an
+  int for each token; or neither. Or it has `source` and `target`, str, or `messages`, a list of {"role", "content"}.
   """
 
   def __len__(self) -> int: ...
@@ -74,6 +69,11 @@ class Header:
   fields: tuple[str, ...] = ()
   label_kind: str = ""
 
+  @property
+  def header(self) -> Header:
+    """The header alone, which pickles."""
+    return Header(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Header)})
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dataset(Header):
@@ -104,35 +104,3 @@ class Dataset(Header):
   @functools.cached_property
   def _fingerprint(self) -> str:
     return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
-
-
-def open_data(
-  spec: str, text_column: str = "", label_column: str = "", source_column: str = "", target_column: str = ""
-) -> Dataset:
-  """Opens a data set.
-
-  Args:
-    spec: ``packaged:NAME`` (`peftjax.data.sources.packaged`), ``tfds:NAME`` (any prepared TFDS set, or its folder),
-      ``jsonl:PATH`` or ``csv:PATH``. A path is a file, which a hash of the text divides 80 / 10 / 10; a folder with
-      ``train.jsonl``, ``validation.jsonl``, ``test.jsonl``; or a pattern with ``{split}`` in it.
-    text_column: the column of the text, ``a,b`` for a pair, or of a conversation's messages; empty: found by its name.
-    label_column: empty: found by its name.
-    source_column: of text to text: the prompt, or the text to translate; empty: found by its name.
-    target_column: of text to text: what is to come out.
-
-  Raises:
-    UserError: whatever is wrong with the string, the files or the labels, with file and line.
-  """
-  from peftjax.data.sources import files as file_data
-  from peftjax.data.sources import tfds as tfds_data
-
-  openers: dict[str, Callable[[str, Named], Dataset]] = {
-    "packaged": tfds_data.open_packaged,
-    "tfds": tfds_data.open_tfds,
-    "jsonl": functools.partial(file_data.open_files, "jsonl"),
-    "csv": functools.partial(file_data.open_files, "csv"),
-  }
-  kind, _, rest = spec.partition(":")
-  if kind not in openers or not rest:
-    raise UserError(f"data.name={spec!r}: expected one of {', '.join(f'{one}:NAME' for one in openers)}")
-  return openers[kind](rest, Named(text_column, label_column, source_column, target_column))

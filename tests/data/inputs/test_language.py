@@ -9,12 +9,13 @@ import pytest
 import transformers
 
 from peftjax import config as configs
-from peftjax.data import Form, form_of, load_tokenizer, make_loaders
+from peftjax.data import Form, form_of, load_tokenizer
 from peftjax.data.inputs.language import CausalCollate, Seq2SeqCollate
 from peftjax.data.inputs.tokenizer_training import main, train_tokenizer
 from peftjax.data.inputs.tokenizing import IGNORED
 from peftjax.errors import UserError
 from tests.data.language_folders import LLAMA, language_folder, reversal_data, reversals
+from tests.data.tiny import text_loaders
 
 PAIR = {"source": "a b c", "target": "c b a"}
 TALK = {
@@ -78,9 +79,9 @@ def test_data_that_teaches_nothing_is_refused(tokenizer, tmp_path, monkeypatch):
   for config.data.packing in (False, True):
     config.data.max_length = 1
     with pytest.raises(UserError, match=r"max_length=1: none of the \d+ training examples has a response left"):
-      make_loaders(config, tokenizer, task="causal_lm")
+      text_loaders(config, tokenizer, task="causal_lm")
     config.data.max_length = 40
-    make_loaders(config, tokenizer, task="causal_lm")
+    text_loaders(config, tokenizer, task="causal_lm")
 
 
 def test_a_causal_batch(tokenizer):

@@ -9,13 +9,13 @@ import pytest
 
 from peftjax import config as configs
 from peftjax import masks, methods
-from peftjax.data import load_tokenizer, make_loaders
+from peftjax.data import load_tokenizer
 from peftjax.data.inputs.packing import PackedPlan, Pieces, best_fit, pieces_of
 from peftjax.errors import UserError
 from peftjax.loading import from_config, initialise
 from peftjax.tasks.causal_lm import CausalLM
 from tests.data.language_folders import LLAMA, language_folder, reversal_data
-from tests.data.tiny import jsonl
+from tests.data.tiny import jsonl, text_loaders
 from tests.models import decoder_models
 from tests.models.decoder_models import assert_close, random_model, token_ids, with_method
 
@@ -39,7 +39,7 @@ def config(tmp_path, monkeypatch):
 
 
 def loaders(config, folder, **more):
-  return make_loaders(config, load_tokenizer(folder), task="causal_lm", **more)
+  return text_loaders(config, load_tokenizer(folder), task="causal_lm", **more)
 
 
 def test_best_fit_fills_rows_and_never_over():
@@ -177,4 +177,4 @@ def test_long_texts_go_on_in_the_next_piece(config, folder, tmp_path):
 
 def test_packing_is_for_decoders(config, folder):
   with pytest.raises(UserError, match="only causal_lm packs"):
-    make_loaders(config, load_tokenizer(folder), task="seq2seq_lm")
+    text_loaders(config, load_tokenizer(folder), task="seq2seq_lm")

@@ -1,0 +1,193 @@
+"""The protocol of an input: how one example becomes arrays, and several a batch.
+
+An input of your own is a class derived from `Input` that has `spec` and `encode`; `examples/spectra` has one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from peftjax.data.batching import TrainingPlan
+from peftjax.data.reading import Reader, Share
+from peftjax.data.sources.types import Example, Header
+from peftjax.errors import UserError, nearest
+
+if TYPE_CHECKING:
+  from peftjax.data.measuring import Measured
+  from peftjax.model import Model
+  from peftjax.tasks import Task
+
+Batch = dict[str, np.ndarray]
+Shapes = dict[str, jax.ShapeDtypeStruct]
+Random = np.random.Generator | None
+
+IGNORED = -100  # the label of what carries none
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+  """What encoding some examples shows.
+
+  Attributes:
+    lengths: [n] int32, the places (tokens, frames) that each needs room for.
+    cut: examples that did not fit.
+    lost: what training was to learn and nothing carries any more: words with a tag; responses that are cut off whole.
+  """
+
+  lengths: np.ndarray
+  cut: int = 0
+  lost: int = 0
+
+
+class Input:
+  """How examples become arrays: what a kind of input overrides is `spec` and `encode`, and what else it needs.
+
+  Objects pickle, for the processes that read ahead, and open what they need from the model's folder when they first
+  need it: `spec` works where there is a config.json alone.
+
+  Attributes:
+    settings: fields of `config.input` -> their defaults.
+    fills: array -> what its places are filled with where an example is shorter than its row; 0 without.
+    config: the run's.
+    header: of the data.
+    task: what the batches are for.
+    options: the settings with what `config.input` says.
+    folder: the model's.
+  """
+
+  settings: ClassVar[Mapping[str, Any]] = {}
+  fills: ClassVar[Mapping[str, Any]] = {"labels": IGNORED}
+
+  def __init__(self, config: ConfigDict, header: Header, task: Task, folder: Path | None = None):
+    given = {name: value for name, value in config.input.items() if name != "name"}
+    for name in given:
+      if name not in self.settings:
+        what = f"{nearest(name, self.settings)}" if self.settings else "it has no settings of its own here"
+        raise UserError(f"input.{name}: no such field of {type(self).__name__}; {what}")
+    self.options = ConfigDict({**self.settings, **given})
+    self.config, self.header, self.task, self.folder = config, header.header, task, folder
+
+  # What a kind says -----------------------------------------------------------------------------------------------
+
+  def spec(self, rows: int, length: int) -> Shapes:
+    """The arrays that `encode` gives, as they stand in a batch of `rows` examples; `length` is 0 for inputs of one
+    size."""
+    raise NotImplementedError
+
+  def encode(self, example: Example, rng: Random) -> Batch:
+    """One example's arrays, shaped as a row of `spec` or shorter along some axes.
+
+    Args:
+      rng: for augmentation: a function of (seed, epoch, example) in training, None in evaluations.
+    """
+    raise NotImplementedError
+
+  @property
+  def buckets(self) -> tuple[int, ...]:
+    """The lengths that rows are filled up to, ascending, one compilation each; () for inputs of one size, whose
+    examples are never measured."""
+    return ()
+
+  def length(self, example: Example) -> int | None:
+    """The places that an example needs; None for inputs of one size."""
+    del example
+    return None
+
+  def fingerprint(self) -> str:
+    """Hex digest, equal where equal examples (and random numbers) give equal batches."""
+    return hashlib.sha256(repr((type(self).__qualname__, sorted(self.options.items()))).encode()).hexdigest()
+
+  def check(self, model: Model) -> None:
+    """Raises `UserError` if the model cannot read what this gives."""
+
+  # What loaders ask -----------------------------------------------------------------------------------------------
+
+  def label_spec(self, rows: int) -> Shapes:
+    """`labels` of examples whose `label` is a class [rows] int32, several classes [rows, C] float32 or a number."""
+    header = self.header
+    kind = header.label_kind or ("class" if header.label_names else "number" if "label" in header.fields else "")
+    if ("label" not in header.fields and header.fields) or kind not in ("class", "classes", "number"):
+      return {}
+    shape = (rows, len(header.label_names)) if kind == "classes" else (rows,)
+    return {"labels": jax.ShapeDtypeStruct(shape, np.dtype(np.int32 if kind == "class" else np.float32))}
+
+  def batch_spec(self, rows: int, length: int = 0) -> Shapes:
+    """All arrays of a batch, as shapes; `length` 0 is the greatest."""
+    whole = {"index": jax.ShapeDtypeStruct((rows,), np.dtype(np.int32))}
+    whole["weight"] = jax.ShapeDtypeStruct((rows,), np.dtype(np.float32))
+    return whole | self.label_spec(rows) | self.spec(rows, length or max(self.buckets, default=0))
+
+  def batch(self, examples: Sequence[Example], ids: np.ndarray, length: int, rngs: Iterable[Random]) -> Batch:
+    """The batch of some examples, with `index` [B] int32 and `weight` [B] float32.
+
+    Args:
+      examples: those of the rows whose id is not negative.
+      ids: [B] example ids; negative at the end, for rows that fill up and have weight 0.
+      length: of the rows; 0 for inputs of one size.
+      rngs: of the examples.
+    """
+    batch = self.collate([self.encode(one, rng) for one, rng in zip(examples, rngs)], len(ids), length)
+    return self.labelled(batch, examples, len(ids)) | weight_and_index(ids)
+
+  def labelled(self, batch: Batch, examples: Sequence[Example], rows: int) -> Batch:
+    """The batch with the `labels` of `label_spec`, unless it has its own."""
+    if "labels" in batch:
+      return batch
+    labels = {name: np.zeros(one.shape, one.dtype) for name, one in self.label_spec(rows).items()}
+    for array in labels.values():
+      for row, example in enumerate(examples):
+        array[row] = example["label"]
+    return batch | labels
+
+  def collate(self, encoded: Sequence[Batch], rows: int, length: int) -> Batch:
+    """`rows` rows: the encoded examples, filled up where they are shorter than `spec`, then rows of nothing else."""
+    shapes = self.spec(rows, length)
+    batch = {name: np.full(one.shape, self.fills.get(name, 0), one.dtype) for name, one in shapes.items()}
+    for row, example in enumerate(encoded):
+      for name, array in example.items():
+        place: tuple[Any, ...] = (row, *(slice(size) for size in np.shape(array)))
+        batch[name][place] = array
+    return batch
+
+  def sizes(self, examples: Sequence[Example]) -> Sizes:
+    """What examples need; asked only where there are `buckets`."""
+    return Sizes(np.array([self.length(one) for one in examples], np.int32))
+
+  def training(self) -> Input:
+    """What makes training batches; evaluations are made by the input itself."""
+    return self
+
+  def plan(self, ids: np.ndarray, lengths: np.ndarray, batch_size: int, seed: int) -> Any:
+    """The batches of every epoch (`peftjax.data.batching.TrainingPlan`) over the training examples `ids`."""
+    return TrainingPlan(ids, lengths, batch_size, self.buckets or (0,), seed)
+
+  def reader(self, source: Any, share: Share, seed: int, plan: Any) -> Any:
+    """What reads the batches of a plan."""
+    del plan
+    return Reader(source, self, share, seed)
+
+  def identity(self) -> dict[str, Any]:
+    """What must be equal for a saved position in the data to fit, ready for JSON."""
+    return {"input": self.fingerprint()}
+
+  def notes(self, measured: Measured | None) -> list[str]:
+    """Lines for the log about what of the training data does not reach the model.
+
+    Raises:
+      UserError: nothing does.
+    """
+    del measured
+    return []
+
+
+def weight_and_index(ids: np.ndarray) -> Batch:
+  """`weight`, 0 in rows that only fill up, and `index`, the example's id, of a batch's rows."""
+  return {"weight": (ids >= 0).astype(np.float32), "index": ids.astype(np.int32)}

@@ -1,0 +1,88 @@
+"""Data by one string: ``packaged:NAME``, ``jsonl:FILE``, ``csv:FILE``, ``tfds:NAME``, or a source of your own.
+
+dataset = open_data("csv:reviews/{split}.csv", text_column="review")
+dataset.task, dataset.label_names, dataset.splits     # "text_classification", ("bad", "good"), {"train": 900, ...}
+dataset.split("train")[17]                            # {"text": "Dull from start to end.", "label": 0}
+
+A source of your own is ``module:Name`` or ``module:Name:REST``: a function ``(rest, named) -> Dataset`` in a file that
+stands on the Python path, beside the config file, or where the command runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from peftjax.config import DEFAULT_DATA
+from peftjax.data.sources.types import Dataset, Header, Named
+from peftjax.errors import UserError
+from peftjax.registry import resolve
+
+Open = Callable[[str, Named], Dataset]
+
+# kind -> what opens ``kind:REST``
+SOURCES: dict[str, str] = {
+  "packaged": "peftjax.data.sources.tfds:open_packaged",
+  "tfds": "peftjax.data.sources.tfds:open_tfds",
+  "jsonl": "peftjax.data.sources.files:open_jsonl",
+  "csv": "peftjax.data.sources.files:open_csv",
+}
+
+# Of sources that are prepared when they are first opened: what knows the header before.
+HEADERS: dict[str, str] = {"packaged": "peftjax.data.sources.tfds:packaged_header"}
+
+
+def open_data(
+  spec: str, text_column: str = "", label_column: str = "", source_column: str = "", target_column: str = ""
+) -> Dataset:
+  """Opens a data set.
+
+  Args:
+    spec: ``packaged:NAME`` (`peftjax.data.sources.packaged`), ``tfds:NAME`` (any prepared TFDS set, or its folder),
+      ``jsonl:PATH`` or ``csv:PATH``, or ``module:Name[:REST]``; empty: the default data. A path is a file, which a hash
+      of the text divides 80 / 10 / 10; a folder with ``train.jsonl``, ``validation.jsonl``, ``test.jsonl``; or a
+      pattern with ``{split}`` in it.
+    text_column: the column of the text, ``a,b`` for a pair, or of a conversation's messages; empty: found by its name.
+    label_column: empty: found by its name.
+    source_column: of text to text: the prompt, or the text to translate; empty: found by its name.
+    target_column: of text to text: what is to come out.
+
+  Raises:
+    UserError: whatever is wrong with the string, the files or the labels, with file and line.
+  """
+  opened, rest, _ = _opener(spec or DEFAULT_DATA)
+  return opened(rest, Named(text_column, label_column, source_column, target_column))
+
+
+def open_as(spec: str, data: ConfigDict) -> Dataset:
+  """The data set of `spec` through the columns that `config.data` names; raises as `open_data`."""
+  return open_data(spec, data.text_column, data.label_column, data.source_column, data.target_column)
+
+
+def header_of(data: ConfigDict) -> Header:
+  """The header of `config.data.name`, without preparing what is not there yet; its `splits` are then empty.
+
+  Raises:
+    UserError: as `open_data`.
+  """
+  opened, rest, kind = _opener(data.name or DEFAULT_DATA)
+  if kind in HEADERS:
+    opened = resolve("data.name", kind, HEADERS)
+  return opened(rest, Named(data.text_column, data.label_column, data.source_column, data.target_column))
+
+
+def _opener(spec: str) -> tuple[Open, str, str]:
+  """(what opens a data set, the rest of its string, its kind)."""
+  kind, _, rest = spec.partition(":")
+  if kind in SOURCES and rest:
+    return resolve("data.name", kind, SOURCES), rest, kind
+  why = ""
+  if rest and all(part.isidentifier() for part in kind.split(".")):
+    name, _, more = rest.partition(":")
+    try:
+      return resolve("data.name", f"{kind}:{name}", {}), more, ""
+    except UserError as error:
+      why = f" ({str(error).removeprefix('data.name: ')})"
+  kinds = ", ".join(f"{one}:NAME" for one in SOURCES)
+  raise UserError(f"data.name={spec!r}: expected one of {kinds}, or module:Name for your own{why}")
