@@ -65,7 +65,7 @@ def _originals(model: Model, bound: tuple[Bound, ...]) -> Callable[[Site], jax.A
 
 def _observed(model: Model, bound: tuple[Bound, ...]) -> dict[str, dict[str, Any]]:
   """What methods note at their sites in a run of the model as it is; {} for most methods."""
-  watching = [one for one in bound if one.method.calibration() is not None]
+  watching = [one for one in bound if one.method.calibration(one.sites) is not None]
   if not watching:
     return {}
   plain = model.with_params(jax.eval_shape(lambda tree: tree, model.params)).unrolled()

@@ -70,6 +70,7 @@ class Site:
     has_bias: whether the base module has a bias.
     base_path: the module whose leaves `create` sees as the base's: its own, and the word embeddings' for a model.
     streams: of a model site: what runs through it; of another: which of these runs through it, if that is known.
+    hidden: the size of the hidden states around it, as the block or the model that it is in declares it; 0: unknown.
   """
 
   path: tuple[str, ...]
@@ -82,6 +83,7 @@ class Site:
   has_bias: bool = False
   base_path: tuple[str, ...] = ()
   streams: tuple[Stream, ...] = ()
+  hidden: int = 0
 
   @property
   def leaf_path(self) -> tuple[str, ...]:

@@ -120,8 +120,9 @@ class Method:
     del name
     return None
 
-  def calibration(self) -> Mapping[str, Any] | None:
+  def calibration(self, sites: Sequence[Site]) -> Mapping[str, Any] | None:
     """The model's inputs for one run of the base before leaves are made; None if `create` needs no activations."""
+    del sites
     return None
 
   def observe(self, x: Any, y: Any, site: Site) -> Leaves:

@@ -94,7 +94,7 @@ def near_zero(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   return 1e-2 * jax.random.truncated_normal(key, -2.0, 2.0, shape)
 
 
-def stream(x: dict[str, Any]) -> jax.Array:
+def hidden_of(x: dict[str, Any]) -> jax.Array:
   """The hidden states among a sublayer's or a block's arguments: its first."""
   first: jax.Array = next(iter(x.values()))
   return first

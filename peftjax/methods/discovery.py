@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from peftjax import masks
-from peftjax.sites import Site
+from peftjax.sites import Site, Stream
 
 _LEAF_MODULES: tuple[tuple[Any, str, str], ...] = (
   (nn.Dense, "linear", "kernel"),
@@ -44,14 +45,12 @@ def discover(
 
   with nn.intercept_methods(record):
     variables = jax.eval_shape(lambda key, batch: module.init(key, **batch), jax.random.key(0), dict(inputs))
-  return variables["params"], tuple(found.values())
+  return variables["params"], tuple(_in_context(list(found.values())))
 
 
 def _site_of(context: Any, args: Any, kwargs: Any, stacks: Mapping[str, int]) -> Site | None:
   module, method = context.module, context.method_name
   kind = getattr(type(module), "sites", {}).get(method)
-  if kind == "model" and module.path:
-    return None  # only the outermost model's inputs are the user's
   shape: tuple[int, ...] = ()
   dtype, has_bias = jnp.float32, False
   if kind is None and method == "__call__":
@@ -71,8 +70,36 @@ def _site_of(context: Any, args: Any, kwargs: Any, stacks: Mapping[str, int]) ->
   below = dotted + "."  # a stack's own module is one of its layers
   names = tuple(name[:-1] for name in masks.layer_names(below, stacks))
   stack = masks.stack_shape(below, stacks)
-  base_path = module.embedding_path if kind == "model" else module.path
-  return Site(module.path, method, kind, names, stack, shape, dtype, has_bias, base_path)
+  site = Site(module.path, method, kind, names, stack, shape, dtype, has_bias, base_path=module.path)
+  if kind != "model":
+    return site
+  base_path = (*module.path, *module.embedding_path)
+  streams: tuple[Stream, ...] = tuple(module.streams) or (Stream(),)
+  return dataclasses.replace(site, base_path=base_path, streams=streams)
+
+
+def _in_context(sites: list[Site]) -> list[Site]:
+  """The sites, each with what runs through it; of models within models the outermost alone."""
+  models = [site for site in sites if site.kind == "model"]
+  models = [site for site in models if not any(_is_below(site, other) for other in models if other is not site)]
+  around = [site for site in sites if site.kind in ("model", "block", "sublayer")]
+  found = []
+  for site in sites:
+    if site.kind == "model":
+      found += [site] if site in models else []
+      continue
+    outer = next((model for model in models if _is_below(site, model)), None)
+    streams = () if outer is None else outer.streams
+    inside = () if outer is None else site.path[len(outer.path) :]
+    own = tuple(stream for stream in streams if stream.within in (*inside, ""))
+    outside = [other for other in around if _is_below(site, other)]
+    hidden = max(outside, key=lambda other: len(other.path)).shape[0] if outside else 0
+    found.append(dataclasses.replace(site, streams=own, hidden=hidden))
+  return found
+
+
+def _is_below(site: Site, other: Site) -> bool:
+  return site.path[: len(other.path)] == other.path
 
 
 def _activation_shape(kind: str, arguments: dict[str, Any]) -> tuple[int, ...]:

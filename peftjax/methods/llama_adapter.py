@@ -22,8 +22,6 @@ from peftjax.methods.base import Call, Context, Leaves, Targeted, layer_index
 from peftjax.sites import Site
 
 _PROJECTIONS = (("k_proj", "v_proj"), ("key", "value"), ("k", "v"))
-_FUSED = ("c_attn",)
-_SIZES = ("hidden_size", "n_embd", "d_model")  # config.json's names of the hidden size
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +40,6 @@ class LlamaAdapter(Targeted):
 
   num_virtual_tokens: int = 10
   adapter_layers: int = 0
-  hidden_size: int = dataclasses.field(default=0, repr=False)
 
   def default_targets(self, model_type: str) -> Patterns:
     del model_type
@@ -52,8 +49,7 @@ class LlamaAdapter(Targeted):
     sites = self.candidates(context)
     if not sites:
       raise UserError(f"method {self.name!r} needs attention layers, and this model declares none")
-    size = next((context.config[name] for name in _SIZES if name in context.config), math.prod(sites[0].shape[::2]))
-    method = dataclasses.replace(super().bind(context), hidden_size=int(size))
+    method = super().bind(context)
     if not self.adapter_layers:
       return method
     if self.layers:
@@ -64,8 +60,9 @@ class LlamaAdapter(Targeted):
     return dataclasses.replace(method, layers=tuple(known[-self.adapter_layers :]), adapter_layers=0)
 
   def create(self, key: jax.Array, site: Site, base: Leaves) -> Leaves:
-    del site, base
-    prompt = jax.random.normal(key, (self.num_virtual_tokens, self.hidden_size))
+    del base
+    hidden = site.hidden or math.prod(site.shape[::2])
+    prompt = jax.random.normal(key, (self.num_virtual_tokens, hidden))
     return {"adaption_prompt": prompt, "adaption_gate": jnp.zeros(1)}
 
   def after(self, leaves: Leaves, x: dict[str, Any], y: jax.Array, site: Site, call: Call) -> jax.Array:
@@ -79,14 +76,16 @@ class LlamaAdapter(Targeted):
 
 
 def _project(prompt: jax.Array, module: Any, site: Site) -> tuple[jax.Array, jax.Array]:
-  """Keys and values [n, K, D] of a prompt [1, n, hidden] by the attention module's own projections."""
+  """Keys and values [n, K, D] of a prompt [1, n, hidden] by the attention module's own projections.
+
+  These are its `keys_and_values(hidden)` if it has that method, and otherwise modules of usual names.
+  """
   shape = (prompt.shape[1], *site.shape[1:])
+  if hasattr(module, "keys_and_values"):
+    k, v = module.keys_and_values(prompt)
+    return k.reshape(shape), v.reshape(shape)
   for names in _PROJECTIONS:
     if all(hasattr(module, name) for name in names):
       k, v = (getattr(module, name)(prompt) for name in names)
-      return k.reshape(shape), v.reshape(shape)
-  for name in _FUSED:
-    if hasattr(module, name):
-      _, k, v = jnp.split(getattr(module, name)(prompt), 3, axis=-1)
       return k.reshape(shape), v.reshape(shape)
   raise UserError(f"llama_adapter finds no key and value projections in {type(module).__name__}")

@@ -33,7 +33,7 @@ def observe(module: nn.Module, acted: Sequence[Bound], params: masks.Tree, watch
     params: the unrolled tree.
     watching: the method, which names the inputs, with its sites.
   """
-  inputs = watching.method.calibration()
+  inputs = watching.method.calibration(watching.sites)
   assert inputs is not None
   places: dict[_Place, Site] = {}
   for site in watching.sites:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from peftjax.methods.base import Call, Leaves
-from peftjax.methods.bottleneck import Bottleneck, stream
+from peftjax.methods.bottleneck import Bottleneck, hidden_of
 from peftjax.sites import Site
 
 
@@ -50,4 +50,4 @@ class ParallelAdapter(Bottleneck):
 
   def after(self, leaves: Leaves, x: Any, y: jax.Array, site: Site, call: Call) -> jax.Array:
     scale = leaves["adapter_scale"].astype(y.dtype) if self.learned_scale else self.scale
-    return y + scale * self.network(leaves, stream(x).astype(y.dtype), call)
+    return y + scale * self.network(leaves, hidden_of(x).astype(y.dtype), call)

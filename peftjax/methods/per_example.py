@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from peftjax.errors import UserError
 from peftjax.methods.base import Call, Leaves, Method
-from peftjax.sites import ARRAY_KINDS, Site
+from peftjax.sites import ARRAY_KINDS, Site, Stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,11 @@ class PerExample(Stack):
       return _where(self.ids < 0, value, new, 0)
     if site.kind == "attention":
       return self._masked(x, new)
-    return self._moved(x, new, call) if site.kind == "model" else {**rest, **new}
+    if site.kind != "model":
+      return {**rest, **new}
+    for stream in site.streams:
+      new = self._moved(x, new, stream, call)
+    return new
 
   def after(self, leaves: Leaves, x: Any, y: Any, site: Site, call: Call) -> Any:
     """Each example's output as its adapter has it."""
@@ -94,10 +98,20 @@ class PerExample(Stack):
     new = self._map(step, leaves, call, site, value, self._checked(y, site))
     flat, treedef = jax.tree_util.tree_flatten_with_path(y)
     kept = [
-      old if old is changed else _where(self.ids < 0, old, changed, _batch_axis(path, changed, len(self.ids)) or 0)
+      old if old is changed else self._chosen(old, changed, _length_axis(path, site))
       for (path, old), changed in zip(flat, jax.tree.leaves(new))
     ]
     return jax.tree.unflatten(treedef, kept)
+
+  def _chosen(self, old: jax.Array, new: jax.Array, axis: int) -> jax.Array:
+    """`new`, for examples without an adapter `old`, of which the room of others' virtual tokens is cut off at the end.
+
+    Args:
+      axis: that of length.
+    """
+    if old.ndim > axis and old.shape[axis] > new.shape[axis]:
+      old = jax.lax.slice_in_dim(old, 0, new.shape[axis], axis=axis)
+    return _where(self.ids < 0, old, new, axis - 1)
 
   def _checked(self, value: Any, site: Site) -> Any:
     """Arrays of one row for all examples are given to each."""
@@ -127,7 +141,7 @@ class PerExample(Stack):
     keys = jax.random.split(call.module.make_rng("dropout"), size) if has_rng else None
     flat, treedef = jax.tree_util.tree_flatten_with_path(values)
     given = [leaf for _, leaf in flat]
-    axes = [_batch_axis(path, leaf, size) for path, leaf in flat]
+    axes = [_batch_axis(path, leaf, size, site) for path, leaf in flat]
     mapped = [None if axis is None else jnp.expand_dims(jnp.moveaxis(leaf, axis, 0), axis + 1)
               for leaf, axis in zip(given, axes)]  # fmt: skip
     plan: list[Any] = []
@@ -150,7 +164,7 @@ class PerExample(Stack):
       elif not hasattr(leaf, "shape"):
         whole.append(leaf)
       else:
-        axis = 1 if _layers_first(path, leaf) else 0
+        axis = _length_axis(path, site) - 1
         whole.append(jnp.moveaxis(jnp.squeeze(next(computed), axis + 1), 0, axis))
     result, made = jax.tree.unflatten(plan[0], whole)
     call.notes.update(made)
@@ -163,29 +177,36 @@ class PerExample(Stack):
     visible = (self.ids >= 0)[:, None, None, None] | (jnp.arange(slots) >= count)
     return {**new, "mask": visible if new.get("mask") is None else visible & new["mask"]}
 
-  def _moved(self, x: dict[str, Any], new: dict[str, Any], call: Call) -> dict[str, Any]:
-    """The embedding step's inputs where examples without a prompt have its room, masked, behind their tokens."""
-    none, length, total = self.ids < 0, x["embeds"].shape[1], new["embeds"].shape[1]
-    positions = new.get("position_ids")
+  def _moved(self, x: dict[str, Any], new: dict[str, Any], stream: Stream, call: Call) -> dict[str, Any]:
+    """The model site's inputs where examples without virtual tokens have their room behind their own, masked."""
+    none, length, total = self.ids < 0, x[stream.embeds].shape[1], new[stream.embeds].shape[1]
+    positions = new.get(stream.positions)
     if total == length:
-      if positions is None or positions is x.get("position_ids"):
+      if positions is None or positions is x.get(stream.positions):
         return new
       shift = self.method.num_virtual_tokens  # type: ignore[attr-defined]
-      return {**new, "position_ids": _where(none, positions - shift, positions, 0)}
+      return {**new, stream.positions: _where(none, positions - shift, positions, 0)}
+    if not stream.mask:
+      raise UserError(f"{self.method.name}: without a mask, examples with and without virtual tokens share no batch")
+
+    def own(values: jax.Array) -> jax.Array:
+      return jnp.pad(values, [(0, 0), (0, total - length)] + [(0, 0)] * (values.ndim - 2))
+
     moved = dict(new)
-    for name in ("embeds", "token_type_ids"):
+    for name in (stream.embeds, *stream.along):
       if new.get(name) is not None:
-        moved[name] = _where(none, jnp.roll(new[name], length - total, axis=1), new[name], 0)
-    mask = new.get("attention_mask")
-    mask = jnp.ones(new["embeds"].shape[:2], jnp.int32) if mask is None else mask
-    own = jnp.roll(mask, length - total, axis=1) * (jnp.arange(total) < length).astype(mask.dtype)
-    moved["attention_mask"] = _where(none, own, mask, 0)
-    if hasattr(call.module, "default_positions") and positions is None:
-      counted = call.module.default_positions({**new, "attention_mask": mask})
-      alone = x["position_ids"] if x.get("position_ids") is not None else call.module.default_positions(x)
-      if counted is not None and alone is not None:
-        alone = jnp.pad(alone, ((0, 0), (0, total - length)))
-        moved["position_ids"] = _where(none, alone, counted, 0)
+        moved[name] = _where(none, own(x[name]), new[name], 0)
+    mask = new.get(stream.mask)
+    mask = jnp.ones((len(self.ids), total), jnp.int32) if mask is None else mask
+    alone = x.get(stream.mask)
+    alone = jnp.ones((len(self.ids), length), mask.dtype) if alone is None else alone
+    moved[stream.mask] = _where(none, own(alone), mask, 0)
+    if stream.positions and hasattr(call.module, "default_positions") and positions is None:
+      counted = call.module.default_positions({**new, stream.mask: mask})
+      given = x.get(stream.positions)
+      given = call.module.default_positions(x) if given is None else given
+      if counted is not None and given is not None:
+        moved[stream.positions] = _where(none, own(given), counted, 0)
     return moved
 
 
@@ -288,24 +309,21 @@ def _joined(rest: dict[str, Any], one: Any) -> Any:
   return {**one, **rest} if rest else one
 
 
-def _layers_first(path: Any, leaf: Any) -> bool:
-  """Whether a model's output is the hidden states of all layers, [layers, B, L, hidden]."""
-  name = str(getattr(path[-1], "key", "")) if path else ""
-  return name.endswith("hidden_states") and leaf.ndim == 4
+def _length_axis(path: Any, site: Site) -> int:
+  """The axis of length, behind that of the batch, of what stands at a path of a site's arguments or outputs."""
+  name = getattr(path[-1], "key", "") if path and site.kind == "model" else ""
+  return next((stream.outputs[name] for stream in site.streams if name in stream.outputs), 1)
 
 
-def _batch_axis(path: Any, leaf: Any, size: int) -> int | None:
+def _batch_axis(path: Any, leaf: Any, size: int, site: Site | None = None) -> int | None:
   if not hasattr(leaf, "shape") or leaf.ndim == 0:
     return None
-  if _layers_first(path, leaf):
-    return 1
-  return 0 if leaf.shape[0] == size else None
+  axis = 0 if site is None else _length_axis(path, site) - 1
+  return axis if leaf.ndim > axis and leaf.shape[axis] == size else None
 
 
 def _where(none: jax.Array, old: Any, new: Any, axis: int) -> Any:
-  """`old` for examples without an adapter, `new` for the others; of a longer `old` its first positions."""
-  if old.shape != new.shape and old.ndim >= 3 and old.shape[-2] > new.shape[-2]:
-    old = jax.lax.slice_in_dim(old, 0, new.shape[-2], axis=-2)
+  """`old` for examples without an adapter, `new` for the others."""
   shape = [1] * new.ndim
   shape[axis] = len(none)
   return jnp.where(none.reshape(shape), old, new)

@@ -25,7 +25,7 @@ from peftjax.errors import UserError, nearest
 from peftjax.masks import Patterns
 from peftjax.methods import targets as default_targets
 from peftjax.methods.base import Call, Context, Leaves, Targeted
-from peftjax.methods.prompt import check_ids, check_room, encoded, shifted_positions
+from peftjax.methods.prompt import check_ids, check_room, encoded, longest, shifted
 from peftjax.sites import Site
 
 INITS = ("random", "zero", "text")
@@ -93,14 +93,16 @@ class Prefix(Targeted):
     return super(Prefix, method).bind(context)
 
   def select(self, context: Context) -> list[Site]:
-    """The attention sites, and the model's, where positions are shifted."""
-    return [*super().select(context), *(site for site in context.sites if site.kind == "model")]
+    """The attention sites, and the model's, where the positions of the streams that attend are shifted."""
+    chosen = super().select(context)
+    return [*chosen, *model_sites(context, chosen)]
 
-  def calibration(self) -> Mapping[str, Any] | None:
+  def calibration(self, sites: Sequence[Site]) -> Mapping[str, Any] | None:
     if self.init != "text":
       return None
+    stream = next(site.streams[0] for site in sites if site.kind == "model")
     ids = jnp.asarray(self.init_ids)[None]
-    return {"input_ids": ids, "attention_mask": jnp.ones_like(ids)}
+    return {stream.ids: ids, stream.mask: jnp.ones_like(ids)}
 
   def observe(self, x: Any, y: Any, site: Site) -> Leaves:
     del y
@@ -160,8 +162,8 @@ class Prefix(Targeted):
 
   def before(self, leaves: Leaves, x: dict[str, Any], site: Site, call: Call) -> dict[str, Any]:
     if site.kind == "model":
-      check_room(self.name, call.module, x["embeds"].shape[1], self.num_virtual_tokens)
-      return {**x, "position_ids": shifted_positions(x, call.module, self.num_virtual_tokens)}
+      check_room(self.name, call.module, longest(x, site), self.num_virtual_tokens)
+      return shifted(x, call.module, self.num_virtual_tokens, site.streams)
     return attend_to_prefix(x, leaves["prefix_k"], leaves["prefix_v"], call.module)
 
 
@@ -180,6 +182,17 @@ class PTuningV2(Prefix):
     super().__post_init__()
     if self.reparametrize:
       raise UserError("p_tuning_v2 has no network; use prefix with reparametrize=True")
+
+
+def model_sites(context: Context, attention: Sequence[Site]) -> list[Site]:
+  """The model sites around attention sites, with the streams that run through these alone."""
+  used = [stream for site in attention for stream in site.streams]
+  found = [
+    dataclasses.replace(site, streams=tuple(stream for stream in site.streams if stream in used))
+    for site in context.sites
+    if site.kind == "model"
+  ]
+  return [site for site in found if site.streams]
 
 
 def attend_to_prefix(x: dict[str, Any], prefix_k: jax.Array, prefix_v: jax.Array, module: Any = None) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from peftjax.errors import UserError, nearest
 from peftjax.methods.base import Call, Context, Leaves, Method
-from peftjax.sites import Site
+from peftjax.sites import Site, Stream
 
 INITS = ("random", "vocab", "text", "class_labels")
 
@@ -47,9 +47,7 @@ class VirtualTokens(Method):
     if isinstance(limit, int) and self.num_virtual_tokens >= limit:
       raise UserError(f"{self.name}.num_virtual_tokens: {self.num_virtual_tokens} fill all {limit} positions")
     bound = super().bind(context)
-    is_pair = any("decoder" in stack for stack in context.stacks) and any(
-      "encoder" in stack for stack in context.stacks
-    )
+    is_pair = any(len(site.streams) > 1 for site in context.sites if site.kind == "model")
     submodules = self.num_transformer_submodules or (2 if is_pair and not context.head else 1)
     return dataclasses.replace(bound, num_transformer_submodules=submodules)
 
@@ -69,13 +67,14 @@ class VirtualTokens(Method):
     raise UserError(f"{self.name} makes no prompt")
 
   def before(self, leaves: Leaves, x: dict[str, Any], site: Site, call: Call) -> dict[str, Any]:
-    check_room(self.name, call.module, x["embeds"].shape[1], self.num_virtual_tokens)
-    if x.get("segment_ids") is not None:
+    stream = site.streams[0]
+    check_room(self.name, call.module, x[stream.embeds].shape[1], self.num_virtual_tokens)
+    if x.get(stream.packed) is not None:
       raise UserError(f"{self.name}: a prompt stands before one sequence; packed sequences cannot share it")
-    return prepend(x, self.prompt(leaves, call)[: self.num_virtual_tokens])
+    return prepend(x, self.prompt(leaves, call)[: self.num_virtual_tokens], stream)
 
   def after(self, leaves: Leaves, x: dict[str, Any], y: dict[str, Any], site: Site, call: Call) -> dict[str, Any]:
-    return cut(y, self.num_virtual_tokens, x["embeds"].shape[1])
+    return cut(y, self.num_virtual_tokens, site.streams[0])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,47 +138,56 @@ class Prompt(VirtualTokens):
     return embeddings
 
 
-def prepend(inputs: dict[str, Any], prompt: jax.Array) -> dict[str, Any]:
-  """The inputs of the embedding step with `prompt` [n, hidden] before every sequence."""
-  embeds = inputs["embeds"]
+def prepend(inputs: dict[str, Any], prompt: jax.Array, stream: Stream) -> dict[str, Any]:
+  """The model site's inputs with `prompt` [n, hidden] in every sequence of a stream: before it, or behind its start."""
+  embeds = inputs[stream.embeds]
   batch, count = embeds.shape[0], prompt.shape[0]
-  tokens = jnp.broadcast_to(prompt.astype(embeds.dtype), (batch, *prompt.shape))
-  extended = {**inputs, "embeds": jnp.concatenate([tokens, embeds], axis=1), "position_ids": None}
-  if inputs.get("attention_mask") is not None:
-    mask = inputs["attention_mask"]
-    extended["attention_mask"] = jnp.concatenate([jnp.ones((batch, count), mask.dtype), mask], axis=1)
-  if inputs.get("token_type_ids") is not None:
-    types = inputs["token_type_ids"]
-    extended["token_type_ids"] = jnp.concatenate([jnp.zeros((batch, count), types.dtype), types], axis=1)
-  return extended
+
+  def joined(values: jax.Array, new: Any) -> jax.Array:
+    new = jnp.broadcast_to(jnp.asarray(new, values.dtype), (batch, count, *values.shape[2:]))
+    return jnp.concatenate([values[:, : stream.start], new, values[:, stream.start :]], axis=1)
+
+  extended = {**inputs, stream.embeds: joined(embeds, prompt)}
+  for name, value in {stream.mask: 1, **stream.along}.items():
+    if inputs.get(name) is not None:
+      extended[name] = joined(inputs[name], value)
+  return {**extended, stream.positions: None} if stream.positions else extended
 
 
-def cut(outputs: dict[str, Any], count: int, length: int) -> dict[str, Any]:
-  """The outputs without those of the first `count` of `count + length` positions, an encoder's where there is one."""
+def cut(outputs: dict[str, Any], count: int, stream: Stream) -> dict[str, Any]:
+  """The outputs without those of `count` virtual tokens."""
 
-  def one(value: jax.Array) -> jax.Array:
-    axis = value.ndim - 2  # [..., positions, features]
-    has_positions = value.ndim >= 3 and value.shape[axis] == count + length
-    return jax.lax.slice_in_dim(value, count, count + length, axis=axis) if has_positions else value
+  def one(value: jax.Array, axis: int) -> jax.Array:
+    ends = [(0, stream.start), (stream.start + count, value.shape[axis])]
+    parts = [jax.lax.slice_in_dim(value, *each, axis=axis) for each in ends if each[0] < each[1]]
+    return jnp.concatenate(parts, axis=axis)
 
-  has_encoder = any(name.startswith("encoder_") for name in outputs)
   return {
-    name: one(value) if not has_encoder or name.startswith("encoder_") else value for name, value in outputs.items()
+    name: one(value, stream.outputs[name]) if name in stream.outputs else value for name, value in outputs.items()
   }
 
 
-def shifted_positions(inputs: dict[str, Any], module: Any, count: int) -> jax.Array | None:
-  """The positions of a sequence behind `count` virtual tokens: those given, or those that the model would count.
+def shifted(inputs: dict[str, Any], module: Any, count: int, streams: Iterable[Stream]) -> dict[str, Any]:
+  """The model site's inputs with the positions of sequences behind `count` virtual tokens.
 
-  None where they go on from a cache's, whose first tokens were shifted already.
+  These are the positions given, or those that the model would count; None where they go on from a cache's, whose first
+  tokens were shifted already.
   """
-  positions = inputs.get("position_ids")
+  for stream in streams:
+    if stream.positions:
+      inputs = {**inputs, stream.positions: _shifted(inputs, module, count, stream)}
+  return inputs
+
+
+def _shifted(inputs: dict[str, Any], module: Any, count: int, stream: Stream) -> jax.Array | None:
+  positions = inputs.get(stream.positions)
   if positions is None and hasattr(module, "default_positions"):
     positions = module.default_positions(inputs)
     if positions is None:
       return None
   elif positions is None:
-    positions = jnp.broadcast_to(jnp.arange(inputs["embeds"].shape[1]), inputs["embeds"].shape[:2])
+    batch, length = inputs[stream.embeds].shape[:2]
+    positions = jnp.broadcast_to(jnp.arange(length), (batch, length))
   return positions + count
 
 
@@ -207,6 +215,11 @@ def check_ids(name: str, ids: Iterable[int], context: Context) -> None:
   for token in ids:
     if isinstance(vocabulary, int) and not 0 <= token < vocabulary:
       raise UserError(f"{name}: token id {token} is outside the vocabulary of {vocabulary}")
+
+
+def longest(inputs: dict[str, Any], site: Site) -> int:
+  """The length of the model site's longest sequences."""
+  return max(inputs[stream.embeds].shape[1] for stream in site.streams)
 
 
 def check_room(name: str, module: Any, length: int, count: int) -> None:

@@ -103,9 +103,8 @@ class ReFT(Targeted):
 
   def before(self, leaves: Leaves, x: dict[str, Any], site: Site, call: Call) -> dict[str, Any]:
     if site.kind == "model":
-      call.notes["mask"] = x.get("attention_mask")
-      of_decoder = "decoder_attention_mask" if "decoder_embeds" in x else "attention_mask"
-      call.notes["decoder_mask"] = x.get(of_decoder)
+      for stream in site.streams:
+        call.notes[stream.embeds] = x.get(stream.mask)
     return x
 
   def after(self, leaves: Leaves, x: dict[str, Any], y: Any, site: Site, call: Call) -> Any:
@@ -113,7 +112,7 @@ class ReFT(Targeted):
       call.notes.clear()  # later passes over one new token, from a cache, are not edited
       return y
     hidden, *rest = y
-    mask = call.notes.get("decoder_mask" if "decoder" in site.path else "mask")
+    mask = call.notes.get(site.streams[0].embeds) if site.streams else None
     if mask is not None and mask.shape != hidden.shape[:2]:
       raise UserError(f"{self.name}: the mask of {mask.shape[1]} tokens does not fit layers over {hidden.shape[1]}")
     for end, count in self.counts.items():

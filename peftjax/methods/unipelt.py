@@ -21,9 +21,9 @@ from peftjax import masks
 from peftjax.errors import UserError, nearest
 from peftjax.methods import targets as default_targets
 from peftjax.methods.base import MAY_BE_ZERO, Call, Context, Leaves, Targeted, layer_index
-from peftjax.methods.bottleneck import ACTIVATIONS, near_zero, stream
+from peftjax.methods.bottleneck import ACTIVATIONS, hidden_of, near_zero
 from peftjax.methods.prefix import attend_to_prefix, torch_linear
-from peftjax.methods.prompt import check_room, shifted_positions
+from peftjax.methods.prompt import check_room, longest, shifted
 from peftjax.sites import Site
 
 
@@ -119,12 +119,13 @@ class UniPELT(Targeted):
 
   def before(self, leaves: Leaves, x: Any, site: Site, call: Call) -> Any:
     if site.kind == "model":
-      call.notes["attention_mask"] = x.get("attention_mask")
+      for stream in site.streams:
+        call.notes[stream.embeds] = x.get(stream.mask)
       if self.num_virtual_tokens:
-        check_room(self.name, call.module, x["embeds"].shape[1], self.num_virtual_tokens)
-        return {**x, "position_ids": shifted_positions(x, call.module, self.num_virtual_tokens)}
+        check_room(self.name, call.module, longest(x, site), self.num_virtual_tokens)
+        return shifted(x, call.module, self.num_virtual_tokens, site.streams)
     if site.kind == "sublayer" and self._sublayer(site) == "prefix":
-      call.notes["gate"] = gate_of(leaves, stream(x), call)  # read in the attention that this sublayer calls
+      call.notes["gate"] = gate_of(leaves, hidden_of(x), site, call)  # read in the attention that this sublayer calls
     if site.kind == "attention":
       gate = call.notes["gate"][..., None]
       return attend_to_prefix(x, gate * leaves["prefix_k"], gate * leaves["prefix_v"], call.module)
@@ -136,21 +137,21 @@ class UniPELT(Targeted):
     if site.kind == "linear":
       a, b = leaves["lora_a"].astype(y.dtype), leaves["lora_b"].astype(y.dtype)
       update = call.dropout(x.astype(y.dtype), self.dropout) @ a @ b
-      return y + self.alpha / self.rank * gate_of(leaves, x, call).astype(y.dtype) * update
+      return y + self.alpha / self.rank * gate_of(leaves, x, site, call).astype(y.dtype) * update
     if site.kind == "sublayer" and self._sublayer(site) == "adapter":
       down_kernel, down_bias, up_kernel, up_bias = (
         leaves[name].astype(y.dtype) for name in ("down_kernel", "down_bias", "up_kernel", "up_bias")
       )
       hidden = call.dropout(ACTIVATIONS[self.activation](y @ down_kernel + down_bias), self.dropout)
-      return y + gate_of(leaves, stream(x), call).astype(y.dtype) * (hidden @ up_kernel + up_bias)
+      return y + gate_of(leaves, hidden_of(x), site, call).astype(y.dtype) * (hidden @ up_kernel + up_bias)
     return y
 
 
-def gate_of(leaves: Leaves, x: jax.Array, call: Call) -> jax.Array:
+def gate_of(leaves: Leaves, x: jax.Array, site: Site, call: Call) -> jax.Array:
   """float32[B, 1, 1]: the mean over a text's tokens of σ(x g + c)."""
   logits = x.astype(jnp.float32) @ leaves["gate_kernel"] + leaves["gate_bias"]
   opened = jax.nn.sigmoid(logits)[..., 0]
-  mask = call.notes.get("attention_mask")
+  mask = call.notes.get(site.streams[0].embeds) if site.streams else None
   if mask is None or mask.shape != opened.shape:
     return opened.mean(axis=-1)[:, None, None]
   mask = mask.astype(jnp.float32)

@@ -39,7 +39,7 @@ from peftjax.models.family import (
   token_inputs,
 )
 from peftjax.models.layers import Dropout, Runtime, activation, attention, padding_mask, stack_of
-from peftjax.sites import HasSites
+from peftjax.sites import HasSites, Stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,6 +219,15 @@ class BertPooler(nn.Module):
     return jnp.tanh(self.dense(hidden[:, 0]))
 
 
+_TOKENS = Stream(
+  ids="input_ids",
+  mask="attention_mask",
+  positions="position_ids",
+  along={"token_type_ids": 0},
+  outputs={"last_hidden_state": 1, "hidden_states": 2},
+)
+
+
 class BertModel(nn.Module, HasSites):
   """The encoder.
 
@@ -230,6 +239,7 @@ class BertModel(nn.Module, HasSites):
   runtime: Runtime
   add_pooling_layer: bool = True
   sites: ClassVar = {"from_embeds": "model"}
+  streams: ClassVar = (_TOKENS,)
 
   def setup(self) -> None:
     self.embeddings = BertEmbeddings(self.config, self.runtime)
@@ -319,6 +329,7 @@ class _WithHead(nn.Module, HasSites):
   config: BertConfig
   runtime: Runtime
   sites: ClassVar = {"from_embeds": "model"}
+  streams: ClassVar = (_TOKENS,)
   pooled: ClassVar[bool] = False
 
   def setup(self) -> None:
@@ -381,6 +392,8 @@ class BertForSequenceClassification(_WithHead):
 
 class BertForTokenClassification(_WithHead):
   """One label a token: "logits" [B, L, labels]."""
+
+  streams: ClassVar = (dataclasses.replace(_TOKENS, outputs={**_TOKENS.outputs, "logits": 1}),)
 
   def add_head(self) -> None:
     """Creates the classifier."""

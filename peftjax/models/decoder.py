@@ -13,9 +13,17 @@ from peftjax.models.family import CAUSAL_LM, ENCODER, TEXT_CLASSIFICATION, Archi
 from peftjax.models.kv_cache import Tokens, check_positions, counted_positions, place
 from peftjax.models.layers import Runtime
 from peftjax.models.token_loss import token_losses
-from peftjax.sites import HasSites
+from peftjax.sites import HasSites, Stream
 
 Outputs = dict[str, jax.Array]
+
+_TOKENS = Stream(
+  ids="input_ids",
+  mask="attention_mask",
+  positions="position_ids",
+  packed="segment_ids",
+  outputs={"last_hidden_state": 1, "hidden_states": 2},
+)
 
 
 class BareDecoder(nn.Module, HasSites):
@@ -27,6 +35,7 @@ class BareDecoder(nn.Module, HasSites):
   config: Any
   runtime: Runtime
   sites: ClassVar = {"from_embeds": "model"}
+  streams: ClassVar = (_TOKENS,)
   embedding: ClassVar[str] = "embed_tokens"
   skips_padding: ClassVar[bool] = False
 
@@ -99,6 +108,7 @@ class _OnDecoder(nn.Module, HasSites):
   config: Any
   runtime: Runtime
   sites: ClassVar = {"from_embeds": "model"}
+  streams: ClassVar = (_TOKENS,)
   bare: ClassVar[Any] = None
   prefix: ClassVar[str] = "model"
 

@@ -89,6 +89,11 @@ class GPT2Attention(nn.Module, HasSites):
     k, v = remember(self, k, v, frame)
     return self.c_proj(self.attend(q, k, v, frame["mask"]).reshape(x.shape))
 
+  def keys_and_values(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Those of hidden states [B, L, hidden], each [B, L, hidden]."""
+    _, k, v = jnp.split(self.c_attn(x), 3, axis=-1)
+    return k, v
+
   def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
     """[B, L, H, D] from queries [B, L, H, D], keys and values [B, S, H, D], mask [B, 1, L, S]."""
     scale = None if self.config.scale_attn_weights else 1.0

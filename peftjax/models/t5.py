@@ -33,9 +33,25 @@ from peftjax.models.kv_cache import frame_of, place
 from peftjax.models.layers import CACHE, Dropout, Runtime, activation, padding_mask
 from peftjax.models.t5_layers import T5Config, T5Stack
 from peftjax.models.token_loss import token_losses
-from peftjax.sites import HasSites
+from peftjax.sites import HasSites, Stream
 
 Outputs = dict[str, jax.Array]
+
+_STREAMS = (
+  Stream(
+    ids="input_ids",
+    mask="attention_mask",
+    outputs={"encoder_last_hidden_state": 1, "encoder_hidden_states": 2},
+    within="encoder",
+  ),
+  Stream(
+    embeds="decoder_embeds",
+    ids="decoder_input_ids",
+    mask="decoder_attention_mask",
+    outputs={"last_hidden_state": 1, "hidden_states": 2},
+    within="decoder",
+  ),
+)
 
 
 def encode(encoder: T5Stack, embeds: jax.Array, attention_mask: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
@@ -60,6 +76,7 @@ class T5Model(nn.Module, HasSites):
   config: T5Config
   runtime: Runtime
   sites: ClassVar = {"from_embeds": "model"}
+  streams: ClassVar = _STREAMS
 
   def setup(self) -> None:
     self.add_parts()
@@ -198,6 +215,7 @@ class T5ForSequenceClassification(nn.Module, HasSites):
   config: T5Config
   runtime: Runtime
   sites: ClassVar = {"from_embeds": "model"}
+  streams: ClassVar = _STREAMS
 
   def setup(self) -> None:
     self.transformer = T5Model(self.config, self.runtime)

@@ -20,12 +20,13 @@ from peftjax.methods.compacter import phm
 from peftjax.methods.prefix import attend_to_prefix
 from peftjax.methods.reft import orthonormal
 from peftjax.models.layers import attention
+from peftjax.sites import Stream
 
 HIDDEN, LENGTH, BATCH = 10, 6, 2
 
 
 def site(kind, shape, method="__call__"):
-  return Site(("layer",), method, kind, ("layer",), (), shape)
+  return Site(("layer",), method, kind, ("layer",), (), shape, streams=(Stream(mask="is_token"),))
 
 
 def call(**shared):
@@ -161,10 +162,10 @@ def test_orthonormal_is_the_q_of_qr():
 )
 def test_loreft_edits_both_ends_of_the_text_alone(mask, first, last):
   method = methods.ReFT(rank=2, prefix_positions=2, suffix_positions=2)
-  place = site("block", (HIDDEN,))
+  place, whole = site("block", (HIDDEN,)), site("model", (HIDDEN,))
   leaves, h = made(method, place), draw(1, LENGTH, HIDDEN)
   one = call()
-  one.notes["mask"] = jnp.asarray([mask])
+  method.before({}, {"embeds": h, "is_token": jnp.asarray([mask])}, whole, one)
   found, _ = method.after(leaves, {"x": h}, (jnp.asarray(h), None), place, one)
   changed = np.flatnonzero(np.abs(np.asarray(found)[0] - h[0]).max(axis=-1) > 1e-4)
   assert sorted(changed) == sorted(first + last)
@@ -242,8 +243,8 @@ class Projections:
 
 def test_llama_adapter_equals_its_equation():
   heads, kv_heads, size, count = 4, 2, 3, 5
-  method = dataclasses.replace(methods.LlamaAdapter(num_virtual_tokens=count), hidden_size=HIDDEN)
-  place = site("attention", (heads, kv_heads, size), "attend")
+  method = methods.LlamaAdapter(num_virtual_tokens=count)
+  place = dataclasses.replace(site("attention", (heads, kv_heads, size), "attend"), hidden=HIDDEN)
   leaves = made(method, place)
   w_k, w_v = draw(HIDDEN, kv_heads * size), draw(HIDDEN, kv_heads * size, seed=1)
   q, y = draw(BATCH, LENGTH, heads, size), draw(BATCH, LENGTH, heads, size, seed=1)
@@ -307,8 +308,8 @@ def test_unipelt_gates_each_part_by_its_input():
   method = methods.UniPELT(rank=2, alpha=6.0, num_virtual_tokens=3, bottleneck_dim=4)
   mask = np.array([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
   one = call()
-  one.notes["attention_mask"] = jnp.asarray(mask)
   x, y = draw(BATCH, LENGTH, HIDDEN), draw(BATCH, LENGTH, 8, seed=1)
+  method.before({}, {"embeds": x, "is_token": jnp.asarray(mask)}, site("model", (HIDDEN,)), one)
 
   place = site("linear", (HIDDEN, 8))
   leaves = made(method, place)
