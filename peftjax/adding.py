@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
-from peftjax import masks
+from peftjax import masks, memory
 from peftjax.errors import UserError
 from peftjax.methods import Method, expand
 from peftjax.methods.attach import attach
 from peftjax.methods.bound import Bound, bind
 from peftjax.methods.inject import check_all_read
 from peftjax.methods.observe import observe
+from peftjax.methods.settings import check
 from peftjax.models import pretrained
 from peftjax.quantize_model import check_frozen
 from peftjax.sites import Site
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 def add(model: Model, methods: Method | Sequence[Method], key: jax.Array | None = None) -> Model:
   """See `Model.add`."""
+  for one in expand(methods):
+    check(one)
   try:
     bound = bind(expand(methods), model.context)
     for one in bound:
@@ -42,10 +45,25 @@ def add(model: Model, methods: Method | Sequence[Method], key: jax.Array | None 
   if model.is_abstract:
     params = jax.eval_shape(laid, model.params, observed=observed)
   else:
+    if _may_be_large(bound):
+      shapes = jax.eval_shape(laid, model.params, observed=observed)
+      made = masks.count(shapes).bytes - masks.count(model.params).bytes
+      memory.check(made, f"{' + '.join(one.method.name for one in bound)}: the leaves that it adds")
     params = laid(model.params, observed=observed)
   whole = (*model.bound, *bound)
   check_all_read(model.module, params, whole, model.example_inputs)
   return dataclasses.replace(model, params=params, bound=whole)
+
+
+def _may_be_large(bound: Sequence[Bound]) -> bool:
+  """Whether leaves as wide as the greatest of a method's counts may take a good part of the memory."""
+  total = 0
+  for one in bound:
+    fields = [getattr(one.method, field.name) for field in dataclasses.fields(one.method)]
+    numbers = [inner for value in fields for inner in (value.values() if isinstance(value, Mapping) else (value,))]
+    widest = max((number for number in numbers if isinstance(number, int)), default=0)
+    total += sum(4 * widest * max(site.shape, default=1) * len(site.names) for site in one.sites)
+  return total > memory.limit() // 4
 
 
 def _originals(model: Model, bound: tuple[Bound, ...]) -> Callable[[Site], jax.Array] | None:

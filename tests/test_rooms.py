@@ -30,7 +30,7 @@ ROOMS = (
   ("stacks",),
   ("masks", "sites"),
   ("trees",),
-  ("config", "errors", "files", "outputs", "quantize", "registry"),
+  ("config", "errors", "files", "memory", "outputs", "quantize", "registry"),
 )
 
 MODULES = {

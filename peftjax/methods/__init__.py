@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from peftjax.errors import UserError
@@ -45,6 +45,7 @@ from peftjax.methods.randlora import RandLoRA
 from peftjax.methods.reft import ReFT
 from peftjax.methods.road import RoAd
 from peftjax.methods.selective import BitFit, Full, Head, LastK, LayerNormTuning, MaskMethod, Patterns
+from peftjax.methods.settings import check_field
 from peftjax.methods.shira import SHiRA
 from peftjax.methods.trainable_tokens import TrainableTokens
 from peftjax.methods.unipelt import UniPELT
@@ -165,12 +166,19 @@ def build(settings: Mapping[str, Any]) -> Method:
     UserError: an unknown name or field, a value of the wrong type.
   """
   fields = {key: _plain(value) for key, value in settings.items() if key != "name"}
-  method = resolve("method.name", str(settings["name"]), METHODS)
-  if not isinstance(method, type):
-    if isinstance(method, Method):
-      return method
-    return _construct(MaskMethod, {"function": method, **fields})
-  return _construct(method, fields)
+  name = settings.get("name")
+  if not isinstance(name, str) or not name:
+    raise UserError(f"method.name={name!r}: expected the name of a method, such as 'lora'")
+  method = resolve("method.name", name, METHODS)
+  if isinstance(method, Method):
+    return method
+  if isinstance(method, type) and issubclass(method, Method):
+    return _construct(method, fields)
+  if isinstance(method, type) or not callable(method):
+    raise UserError(
+      f"method.name={name!r} is no method and no mask: expected a class that extends Method, or a function"
+    )
+  return _construct(MaskMethod, {"function": method, **fields})
 
 
 def _construct(method: type[Method], fields: dict[str, Any]) -> Method:
@@ -179,30 +187,32 @@ def _construct(method: type[Method], fields: dict[str, Any]) -> Method:
   for name, value in fields.items():
     if name not in known:
       raise field_error(method, name)
-    if name == "methods":
-      fields[name] = tuple(build(part) for part in value)
-    else:
-      fields[name] = _checked(f"method.{name}", value, hints[name], known[name])
+    fields[name] = _parts(value) if name == "methods" else _checked(f"method.{name}", value, hints[name], known[name])
+  empty = dataclasses.MISSING
+  lacking = [name for name, one in known.items() if one.default is empty is one.default_factory and name not in fields]
+  if lacking:
+    raise UserError(f"method.name={method.name!r} needs {', '.join(lacking)}, which has no default")
   return method(**fields)
 
 
+def _parts(value: Any) -> tuple[Method, ...]:
+  """The methods of a combination: each a name, or the fields of `config.method`."""
+  parts = [{"name": part} if isinstance(part, str) else part for part in value] if isinstance(value, tuple) else [value]
+  if not all(isinstance(part, Mapping) for part in parts):
+    raise UserError(
+      f"method.methods={value!r}: expected a tuple of names or dicts, such as ({{'name': 'lora'}}, 'bitfit')"
+    )
+  return tuple(build(part) for part in parts)
+
+
 def _checked(what: str, value: Any, hint: Any, field: dataclasses.Field[Any]) -> Any:
-  if hint is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
-  if hint in (bool, int, str, float):
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-      raise UserError(f"{what}={value!r}: expected {hint.__name__}, such as {field.default!r}")
-    needs_one = isinstance(field.default, int) and field.default >= 1 and not field.metadata.get("may_be_zero")
-    if hint is int and value < 1 and needs_one:
-      raise UserError(f"{what}={value!r}: expected a positive number, such as {field.default!r}")
-  elif typing.get_origin(hint) is Mapping:
+  if typing.get_origin(hint) is Mapping:
     try:
-      return dict(value)
+      value = dict(value)
     except (TypeError, ValueError):
       raise UserError(f"{what}={value!r}: expected a dict, or pairs, from pattern to value") from None
-  elif typing.get_origin(hint) is tuple and (isinstance(value, str) or not isinstance(value, Sequence)):
-    raise UserError(f"{what}={value!r}: expected a tuple, such as ({value!r},)")
-  return value
+  check_field(what, value, hint, field)
+  return float(value) if hint is float else value
 
 
 def _plain(value: Any) -> Any:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from peftjax import memory
 from peftjax.errors import UserError
 from peftjax.methods.inject import acting
 from peftjax.models import beam_search
@@ -60,13 +61,17 @@ def generate(
 
 
 def rehearse(model: Model, prompt: Sequence[int], sampling: Sampling) -> None:
-  """Traces what generating from a prompt would run, on shapes alone; raises as `generate` does."""
+  """Traces what generating from a prompt would run, on shapes alone; raises as `generate` does, and if the memory is
+  too small for what it would hold.
+  """
 
   def run(params: Any) -> State:
     generator = Generator(model.with_params(params), dataclasses.replace(sampling, num_beams=1))
     return _advance(generator._program, generator._params, generator.start([prompt]), sampling.max_new_tokens)
 
-  jax.eval_shape(run, model.params)
+  held = jax.eval_shape(run, model.params)
+  size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((held["cache"], held["tokens"])))
+  memory.check(size, f"generate: the cache of {len(prompt)} tokens and {sampling.max_new_tokens} new ones")
 
 
 def trimmed(tokens: Sequence[int] | np.ndarray, sampling: Sampling) -> list[int]:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from peftjax import config as config_lib
-from peftjax import methods
+from peftjax import masks, memory, methods
 from peftjax.errors import UserError, nearest
 from peftjax.loading import folder_of, from_config, initialise, load
 from peftjax.model import Model
@@ -85,6 +85,7 @@ def make_model(
         raise UserError("model.adapter: an adapter needs the base that it was trained on, not model.init=random")
       if options["quantize"]:
         raise UserError("model.quantize: a model with model.init=random trains its base, which cannot be quantised")
+      memory.check(masks.count(model.params).bytes, f"model.init=random: the weights of {section.path}")
       model = dataclasses.replace(initialise(model, jax.random.key(config.seed)), folder=folder)
   else:
     if mesh is not None and mesh.size > 1:

@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from peftjax import data as data_lib
-from peftjax import masks, optim, tasks
+from peftjax import masks, memory, optim, tasks
+from peftjax.config.table import COUNT
 from peftjax.data.extra_sets import RETAINED, shifted_names
 from peftjax.errors import UserError, nearest
 from peftjax.loading import folder_of
@@ -27,6 +28,8 @@ from peftjax.train.fingerprint import digest
 from peftjax.train.spikes import watch_loss
 from peftjax.train.state import TrainState, init_state
 from peftjax.train.step import ModelForward, TrainStep, make_loss, make_train_step
+
+_BYTES_OF_A_TOKEN = 12  # of a batch on the host: its id, its mask, its label
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,8 +190,9 @@ def count_steps(config: ConfigDict, steps_per_epoch: int) -> int:
     UserError: none at all.
   """
   steps = config.train.steps or math.ceil(config.train.epochs * steps_per_epoch)
-  if steps < 1:
-    raise UserError(f"train.steps={config.train.steps}, train.epochs={config.train.epochs}: expected a positive number")
+  if not 1 <= steps <= COUNT:
+    asked = f"train.steps={config.train.steps}, train.epochs={config.train.epochs}"
+    raise UserError(f"{asked}: expected a positive number, and at most {COUNT:,} updates, not {steps:,}")
   return steps
 
 
@@ -216,6 +220,9 @@ def check_sizes(config: ConfigDict, mesh: Mesh) -> None:
     raise UserError(f"train.accumulate={train.accumulate} does not divide train.batch_size={train.batch_size}")
   mesh_lib.check_batch_size(mesh, "train.batch_size / train.accumulate", train.batch_size // train.accumulate)
   mesh_lib.check_batch_size(mesh, "train.eval_batch_size", train.eval_batch_size)
+  for name in ("batch_size", "eval_batch_size"):
+    rows, length = train[name], config.data.max_length
+    memory.check(_BYTES_OF_A_TOKEN * rows * length, f"train.{name}={rows} with data.max_length={length}: one batch")
   if train.nonfinite not in ("stop", "skip"):
     raise UserError(f"train.nonfinite={train.nonfinite!r}: expected 'stop' or 'skip'")
 

@@ -357,8 +357,8 @@ def test_one_method_with_modules_that_train_along(base: Model, tmp_path: Path) -
 @pytest.mark.parametrize(
   ("values", "says"),
   [
-    ({"r": "5"}, "method.rank='5': expected int"),
-    ({"use_rslora": "yes"}, "method.rslora='yes': expected bool"),
+    ({"r": "5"}, "method.rank=5: expected a whole number"),
+    ({"use_rslora": "yes"}, "method.rslora=yes: expected True or False"),
   ],
 )
 def test_values_of_the_wrong_type(values: dict[str, Any], says: str, base: Model, folder: Path) -> None:
