@@ -13,7 +13,6 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
@@ -21,6 +20,7 @@ from rich.console import Console
 from peftjax.errors import UserError, nearest
 
 Result = dict[str, Any]
+TRUST = {"trust": "module:Name, or several divided by commas: own code that the run names, and that may be imported"}
 INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 SAMPLING_FLAGS = (
   "max_new_tokens",
@@ -107,6 +107,11 @@ def _config(parsed: argparse.Namespace, overrides: list[str]) -> Any:
   return config.load(parsed.config, overrides)
 
 
+def _trusted(parsed: argparse.Namespace) -> tuple[str, ...]:
+  """The own code that the user names again."""
+  return tuple(one for one in parsed.trust.split(",") if one)
+
+
 def _finish(parsed: argparse.Namespace, result: Result, show: Callable[[Console], None]) -> int:
   if parsed.json:
     print(json.dumps(result, allow_nan=False, default=str))
@@ -131,14 +136,14 @@ def _train(parsed: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _eval(parsed: argparse.Namespace, overrides: list[str]) -> int:
+  from peftjax.config import default
   from peftjax.parallel import hosts
   from peftjax.train import finished
-  from peftjax.train.folder import read_config
 
   if overrides or parsed.config:
     raise UserError("peftjax eval: the config is the run's own, in its workdir; it takes no --config")
-  hosts.start(read_config(Path(parsed.workdir))[0])
-  result = finished.evaluate_run(parsed.workdir)
+  hosts.start(default())  # the environment says where the others are: a run's folder names no machine to call
+  result = finished.evaluate_run(parsed.workdir, trust=_trusted(parsed))
   if not hosts.is_first():
     return 0
   return _finish(parsed, result, lambda console: console.print_json(json.dumps(result, default=str)))
@@ -176,7 +181,7 @@ def _export(parsed: argparse.Namespace, overrides: list[str]) -> int:
 
   if overrides or parsed.config:
     raise UserError("peftjax export: the config is the run's own, in its workdir; it takes no --config")
-  result = finished.export(parsed.workdir, parsed.format, parsed.out, parsed.overwrite)
+  result = finished.export(parsed.workdir, parsed.format, parsed.out, parsed.overwrite, _trusted(parsed))
   return _finish(parsed, result, lambda console: console.print(f"wrote {result['out']} ({result['bytes']:,} bytes)"))
 
 
@@ -192,7 +197,7 @@ def _generate(parsed: argparse.Namespace, overrides: list[str]) -> int:
 
 VERBS: dict[str, Verb] = {
   "train": Verb("train one method; resumes by itself", _train, {"workdir": "folder of the run"}, ("workdir",)),
-  "eval": Verb("evaluate a finished run", _eval, {"workdir": "folder of the run"}, ("workdir",)),
+  "eval": Verb("evaluate a finished run", _eval, {"workdir": "folder of the run", **TRUST}, ("workdir",)),
   "inspect": Verb("what trains and what does not, from shapes alone", _inspect),
   "plan": Verb(
     "what the train step needs on every device, compiled ahead of time",
@@ -208,7 +213,7 @@ VERBS: dict[str, Verb] = {
   "export": Verb(
     "write a run in Hugging Face's formats",
     _export,
-    {"workdir": "folder of the run", "format": "peft or merged", "out": "folder to write"},
+    {"workdir": "folder of the run", "format": "peft or merged", "out": "folder to write", **TRUST},
     ("workdir", "format", "out"),
     {"overwrite": "replace files of the same names that were not written by peftjax"},
   ),

@@ -1,14 +1,49 @@
-"""One way from a name in a config to what it names: a table's entry, or ``module:Name`` of a user's own file."""
+"""One way from a name in a config to what it names: a table's entry, or ``module:Name`` of a user's own file.
+
+Importing a module runs it, so a module is imported only where the user named it: on the command line, in a config file
+or in a program of their own. A folder that somebody else may have written is read within `only_trusted`, and whatever
+its files name is then refused, unless the user has named the same. See docs/security.md.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import importlib
+import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from peftjax.errors import UserError, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reading:
+  """A folder that is being read, and the names in its files that are believed."""
+
+  folder: Path
+  trusted: frozenset[str]
+
+
+_readings: list[_Reading] = []  # the innermost last
+_named: set[str] = set()  # what the user's own configs have named in this process
+
+
+@contextlib.contextmanager
+def only_trusted(folder: str | Path, trusted: Collection[str] = ()) -> Iterator[None]:
+  """In the block, `resolve` imports nothing that only the files of a folder name, and nothing that lies in it.
+
+  Args:
+    folder: where the names come from.
+    trusted: the ``module:Name`` that the user names again, and so vouches for.
+  """
+  _readings.append(_Reading(Path(folder).resolve(), frozenset(trusted)))
+  try:
+    yield
+  finally:
+    _readings.pop()
 
 
 def resolve(field: str, name: str, table: Mapping[str, Any]) -> Any:
@@ -16,35 +51,89 @@ def resolve(field: str, name: str, table: Mapping[str, Any]) -> Any:
 
   Args:
     field: the config field that holds the name, for errors.
-    name: a key of `table`, or ``module:Name``; the module stands on the Python path, beside the config file, or where
-      the command runs.
+    name: a key of `table`, or ``module:Name``, or ``path/to/file.py:Name``; a module stands on the Python path, beside
+      the config file, or where the command runs.
     table: name -> object, or -> ``"module:Name"`` of what is imported when it is first asked for.
 
   Raises:
-    UserError: no such name, module or attribute.
+    UserError: no such name, module or attribute; a module that the user has not named.
 
   >>> resolve("a.b", "one", {"one": "math:pi"})
   3.141592653589793
   """
   if name in table:
     found = table[name]
-    return _imported(field, found) if isinstance(found, str) else found
+    return _attribute(field, found) if isinstance(found, str) else found
   if ":" not in name:
     raise UserError(f"{field}: unknown {name!r}; {nearest(name, table)}, or module:Name for your own")
-  if str(Path.cwd()) not in sys.path:
-    sys.path.insert(0, str(Path.cwd()))  # a user's module stands beside where the command runs
-  return _imported(field, name)
+  reading = _readings[-1] if _readings else None
+  if reading is None:
+    _named.add(name)
+  elif name not in reading.trusted | _named:
+    raise UserError(
+      f"{field}: {reading.folder} names {name!r}, which is code that would be run; if it is yours, say so with "
+      f"--trust={name}"
+    )
+  return _attribute(field, name, reading.folder if reading else None)
 
 
-def _imported(field: str, spec: str) -> Any:
-  module_name, _, attribute = spec.partition(":")
-  if not all(part.isidentifier() for part in module_name.split(".")):
-    hint = module_name.removeprefix("./").removesuffix(".py").replace("/", ".")
-    raise UserError(f"{field}: {module_name!r} is no module name; write {hint}:{attribute}")
-  try:
-    module = importlib.import_module(module_name)
-  except ModuleNotFoundError as error:
-    raise UserError(f"{field}: cannot import {module_name!r} ({error}); it must be on the Python path") from None
+def _attribute(field: str, spec: str, outside: Path | None = None) -> Any:
+  """What ``module:Name`` stands for, in a file that does not lie in the folder `outside`."""
+  where, _, attribute = spec.rpartition(":")
+  module = _file(field, where, outside) if where.endswith(".py") else _module(field, where, attribute, outside)
   if not hasattr(module, attribute):
-    raise UserError(f"{field}: {module_name} has no {attribute!r}; {nearest(attribute, dir(module))}")
+    raise UserError(f"{field}: {where} has no {attribute!r}; {nearest(attribute, dir(module))}")
   return getattr(module, attribute)
+
+
+def _module(field: str, name: str, attribute: str, outside: Path | None) -> Any:
+  if not all(part.isidentifier() for part in name.split(".")):
+    hint = name.removeprefix("./").replace("/", ".")
+    raise UserError(f"{field}: {name!r} is no module name; write {hint}:{attribute}")
+  here = Path.cwd()
+  if str(here) not in sys.path and not _is_inside(here, outside):
+    sys.path.append(str(here))  # last, so that nothing installed is hidden by what lies where the command runs
+  try:
+    top = importlib.util.find_spec(name.partition(".")[0])
+    for place in [top.origin, *(top.submodule_search_locations or ())] if top else []:
+      _check_outside(field, name, place, outside)
+    return importlib.import_module(name)
+  except ModuleNotFoundError as error:
+    raise UserError(f"{field}: cannot import {name!r} ({error}); it must be on the Python path") from None
+  except UserError:
+    raise
+  except Exception as error:  # of the user's own program
+    raise UserError(f"{field}: cannot import {name!r}: {type(error).__name__}: {error}") from None
+
+
+def _file(field: str, where: str, outside: Path | None) -> Any:
+  path = Path(where).expanduser()
+  if not path.is_file():
+    here = path.parent if path.parent.is_dir() else Path(".")
+    raise UserError(f"{field}: no file {where!r}; {nearest(path.name, [one.name for one in here.glob('*.py')])}")
+  _check_outside(field, where, str(path), outside)
+  loaded = sys.modules.get(path.stem)
+  if loaded is not None:
+    if Path(getattr(loaded, "__file__", None) or "").resolve() == path.resolve():
+      return loaded
+    raise UserError(f"{field}: {where!r} would be the module {path.stem!r}, which there is already; rename the file")
+  if str(path.parent.resolve()) not in sys.path:
+    sys.path.append(str(path.parent.resolve()))
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  assert spec is not None and spec.loader is not None
+  module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+  except Exception as error:  # of the user's own program
+    del sys.modules[path.stem]
+    raise UserError(f"{field}: cannot import {where!r}: {type(error).__name__}: {error}") from None
+  return module
+
+
+def _check_outside(field: str, name: str, place: str | None, outside: Path | None) -> None:
+  if place and _is_inside(Path(place), outside):
+    raise UserError(f"{field}: {name!r} lies in {outside}; no code is read from there: move it beside your own")
+
+
+def _is_inside(path: Path, folder: Path | None) -> bool:
+  return folder is not None and path.resolve().is_relative_to(folder)

@@ -7,6 +7,7 @@ then published figures of one model and task, which may not carry over. Nothing 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import math
@@ -31,6 +32,7 @@ from peftjax.model import Model
 from peftjax.models import pretrained
 from peftjax.models.family import ENCODER
 from peftjax.parallel.topology import limit_bytes, topology_devices
+from peftjax.registry import only_trusted
 from peftjax.train import assemble, inspection, plan
 
 CANDIDATES: tuple[tuple[str, dict[str, Any]], ...] = (  # name, fields of the method
@@ -97,6 +99,13 @@ def guide(config: ConfigDict) -> dict[str, Any]:
   Raises:
     UserError: nothing fits, or a field that makes no sense.
   """
+  own = _paths(config.guide.results)
+  # Rows of a study that somebody else may have made name no code, but what the user names as the config's method.
+  with only_trusted(own[0], (config.method.name,)) if own else contextlib.nullcontext():
+    return _guide(config)
+
+
+def _guide(config: ConfigDict) -> dict[str, Any]:
   wants, devices = _wants(config), _devices(config)
   limit, count = _limit(config, devices), config.guide.devices or len(devices)
   steps = math.ceil(wants.examples / config.train.batch_size) if wants.examples else 1

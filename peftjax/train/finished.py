@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from peftjax.model import Model
 from peftjax.parallel.mesh import make_mesh, put_tree
 from peftjax.parallel.sharding import Layout, layout_of
 from peftjax.quantize_model import summary
+from peftjax.registry import only_trusted
 from peftjax.train import assemble, generations
 from peftjax.train import folder as folder_lib
 from peftjax.train.checkpoint import Base, Checkpoints
@@ -31,13 +32,21 @@ from peftjax.train.splits import score_split
 FORMATS = ("peft", "merged")
 
 
-def load_model(workdir: str | Path) -> tuple[ConfigDict, int, Model]:
+def load_model(workdir: str | Path, trust: Collection[str] = ()) -> tuple[ConfigDict, int, Model]:
   """(config, step, model) of a run's newest checkpoint; the base is loaded from where the run found it.
 
+  Args:
+    trust: the ``module:Name`` of own code that the run's config.json may name; see docs/security.md.
+
   Raises:
-    UserError: no run, no checkpoint, or the base is not the one that the run was trained on.
+    UserError: no run, no checkpoint, the base is not the one that the run was trained on, or the run names own code
+      that is neither in `trust` nor was named in this process.
   """
-  folder = Path(workdir)
+  with only_trusted(workdir, trust):
+    return _load_model(Path(workdir))
+
+
+def _load_model(folder: Path) -> tuple[ConfigDict, int, Model]:
   config, resolved = folder_lib.read_config(folder)
   labels = resolved.label_names
   mesh = make_mesh(_on_these_devices(config).mesh)
@@ -48,11 +57,12 @@ def load_model(workdir: str | Path) -> tuple[ConfigDict, int, Model]:
   return config, step, model.with_params(masks.combine(trainable, frozen))
 
 
-def evaluate_run(workdir: str | Path, splits: Sequence[str] = ()) -> dict[str, Any]:
+def evaluate_run(workdir: str | Path, splits: Sequence[str] = (), trust: Collection[str] = ()) -> dict[str, Any]:
   """Evaluates a run's newest checkpoint, and writes ``eval.json`` and ``predictions-SPLIT.npz`` beside it.
 
   Args:
     splits: of its data; empty: all but the training split.
+    trust: as of `load_model`.
 
   Returns:
     {"step", "metrics": {split: {name: value}}}.
@@ -60,7 +70,11 @@ def evaluate_run(workdir: str | Path, splits: Sequence[str] = ()) -> dict[str, A
   Raises:
     UserError: as `load_model`; no such split.
   """
-  folder = Path(workdir)
+  with only_trusted(workdir, trust):
+    return _evaluate_run(Path(workdir), splits)
+
+
+def _evaluate_run(folder: Path, splits: Sequence[str]) -> dict[str, Any]:
   config = _on_these_devices(folder_lib.read_config(folder)[0])
   use_cache(str(cache_folder("compiled")))
   run = resolve(config)
@@ -86,11 +100,14 @@ def restored(workdir: str | Path, run: Run) -> masks.Tree:
   return _restore(Path(workdir), run.trainable, run.base, run.layout)[1]
 
 
-def export(workdir: str | Path, form: str, out: str | Path, overwrite: bool = False) -> dict[str, Any]:
+def export(
+  workdir: str | Path, form: str, out: str | Path, overwrite: bool = False, trust: Collection[str] = ()
+) -> dict[str, Any]:
   """Writes a run's adapter ("peft") or its merged model ("merged") in Hugging Face's format.
 
   Args:
     overwrite: replace files of the same names that were not written here.
+    trust: as of `load_model`.
 
   Returns:
     {"out", "format", "step", "bytes", "quantization"}: the last are the relative errors (`quantize_model.summary`) of a
@@ -101,7 +118,7 @@ def export(workdir: str | Path, form: str, out: str | Path, overwrite: bool = Fa
   """
   if form not in FORMATS:
     raise UserError(f"--format={form}: {nearest(form, FORMATS)}")
-  _, step, model = load_model(workdir)
+  _, step, model = load_model(workdir, trust)
   if form == "peft":
     model.save_adapter(out, overwrite)
   else:

@@ -7,6 +7,7 @@ import dataclasses
 import fcntl
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -170,10 +171,10 @@ def only_run(folder: Path, first: bool = True) -> Iterator[None]:
   """
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    lock = (folder / ".lock").open("w")
+    lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
   except OSError as error:
     raise UserError(f"cannot write the folder {folder}: {error.strerror}") from None
-  with lock:
+  with os.fdopen(lock, "r+"):
     try:
       if first:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,0 +1,132 @@
+"""Own code by name: found where the user works, and never run because a folder's files name it."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from peftjax import cli, registry
+from peftjax.errors import UserError
+from peftjax.registry import only_trusted, resolve
+from peftjax.train import finished, loop
+from tests.train.conftest import config, material
+
+__all__ = ["config", "material"]  # fixtures of the training tests
+
+OWN = """
+import pathlib
+from peftjax.methods import LoRA
+pathlib.Path({mark!r}).touch()
+class Thing(LoRA):
+  name = 'thing'
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+  """(a folder to work in, the mark that says whether its module ran)."""
+  folder, mark = tmp_path / "project", tmp_path / "ran"
+  folder.mkdir()
+  (folder / "own_thing.py").write_text(OWN.format(mark=str(mark)))
+  monkeypatch.chdir(folder)
+  monkeypatch.setattr(sys, "path", list(sys.path))
+  monkeypatch.setattr(registry, "_named", set())
+  yield folder, mark
+  sys.modules.pop("own_thing", None)
+
+
+@pytest.mark.parametrize("name", ["own_thing:Thing", "./own_thing.py:Thing", "{folder}/own_thing.py:Thing"])
+def test_a_module_or_a_file_where_the_command_runs(own, name):
+  found = resolve("method.name", name.format(folder=own[0]), {})
+  assert found.name == "thing" and own[1].exists()
+  assert resolve("method.name", name.format(folder=own[0]), {}) is found
+
+
+@pytest.mark.parametrize(
+  ("name", "words"),
+  [
+    ("thing", "unknown 'thing'"),
+    ("own_thing:Thign", "did you mean 'Thing'"),
+    ("own_thign:Thing", "cannot import 'own_thign'"),
+    ("./own_thign.py:Thing", "no file './own_thign.py'; did you mean 'own_thing.py'"),
+    ("./own_thing:Thing", "write own_thing:Thing"),
+    ("broken:Thing", "cannot import 'broken': ZeroDivisionError"),
+    ("./broken.py:Thing", "cannot import './broken.py': ZeroDivisionError"),
+    ("./json.py:Thing", "would be the module 'json', which there is already"),
+    (":Thing", "is no module name"),
+  ],
+)
+def test_a_name_that_leads_nowhere_is_one_line(own, name, words):
+  for file in ("broken.py", "json.py"):
+    (own[0] / file).write_text("1 / 0\n")
+  with pytest.raises(UserError) as caught:
+    resolve("method.name", name, {})
+  assert words in str(caught.value)
+
+
+def test_what_lies_where_the_command_runs_hides_nothing_installed(own):
+  (own[0] / "tensorboardX.py").write_text("1 / 0\n")
+  resolve("method.name", "own_thing:Thing", {})
+  import tensorboardX
+
+  assert "site-packages" in tensorboardX.__file__
+
+
+@pytest.mark.parametrize("name", ["own_thing:Thing", "os:system", "subprocess:Popen", "./own_thing.py:Thing"])
+def test_a_folders_files_name_no_code(own, tmp_path, name):
+  with only_trusted(tmp_path / "run"), pytest.raises(UserError, match="code that would be run; if it is yours, say so"):
+    resolve("method.name", name, {})
+  assert not own[1].exists()
+  with only_trusted(tmp_path / "run", (name,)):
+    resolve("method.name", name, {})
+
+
+def test_what_the_user_has_named_is_believed_and_only_that(own, tmp_path):
+  resolve("method.name", "own_thing:Thing", {})
+  with only_trusted(tmp_path / "run"):
+    assert resolve("method.name", "own_thing:Thing", {}).name == "thing"
+    with pytest.raises(UserError, match="would be run"):
+      resolve("method.name", "own_thing:pathlib", {})
+
+
+def test_no_code_lies_in_the_folder_that_is_read(own, monkeypatch):
+  """Although the user vouches for its name, and works there."""
+  folder, mark = own
+  monkeypatch.setattr(sys, "path", [*sys.path, str(folder)])
+  for name in ("own_thing:Thing", "./own_thing.py:Thing"):
+    with only_trusted(folder, (name,)), pytest.raises(UserError, match="lies in .*; no code is read from there"):
+      resolve("method.name", name, {})
+  assert not mark.exists()
+
+
+def test_a_run_that_names_a_module_of_its_own(own, config, tmp_path, capsys):
+  """`eval` and `export` read its config.json as data; `--trust` names the module again."""
+  mark = own[1]
+  config.train.update({"steps": 2, "predictions": False})
+  config.method.name = "own_thing:Thing"
+  run = tmp_path / "run"
+  loop.train(config, run)
+  assert finished.load_model(run)[1] == 2  # this program has named it
+  registry._named.clear()
+  capsys.readouterr()
+  del sys.modules["own_thing"]
+  mark.unlink()
+  commands = (
+    ["eval", f"--workdir={run}"],
+    ["export", f"--workdir={run}", "--format=merged", f"--out={tmp_path / 'out'}"],
+  )
+  for command in commands:
+    assert cli.main(command) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "say so with --trust=own_thing:Thing" in said and not mark.exists()
+  for command in commands:
+    assert cli.main([*command, "--trust=other:One,own_thing:Thing"]) == 0
+  assert mark.exists()
+
+  saved = json.loads((run / "config.json").read_text())
+  for method in ({"name": "hybrid", "methods": [{"name": "os:system"}]}, {"name": "subprocess:Popen", "args": "true"}):
+    (run / "config.json").write_text(json.dumps({**saved, "method": method}))
+    assert cli.main(["eval", f"--workdir={run}"]) == 2
+    assert "code that would be run" in capsys.readouterr().err
