@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 def add(model: Model, methods: Method | Sequence[Method], key: jax.Array | None = None) -> Model:
   """See `Model.add`."""
-  for one in expand(methods):
-    check(one)
+  for method in expand(methods):
+    check(method)
   try:
     bound = bind(expand(methods), model.context)
     for one in bound:

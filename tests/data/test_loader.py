@@ -221,6 +221,11 @@ def test_a_file_that_breaks_while_training_is_one_error(config, tokenizer, tmp_p
     take(train, 6)
 
 
+def text_loaders_with(config, tokenizer, override):
+  configs.apply(config, override)
+  return text_loaders(config, tokenizer)
+
+
 def test_settings_that_do_not_fit_are_said(config, tokenizer, tmp_path):
   for key, value, message in (
     ("task.name", "token_classification", "holds data for 'text_classification'"),
@@ -230,8 +235,7 @@ def test_settings_that_do_not_fit_are_said(config, tokenizer, tmp_path):
   ):
     other = config.copy_and_resolve_references()
     with pytest.raises(UserError, match=message):
-      configs.apply(other, f"{key}={value}")
-      text_loaders(other, tokenizer)
+      text_loaders_with(other, tokenizer, f"{key}={value}")
   jsonl(tmp_path / "plain" / "train.jsonl", [{"text": "a", "mood": "x"}])
   with pytest.raises(UserError, match="set data.label_column to one of text, mood"):
     text_loaders(tiny_config(tmp_path / "plain"), tokenizer, task="text_classification")

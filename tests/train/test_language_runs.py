@@ -151,6 +151,11 @@ def test_text_classification_on_a_decoder(config, tmp_path):
   assert rows(tmp_path / "run")[-1]["accuracy"] == 1.0
 
 
+def train_with(config, folder, override):
+  configs.apply(config, override)
+  return train(config, folder)
+
+
 def test_settings_that_do_not_fit_are_said(config, tmp_path, folders):
   for key, value, message in (
     ("model.init", "rnadom", "did you mean 'random'"),
@@ -161,5 +166,4 @@ def test_settings_that_do_not_fit_are_said(config, tmp_path, folders):
     other = config.copy_and_resolve_references()
     other.task.generate = True
     with pytest.raises(UserError, match=message):
-      configs.apply(other, f"{key}={value}")
-      train(other, tmp_path / "run")
+      train_with(other, tmp_path / "run", f"{key}={value}")
