@@ -13,6 +13,10 @@ class UserError(Exception):
     super().__init__(" ".join(message.split()))
 
 
+class NotHere(UserError):
+  """Something that a config names and this machine has not."""
+
+
 def nearest(wrong: str, known: Iterable[str], count: int = 3) -> str:
   """A clause that names the closest of `known` to `wrong`, or lists what there is; empty if nothing is known.
 

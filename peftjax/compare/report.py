@@ -27,6 +27,7 @@ from peftjax.compare.drawing import plots
 from peftjax.compare.drawing.svg import svg
 from peftjax.compare.records import Record
 from peftjax.compare.verdicts import VERDICTS
+from peftjax.config import DEFAULT_DATA
 from peftjax.files import write_text
 
 PACKAGES = ("peftjax", "jax", "jaxlib", "flax", "optax", "numpy", "scipy", "matplotlib")
@@ -209,7 +210,8 @@ def search_table(summary: Summary) -> tuple[list[str], list[list[str]]]:
 
 def _title(config: Mapping[str, Any]) -> str:
   model = Path(str(config["model"]["path"]).removeprefix("packaged:")).name
-  data = Path(str(config["data"]["name"]).partition(":")[2] or str(config["data"]["name"])).stem
+  named = str(config["data"]["name"]) or DEFAULT_DATA
+  data = Path(named.partition(":")[2] or named).stem
   return f"{model} on {data.replace('_', ' ')}: full fine-tuning or PEFT?"
 
 

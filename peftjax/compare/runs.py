@@ -17,13 +17,10 @@ from peftjax.compare.search import each
 from peftjax.compare.timing import Step
 from peftjax.compare.untrained import buildable, is_frozen, score
 from peftjax.errors import UserError
-from peftjax.loading import folder_of, from_config
-from peftjax.models import pretrained
-from peftjax.models.family import ENCODER
 from peftjax.parallel.mesh import put_batch
 from peftjax.train import finished, inspection, loop, together
 from peftjax.train import run as run_lib
-from peftjax.train.assemble import make_model, shape_task
+from peftjax.train.assemble import setting
 from peftjax.train.compiling import CompiledStep
 from peftjax.train.flops import flops_of
 from peftjax.train.signals import PREEMPTED, EndRequests, Preempted
@@ -31,7 +28,7 @@ from peftjax.train.stacked import DoNotFit
 
 
 def check(config: ConfigDict) -> None:
-  """Builds a trial's model as shapes alone, without weights and data.
+  """Builds a trial's model as shapes alone, without weights, by the header of its data.
 
   Raises:
     UserError: the method, its targets or the model do not fit.
@@ -39,10 +36,7 @@ def check(config: ConfigDict) -> None:
   config_lib.check(config)
   if is_frozen(config):
     config = buildable(config)
-  task, num_labels = shape_task(config)
-  if not task and from_config(pretrained.read_config(folder_of(config.model.path))).task == ENCODER:
-    task, num_labels = "text_classification", 2  # a head of some size: which one, only the data says
-  inspection.report(make_model(config, task, num_labels=num_labels, abstract=True))
+  inspection.report(setting(config, trains=True).model(abstract=True))
 
 
 def train(config: ConfigDict, folder: Path) -> dict[str, Any]:

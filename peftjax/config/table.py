@@ -60,7 +60,7 @@ FIELDS: dict[str, Field] = {
   "task.num_beams": Field(1, "of beam search; 1: the likeliest token", least=1, most=1024),
   "task.text_metrics": Field(("exact_match", "chrf"), "fields of peftjax.tasks.text_metrics.METRICS", item=_NAME),
   # The data
-  "data.name": Field("packaged:movie_reviews", "packaged:NAME, jsonl:FILE, csv:FILE, tfds:NAME", filled=True),
+  "data.name": Field("", f"packaged:NAME, jsonl:FILE, csv:FILE, tfds:NAME, or module:Name; empty: {DEFAULT_DATA}"),
   "data.train_examples": Field(0, "the first n of the shuffled training split; 0: all", least=0, most=COUNT),
   "data.eval_examples": Field(
     0, "the first n of every other split, in an order that no seed changes; 0: all", least=0, most=COUNT

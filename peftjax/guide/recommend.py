@@ -27,10 +27,7 @@ from peftjax.compare import formatting as fmt
 from peftjax.errors import UserError
 from peftjax.guide import evidence, rules
 from peftjax.guide.evidence import Range
-from peftjax.loading import folder_of, from_config
 from peftjax.model import Model
-from peftjax.models import pretrained
-from peftjax.models.family import ENCODER
 from peftjax.parallel.topology import limit_bytes, topology_devices
 from peftjax.registry import only_trusted
 from peftjax.train import assemble, inspection, plan
@@ -231,10 +228,10 @@ def _model(config: ConfigDict, method: Mapping[str, Any]) -> Model:
   changed = copy.deepcopy(config)
   with changed.unlocked():
     changed.method = ConfigDict(dict(method))
-  task, num_labels = assemble.shape_task(changed)
-  if not task and from_config(pretrained.read_config(folder_of(config.model.path))).task == ENCODER:
-    task, num_labels = "text_classification", 2  # a head of some size: which one, only the data says
-  return assemble.make_model(changed, task, num_labels=num_labels, abstract=True)
+  found = assemble.setting(changed)
+  if found.task is None and changed.task.name == "auto":  # a bare encoder: with a head for the default data
+    found = assemble.setting(changed, trains=True)
+  return found.model(abstract=True)
 
 
 def _step_flops(config: ConfigDict, model: Model, trainable: int) -> int:

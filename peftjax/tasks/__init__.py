@@ -13,7 +13,7 @@ from peftjax.registry import resolve
 from peftjax.tasks.base import Forward, Task, check_settings
 from peftjax.tasks.metric import Metric
 
-__all__ = ["TASKS", "Forward", "Metric", "Task", "from_config", "make", "task_class"]
+__all__ = ["TASKS", "Forward", "Metric", "Task", "check_fields", "from_config", "make", "task_class"]
 
 # config.task.name -> class
 TASKS: dict[str, str] = {
@@ -34,6 +34,11 @@ def task_class(name: str) -> type[Task]:
   return found
 
 
+def check_fields(settings: ConfigDict) -> None:
+  """Raises `UserError` for a field of `config.task` that no task without settings of its own has."""
+  check_settings("none", {}, settings, config_lib.default().task)
+
+
 def from_config(name: str, settings: ConfigDict, header: Header) -> Task:
   """The task called `name`, by `config.task` and over the data that `header` describes.
 
@@ -41,7 +46,7 @@ def from_config(name: str, settings: ConfigDict, header: Header) -> Task:
     UserError: no such task, or a setting or the data does not suit it.
   """
   found = task_class(name)
-  check_settings(name, found, settings, config_lib.default().task)
+  check_settings(name, found.settings, settings, config_lib.default().task)
   return found.make(ConfigDict({**settings.to_dict(), "name": name}), header)
 
 

@@ -95,11 +95,11 @@ def own_setting(task: type[Task], settings: Mapping[str, Any], name: str) -> Any
   return settings.get(name, task.settings[name])
 
 
-def check_settings(name: str, task: type[Task], settings: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-  """Raises `UserError` for a field of `config.task` that neither the task nor the default config (`known`) has."""
+def check_settings(name: str, own: Mapping[str, Any], settings: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+  """Raises `UserError` for a field of `config.task` that is neither the task's `own` nor in the default config."""
   for field in settings:
-    if field not in known and field not in task.settings:
-      raise UserError(f"task.{field}: no such field of task {name}; {nearest(field, [*known, *task.settings])}")
+    if field not in known and field not in own:
+      raise UserError(f"task.{field}: no such field of task {name}; {nearest(field, [*known, *own])}")
 
 
 def check_data(name: str, header: Header) -> None:

@@ -128,7 +128,8 @@ class Classification(Task):
     if labels.ndim == 2:
       return metrics | {"micro_f1": float(f1_score(labels, found, average="micro", zero_division=0.0))}
     macro = f1_score(labels, found, average="macro", zero_division=0.0)  # over the labels that occur on either side
-    return metrics | {"macro_f1": float(macro), "mcc": float(matthews_corrcoef(labels, found))}
+    is_constant = len(np.union1d(labels, found)) < 2
+    return metrics | {"macro_f1": float(macro), "mcc": 0.0 if is_constant else float(matthews_corrcoef(labels, found))}
 
 
 def correlations(found: np.ndarray, labels: np.ndarray) -> dict[str, float]:

@@ -1,9 +1,11 @@
-"""From a config to the model that is trained: base, head and method, with weights or as shapes alone."""
+"""From a config to what it means (data, task, labels, head, input), and to the model: base, head and method, with
+weights or as shapes alone."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,8 +13,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from peftjax import config as config_lib
-from peftjax import masks, memory, methods
-from peftjax.errors import UserError, nearest
+from peftjax import data as data_lib
+from peftjax import masks, memory, methods, tasks
+from peftjax.errors import NotHere, UserError, nearest
 from peftjax.loading import folder_of, from_config, initialise, load
 from peftjax.model import Model
 from peftjax.models import pretrained
@@ -24,6 +27,48 @@ from peftjax.quantize_model import Quantization
 
 INITS = ("pretrained", "random")
 ADAPTER_KEY = 1  # folded into the seed's key, so that no other draw shares the adapter's
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """What a config means.
+
+  Attributes:
+    config: as given.
+    folder: the model's.
+    hf_config: its config.json.
+    header: of the data, a `Dataset` where it was opened; without a name where there is none to ask.
+    task: None: a bare model, of which nobody asks a task.
+    notes: lines for the log.
+  """
+
+  config: ConfigDict
+  folder: Path
+  hf_config: Mapping[str, Any]
+  header: data_lib.Header
+  task: tasks.Task | None
+  notes: tuple[str, ...] = ()
+
+  @property
+  def head(self) -> str:
+    """The architecture to build, as `make_model` takes it: the task's, or "", what config.json names."""
+    if self.task is None:
+      return ""
+    family = family_of(self.hf_config)
+    own = family.architectures[family.architecture(self.hf_config, "")].task
+    return "" if own == self.task.head else self.task.head
+
+  def inputs(self, header: data_lib.Header | None = None) -> data_lib.Input:
+    """What makes batches of the data, or of other data for the same task."""
+    assert self.task is not None
+    return data_lib.make_input(self.config, header or self.header, self.task, self.folder)
+
+  def model(self, abstract: bool = False, mesh: Mesh | None = None) -> Model:
+    """The base with the task's head and the config's method; see `make_model`."""
+    if self.task is None:
+      return make_model(self.config, num_labels=self.config.task.num_labels, abstract=abstract, mesh=mesh)
+    labels = self.task.label_names
+    return make_model(self.config, self.head, labels, self.task.num_labels, abstract=abstract, mesh=mesh)
 
 
 def runtime(config: ConfigDict) -> Runtime:
@@ -97,42 +142,85 @@ def make_model(
   return model.add(method, key)
 
 
-def shape_task(config: ConfigDict) -> tuple[str, int]:
-  """(task, classes) where no data is read: what the config says, else the model folder.
+def setting(config: ConfigDict, dataset: data_lib.Dataset | None = None, trains: bool = False) -> Setting:
+  """What a config means: task, labels, head and input, the same for every verb.
 
-  A bare encoder gets a head only if the config asks for one, or if it is the default model, which is trained on the
-  default data.
-  """
-  if config.task.name != "auto":
-    return "" if config.task.name == "none" else config.task.name, config.task.num_labels
-  defaults = config_lib.default()
-  if config.model.path == defaults.model.path and config.data.name == defaults.data.name:
-    return "text_classification", config.task.num_labels or 2
-  return "", config.task.num_labels
+  The task is what `task.name` says, else what the data's header says and the model can compute, else what the model's
+  architecture computes. The labels are the data's, else config.json's.
 
-
-def trained_task(config: ConfigDict, data_task: str) -> str:
-  """The task of a run: the config's, else the data's, else what the model's architecture computes.
+  Args:
+    dataset: `config.data.name`, where it was opened.
+    trains: the config is to be trained: one that names no data means the default data, and one without a task is a
+      mistake. Otherwise it means the model as its config.json has it, unless model and data are both the default.
 
   Raises:
-    UserError: none of them says.
+    UserError: a task that there is not, that does not suit the data, or of which the model has no head.
   """
+  folder = folder_of(config.model.path)
+  hf_config = pretrained.read_config(folder)
+  header, notes = (dataset, ()) if dataset is not None else _known_header(config, trains)
+  name = _task_name(config, header, hf_config)
+  if not name:
+    if trains:
+      data = config.data.name or config_lib.DEFAULT_DATA
+      raise UserError(f"task.name: neither {data!r} nor {config.model.path!r} names a task; set it")
+    tasks.check_fields(config.task)
+    return Setting(config, folder, hf_config, header, None, notes)
+  if header.name:
+    extended = dataclasses.replace(header, label_names=_extended(config, header))
+    return Setting(config, folder, hf_config, header, tasks.from_config(name, config.task, extended), notes)
+  header = data_lib.Header("", task=name, label_names=_labels_of(config, hf_config))
+  task = tasks.from_config(name, config.task, header)
+  return Setting(config, folder, hf_config, dataclasses.replace(header, fields=task.fields), task, notes)
+
+
+def _known_header(config: ConfigDict, trains: bool) -> tuple[data_lib.Header, tuple[str, ...]]:
+  """(the header of the config's data, notes); one without a name where there is no data to ask."""
+  if not config.data.name and not trains and config.model.path != config_lib.default().model.path:
+    return data_lib.Header(""), ()
+  try:
+    return data_lib.header_of(config.data), ()
+  except NotHere as error:
+    if trains:
+      raise
+    return data_lib.Header(""), (f"{error}; task and labels are those of config.json",)
+
+
+def _task_name(config: ConfigDict, header: data_lib.Header, hf_config: Mapping[str, Any]) -> str:
+  """The name of the task; empty: nothing says, or `task.name` is none."""
   if config.task.name != "auto":
-    return config.task.name
-  if data_task not in ("", CAUSAL_LM, SEQ2SEQ_LM):
-    return data_task
-  hf_config = pretrained.read_config(folder_of(config.model.path))
-  task = from_config(hf_config).task
-  offered = {one.task for one in family_of(hf_config).architectures.values()}
-  if data_task == SEQ2SEQ_LM:
+    return "" if config.task.name == "none" else str(config.task.name)
+  family = family_of(hf_config)
+  own = family.architectures[family.architecture(hf_config, "")].task
+  offered = {one.task for one in family.architectures.values()}
+  if header.task == SEQ2SEQ_LM:
     for kind in (SEQ2SEQ_LM, CAUSAL_LM):
       if kind in offered:
         return kind
-    raise UserError(f"{config.data.name!r} has a source and a target, and {config.model.path!r} writes no text")
-  if data_task == CAUSAL_LM and CAUSAL_LM in offered and not config.data.label_column:
+    raise UserError(f"{header.name!r} has a source and a target, and {config.model.path!r} writes no text")
+  if header.task not in ("", CAUSAL_LM):
+    return header.task
+  if header.task == CAUSAL_LM and CAUSAL_LM in offered and not config.data.label_column:
     return CAUSAL_LM
-  if task == ENCODER:
-    raise UserError(f"task.name: neither {config.data.name!r} nor {config.model.path!r} names a task; set it")
-  if task not in (CAUSAL_LM, SEQ2SEQ_LM) and not config.data.label_column:
-    raise UserError(f"data.label_column: task {task!r} needs labels, and {config.data.name!r} has none that is known")
-  return task
+  if own == ENCODER:
+    return ""
+  if header.task and own not in (CAUSAL_LM, SEQ2SEQ_LM) and not config.data.label_column:
+    raise UserError(f"data.label_column: task {own!r} needs labels, and {header.name!r} has none that is known")
+  return own
+
+
+def _extended(config: ConfigDict, header: data_lib.Header) -> tuple[str, ...]:
+  """The data's labels; `task.num_labels` may ask for more classes."""
+  labels, asked = tuple(header.label_names), config.task.num_labels
+  if asked and labels and asked < len(labels):
+    raise UserError(f"task.num_labels={asked}: {header.name} has {len(labels)} labels: {', '.join(labels[:8])}")
+  return labels + tuple(f"LABEL_{index}" for index in range(len(labels), asked if labels else 0))
+
+
+def _labels_of(config: ConfigDict, hf_config: Mapping[str, Any]) -> tuple[str, ...]:
+  """The labels where no data names them: `task.num_labels`, or config.json's; () of one, which is a number."""
+  named = {int(index): str(name) for index, name in dict(hf_config.get("id2label") or {}).items()}
+  count = config.task.num_labels or len(named) or int(hf_config.get("num_labels") or 2)
+  if count == 1:
+    return ()
+  return tuple(named[index] if len(named) == count else f"LABEL_{index}" for index in range(count))

@@ -91,6 +91,8 @@ def differing_fields(folder: Path, config: ConfigDict) -> list[str]:
   saved, given = (
     flatten(_config(path, one).to_dict()) for one in (_without_resolved(_saved(path)), _as_json(config.to_dict()))
   )
+  for one in (saved, given):
+    one["data.name"] = one["data.name"] or config_lib.DEFAULT_DATA
   names = sorted(name for name in saved.keys() | given.keys() if saved.get(name) != given.get(name))
   return [
     f"{name}: {_shown(name, saved)} -> {_shown(name, given)}" for name in names if not name.startswith(MAY_CHANGE)

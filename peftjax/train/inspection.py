@@ -30,9 +30,9 @@ class Leaf:
 
 
 def inspect(config: ConfigDict) -> dict[str, Any]:
-  """Counts and leaves of the configured model; see `report`."""
-  task, num_labels = assemble.shape_task(config)
-  return report(assemble.make_model(config, task, num_labels=num_labels, abstract=True))
+  """Counts and leaves of the configured model; see `report`. "notes" are lines for the user."""
+  setting = assemble.setting(config)
+  return report(setting.model(abstract=True)) | {"notes": list(setting.notes)}
 
 
 def report(model: Model) -> dict[str, Any]:

@@ -23,10 +23,8 @@ from rich.table import Table
 from peftjax import masks, tasks
 from peftjax.data import Header, make_input
 from peftjax.errors import UserError
-from peftjax.loading import folder_of, from_config
+from peftjax.loading import folder_of
 from peftjax.model import Model
-from peftjax.models import pretrained
-from peftjax.models.family import ENCODER
 from peftjax.parallel import mesh as mesh_lib
 from peftjax.parallel.topology import limit_bytes, topology_devices
 from peftjax.train import assemble
@@ -91,14 +89,17 @@ def compiled_for(config: ConfigDict, devices: list[Any], arguments: bool = False
     config = copy.deepcopy(config)
     config.train.eval_batch_size += ways - uneven
   run_lib.check_sizes(config, mesh)
-  task, model = _task_and_model(config)
-  program = run_lib.program(config, task, model, mesh, config.train.steps or 1000)
+  setting = assemble.setting(config)
+  if setting.task is None:
+    raise UserError(f"task.name: {config.model.path!r} is a bare encoder; set the task that it is to be trained for")
+  model = setting.model(abstract=True)
+  program = run_lib.program(config, setting.task, model, mesh, config.train.steps or 1000)
   trainable, frozen = (_laid(program.layout.shardings, tree) for tree in masks.partition(model.params, model.labels()))
   state = _laid(program.layout.shardings, jax.eval_shape(program.init, trainable))
   place = mesh_lib.batch_sharding(mesh)
   batch = {
     name: jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=place)
-    for name, one in batch_shapes(config, model, task).items()
+    for name, one in setting.inputs().training().batch_spec(config.train.batch_size).items()
   }
   kinds = {"base": frozen, "adapter": state.trainable, "optimizer": state.opt_state, "batch": batch}
   by_kind = {kind: device_bytes(tree) for kind, tree in kinds.items()}
@@ -110,7 +111,7 @@ def compiled_for(config: ConfigDict, devices: list[Any], arguments: bool = False
     "mesh": dict(mesh.shape),
     "method": str(config.method.name),
     "largest_replicated": largest_replicated((state, frozen), mesh),
-    "notes": program.layout.notes(model.params) + _uneven_note(config, uneven),
+    "notes": [*setting.notes, *program.layout.notes(model.params), *_uneven_note(config, uneven)],
   }
   if arguments:
     held = sum(by_kind.values())
@@ -146,18 +147,8 @@ def _uneven_note(config: ConfigDict, uneven: int) -> list[str]:
   return [f"training on this mesh needs another train.eval_batch_size, such as {size}"] if uneven else []
 
 
-def _task_and_model(config: ConfigDict) -> tuple[tasks.Task, Model]:
-  name, num_labels = assemble.shape_task(config)
-  name = name or from_config(pretrained.read_config(folder_of(config.model.path))).task
-  if name == ENCODER:
-    raise UserError(f"task.name: {config.model.path!r} is a bare encoder; set the task that it is to be trained for")
-  labels = [f"LABEL_{index}" for index in range(num_labels or 2)] if name.endswith("_classification") else []
-  task = tasks.make(name, labels, config.task.label_smoothing)
-  return task, assemble.make_model(config, name, label_names=labels, abstract=True)
-
-
 def batch_shapes(config: ConfigDict, model: Model, task: tasks.Task) -> dict[str, jax.ShapeDtypeStruct]:
-  """The arrays of the longest training batch, as `peftjax.data` collates them for the task."""
+  """The arrays of the longest training batch of a task, whatever the data."""
   del model
   header = Header("", task=task.name, label_names=task.label_names, fields=task.fields)
   made = make_input(config, header, task, folder_of(config.model.path))

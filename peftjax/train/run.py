@@ -17,7 +17,6 @@ from peftjax import masks, memory, optim, tasks
 from peftjax.config.table import COUNT
 from peftjax.data.extra_sets import RETAINED, shifted_names
 from peftjax.errors import UserError, nearest
-from peftjax.loading import folder_of
 from peftjax.masks import Tree
 from peftjax.model import Model
 from peftjax.parallel import mesh as mesh_lib
@@ -128,18 +127,14 @@ def resolve(config: ConfigDict) -> Run:
   """
   mesh = mesh_lib.make_mesh(config.mesh)
   check_sizes(config, mesh)
-  folder = folder_of(config.model.path)
   dataset = data_lib.open_as(config.data.name, config.data)
-  task = make_task(config, dataset)
-
-  def over(header: data_lib.Header) -> data_lib.Input:
-    return data_lib.make_input(config, header, task, folder)
-
-  loaders = data_lib.make_loaders(config, dataset, over, *mesh_lib.process_share(mesh))
-  model = assemble.make_model(config, task.head, label_names=task.label_names, num_labels=task.num_labels, mesh=mesh)
+  setting = assemble.setting(config, dataset, trains=True)
+  assert setting.task is not None
+  loaders = data_lib.make_loaders(config, dataset, setting.inputs, *mesh_lib.process_share(mesh))
+  model = setting.model(mesh=mesh)
   loaders.inputs.check(model)
   base = Base(str(config.model.path), base_hash(model))
-  made = program(config, task, model, mesh, count_steps(config, loaders.train.steps_per_epoch))
+  made = program(config, setting.task, model, mesh, count_steps(config, loaders.train.steps_per_epoch))
   trainable, frozen = masks.partition(model.params, model.labels())
   notes = [*loaders.train.notes, *made.layout.notes(model.params)]
   return Run(
@@ -167,20 +162,6 @@ def final_splits(config: ConfigDict, loaders: data_lib.Loaders) -> tuple[str, ..
   retained = (RETAINED,) if RETAINED in loaders.evals else ()
   wanted = dict.fromkeys((*config.train.final_splits, *shifted_names(config.data), *retained))
   return tuple(split for split in wanted if split in loaders.evals)
-
-
-def make_task(config: ConfigDict, dataset: data_lib.Dataset) -> tasks.Task:
-  """The run's task over the data's labels; `task.num_labels` may ask for more classes than the data has.
-
-  Raises:
-    UserError: fewer classes than the data has, or an unknown task.
-  """
-  name = assemble.trained_task(config, dataset.task)
-  labels, asked = tuple(dataset.label_names), config.task.num_labels
-  if asked and labels and asked < len(labels):
-    raise UserError(f"task.num_labels={asked}: {dataset.name} has {len(labels)} labels: {', '.join(labels[:8])}")
-  labels += tuple(f"LABEL_{index}" for index in range(len(labels), asked if labels else 0))
-  return tasks.from_config(name, config.task, dataclasses.replace(dataset, label_names=labels))
 
 
 def count_steps(config: ConfigDict, steps_per_epoch: int) -> int:

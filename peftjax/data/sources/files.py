@@ -21,7 +21,7 @@ from peftjax.data.sources.types import (
   Example,
   Named,
 )
-from peftjax.errors import UserError, nearest
+from peftjax.errors import NotHere, UserError, nearest
 
 SPLIT_FILES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
@@ -148,7 +148,7 @@ def find_files(kind: str, path: str) -> dict[str, Path]:
   if "{split}" not in path and not Path(path).is_dir():
     if not Path(path).is_file():
       near = [one.name for one in Path(path).absolute().parent.glob("*")]
-      raise UserError(f"data.name: no file {path!r}; {nearest(Path(path).name, near)}")
+      raise NotHere(f"data.name: no file {path!r}; {nearest(Path(path).name, near)}")
     return {"": Path(path)}
   endings = ("csv", "tsv") if kind == "csv" else (kind,)
   patterns = [path] if "{split}" in path else [f"{path}/{{split}}.{ending}" for ending in endings]

@@ -78,7 +78,7 @@ def _opener(spec: str) -> tuple[Open, str, str]:
   if kind in SOURCES and rest:
     return resolve("data.name", kind, SOURCES), rest, kind
   why = ""
-  if rest and all(part.isidentifier() for part in kind.split(".")):
+  if rest and (kind.endswith(".py") or all(part.isidentifier() for part in kind.split("."))):
     name, _, more = rest.partition(":")
     try:
       return resolve("data.name", f"{kind}:{name}", {}), more, ""

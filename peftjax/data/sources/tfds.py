@@ -24,7 +24,7 @@ from peftjax.data.sources.types import (
   Named,
   Source,
 )
-from peftjax.errors import UserError, nearest
+from peftjax.errors import NotHere, UserError, nearest
 
 if TYPE_CHECKING:
   import tensorflow_datasets as tfds
@@ -86,7 +86,7 @@ def open_tfds(name: str, named: Named) -> Dataset:
     first_line = str(error).strip().splitlines()[0]
     raise UserError(f"data.name=tfds:{name}: {first_line}") from None
   if not builder.is_prepared():
-    raise UserError(
+    raise NotHere(
       f'data.name=tfds:{name} is not prepared in {root}; run python -c "import tensorflow_datasets as tfds; '
       f"tfds.builder({name!r}, file_format='array_record').download_and_prepare()\""
     )
