@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from peftjax import masks
 from peftjax.errors import UserError, nearest
-from peftjax.models.config_fields import Table
+from peftjax.models.config_fields import COMMON, Table
 from peftjax.models.layers import Runtime
 
 # What an architecture computes, and so which tasks it can be trained for.
@@ -48,11 +48,11 @@ class Family:
 
   Attributes:
     model_types: config.json's `model_type`s that it covers.
-    table: what is done with each field of config.json.
     parse: config.json as a dict -> the family's config dataclass.
     architectures: Hugging Face class name -> architecture; the first of a task is the one built for it.
     stacks: config -> {dotted path below the bare model: layers}.
     inputs: config -> example inputs, as shapes.
+    table: what is done with each field of config.json.
     unused: regular expressions of checkpoint keys that other architectures use and this load may pass over.
     untransposed: regular expressions of dotted module names whose kernel Hugging Face stores as [in, out].
     rename: (pattern, replacement) pairs from dotted tree path, layers numbered, to Hugging Face's key.
@@ -64,11 +64,11 @@ class Family:
   """
 
   model_types: tuple[str, ...]
-  table: Table
   parse: Callable[[Mapping[str, Any]], Any]
   architectures: Mapping[str, Architecture]
   stacks: Callable[[Any], dict[str, int]]
   inputs: Callable[[Any], dict[str, jax.ShapeDtypeStruct]]
+  table: Table = COMMON
   unused: tuple[str, ...] = ()
   untransposed: tuple[str, ...] = ()
   rename: tuple[tuple[str, str], ...] = ()

@@ -61,6 +61,8 @@ class Runtime:
   output_hidden_states: bool = False
 
   def __post_init__(self) -> None:
+    if self.dropout is not None and not 0.0 <= self.dropout < 1.0:
+      raise UserError(f"model.dropout={self.dropout}: expected a rate of at least 0 and below 1")
     if self.attention not in ATTENTION_BACKENDS:
       known = nearest(self.attention, ATTENTION_BACKENDS)
       raise UserError(f"model.attention: unknown backend {self.attention!r}; {known}")
