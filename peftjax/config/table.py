@@ -76,6 +76,11 @@ FIELDS: dict[str, Field] = {
   ),
   "data.text_column": Field("", "empty: the source's own"),
   "data.label_column": Field("", "empty: the source's own"),
+  "data.label_kind": Field(
+    "auto",
+    "of a file's labels; auto: told from the column; multi_hot: rows of zeros and ones",
+    choices=("auto", "class", "number", "classes", "multi_hot"),
+  ),
   "data.source_column": Field("", "of text to text: prompt, question, sentence to translate"),
   "data.target_column": Field("", "its response, answer, translation"),
   "data.max_target_length": Field(0, "tokens of an encoder-decoder's target; 0: max_length", least=0, most=LONGEST),

@@ -197,7 +197,8 @@ def _train_loader(config: ConfigDict, dataset: Dataset, inputs: Input, ids: np.n
   if config.data.get("flip_labels", 0.0):
     identity["data.flip_labels"] = float(config.data.flip_labels)
   reader = inputs.reader(dataset.split("train"), share, seed, plan)
-  return TrainLoader(plan, reader, measured, identity, int(config.data.workers), inputs.notes(measured))
+  notes = [*dataset.notes, *inputs.notes(measured)]
+  return TrainLoader(plan, reader, measured, identity, int(config.data.workers), notes)
 
 
 def _limit(count: int) -> int:

@@ -204,6 +204,7 @@ def test_what_is_cut_is_told(tokenizer, tmp_path):
     [{"tokens": ["a"] * 20, "tags": ["O"] * 19 + ["B-X"]}, {"tokens": ["b"], "tags": ["O"]}],
   )
   assert text_loaders(tiny_config(tmp_path / "long"), tokenizer).train.notes == [
+    "column 'tags' holds a tag for every word, of 2 (O, B-X)",
     "train: 1 of 2 texts (50.0%) are cut at 12 tokens",
     "train: 10 words lose their tags, being cut off or unknown to the tokenizer",
   ]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from peftjax.data.sources.labels import TAGS, Labels, read_labels
+from peftjax.data.sources.labels import AUTO, TAGS, Labels, read_labels
 from peftjax.data.sources.splits import hashed_split
 from peftjax.data.sources.text_files import Row, TextFile
 from peftjax.data.sources.types import (
@@ -121,7 +121,7 @@ def open_files(kind: str, path: str, named: Named) -> Dataset:
   leading = files.get("train") or files[""]
   columns = choose_columns(leading[0], leading.where(0), named)
   contents = {part: [_content(file, row, columns) for row in range(len(file))] for part, file in files.items()}
-  labels = _labels(files, contents, columns, from_text=kind == "csv") if columns.label else None
+  labels = _labels(files, contents, columns, kind == "csv", named.label_kind) if columns.label else None
   if "train" in files:
     parts = {split: (file, np.arange(len(file))) for split, file in files.items()}
   else:
@@ -134,8 +134,13 @@ def open_files(kind: str, path: str, named: Named) -> Dataset:
     columns=tuple(leading[0]),
     fields=columns.fields,
     label_kind=labels.kind if labels else "",
-    identity={"files": {part: file.sha256 for part, file in files.items()}, "columns": dataclasses.astuple(columns)},
+    identity={
+      "files": {part: file.sha256 for part, file in files.items()},
+      "columns": dataclasses.astuple(columns),
+      **({} if named.label_kind == AUTO else {"label_kind": named.label_kind}),
+    },
     read=lambda split: FileSource(*parts[split], columns, labels),
+    notes=(labels.told(columns.label),) if labels else (),
   )
 
 
@@ -252,12 +257,16 @@ def _content(file: TextFile, number: int, columns: Columns) -> tuple[str, Any]:
 
 
 def _labels(
-  files: Mapping[str, TextFile], contents: Mapping[str, list[tuple[str, Any]]], columns: Columns, from_text: bool
+  files: Mapping[str, TextFile],
+  contents: Mapping[str, list[tuple[str, Any]]],
+  columns: Columns,
+  from_text: bool,
+  asked: str,
 ) -> Labels:
   """The labels of the training split (of the whole, where one file holds all), with every other row checked."""
   part = "train" if "train" in files else ""
   wheres = [files[part].where(row) for row in range(len(files[part]))]
-  labels = read_labels([label for _, label in contents[part]], wheres, from_text, tags=bool(columns.tokens))
+  labels = read_labels([label for _, label in contents[part]], wheres, from_text, bool(columns.tokens), asked)
   for part, content in contents.items():
     for row, (_, label) in enumerate(content):
       labels.encode(label, files[part].where(row))

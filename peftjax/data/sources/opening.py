@@ -34,7 +34,12 @@ HEADERS: dict[str, str] = {"packaged": "peftjax.data.sources.tfds:packaged_heade
 
 
 def open_data(
-  spec: str, text_column: str = "", label_column: str = "", source_column: str = "", target_column: str = ""
+  spec: str,
+  text_column: str = "",
+  label_column: str = "",
+  source_column: str = "",
+  target_column: str = "",
+  label_kind: str = "auto",
 ) -> Dataset:
   """Opens a data set.
 
@@ -47,17 +52,19 @@ def open_data(
     label_column: empty: found by its name.
     source_column: of text to text: the prompt, or the text to translate; empty: found by its name.
     target_column: of text to text: what is to come out.
+    label_kind: of a file's labels: "class", "number", "classes" or "multi_hot"; "auto": told from the column.
 
   Raises:
     UserError: whatever is wrong with the string, the files or the labels, with file and line.
   """
   opened, rest, _ = _opener(spec or DEFAULT_DATA)
-  return opened(rest, Named(text_column, label_column, source_column, target_column))
+  return opened(rest, Named(text_column, label_column, source_column, target_column, label_kind))
 
 
 def open_as(spec: str, data: ConfigDict) -> Dataset:
   """The data set of `spec` through the columns that `config.data` names; raises as `open_data`."""
-  return open_data(spec, data.text_column, data.label_column, data.source_column, data.target_column)
+  opened, rest, _ = _opener(spec or DEFAULT_DATA)
+  return opened(rest, _named(data))
 
 
 def header_of(data: ConfigDict) -> Header:
@@ -69,7 +76,12 @@ def header_of(data: ConfigDict) -> Header:
   opened, rest, kind = _opener(data.name or DEFAULT_DATA)
   if kind in HEADERS:
     opened = resolve("data.name", kind, HEADERS)
-  return opened(rest, Named(data.text_column, data.label_column, data.source_column, data.target_column))
+  return opened(rest, _named(data))
+
+
+def _named(data: ConfigDict) -> Named:
+  columns = (data.text_column, data.label_column, data.source_column, data.target_column)
+  return Named(*columns, data.get("label_kind", "auto"))
 
 
 def _opener(spec: str) -> tuple[Open, str, str]:

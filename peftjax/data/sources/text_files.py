@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 import os
 import weakref
 from collections.abc import Iterator
@@ -15,8 +14,11 @@ from typing import Any
 import numpy as np
 
 from peftjax.errors import UserError
+from peftjax.files import parse_json
 
 Row = dict[str, Any]
+
+MAX_FIELD = 2**28  # characters of a CSV field
 
 
 class TextFile:
@@ -35,6 +37,7 @@ class TextFile:
 
   def __init__(self, path: Path, kind: str):
     self.path = path
+    csv.field_size_limit(MAX_FIELD)
     self._open()
     with path.open("rb") as file:
       self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -44,6 +47,11 @@ class TextFile:
     if not entries:
       raise UserError(f"{path} has no rows")
     self.lines, self._starts, self._ends = np.array(entries, np.int64).T
+
+  @property
+  def columns(self) -> list[str]:
+    """What the header of a CSV file names; empty for JSON lines."""
+    return self._header
 
   def __len__(self) -> int:
     return len(self.lines)
@@ -66,16 +74,16 @@ class TextFile:
     return self._parse_csv(text, line) if self._header else self._parse_json(text, line)
 
   def _parse_json(self, text: str, line: int) -> Row:
-    try:
-      row = json.loads(text)
-    except json.JSONDecodeError as error:
-      raise UserError(f"{self.path}:{line}: no JSON: {error.msg} at column {error.colno}") from None
+    row = parse_json(text, f"{self.path}:{line}")
     if not isinstance(row, dict):
       raise UserError(f"{self.path}:{line}: a JSON object was expected, not {type(row).__name__}")
     return row
 
   def _parse_csv(self, text: str, line: int) -> Row:
-    fields = next(csv.reader(io.StringIO(text, newline=""), delimiter=self.delimiter), [])
+    try:
+      fields = next(csv.reader(io.StringIO(text, newline=""), delimiter=self.delimiter, strict=True), [])
+    except csv.Error as error:
+      raise UserError(f"{self.path}:{line}: no CSV: {error}") from None
     return dict(zip(self._header, self.checked(fields, line), strict=True))
 
   def checked(self, fields: list[str], line: int) -> list[str]:
@@ -110,10 +118,15 @@ def _json_spans(file: io.BufferedReader, rows: TextFile) -> Iterator[tuple[int, 
 
 
 class _CountedLines:
-  """Lines of a file as text, with a count of the lines and bytes that a reader has taken."""
+  """Lines of a file as text, with a count of the lines and bytes that a reader has taken.
+
+  Attributes:
+    taken: the lines since `taken` was emptied.
+  """
 
   def __init__(self, file: io.BufferedReader, path: Path):
     self.file, self.path, self.line, self.position = file, path, 0, file.tell()
+    self.taken: list[str] = []
 
   def __iter__(self) -> _CountedLines:
     return self
@@ -124,31 +137,117 @@ class _CountedLines:
       raise StopIteration
     self.line += 1
     self.position += len(content)
+    if b"\0" in content:
+      raise UserError(f"{self.path}:{self.line}: a zero byte; a text file in UTF-8 was expected")
     try:
-      return content.decode("utf-8-sig" if self.line == 1 else "utf-8")
+      self.taken.append(content.decode("utf-8-sig" if self.line == 1 else "utf-8"))
     except UnicodeDecodeError as error:
       raise UserError(f"{self.path}:{self.line}: not UTF-8: byte {content[error.start]:#04x}") from None
+    return self.taken[-1]
 
 
 def _read_header(file: io.BufferedReader, path: Path) -> tuple[list[str], str]:
   delimiter = "\t" if path.suffix == ".tsv" else ","
-  header = next(csv.reader(_CountedLines(file, path), delimiter=delimiter), [])
+  try:
+    header = next(csv.reader(_CountedLines(file, path), delimiter=delimiter, strict=True), [])
+  except csv.Error as error:
+    raise UserError(f"{path}:1: no CSV: {_why(error)}") from None
   if not header:
     raise UserError(f"{path} is empty; its first line must name the columns")
+  twice = next((name for name in header if header.count(name) > 1), None)
+  if twice is not None:
+    raise UserError(f"{path}:1: two columns are called {twice!r:.60}")
+  other = next((sign for sign in ("\t", ";", "|") if len(header) == 1 and sign in header[0]), None)
+  if other is not None:
+    how = "call the file .tsv" if other == "\t" else "write them so, or as JSON lines"
+    raise UserError(f"{path}:1: fields divided by {other!r}; {delimiter!r} was expected: {how}")
   file.seek(0)
   return header, delimiter
 
 
 def _csv_spans(file: io.BufferedReader, rows: TextFile) -> Iterator[tuple[int, int, int]]:
   lines = _CountedLines(file, rows.path)
-  reader = csv.reader(lines, delimiter=rows.delimiter)
+  reader = csv.reader(lines, delimiter=rows.delimiter, strict=True)
+  swallowed = _Swallowed(rows)
   next(reader)
   line, position = lines.line, lines.position
+  lines.taken.clear()
   try:
     for fields in reader:
       if fields:
         rows.checked(fields, line + 1)
+        swallowed.look(fields, lines.taken, line + 1)
         yield line + 1, position, lines.position
       line, position = lines.line, lines.position
+      lines.taken.clear()
   except csv.Error as error:
-    raise UserError(f"{rows.path}:{line + 1}: no CSV: {error}; is a quote left open?") from None
+    raise UserError(f"{rows.path}:{line + 1}: no CSV: {_why(error)}") from None
+  swallowed.check()
+
+
+def _why(error: csv.Error) -> str:
+  """What is wrong, in the words of one who has a spreadsheet before them."""
+  text = str(error)
+  if "unexpected end of data" in text:
+    return "a quote is left open"
+  if "expected after" in text:
+    return f"a quote stands within a field that opens with one (write two there), or one is left open: {text}"
+  if "new-line character" in text:
+    return "lines end with a carriage return alone; save it with line feeds"
+  return text
+
+
+class _Swallowed:
+  """Finds rows that a stray quote has made part of a field: lines in it that are rows themselves.
+
+  A line in a quoted field is a row if it has as many fields as the header and one of them is a value that other rows
+  have in that column, such as a label. A label in the first column counts if two lines have one, since lines of a text
+  may open with a number.
+  """
+
+  def __init__(self, rows: TextFile):
+    self._rows = rows
+    self._seen: list[set[str]] = [set() for _ in rows.columns]
+    self._suspects: list[tuple[int, list[list[str]]]] = []
+    self._rows_of_one_line = 0
+
+  def look(self, fields: list[str], lines: list[str], line: int) -> None:
+    """Notes the values of a row on one line, or the lines of a longer one that might be rows."""
+    if len(lines) == 1:
+      self._rows_of_one_line += 1
+      for seen, value in zip(self._seen, fields, strict=True):
+        if len(value) <= 40 and len(seen) < 10_000:
+          seen.add(value)
+      return
+    opening = [lines[0][1:]] if lines[0].startswith('"') else []
+    inner = [_fields(one, self._rows.delimiter) for one in [*opening, *lines[1:-1]]]
+    suspects = [one for one in inner if len(one) == len(self._seen) > 1]
+    if suspects:
+      self._suspects.append((line, suspects[:100]))
+
+  def check(self) -> None:
+    """Raises:
+    UserError: a field holds rows.
+    """
+    if 2 * len(self._seen[0]) > self._rows_of_one_line:
+      self._seen[0] = set()
+    for line, suspects in self._suspects:
+      first = [one for one in suspects if one[0] in self._seen[0]]
+      later = [one for one in suspects if any(map(_is_seen, one[1:], self._seen[1:]))]
+      if later or len(first) > 1:
+        row = self._rows.delimiter.join((later or first)[0])
+        raise UserError(
+          f"{self._rows.path}:{line}: a field opens with a quote and holds whole rows, such as {row!r:.60}; "
+          "is a quote left open?"
+        )
+
+
+def _is_seen(value: str, seen: set[str]) -> bool:
+  return bool(value) and value in seen
+
+
+def _fields(line: str, delimiter: str) -> list[str]:
+  try:
+    return next(csv.reader([line.rstrip("\r\n")], delimiter=delimiter), [])
+  except csv.Error:
+    return []

@@ -24,12 +24,17 @@ Example = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Named:
-  """The columns that a user names; an empty one is found by its usual names."""
+  """The columns that a user names; an empty one is found by its usual names.
+
+  Attributes:
+    label_kind: what the user says that the labels are: "auto", "class", "number", "classes" or "multi_hot".
+  """
 
   text: str = ""
   label: str = ""
   source: str = ""
   target: str = ""
+  label_kind: str = "auto"
 
 
 class Source(Protocol):
@@ -82,10 +87,12 @@ class Dataset(Header):
   Attributes:
     identity: what `fingerprint` hashes.
     read: split name -> source.
+    notes: lines for the log: what was decided that the data does not say.
   """
 
   identity: Mapping[str, Any]
   read: Callable[[str], Source]
+  notes: tuple[str, ...] = ()
 
   def split(self, name: str) -> Source:
     """The examples of one split.
