@@ -75,11 +75,13 @@ class TrainLoader:
     Raises:
       UserError: the state is of other data, or of the same data in another order.
     """
-    saved = state["identity"]
+    saved, step = (state.get("identity"), state.get("step")) if isinstance(state, Mapping) else (None, None)
+    if not isinstance(saved, Mapping) or not isinstance(step, int) or step < 0:
+      raise UserError("the saved position in the data is none: expected a step and the identity of the data")
     for name, value in self._identity.items():
       if saved.get(name) != value:
         raise UserError(f"the saved position in the data does not fit: {name} was {saved.get(name)!r}, is {value!r}")
-    self._step = int(state["step"])
+    self._step = step
     self._batches = None
 
 

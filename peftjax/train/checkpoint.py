@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
 import tempfile
@@ -23,6 +24,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from peftjax.errors import UserError, nearest
 from peftjax.masks import Tree, flatten, unflatten
@@ -31,6 +33,7 @@ from peftjax.train.fingerprint import fingerprints
 from peftjax.train.state import TrainState
 
 log = logging.getLogger(__name__)
+_TRIES = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,20 +47,28 @@ class Base:
 class Checkpoints:
   """The checkpoints of one run, newest last. Use as a context manager: leaving it waits for a save under way.
 
+  Args:
+    folder: the run's ``checkpoints``.
+    keep: how many stay.
+    reads: nothing is written, cleaned up or set aside, so that the run itself may go on meanwhile.
+
   Raises:
-    UserError: the folder cannot be made or read.
+    UserError: the folder cannot be made or read, or a checkpoint in it is a link.
   """
 
-  def __init__(self, folder: Path, keep: int = 2):
+  def __init__(self, folder: Path, keep: int = 2, reads: bool = False):
     self.folder = folder.resolve()
+    logging.getLogger("absl").addFilter(_not_of_orbax)
+    writes: dict[str, Any] = {"max_to_keep": keep, "cleanup_tmp_directories": True, "create": True}
     options = ocp.CheckpointManagerOptions(
-      max_to_keep=keep,
-      cleanup_tmp_directories=True,
       enable_background_delete=False,
-      create=True,
       temporary_path_class=manifest.WithManifest,
+      **({"read_only": True, "create": False, "save_interval_steps": 0} if reads else writes),
     )
     try:
+      for place in self.folder.iterdir() if self.folder.is_dir() else ():
+        if place.is_symlink():
+          raise UserError(f"{place} is a link; a checkpoint is read, and removed, only where it lies")
       self._manager = ocp.CheckpointManager(self.folder, options=options)
     except OSError as error:
       raise UserError(f"cannot use the folder {self.folder}: {error.strerror or error}") from None
@@ -76,6 +87,10 @@ class Checkpoints:
   def steps(self) -> list[int]:
     """The steps that have a finished checkpoint, ascending."""
     return sorted(self._manager.all_steps())
+
+  def whole(self) -> list[int]:
+    """The steps whose checkpoint is on the disk now, ascending."""
+    return sorted(step for step in self.steps() if (self.folder / str(step)).is_dir())
 
   def save(self, state: TrainState, position: Any, base: Base) -> None:
     """Starts saving under the state's step; returns once the state may be donated again.
@@ -118,29 +133,48 @@ class Checkpoints:
   def restore(self, like: TrainState, base: Base) -> tuple[TrainState, Any] | None:
     """(state, position) of the newest undamaged checkpoint, or None if there is no checkpoint.
 
-    A damaged one is reported, deleted and passed over.
+    A damaged one is reported, set aside as ``N.damaged``, and passed over.
 
     Args:
       like: arrays or shapes with shardings, as the state is to lie.
       base: of this run; a checkpoint of another base is refused.
 
     Raises:
-      UserError: another base, other leaves, shapes or dtypes, or all checkpoints are damaged.
+      UserError: another base, other leaves, shapes or dtypes, too little memory, or all checkpoints are damaged.
     """
-    steps = self.steps()
+    steps, damaged = self.steps(), []
     for step in reversed(steps):
       try:
         found = self._restore(step, like, base)
       except UserError:
         raise
+      except MemoryError:
+        raise UserError(f"{self.folder / str(step)}: too little memory to restore it") from None
       except Exception as error:
         log.warning("checkpoint %d is damaged and passed over: %s", step, _first_line(error))
-        self._manager.delete(step)
+        damaged.append(step)
         continue
+      for one in damaged:
+        self._set_aside(one)
       return found
     if steps:
       raise UserError(f"{self.folder}: all checkpoints are damaged; start again in another folder")
     return None
+
+  def _set_aside(self, step: int) -> None:
+    """Renames a damaged checkpoint, so that nothing takes it for one and its step can be saved again."""
+    place = self.folder / str(step)
+    if jax.process_index() == 0:
+      names = (f"{step}.damaged" + (f".{number}" if number else "") for number in itertools.count())
+      target = next(target for name in names if not (target := self.folder / name).exists())
+      try:
+        place.rename(target)
+      except OSError as error:
+        raise UserError(f"{place} is damaged and cannot be set aside: {error.strerror}") from None
+      log.warning("it lies in %s now, and may be removed", target)
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices(f"checkpoint {step} set aside")
+    self._manager.reload()
 
   def restore_trainable(self, like: Tree, base: Base) -> tuple[int, Tree]:
     """(step, trainable leaves) of the newest checkpoint.
@@ -148,9 +182,19 @@ class Checkpoints:
     Raises:
       UserError: no checkpoint, another base, other leaves, or the checkpoint is damaged.
     """
-    if not self.steps():
-      raise UserError(f"{self.folder}: no checkpoint; train first")
-    step = self.steps()[-1]
+    for _ in range(_TRIES):
+      if not self.steps():
+        raise UserError(f"{self.folder}: no checkpoint; train first")
+      step = self.steps()[-1]
+      try:
+        return step, self._trainable(step, like, base)
+      except UserError:
+        if (self.folder / str(step)).is_dir():
+          raise
+        self._manager.reload()  # the run went on meanwhile, and keeps newer ones
+    raise UserError(f"{self.folder}: its checkpoints change faster than they can be read; try again later")
+
+  def _trainable(self, step: int, like: Tree, base: Base) -> Tree:
     expected = flatten(like)
     try:
       meta = self._meta(step, ("meta", "trainable"))
@@ -162,7 +206,7 @@ class Checkpoints:
       raise
     except Exception as error:
       raise UserError(f"{self.folder / str(step)}: damaged: {_first_line(error)}") from None
-    return step, unflatten(found)
+    return unflatten(found)
 
   def _restore(self, step: int, like: TrainState, base: Base) -> tuple[TrainState, Any]:
     trainable, training = _as_items(like)
@@ -246,6 +290,11 @@ def _check_arrays(recorded: Mapping[str, Any], expected: Mapping[str, Any]) -> N
       raise UserError(
         f"the checkpoint's {name!r} is {saved['dtype']}{saved['shape']}; expected {leaf.dtype}{list(leaf.shape)}"
       )
+
+
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+  """Whether a message is to be shown: Orbax's threads log an error's traceback before the error itself is raised."""
+  return not (record.levelno >= logging.ERROR and "/orbax/" in record.pathname)
 
 
 def _first_line(error: BaseException) -> str:

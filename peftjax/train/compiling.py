@@ -12,6 +12,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from peftjax.errors import UserError
 from peftjax.files import read_json, write_text
 from peftjax.masks import Tree
 from peftjax.parallel.mesh import batch_sharding, replicated
@@ -120,6 +121,14 @@ def shape_name(batch: Mapping[str, Any], skip: int = 0) -> str:
   return "x".join(str(size) for size in max(shapes, key=lambda shape: (len(shape), shape)))
 
 
+def _cost(saved: Any, where: str) -> Cost:
+  fields = {one.name: str if one.name == "shape" else int | float for one in dataclasses.fields(Cost)}
+  fits = isinstance(saved, dict) and saved.keys() == fields.keys()
+  if not fits or not all(isinstance(saved[name], kind) for name, kind in fields.items()):
+    raise UserError(f"{where}: expected the fields {', '.join(fields)}; remove the file to have it made again")
+  return Cost(**saved)
+
+
 class Costs:
   """``compiled.json`` in a run's folder: the cost of each shape of batch, kept over restarts.
 
@@ -132,7 +141,7 @@ class Costs:
   def __init__(self, folder: Path, say: Callable[[str], None], writes: bool = True):
     self._path, self._say, self._writes = folder / "compiled.json", say, writes
     saved = read_json(self._path) if self._path.is_file() else {}
-    self.by_shape = {shape: Cost(**cost) for shape, cost in saved.items()}
+    self.by_shape = {shape: _cost(cost, f"{self._path}: {shape!r}") for shape, cost in saved.items()}
 
   def add(self, cost: Cost) -> None:
     """Takes the cost of a step that was just compiled."""

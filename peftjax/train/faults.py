@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from peftjax.errors import UserError
 
 _SIGNS = ("no space left", "disk quota", "file too large", "read-only file system", "permission denied", "no such file",
-          "input/output error", "stale file handle")  # fmt: skip
+          "input/output error", "stale file handle", "resource_exhausted", "too many open files", "not a directory",
+          "transport endpoint")  # fmt: skip
 
 
 @contextlib.contextmanager

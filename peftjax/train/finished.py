@@ -141,5 +141,5 @@ def _restore(folder: Path, trainable: masks.Tree, base: Base, layout: Layout) ->
   if not folder_lib.has_checkpoints(folder):
     raise UserError(f"{folder} holds no checkpoint; train first")
   like = put_tree(trainable, layout.shardings(trainable))
-  with Checkpoints(folder / "checkpoints") as checkpoints:
+  with Checkpoints(folder / "checkpoints", reads=True) as checkpoints:
     return checkpoints.restore_trainable(like, base)

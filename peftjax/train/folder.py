@@ -142,6 +142,24 @@ def config_hash(config: Mapping[str, Any]) -> str:
   return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
+def read_summary(folder: Path) -> dict[str, Any]:
+  """The ``summary.json`` of a run; see `peftjax.train.summary.summarize` for what is in it.
+
+  Raises:
+    UserError: there is none, or what every summary has is not in it.
+  """
+  path = folder / SUMMARY
+  summary = read_json(path)
+  metrics, train = summary.get("metrics"), summary.get("train")
+  step, config = summary.get("step"), summary.get("config", "")
+  scores = [*metrics.values(), train] if isinstance(metrics, Mapping) else [None]
+  if not isinstance(step, int) or not isinstance(summary.get("main_metric"), str) or not isinstance(config, str):
+    raise UserError(f"{path}: step, main_metric and config: expected a whole number and two texts")
+  if not all(isinstance(one, Mapping) for one in scores):
+    raise UserError(f"{path}: metrics and train: expected the numbers of each split, by their names")
+  return summary
+
+
 def finished_summary(folder: Path) -> dict[str, Any] | None:
   """The summary of the finished run in a folder, or None if there is none.
 
@@ -151,7 +169,7 @@ def finished_summary(folder: Path) -> dict[str, Any] | None:
   path = folder / SUMMARY
   if not path.is_file():
     return None
-  summary = read_json(path)
+  summary = read_summary(folder)
   again = f"remove {path} to train again, or choose another folder"
   made_with = summary.get("config", "")  # earlier versions wrote none
   if made_with and made_with != config_hash(_saved(folder / CONFIG)):

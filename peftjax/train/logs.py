@@ -6,6 +6,7 @@ that was not. Whatever depends on the clock goes to timing.jsonl.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import statistics
@@ -13,23 +14,40 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from peftjax.files import write_text
+from peftjax.errors import UserError
+from peftjax.files import parse_json, write_text
 from peftjax.train.run import Run
 
 Row = dict[str, Any]
+_FLUSH_SECONDS = 30.0
 
 
 def read_rows(path: Path) -> list[Row]:
-  """The rows of a .jsonl file; a last line that was cut off by a kill is left out."""
+  """The rows of a .jsonl file, each with its "step"; a last line that was cut off by a kill is left out.
+
+  Raises:
+    UserError: the file cannot be read, or a line in it is no row.
+  """
   if not path.is_file():
     return []
-  lines = path.read_text(encoding="utf-8").split("\n")
-  return [json.loads(line) for line in lines[:-1]]
+  try:
+    lines = path.read_bytes().split(b"\n")
+  except OSError as error:
+    raise UserError(f"cannot read {path}: {error.strerror}") from None
+  return [_row(line, f"{path}:{number}") for number, line in enumerate(lines[:-1], 1)]
+
+
+def _row(line: bytes, where: str) -> Row:
+  row = parse_json(line, where)
+  step = row.get("step") if isinstance(row, dict) else None
+  if not isinstance(step, int) or isinstance(step, bool) or not isinstance(row.get("split", ""), str):
+    raise UserError(f'{where}: expected an object with a whole number as "step"; remove the line to go on without it')
+  return dict(row)
 
 
 class RowFile:
@@ -40,16 +58,32 @@ class RowFile:
   def __init__(self, path: Path, last_step: int):
     kept = [row for row in read_rows(path) if row["step"] < last_step + ("split" not in row)]
     write_text(path, "".join(_line(row) for row in kept))
-    self._file: TextIO = path.open("a", encoding="utf-8")
+    self._path = path
+    self._file = path.open("ab", buffering=0)
 
   def write(self, row: Row) -> None:
-    """Appends a row; a kill of this process after the return cannot undo it."""
-    self._file.write(_line(row))
-    self._file.flush()
+    """Appends a row; a kill of this process after the return cannot undo it.
+
+    Raises:
+      UserError: it cannot be written, as on a full disk.
+    """
+    content = _line(row).encode()
+    with writing(self._path):
+      while content:
+        content = content[self._file.write(content) :]
 
   def close(self) -> None:
     """Closes the file."""
     self._file.close()
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+  """An `OSError` in the block becomes one line."""
+  try:
+    yield
+  except OSError as error:
+    raise UserError(f"cannot write {path}: {error.strerror or error}; the same command goes on") from None
 
 
 def _line(row: Row) -> str:
@@ -85,7 +119,7 @@ class RunLog:
     last = start or -1  # a run that starts anew also evaluates step 0 anew
     self._metrics = RowFile(folder / "metrics.jsonl", last)
     self._timing = RowFile(folder / "timing.jsonl", last)
-    self._events = _event_writer(folder / "tensorboard", start) if config.tensorboard else None
+    self._events = EventFile(folder / "tensorboard", start) if config.tensorboard else None
     self._display = Display(start, self._total, shown)
 
   def __enter__(self) -> RunLog:
@@ -98,7 +132,11 @@ class RunLog:
     self._metrics.close()
     self._timing.close()
     if self._events is not None:
-      self._events.close()
+      try:
+        if error[0] is None:
+          self._events.flush()
+      finally:
+        self._events.close()
 
   def step_took(self, seconds: float, tokens: int) -> None:
     """Remembers the time of one step that nothing else (compiling, saving, evaluating) fell into."""
@@ -150,7 +188,7 @@ class RunLog:
 
   def _event(self, name: str, value: float, step: int) -> None:
     if self._events is not None:
-      self._events.add_scalar(name, value, step)
+      self._events.write(name, value, step)
 
 
 def _scalars(row: Row, prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -161,10 +199,43 @@ def _scalars(row: Row, prefix: str = "") -> Iterator[tuple[str, float]]:
       yield prefix + name, float(value)
 
 
-def _event_writer(folder: Path, start: int) -> Any:
-  from tensorboardX import SummaryWriter  # slow to import where torch is installed
+class EventFile:
+  """Scalars for TensorBoard, written at once: tensorboardX's own writer stops for ever where its thread meets a full
+  disk. TensorBoard hides what earlier files say of the steps after `start`.
+  """
 
-  return SummaryWriter(str(folder), purge_step=start + 1, write_to_disk=True)
+  def __init__(self, folder: Path, start: int):
+    from tensorboardX import event_file_writer, proto, summary  # slow to import where torch is installed
+
+    self._folder, self._event, self._scalar = folder, proto.event_pb2.Event, summary.scalar
+    with writing(folder):
+      folder.mkdir(parents=True, exist_ok=True)
+      self._file = event_file_writer.EventsWriter(str(folder / "events"))
+    status = proto.event_pb2.SessionLog(status=proto.event_pb2.SessionLog.START)
+    self._add(step=start + 1, file_version="brain.Event:2")
+    self._add(step=start + 1, session_log=status)
+    self.flush()
+
+  def write(self, name: str, value: float, step: int) -> None:
+    """Adds one number; raises `UserError` if it cannot be written."""
+    self._add(step=step, summary=self._scalar(name, value))
+    if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+      self.flush()
+
+  def flush(self) -> None:
+    """Brings what was written to the disk; raises as `write` does."""
+    self._flushed = time.monotonic()
+    with writing(self._folder):
+      self._file.flush()
+
+  def close(self) -> None:
+    """Closes the file; what has not been brought to the disk may be lost."""
+    with contextlib.suppress(OSError):
+      self._file.close()
+
+  def _add(self, **content: Any) -> None:
+    with writing(self._folder):
+      self._file.write_event(self._event(wall_time=time.time(), **content))
 
 
 class Display:

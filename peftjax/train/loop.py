@@ -97,7 +97,7 @@ def train(config: ConfigDict, workdir: str | Path, resolve: Resolve = run_lib.re
           scores.after(start, state.trainable, run.frozen)
         watch = Watch(config, log, run.loaders.train.examples)
         for count in range(start + 1, total + 1):
-          with told("reading the data", checkpoints.steps):
+          with told("reading the data", checkpoints.whole):
             batch = next(run.loaders.train)
           first = jax.tree.map(jax.numpy.copy, state.trainable) if count == 1 else None
           state, metrics = step(state, run.frozen, put_batch(run.mesh, batch))
@@ -108,11 +108,11 @@ def train(config: ConfigDict, workdir: str | Path, resolve: Resolve = run_lib.re
           last, ending = count == total, requests.any(checkpoints, count)
           if last or ending or due(count, config.train.save_every):
             watch.fetch()
-            with told("saving", checkpoints.steps):
+            with told("saving", checkpoints.whole):
               checkpoints.save(state, run.loaders.train.get_state(), run.base)
             watch.restart_clock()
           if ending and not last:
-            with told("saving", checkpoints.steps):
+            with told("saving", checkpoints.whole):
               checkpoints.wait()
             log.say(f"saved after step {count}; the same command goes on")
             raise Preempted(PREEMPTED)
@@ -122,7 +122,7 @@ def train(config: ConfigDict, workdir: str | Path, resolve: Resolve = run_lib.re
             watch.restart_clock()
 
         # The last state is on disk before anything is made of it
-        with told("saving", checkpoints.steps):
+        with told("saving", checkpoints.whole):
           checkpoints.wait()
         scores.after(total, state.trainable, run.frozen)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import stat
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -102,8 +103,13 @@ def _entries(folder: Path) -> list[tuple[str, int, str]] | None:
     return None
   if first != hashlib.sha256(body).hexdigest().encode():
     return None
-  rows = [line.split(" ", 2) for line in body.decode().splitlines()]
-  return [(digest, int(size), name) for digest, size, name in rows]
+  try:
+    rows = [line.split(" ", 2) for line in body.decode().splitlines()]
+    entries = [(digest, int(size), name) for digest, size, name in rows]
+  except ValueError:
+    return None
+  inside = all(not Path(name).is_absolute() and ".." not in Path(name).parts for _, _, name in entries)
+  return entries if inside else None
 
 
 def _share(sizes: list[int]) -> list[int]:
@@ -120,7 +126,10 @@ def _share(sizes: list[int]) -> list[int]:
 
 def _compare(path: Path, digest: str, size: int) -> int:
   try:
-    if path.stat().st_size != size:
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode):  # a pipe or a device would be read without end
+      return _UNREADABLE
+    if status.st_size != size:
       return _SIZE
     return _WHOLE if _digest(path) == digest else _BYTES
   except FileNotFoundError:

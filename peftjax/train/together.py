@@ -163,7 +163,7 @@ def _train(
   ]
   held.enter_context(ending_together())
   state, start = _restored(program, checkpoints)
-  saved = checkpoints[0].steps
+  saved = checkpoints[0].whole
 
   # Files
   display = held.enter_context(contextlib.closing(Display(start, total, shown=writes)))

@@ -153,6 +153,11 @@ def material(tmp_path_factory):
 def config(material, monkeypatch):
   """A run of 12 steps on the material."""
   monkeypatch.setenv("PEFTJAX_CACHE", str(material / "cache"))
+  return run_config(material)
+
+
+def run_config(material: Path) -> config_lib.ConfigDict:
+  """The config of 12 steps on the material."""
   config = config_lib.default()
   config.model.path = str(material / "model")
   config.data.name = f"csv:{material / 'reviews.csv'}"
