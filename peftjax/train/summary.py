@@ -19,7 +19,7 @@ from peftjax.tasks import Task
 from peftjax.train import folder as folder_lib
 from peftjax.train import inspection
 from peftjax.train.compiling import Cost
-from peftjax.train.logs import read_rows
+from peftjax.train.rows import read_rows
 from peftjax.train.run import Run
 from peftjax.train.state import TrainState
 

@@ -33,10 +33,11 @@ from peftjax.train import run as run_lib
 from peftjax.train.checkpoint import Checkpoints
 from peftjax.train.checks import check_moved, check_unchanged
 from peftjax.train.compiling import CompiledStep, Cost, Costs, use_cache
+from peftjax.train.display import Display
 from peftjax.train.evaluate import make_predict
 from peftjax.train.faults import told
 from peftjax.train.fingerprint import fingerprints
-from peftjax.train.logs import Display, RunLog
+from peftjax.train.logs import RunLog
 from peftjax.train.run import Run
 from peftjax.train.signals import PREEMPTED, EndRequests, Preempted
 from peftjax.train.splits import SplitScores

@@ -17,7 +17,7 @@ import pytest
 from peftjax import config as config_lib
 from peftjax.errors import UserError
 from peftjax.parallel import hosts
-from peftjax.train.logs import read_rows
+from peftjax.train.rows import read_rows
 from tests.parallel.equal_on_meshes import METHODS
 from tests.train.conftest import write_data, write_model
 

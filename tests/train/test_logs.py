@@ -8,19 +8,21 @@ import pytest
 
 from peftjax.errors import UserError
 from peftjax.train import folder as folder_lib
-from peftjax.train import logs
+from peftjax.train.display import Display
+from peftjax.train.events import EventFile
+from peftjax.train.rows import RowFile, read_rows
 
 
 def test_rows_after_the_checkpoint_are_dropped(tmp_path):
   path = tmp_path / "metrics.jsonl"
-  rows = logs.RowFile(path, 0)
+  rows = RowFile(path, 0)
   for step in (3, 6, 9):
     rows.write({"step": step, "loss": 1 / step})
   rows.close()
   with path.open("a") as file:
     file.write('{"step": 12, "lo')  # killed while it wrote
-  assert [row["step"] for row in logs.read_rows(path)] == [3, 6, 9]
-  rows = logs.RowFile(path, 6)
+  assert [row["step"] for row in read_rows(path)] == [3, 6, 9]
+  rows = RowFile(path, 6)
   rows.write({"step": 9, "loss": float("nan"), "by": {"head": float("inf")}})
   rows.close()
   assert path.read_text().splitlines() == [
@@ -33,7 +35,7 @@ def test_rows_after_the_checkpoint_are_dropped(tmp_path):
 def test_a_bar_on_a_terminal(monkeypatch, capsys):
   monkeypatch.setenv("FORCE_COLOR", "1")
   monkeypatch.setenv("TERM", "xterm")
-  display = logs.Display(start=2, total=8)
+  display = Display(start=2, total=8)
   display.update(4, 0.25, 17.0)
   display.say("a line above the bar")
   display.close()
@@ -43,7 +45,7 @@ def test_a_bar_on_a_terminal(monkeypatch, capsys):
 
 
 def test_lines_elsewhere(capsys):
-  display = logs.Display(start=0, total=8)
+  display = Display(start=0, total=8)
   for step in range(1, 9):
     display.update(step, 0.5, None)
     display.row(step, "loss 0.5000")
@@ -67,3 +69,23 @@ def test_a_folder_that_cannot_be_made(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(UserError, match="cannot write the folder"), folder_lib.only_run(tmp_path / "file" / "run"):
     pass
+
+
+def test_numbers_for_tensorboard(tmp_path):
+  """Read back by the frames of its format: length, its checksum, the event, its checksum."""
+  from tensorboardX.proto import event_pb2
+
+  events = EventFile(tmp_path / "events", start=4)
+  for step in (5, 6):
+    events.write("train/loss", step / 4, step)
+  events.close()
+  (path,) = (tmp_path / "events").iterdir()
+  content, found = path.read_bytes(), []
+  while content:
+    size = int.from_bytes(content[:8], "little")
+    found.append(event_pb2.Event.FromString(content[12 : 12 + size]))
+    content = content[16 + size :]
+  assert [event.step for event in found if event.session_log.status] == [5]
+  numbers = [(event.step, event.summary.value[0].tag, event.summary.value[0].simple_value) for event in found
+             if event.summary.value]  # fmt: skip
+  assert numbers == [(5, "train/loss", 1.25), (6, "train/loss", 1.5)]

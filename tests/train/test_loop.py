@@ -14,12 +14,13 @@ import pytest
 from peftjax import masks
 from peftjax.data.loader import TrainLoader
 from peftjax.errors import UserError
-from peftjax.train import finished, logs, loop, run, splits, watch
+from peftjax.train import finished, loop, run, splits, watch
+from peftjax.train.rows import read_rows
 from tests.train.conftest import write_model
 
 
 def rows_of(folder):
-  return logs.read_rows(folder / "metrics.jsonl")
+  return read_rows(folder / "metrics.jsonl")
 
 
 def test_a_run_and_its_files(config, tmp_path, capsys):
@@ -38,7 +39,7 @@ def test_a_run_and_its_files(config, tmp_path, capsys):
   assert saved["method"]["name"] == "lora" and saved["resolved"]["total_steps"] == 12
   assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["10", "12"]
   assert list((folder / "tensorboard").glob("events*"))
-  assert "step_seconds" in logs.read_rows(folder / "timing.jsonl")[-1]
+  assert "step_seconds" in read_rows(folder / "timing.jsonl")[-1]
   with np.load(folder / "predictions-test.npz", allow_pickle=False) as rows_npz:
     assert rows_npz["correct"].mean() == pytest.approx(summary["metrics"]["test"]["accuracy"])
     assert (np.diff(rows_npz["index"]) > 0).all()

@@ -9,11 +9,12 @@ import pytest
 import peftjax
 from peftjax import masks
 from peftjax.quantize import kind_of
-from peftjax.train import finished, logs, loop
+from peftjax.train import finished, loop
+from peftjax.train.rows import read_rows
 
 
 def losses(folder):
-  return [row["loss"] for row in logs.read_rows(folder / "metrics.jsonl") if "split" not in row]
+  return [row["loss"] for row in read_rows(folder / "metrics.jsonl") if "split" not in row]
 
 
 def test_a_run_over_an_nf4_base(config, tmp_path):

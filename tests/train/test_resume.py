@@ -15,7 +15,7 @@ import pytest
 
 from peftjax import config as config_lib
 from peftjax.train import finished
-from peftjax.train.logs import read_rows
+from peftjax.train.rows import read_rows
 
 STEPS = 34
 

@@ -16,8 +16,9 @@ from peftjax import methods
 from peftjax.errors import UserError
 from peftjax.masks import flatten
 from peftjax.models import pretrained
-from peftjax.train import finished, logs, loop, run, stacked, together
+from peftjax.train import finished, loop, run, stacked, together
 from peftjax.train.flops import flops_of
+from peftjax.train.rows import read_rows
 from peftjax.train.watch import Diverged
 from tests.train.test_loop import interrupted
 
@@ -74,7 +75,7 @@ def test_runs_end_as_they_would_alone(config, tmp_path, name):
     assert ours.keys() == theirs.keys()
     for leaf, value in theirs.items():
       np.testing.assert_allclose(ours[leaf], value, rtol=1e-4, atol=2e-6, err_msg=leaf)
-    rows, wanted = (logs.read_rows(tmp_path / kind / str(index) / "metrics.jsonl") for kind in ("all", "alone"))
+    rows, wanted = (read_rows(tmp_path / kind / str(index) / "metrics.jsonl") for kind in ("all", "alone"))
     assert [(row["step"], row.get("split")) for row in rows] == [(row["step"], row.get("split")) for row in wanted]
     for row, other in zip(rows, wanted):
       np.testing.assert_allclose(row["loss"], other["loss"], rtol=2e-5)
@@ -119,7 +120,7 @@ together.train_together(configs, [{str(tmp_path)!r} + "/mesh/" + str(index) for 
   )
   assert done.returncode == 0, done.stderr[-3000:]
   for index, summary in enumerate(summaries):
-    rows, wanted = (logs.read_rows(tmp_path / kind / str(index) / "metrics.jsonl") for kind in ("mesh", "one"))
+    rows, wanted = (read_rows(tmp_path / kind / str(index) / "metrics.jsonl") for kind in ("mesh", "one"))
     np.testing.assert_allclose([row["loss"] for row in rows], [row["loss"] for row in wanted], rtol=2e-5)
     assert summary["together"] == 2 and len(rows) == 5
 
@@ -132,7 +133,7 @@ def test_one_of_them_goes_on_alone(config, tmp_path):
   with pytest.raises(SystemExit):
     together.train_together(configs, folders, interrupted_once(7))
   summary = loop.train(configs[1], folders[1])
-  assert summary["step"] == 12 and [row["step"] for row in logs.read_rows(folders[1] / "metrics.jsonl")][:2] == [3, 6]
+  assert summary["step"] == 12 and [row["step"] for row in read_rows(folders[1] / "metrics.jsonl")][:2] == [3, 6]
 
 
 def test_one_that_diverges_does_not_end_the_others(config, tmp_path):
