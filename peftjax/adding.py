@@ -22,6 +22,7 @@ from peftjax.models import pretrained
 from peftjax.quantize_model import check_frozen
 from peftjax.sites import Site
 from peftjax.stacks import unstack
+from peftjax.vocabulary import untied_for
 
 if TYPE_CHECKING:
   from peftjax.model import Model
@@ -29,10 +30,12 @@ if TYPE_CHECKING:
 
 def add(model: Model, methods: Method | Sequence[Method], key: jax.Array | None = None) -> Model:
   """See `Model.add`."""
-  for method in expand(methods):
+  parts = expand(methods)
+  for method in parts:
     check(method)
+  model = untied_for(model, parts)
   try:
-    bound = bind(expand(methods), model.context)
+    bound = bind(parts, model.context)
     for one in bound:
       check_frozen(model.params, masks.label(model.params, one.mask, model.stacks), one.method.name)
   except masks.LayersDiffer as error:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -102,23 +99,3 @@ def write_bytes(path: Path, content: bytes) -> None:
     temporary.replace(path)
   except OSError as error:
     raise UserError(f"cannot write {path}: {error.strerror}") from None
-
-
-@contextlib.contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-  """A temporary folder that becomes `folder` when the block ends well, unless another process made it meanwhile.
-
-  Raises:
-    UserError: it cannot be written.
-  """
-  try:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as outer:
-      temporary = Path(outer) / folder.name
-      temporary.mkdir()
-      yield temporary
-      if not folder.exists():
-        with contextlib.suppress(FileExistsError):
-          temporary.rename(folder)
-  except OSError as error:
-    raise UserError(f"cannot write {folder}: {error.strerror or error}") from None

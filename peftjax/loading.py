@@ -21,6 +21,7 @@ from peftjax.models.family import Architecture
 from peftjax.models.layers import Runtime
 from peftjax.models.registry import family_of
 from peftjax.quantize_model import Quantization, as_quantization
+from peftjax.vocabulary import output_path, table_path, tied_site
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -55,19 +56,35 @@ def load(
   """
   folder = folder_of(path)
   hf_config = pretrained.read_config(folder)
-  if not pretrained.is_tied(folder, family_of(hf_config), hf_config):
-    hf_config = {**hf_config, "tie_word_embeddings": False}
   if adapter and not task and not num_labels and not label_names:
     task, label_names, num_labels = peft.implied_head(adapter, from_config(hf_config).task)
-  model = from_config(
-    hf_config, dtype, task=task, num_labels=num_labels, label_names=label_names, runtime=runtime, quantize=quantize
-  )
+  settings: dict[str, Any] = {"task": task, "num_labels": num_labels, "label_names": label_names}
+  hf_config, tie = _tied_as_in_files(folder, hf_config, from_config(hf_config, dtype, runtime=runtime, **settings))
+  model = from_config(hf_config, dtype, runtime=runtime, quantize=quantize, **settings)
   shardings = None if place is None else place(model)
   params, drawn, errors = pretrained.load_params(
-    folder, model.family, model.params, model.stacks, model.head, seed, shardings
+    folder, model.family, model.params, model.stacks, model.head, seed, shardings, tie
   )
   model = dataclasses.replace(model, params=params, folder=folder, drawn=tuple(drawn), quantization_errors=errors)
   return peft.load(model, adapter) if adapter else model
+
+
+def _tied_as_in_files(
+  folder: Path, hf_config: dict[str, Any], model: Model
+) -> tuple[dict[str, Any], pretrained.Tie | None]:
+  """config.json with what the files say of an output layer of its own, and the table that both are if there is none."""
+  module: Any = model.module
+  if not hasattr(module, "tied_entries"):
+    return hf_config, None
+  tie = pretrained.Tie(table_path(model), output_path(model))
+  says_tied = tied_site(model) is not None
+  if not says_tied and not model.family.always_tied:
+    return hf_config, None
+  is_tied = pretrained.is_tied(folder, model.family, model.params, model.stacks, tie)
+  if is_tied != says_tied:  # what else depends on the entry stays as it was
+    kept = {name: getattr(model.config, name) for name in module.tied_entries}
+    hf_config = {**hf_config, **kept, "tie_word_embeddings": is_tied}
+  return hf_config, tie if is_tied else None
 
 
 def from_config(

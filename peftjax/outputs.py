@@ -13,6 +13,7 @@ import json
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,26 @@ def written(
     raise UserError(f"cannot write {folder}: {error.strerror or error}") from None
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+  """A temporary folder that becomes `folder` when the block ends well, unless another process made it meanwhile.
+
+  Raises:
+    UserError: it cannot be written.
+  """
+  try:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as outer:
+      temporary = Path(outer) / folder.name
+      temporary.mkdir()
+      yield temporary
+      if not folder.exists():
+        with contextlib.suppress(FileExistsError):
+          temporary.rename(folder)
+  except OSError as error:
+    raise UserError(f"cannot write {folder}: {error.strerror or error}") from None
 
 
 def remove(folder: str | Path) -> None:

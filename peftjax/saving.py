@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import jax.numpy as jnp
 
 from peftjax.errors import UserError
-from peftjax.models import pretrained
+from peftjax.models import writing
 from peftjax.quantize_model import dequantize_leaves
 
 if TYPE_CHECKING:
@@ -20,5 +20,5 @@ def save(model: Model, folder: str | Path, overwrite: bool = False) -> None:
   if model.adapter_paths():
     raise UserError("the model has separate adapter leaves; use model.merge().save() or model.save_adapter()")
   hf_config = {**model.hf_config, "architectures": [model.architecture]}
-  tensors = pretrained.to_checkpoint(model.family, dequantize_leaves(model.params, jnp.float32), model.stacks)
-  pretrained.save(folder, hf_config, tensors, model.folder, overwrite)
+  tensors = writing.to_checkpoint(model.family, dequantize_leaves(model.params, jnp.float32), model.stacks)
+  writing.save(folder, *model.family.saved(model.config, hf_config, tensors), model.folder, overwrite)

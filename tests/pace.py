@@ -34,14 +34,23 @@ QUICK: dict[str, tuple[str, ...]] = {  # test -> the cases that always run
     "lora", "lora-patterns", "lora-layers", "lora-embedding", "ia3", "prompt", "layernorm", "prefix",
     "prefix-projection", "vera", "fourierft", "vblora", "dora", "loha", "lokr", "hira", "gralora", "delora", "oft",
     "boft", "hra", "road", "miss", "c3a", "shira", "randlora", "p-tuning", "p-tuning-lstm", "tokens", "llama-adapter",
-    "adalora", "llama-lora", "llama-prefix", "beft",
+    "adalora", "llama-lora", "llama-prefix", "beft", "output-layer", "tied-ensured", "tied-saved", "tied-each",
   ),
   "oracles/test_peft_adapters.py::test_our_adapter_loads_in_peft": (
     "lora", "lora-patterns", "lora-modules-to-save", "ia3", "prompt", "prefix", "vera", "dora", "loha", "oft",
-    "adalora", "p-tuning", "tokens", "llama-lora", "llama-adapter",
+    "adalora", "p-tuning", "tokens", "llama-lora", "llama-adapter", "tied-ensured", "tied-saved-both",
   ),
   "oracles/test_peft_adapters.py::test_five_adamw_steps_give_the_same_losses": (
     "ia3", "prompt", "llama-lora", "prefix",
+  ),
+  "oracles/test_tied.py::test_forward_equals_merged_equals_saved_equals_torch_on_tied_embeddings": ("gpt2", "t5"),
+  "oracles/test_vocabulary_peft.py::test_an_adapter_of_a_model_with_new_tokens_loads_and_saves": (
+    "saved-tied", "output-own", "output-tied", "both-own",
+  ),
+  "oracles/test_vocabulary_peft.py::test_t5s_output_layer_reads_what_was_scaled": ("lora",),
+  "oracles/test_tied.py::test_an_untied_model_computes_the_same": ("granite", "t5"),
+  "oracles/test_tied.py::test_an_output_layer_in_the_files_counts_as_in_transformers": (
+    "differs-llama", "differs-t5", "equal-t5", "instead-gpt2",
   ),
   "oracles/test_reparam_peft.py::test_counts_logits_and_training_equal_pefts": (
     "lora", "vera", "oft", "shira", "road",

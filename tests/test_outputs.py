@@ -18,7 +18,7 @@ from peftjax import UserError, loading, outputs
 from peftjax.interop import peft
 from peftjax.methods import LoRA
 from peftjax.model import Model
-from peftjax.models import pretrained
+from peftjax.models import pretrained, writing
 from tests.test_model import CONFIG
 
 
@@ -135,7 +135,7 @@ def test_overwriting_replaces_names_and_deletes_nothing(base: Model, tmp_path: P
 def test_what_an_earlier_output_of_the_kind_left_goes(
   base: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-  monkeypatch.setattr(pretrained, "MAX_SHARD_BYTES", 3000)
+  monkeypatch.setattr(writing, "MAX_SHARD_BYTES", 3000)
   base.save(tmp_path)
   assert (tmp_path / pretrained.INDEX).is_file() and len(list(tmp_path.glob("*.safetensors"))) > 2
   (tmp_path / "extra.safetensors").write_bytes(b"mine")
@@ -144,7 +144,7 @@ def test_what_an_earlier_output_of_the_kind_left_goes(
   assert {path.name for path in tmp_path.glob("*.safetensors")} == {pretrained.WEIGHTS, "extra.safetensors"}
   assert not (tmp_path / pretrained.INDEX).exists()
   assert peftjax.load(tmp_path).architecture == base.architecture
-  monkeypatch.setattr(pretrained, "MAX_SHARD_BYTES", 3000)
+  monkeypatch.setattr(writing, "MAX_SHARD_BYTES", 3000)
   (tmp_path / outputs.LIST).unlink()
   with pytest.raises(UserError, match=r"holds model\.safetensors: it would be loaded in place of the index"):
     base.save(tmp_path, overwrite=True)

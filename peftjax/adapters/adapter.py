@@ -18,6 +18,7 @@ from peftjax.errors import UserError, nearest
 from peftjax.methods.actors import changes_input, check_scalable
 from peftjax.methods.base import Method
 from peftjax.methods.bound import Bound
+from peftjax.vocabulary import output_path, table_path, tied_site, untied
 
 if TYPE_CHECKING:
   from peftjax.model import Model
@@ -31,11 +32,13 @@ class Adapter:
     bound: the methods with their sites.
     leaves: dotted path in the tree -> leaf, of those that the methods added.
     along: the same of the base's own leaves that train along: a head, biases, whole modules.
+    own_output: whether the base has an output layer that is not tied to its word embeddings.
   """
 
   bound: tuple[Bound, ...]
   leaves: Mapping[str, Any]
   along: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  own_output: bool = False
 
   @property
   def methods(self) -> tuple[Method, ...]:
@@ -48,7 +51,8 @@ def take(model: Model) -> Adapter:
   added, groups = model.adapter_paths(), masks.flatten(model.labels())
   flat = masks.flatten(model.params)
   along = {path: flat[path] for path, group in groups.items() if group != masks.FROZEN and path not in added}
-  return Adapter(model.bound, {path: flat[path] for path in sorted(added)}, along if model.bound else {})
+  leaves = {path: flat[path] for path in sorted(added)}
+  return Adapter(model.bound, leaves, along if model.bound else {}, tied_site(model) is None)
 
 
 def put(base: Model, adapter: Adapter) -> Model:
@@ -59,14 +63,16 @@ def put(base: Model, adapter: Adapter) -> Model:
   """
   if base.bound:
     raise UserError("the model has an adapter already; put another one on disabled(model)")
-  flat = masks.flatten(base.params)
+  base = _with_output(base, adapter)
   if not _fits(base, adapter) and base.layer_stacks:
     base = base.unrolled()
-    flat = masks.flatten(base.params)
+  flat = masks.flatten(base.params)
   if not _fits(base, adapter):
     wanted = next(name for one in adapter.bound for site in one.sites for name in site.names)
     known = [name for site in base.sites for name in site.names]
     raise UserError(f"the adapter is for another model: it acts on {wanted!r}; {nearest(wanted, known)}")
+  if tied_site(base) is None and not adapter.own_output and table_path(base) in adapter.along:
+    raise UserError(f"the adapter trained {table_path(base)!r} as output layer too, and this model's is one of its own")
   for path, leaf in adapter.along.items():
     if path not in flat or flat[path].shape != leaf.shape:
       found = flat[path].shape if path in flat else None
@@ -74,6 +80,17 @@ def put(base: Model, adapter: Adapter) -> Model:
   return dataclasses.replace(
     base, params=masks.unflatten({**flat, **adapter.along, **adapter.leaves}), bound=adapter.bound
   )
+
+
+def _with_output(base: Model, adapter: Adapter) -> Model:
+  """The base untied, if the adapter acts on the output layer's own leaves or trained the word embeddings beside it."""
+  site = tied_site(base)
+  if site is None or not adapter.own_output:
+    return base
+  output, table = output_path(base).rpartition(".")[0], ".".join((*site.path, "embedding"))
+  acts = any(".".join(other.path) == output for one in adapter.bound for other in one.sites)
+  trains = any(path == table or path.startswith(f"{output}.") for path in adapter.along)
+  return untied(base) if acts or trains else base
 
 
 def _fits(base: Model, adapter: Adapter) -> bool:
@@ -112,6 +129,11 @@ def scaled(model: Model, factor: float) -> Model:
         raise UserError(f"{other.name} and {one.method.name} both act on {site.name}: no factor goes on both")
   bound = tuple(dataclasses.replace(one, scale=one.scale * factor) for one in model.bound)
   return dataclasses.replace(model, bound=bound)
+
+
+def alike(models: Sequence[Model]) -> Sequence[Model]:
+  """The models with output layers of their own, if one of them has; others are tied to the word embeddings."""
+  return models if all(map(tied_site, models)) else [untied(model) for model in models]
 
 
 def check_one_base(models: Sequence[Model]) -> Model:

@@ -24,15 +24,16 @@ import jax.numpy as jnp
 from peftjax import masks
 from peftjax.adapters import arithmetic, lora_form
 from peftjax.adapters.abilities import check
-from peftjax.adapters.adapter import Adapter, check_one_base, take
+from peftjax.adapters.adapter import Adapter, alike, check_one_base, take
 from peftjax.adapters.converting import from_deltas
-from peftjax.adapters.merging import deltas
+from peftjax.adapters.merging import acts_on_one_use, deltas
 from peftjax.errors import UserError, nearest
 from peftjax.methods.base import Leaves
 from peftjax.methods.bound import Bound
 from peftjax.methods.lora import LoRA
 from peftjax.quantize_model import dequantize_leaves
 from peftjax.sites import Site
+from peftjax.vocabulary import untied
 
 if TYPE_CHECKING:
   from peftjax.model import Model
@@ -75,6 +76,7 @@ def combine(
   """
   weights = tuple(float(one) for one in weights) or (1.0,) * len(models)
   _check(models, weights, how, density, majority_sign, into)
+  models = alike(models)
   base = _with_along(check_one_base(models), models, along)
   key = jax.random.key(0) if key is None else key
   kind = "linear" if how in ("svd", "cat") else how.removesuffix("_svd")
@@ -83,9 +85,11 @@ def combine(
     return _on_weights(base, models, weights, kind, rank, share, majority_sign, clamp, key, into)
   adapters = [take(model) for model in models]
   parts = [(_lora_of(adapter), adapter) for adapter in adapters]
+  tying = _tying(parts)
   if how == "cat":
-    return lora_form.filled(base, _concatenated(parts, weights))
-  return lora_form.filled(base, _by_factor(parts, weights, kind, share, majority_sign, key))
+    return lora_form.filled(base, _concatenated(parts, weights), ensure_weight_tying=tying)
+  factors = _by_factor(parts, weights, kind, share, majority_sign, key)
+  return lora_form.filled(base, factors, ensure_weight_tying=tying)
 
 
 def _check(
@@ -133,6 +137,16 @@ def _lora_of(adapter: Adapter) -> Bound:
 Parts = Sequence[tuple[Bound, Adapter]]
 
 
+def _tying(parts: Parts) -> bool:
+  """Whether LoRAs on word embeddings act on the output layer that is tied to them too."""
+  on_table = [one for one, _ in parts if any(site.kind == "embedding" for site in one.sites)]
+  found = {any(site.kind == "unembedding" for site in one.sites) for one in on_table}
+  if len(found) > 1:
+    kinds = ", ".join(ON_WEIGHTS)
+    raise UserError(f"the adapters differ in ensure_weight_tying: their factors have no sum; use one of {kinds}")
+  return found == {True}
+
+
 def _concatenated(parts: Parts, weights: Sequence[float]) -> dict[str, tuple[Site, Leaves]]:
   found: dict[str, tuple[Site, Leaves]] = {}
   for (one, adapter), weight in zip(parts, weights):
@@ -155,6 +169,8 @@ def _by_factor(
   sites = {".".join(site.leaf_path): site for one, _ in parts for site in one.sites}
   found: dict[str, tuple[Site, Leaves]] = {}
   for path, site in sites.items():
+    if site.kind == "unembedding":
+      continue  # has the leaves of its embedding
     held = [(one, adapter.leaves, weight) for (one, adapter), weight in zip(parts, weights) if site in one.sites]
     if any(f"{path}.lora_a_init" in leaves for _, leaves, _ in held):
       raise UserError(f"{kind} on factors: a LoRA acts from its start's A₀ and B₀; use cat, or one of {ON_WEIGHTS}")
@@ -204,7 +220,9 @@ def _on_weights(
   base: Model, models: Sequence[Model], weights: Sequence[float], kind: str, rank: int, density: float, sign: str,
   clamp: float | None, key: jax.Array, into: str,
 ) -> Model:  # fmt: skip
-  each = [deltas(model) for model in models]
+  is_split = any(acts_on_one_use(model) for model in models)
+  base = untied(base) if is_split else base
+  each = [deltas(model, own_output=is_split) for model in models]
   places = {".".join(site.path): site for site in base.sites if site.method == "__call__"}
   total: dict[str, Any] = {}
   for path in {path: None for one in each for path in one}:

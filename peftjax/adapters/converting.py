@@ -17,10 +17,11 @@ import numpy as np
 from peftjax.adapters import lora_form
 from peftjax.adapters.abilities import check
 from peftjax.adapters.adapter import disabled
-from peftjax.adapters.merging import deltas
+from peftjax.adapters.merging import acts_on_one_use, deltas
 from peftjax.errors import UserError
 from peftjax.methods.base import Leaves
 from peftjax.sites import Site
+from peftjax.vocabulary import untied
 
 if TYPE_CHECKING:
   from peftjax.model import Model
@@ -59,7 +60,9 @@ def to_lora(model: Model, rank: int = 0, energy: float = 0.0) -> Converted:
   if bool(rank) == bool(energy) or rank < 0 or not 0.0 <= energy <= 1.0:
     raise UserError(f"give either a rank, at least 1, or the energy to keep, in (0, 1]; got {rank=} and {energy=}")
   check(model.methods, "convert")
-  return from_deltas(disabled(model), deltas(model), rank, energy)
+  is_split = acts_on_one_use(model)
+  base = untied(disabled(model)) if is_split else disabled(model)
+  return from_deltas(base, deltas(model, own_output=is_split), rank, energy)
 
 
 def from_deltas(

@@ -40,6 +40,8 @@ def factors(one: Bound, adapter: Adapter) -> Factors:
   found: Factors = {}
   trained = _trained(one, adapter)
   for site in one.sites:
+    if site.kind == "unembedding":
+      continue  # has the leaves of its embedding
     prefix = ".".join(site.leaf_path)
     held = _times(trained[prefix], scale_of(one, site))
     a, b = held["lora_a"], held["lora_b"]

@@ -16,13 +16,14 @@ import jax.numpy as jnp
 
 from peftjax import masks
 from peftjax.adapters.abilities import check
-from peftjax.adapters.adapter import Adapter
+from peftjax.adapters.adapter import Adapter, disabled
 from peftjax.errors import UserError
 from peftjax.methods import BOFT, HRA, IA3, OFT, HiRA, MiSS, RoAd
 from peftjax.methods.base import Leaves, Method
 from peftjax.methods.bound import Bound
 from peftjax.quantize_model import dequantize_leaves
 from peftjax.sites import Site
+from peftjax.vocabulary import OUTPUT, output_path, tied_site, untied
 
 if TYPE_CHECKING:
   from peftjax.model import Model
@@ -33,23 +34,54 @@ _BASE_LEAVES = ("kernel", "bias", "embedding", "scale")
 def merge(model: Model) -> Model:
   """The model with its methods' changes folded into the base's leaves in float32, and no adapter left.
 
-  A quantised base becomes the float32 arrays that it stands for, with the changes; `quantized` rounds them again.
+  A quantised base becomes the float32 arrays that it stands for, with the changes; `quantized` rounds them again. An
+  output layer that is tied to the word embeddings becomes one of its own if a method acts on one of the two alone.
 
   Raises:
     UserError: a method is not a change of the base's weights.
   """
-  flat = masks.flatten(dequantize_leaves(model.params, jnp.float32))
-  for path, change in deltas(model).items():
+  is_split = acts_on_one_use(model)
+  changes = deltas(model, own_output=is_split)
+  base = untied(disabled(model)) if is_split else disabled(model)
+  flat = masks.flatten(dequantize_leaves(base.params, jnp.float32))
+  for path, change in changes.items():
     flat[path] = (flat[path].astype(jnp.float32) + change).astype(flat[path].dtype)
-  for path in model.adapter_paths():
-    del flat[path]
-  return dataclasses.replace(model, params=masks.unflatten(flat), bound=(), quantization_errors={})
+  return dataclasses.replace(base, params=masks.unflatten(flat), quantization_errors={})
 
 
-def deltas(model: Model) -> dict[str, jax.Array]:
+def acts_on_one_use(model: Model) -> bool:
+  """Whether a method acts on the word embeddings or on the output layer that is tied to them, and not on both alike."""
+  site = tied_site(model)
+  return site is not None and any(
+    uses and set(uses.values()) != {(INPUT, OUTPUT)} for uses in (_uses(model, one, site) for one in model.bound)
+  )
+
+
+INPUT = "__call__"
+
+
+def _uses(model: Model, one: Bound, tied: Site) -> dict[str, tuple[str, ...]]:
+  """Method's name of each of its sites on the tied table -> the uses of the table that its change there is for.
+
+  A method that acts on both and has no change of its own for the output layer has one for both.
+  """
+  sites = {site.method: site for site in one.sites if site.path == tied.path}
+  if set(sites) == {INPUT, OUTPUT}:
+    own, base = site_leaves(masks.flatten(model.params), one, sites[OUTPUT])
+    shared = model.params.get(one.shared_path, {})
+    if not jax.eval_shape(functools.partial(_change, one, sites[OUTPUT], shared), own, base):
+      return {INPUT: (INPUT, OUTPUT)}
+  return {method: (method,) for method in sites}
+
+
+def deltas(model: Model, own_output: bool = False) -> dict[str, jax.Array]:
   """Dotted path of a base leaf -> its float32 change by all of the model's methods; layers stacked as the leaf is.
 
   Where several methods act on one module, each changes what the ones before it left.
+
+  Args:
+    own_output: of the leaves of the `untied` model, where the model's output layer is tied to its word embeddings; the
+      change of the embeddings is otherwise that of the table as it is looked up.
 
   Raises:
     UserError: a method is not a change of the base's weights, or not of those that another one left.
@@ -57,22 +89,34 @@ def deltas(model: Model) -> dict[str, jax.Array]:
   if any(one.members for one in model.bound):
     raise UserError("the model holds several adapters, one for each example; merge a model of one of them")
   flat = masks.flatten(dequantize_leaves(model.params, jnp.float32))
-  found: dict[str, jax.Array] = {}
   for one in model.bound:
     check((one.method,), "merge")
+  tied = tied_site(model)
+  found: dict[str, jax.Array] = {}
+  table: dict[str, jax.Array] = {}  # the same of the tied table as output layer
   for one, site in _in_order(model.bound):
-    shared = model.params.get(one.shared_path, {})
-    own, base = site_leaves(flat, one, site)
-    held = {
-      name: leaf.astype(jnp.float32) + found.get(".".join((*site.path, name)), 0.0) for name, leaf in base.items()
-    }
-    if any(".".join((*site.path, name)) in found for name in base):
-      _check_second(one, site, shared, own, held)
-    change = functools.partial(_change, one, site.one(0), shared)
-    for name, delta in site.mapped(change)(own, held).items():
-      path = ".".join((*site.path, name))
-      found[path] = found[path] + delta if path in found else delta
+    uses: Mapping[str, tuple[str, ...]] = {}
+    if tied is not None and site.path == tied.path:
+      uses = _uses(model, one, tied)
+    for use in uses.get(site.method, () if uses else (INPUT,)):
+      if use == INPUT or own_output:
+        _extend(model, flat, one, site, found if use == INPUT else table)
+  for change in table.values():
+    found[output_path(model)] = change.T
   return found
+
+
+def _extend(model: Model, flat: Mapping[str, Any], one: Bound, site: Site, found: dict[str, jax.Array]) -> None:
+  """Adds a method's change at a site to those of the methods before it."""
+  shared = model.params.get(one.shared_path, {})
+  own, base = site_leaves(flat, one, site)
+  held = {name: leaf.astype(jnp.float32) + found.get(".".join((*site.path, name)), 0.0) for name, leaf in base.items()}
+  if any(".".join((*site.path, name)) in found for name in base):
+    _check_second(one, site, shared, own, held)
+  change = functools.partial(_change, one, site.one(0), shared)
+  for name, delta in site.mapped(change)(own, held).items():
+    path = ".".join((*site.path, name))
+    found[path] = found[path] + delta if path in found else delta
 
 
 def _in_order(bound: Sequence[Bound]) -> list[tuple[Bound, Site]]:
@@ -135,6 +179,8 @@ def unmerge(merged: Model, adapter: Adapter) -> Model:
       raise UserError(f"{path!r} trained in place, so that the base's value is not kept; keep the model instead")
   flat = masks.flatten(merged.params)
   for one, site in reversed(_in_order(adapter.bound)):
+    if site.method == OUTPUT and (site.path, OUTPUT) not in {(other.path, other.method) for other in merged.sites}:
+      raise UserError(f"{one.method.name} acted on the tied output layer, which merging made one of its own")
     common = masks.unflatten(adapter.leaves).get(one.shared_path, {})
     own, after = site_leaves({**flat, **adapter.leaves}, one, site)
     held = {name: leaf.astype(jnp.float32) for name, leaf in after.items()}

@@ -29,6 +29,7 @@ from peftjax.methods.lora import LoRA
 from peftjax.methods.selective import Patterns
 from peftjax.sites import Site
 from peftjax.stacks import unstack
+from peftjax.vocabulary import tied_site, untied
 
 if TYPE_CHECKING:
   from peftjax.model import Model
@@ -119,13 +120,16 @@ def _member(model: Model, number: int) -> Adapter:
   free = tuple(name for name in names if all(one.mask(name, None) == masks.FROZEN for one in bound))
   if free:
     bound.append(Bound(Patterns(train=free), ()))  # a mask alone, such as BitFit's, is no part of a stack
-  return Adapter(tuple(bound), leaves, along)
+  return Adapter(tuple(bound), leaves, along, tied_site(model) is None)
 
 
 def _stacked(base: Model, adapters: Sequence[Adapter], along: bool) -> Model:
   if not adapters:
     raise UserError("no adapters to stack; expected at least one")
   models = [put(base, adapter) for adapter in adapters]
+  if not all(map(tied_site, models)):
+    base = untied(base)
+    models = [put(base, adapter) for adapter in adapters]
   if any(model.stacks != base.stacks for model in models):
     base = base.unrolled()
   adapters = [_laid_out(adapter, model, base) for adapter, model in zip(adapters, models)]
@@ -155,7 +159,8 @@ def _laid_out(adapter: Adapter, model: Model, base: Model) -> Adapter:
   def apart(leaves: Mapping[str, Any]) -> dict[str, Any]:
     return masks.flatten(unstack(masks.unflatten(leaves), model.layer_stacks))
 
-  return Adapter(model.unrolled().bound, apart(adapter.leaves), apart(adapter.along))
+  bound = model.unrolled().bound
+  return dataclasses.replace(adapter, bound=bound, leaves=apart(adapter.leaves), along=apart(adapter.along))
 
 
 def _groups(base: Model, adapters: Sequence[Adapter]) -> list[_Group]:
@@ -192,7 +197,8 @@ def _agree(first: Bound, other: Bound) -> bool:
   if type(first.method) is not type(other.method):
     return False
   if type(first.method) is LoRA:
-    return first.method.dropout == other.method.dropout  # type: ignore[attr-defined]
+    one, another = first.method, other.method
+    return (one.dropout, one.ensure_weight_tying) == (another.dropout, another.ensure_weight_tying)  # type: ignore[attr-defined]
   return first.sites == other.sites and _shaping(first.method) == _shaping(other.method)
 
 

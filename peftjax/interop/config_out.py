@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from peftjax import masks
 from peftjax.errors import UserError
-from peftjax.interop import rules
+from peftjax.interop import rules, tables
 from peftjax.interop.config_in import INIT, TASK_TYPES
 from peftjax.interop.formats.base import Config, Format
 from peftjax.interop.leaves import base_names, module_names
 from peftjax.methods.base import BIAS, Method
 from peftjax.methods.bound import Bound
 from peftjax.models.family import checkpoint_axes
+from peftjax.vocabulary import table_path, tied_site
 
 if TYPE_CHECKING:
   from peftjax.model import Model
@@ -67,6 +68,9 @@ def config_of(model: Model, one: Bound, form: Format) -> Written:
     "fan_in_fan_out": _is_untransposed(model, one),
   }
   config |= {key: value for key, value in general.items() if key in form.defaults}
+  _check_tables(model, one, form, saved)
+  if tied_site(model) is not None and table_path(model) in saved:
+    config[tables.TYING] = True
   if form.inits is not None:
     config[INIT] = next(key for key, value in form.inits.items() if value == method.init)
   acted_on = [name.rpartition(".")[0] for name in own] or [name for site in one.sites for name in site.names]
@@ -74,6 +78,17 @@ def config_of(model: Model, one: Bound, form: Format) -> Written:
   if form.chooses_modules:
     config |= _targets_in(config, method, set(names.values()), modules)
   return Written({**config, **form.config_of(method, config, names, model.context)}, saved, biases, own)
+
+
+def _check_tables(model: Model, one: Bound, form: Format, saved: Iterable[str]) -> None:
+  """Refuses what PEFT would do to another table than the one that trains here."""
+  table = table_path(model)
+  acts = any(".".join(site.path) == table.rpartition(".")[0] for site in one.sites)
+  covers_ties = "unembedding" in one.method.kinds
+  if (table in saved or acts) and not covers_ties:
+    tables.check_read(model, tables.table_module(model))
+  if table in saved and tied_site(model) is not None and tables.TYING not in form.defaults:
+    raise UserError(f"PEFT's {form.peft_type} saves a copy of {table!r}, and here the output layer is tied to it")
 
 
 def _to_json(value: Any) -> Any:

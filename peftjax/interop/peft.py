@@ -24,7 +24,7 @@ import numpy as np
 from peftjax import masks, outputs
 from peftjax.errors import UserError, nearest
 from peftjax.files import read_json
-from peftjax.interop import rules
+from peftjax.interop import rules, tables
 from peftjax.interop.config_in import TASK_TYPES, check_task, checked, format_of, method_of
 from peftjax.interop.config_out import Written, config_of
 from peftjax.interop.formats import FORMATS
@@ -76,6 +76,8 @@ def save(model: Model, folder: str | Path, overwrite: bool = False) -> None:
   written = config_of(model, one, form)
   config, tensors = form.pack(one, written.config, write_adapter(model, one, form))
   tensors |= _base_tensors(model, one, form, written)
+  if config.get(tables.TYING):
+    tensors = tables.with_copies(model, form, tensors)
   has_more = form.has_more(one.method)
   names = (CONFIG, OURS, WEIGHTS, *([OUR_WEIGHTS] if has_more else []))
   clashes = _CLASHES if pretrained.is_model_folder(Path(folder)) else {}
@@ -113,12 +115,21 @@ def _base_tensors(model: Model, one: Bound, form: Format, written: Written) -> T
               for name, value in read_base(model, written.own).items()}  # fmt: skip
   for name, value in read_base(model, written.biases).items():
     tensors[base_key(model, name, form.prefix, wrapped)] = value
-  targets = written.config.get("target_modules")
-  if not isinstance(targets, str) and set(targets or ()) & set(_EMBEDDINGS):
+  along = []
+  saves_rows = "unembedding" in one.method.kinds
+  if not saves_rows and _targets_embeddings(written.config.get("target_modules"), wrapped):
     along = [name for name in base_names(model) if _is_embedding_base(model, name, wrapped)]
-    for name, value in read_base(model, along).items():
-      tensors[base_key(model, name, form.prefix, wrapped)] = value
+  if model.folder and tables.has_other_vocabulary(model, pretrained.read_config(model.folder)):
+    along += [name for name in base_names(model) if tables.is_vocabulary(model, name) and name not in plain]
+  for name, value in read_base(model, along).items():
+    tensors[base_key(model, name, form.prefix, wrapped)] = value
   return tensors
+
+
+def _targets_embeddings(targets: Any, wrapped: set[str]) -> bool:
+  if isinstance(targets, str):
+    return any(name.rpartition(".")[2] in _EMBEDDINGS for name in wrapped)
+  return bool(set(targets or ()) & set(_EMBEDDINGS))
 
 
 def _is_embedding_base(model: Model, name: str, wrapped: set[str]) -> bool:
@@ -173,11 +184,13 @@ def load(model: Model, folder: str | Path, name: str = DEFAULT, inference: bool 
     form = format_of(config, str(ours.get("method")))
     full = checked(config, form)
     check_task(full, model)
+    tensors = tables.with_shared(model, form, _read_tensors(folder / WEIGHTS))
+    model, full = tables.prepared(tables.with_vocabulary(model, form, tensors), full, form)
     whole = not inference and ours.get("method") == form.method.name
     method = method_of(full, form, model, whole=whole)
     if whole:
       method = _with_settings(method, ours.get("settings") or {})
-    added = _filled(model.add(method), form, full, _read_tensors(folder / WEIGHTS))
+    added = _filled(model.add(method), form, full, tensors)
     return _with_own_leaves(added, form, folder) if form.has_more(method) else added
   except UserError as error:
     base = config.get("base_model_name_or_path")
@@ -254,9 +267,7 @@ def _with_own_leaves(added: Model, form: Format, folder: Path) -> Model:
 
 def _filled(added: Model, form: Format, config: Mapping[str, Any], tensors: Tensors) -> Model:
   one = added.bound[-1]
-  tensors = form.unpack(one, dict(config), tensors)
-  if config.get("bias") == "all":
-    tensors = _without_copies(tensors)
+  tensors = tables.without_copies(added, form, form.unpack(one, dict(config), tensors))
   places = _base_places(added, one, form, config, set(tensors))
   shapes = {key: tuple(leaf.shape) for key, leaf in write_adapter(added, one, form, shapes=True).items()}
   base = base_shapes(added, places.values())
@@ -280,19 +291,13 @@ def _base_places(added: Model, one: Bound, form: Format, config: Mapping[str, An
     elif rules.is_saved(entries, module_key(added, module)):
       places[base_key(added, name, form.prefix)] = name
     elif (
-      (leaf == "embedding" and key in found)
+      ((leaf == "embedding" or tables.is_vocabulary(added, name)) and key in found)
       or (added.context.in_head(name) and "modules_to_save" not in form.defaults and key in found)
       or (leaf == "bias" and mode == "all")
       or (leaf == "bias" and mode.endswith("_only") and module in wrapped)
     ):
       places[key] = name
   return places
-
-
-def _without_copies(tensors: Tensors) -> Tensors:
-  """Without the second and third copy of a bias that PEFT writes for each module to save when bias is "all"."""
-  inner = (".modules_to_save.", ".original_module.")
-  return {key: value for key, value in tensors.items() if not any(part in key for part in inner)}
 
 
 def _check_keys(tensors: Tensors, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -210,7 +210,7 @@ class Method:
     module, _, tail = name.rpartition(".")
     if tail in self.leaf_names:
       return ADAPTER
-    if self.modules_to_save and any(masks.matches(self.modules_to_save, one) for one in _ancestors(module)):
+    if self.modules_to_save and any(masks.matches(self.modules_to_save, one) for one in ancestors(module)):
       return masks.FROZEN if tail in self.buffer_names else SAVED
     return masks.FROZEN
 
@@ -219,7 +219,8 @@ def _leaf_owner_names(context: Context) -> list[str]:
   return [name for site in context.sites for name in site.names if site.method == "__call__"]
 
 
-def _ancestors(module: str) -> list[str]:
+def ancestors(module: str) -> list[str]:
+  """The names of a module and of those that it lies in, the longest first."""
   parts = module.split(".")
   return [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
 

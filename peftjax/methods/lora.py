@@ -13,14 +13,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
 
 from peftjax import masks
 from peftjax.errors import UserError, nearest
-from peftjax.methods.base import Call, Leaves
+from peftjax.methods.base import Call, Context, Leaves
 from peftjax.methods.linear import LinearMethod, by_pattern
 from peftjax.methods.loftq import loftq, principal_product
 from peftjax.sites import Site
@@ -44,6 +44,8 @@ class LoRA(LinearMethod):
     rank_pattern, alpha_pattern: name pattern -> value, for modules that differ; a regular expression for the end of the
       name.
     lora_bias: B has a bias, scaled like the update.
+    ensure_weight_tying: where the output layer is tied to the word embeddings, what acts on these acts on it too, not
+      on one use of the table alone; and `modules_to_save` trains the table itself, not a copy.
     freeze_a: LoRA-FA (arXiv 2308.03303): A stays as drawn.
     lr_ratio: LoRA+ (arXiv 2402.12354): B's learning rate over A's.
   """
@@ -65,6 +67,7 @@ class LoRA(LinearMethod):
   rank_pattern: Mapping[str, int] = dataclasses.field(default_factory=dict)
   alpha_pattern: Mapping[str, float] = dataclasses.field(default_factory=dict)
   lora_bias: bool = False
+  ensure_weight_tying: bool = False
   freeze_a: bool = False
   lr_ratio: float = 1.0
 
@@ -77,6 +80,11 @@ class LoRA(LinearMethod):
       raise UserError(f"{self.name}.init='loftq': LoftQ is defined for lora alone")
     if self.lora_bias and self.init in _FROM_WEIGHT:
       raise UserError(f"{self.name}.lora_bias cannot go with init={self.init!r}")
+
+  def bind(self, context: Context) -> Self:
+    if self.ensure_weight_tying and not any(site.kind == "unembedding" for site in context.sites):
+      raise UserError(f"{self.name}.ensure_weight_tying: the model has no output layer that is tied to word embeddings")
+    return super().bind(context)
 
   @property
   def needs_original(self) -> bool:
@@ -95,7 +103,13 @@ class LoRA(LinearMethod):
   def free_leaves(self, site: Site) -> Leaves:
     return {"lora_scale": jnp.float32(self.settings(site.names[0])[1])}
 
+  def candidates(self, context: Context) -> list[Site]:
+    kinds = (*self.kinds, "unembedding") if self.ensure_weight_tying and "embedding" in self.kinds else self.kinds
+    return [site for site in context.sites if site.kind in kinds]
+
   def create(self, key: jax.Array, site: Site, base: Leaves) -> Leaves:
+    if site.kind == "unembedding":
+      return {}  # the leaves at its embedding site
     rank, scale = self.settings(site.names[0])
     *window, channels_in, features_out = site.shape
     features_in = math.prod(window) * channels_in
@@ -121,6 +135,9 @@ class LoRA(LinearMethod):
 
   def update(self, leaves: Leaves, x: Any, dtype: Any, site: Site, call: Call) -> jax.Array:
     """The scaled low-rank part of the output."""
+    if site.kind == "unembedding":  # x (A B)ᵀ
+      a, b = (call.base(name).astype(dtype) for name in ("lora_a", "lora_b"))
+      return jnp.asarray(self.scale(leaves, site), dtype) * ((x.astype(dtype) @ b.T) @ a.T)
     dropped = x if site.kind == "embedding" else call.dropout(x.astype(dtype), self.dropout)
     total = _image(dropped, leaves["lora_a"], dtype, site, call) @ leaves["lora_b"].astype(dtype)
     if "lora_a_init" in leaves:
@@ -131,6 +148,8 @@ class LoRA(LinearMethod):
 
   def delta(self, leaves: Leaves, base: Leaves, site: Site, shared: Leaves) -> Leaves:
     del shared
+    if site.kind == "unembedding":
+      return {}  # the same table, changed at its embedding site
     scale = self.scale(leaves, site)
     low_rank = leaves["lora_a"] @ leaves["lora_b"]
     if "lora_a_init" in leaves:

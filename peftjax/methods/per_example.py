@@ -134,8 +134,7 @@ class PerExample(Stack):
   def _map(self, step: Callable[..., Any], leaves: Leaves, call: Call, site: Site, *values: Any) -> Any:
     """step(leaves, call, *values) of every example alone, as a batch of one; the notes it makes are kept for all."""
     size, picked = len(self.ids), jnp.maximum(self.ids, 0)
-    others = {name: leaf for name in self.method.leaf_names
-              if name not in leaves and (leaf := call.base(name)) is not None}  # fmt: skip
+    others = _elsewhere(self.method, leaves, call)
     own, shared, others = jax.tree.map(lambda leaf: leaf[picked], (dict(leaves), dict(call.shared), others))
     has_rng = call.module.has_rng("dropout")
     keys = jax.random.split(call.module.make_rng("dropout"), size) if has_rng else None
@@ -239,19 +238,25 @@ class Summed(Stack):
     """The output with what every adapter adds to the base's."""
     if self.acts_by_delta(site) or type(self.method).after is Method.after:
       return y
+    others = _elsewhere(self.method, leaves, call)
     count, has_rng = len(self.weights), call.module.has_rng("dropout")
     keys = jax.random.split(call.module.make_rng("dropout"), count) if has_rng else None
     before = dict(call.notes)
 
-    def one(own: Leaves, shared: Leaves, key: Any) -> Any:
-      return self.method.after(own, x, y, site, _alone(call, own, shared, key, dict(before)))
+    def one(own: Leaves, other: Leaves, shared: Leaves, key: Any) -> Any:
+      return self.method.after(own, x, y, site, _alone(call, own | other, shared, key, dict(before)))
 
     weights = jnp.asarray(self.weights)
 
     def total(base: Any, each: Any) -> Any:
       return base + jnp.tensordot(weights.astype(base.dtype), each - base, 1)
 
-    return jax.tree.map(total, y, jax.vmap(one)(dict(leaves), dict(call.shared), keys))
+    return jax.tree.map(total, y, jax.vmap(one)(dict(leaves), others, dict(call.shared), keys))
+
+
+def _elsewhere(method: Method, leaves: Leaves, call: Call) -> Leaves:
+  """Stacked leaves that the method reads from its module though they are another site's: a tied table's."""
+  return {name: leaf for name in method.leaf_names if name not in leaves and (leaf := call.base(name)) is not None}
 
 
 class _Notes(dict[str, Any]):

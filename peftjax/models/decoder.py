@@ -161,10 +161,14 @@ class CausalLM(_OnDecoder):
   packed sequences, whose positions restart; targets int[B, L], the token after each, -100 for none.
   Outputs: "last_hidden_state" [B, L, hidden]; "logits" [B, L, vocabulary], or with `targets` "token_losses" and
   "token_hits" float32[B, L] instead, and then the logits never exist as a whole.
+
+  Where the output layer is tied, `head_name` is what one of its own is called, and `tied_entries` are the entries of
+  config.json whose default depends on it.
   """
 
   head_name: ClassVar[str] = "lm_head"
   head_bias: ClassVar[bool] = False
+  tied_entries: ClassVar[tuple[str, ...]] = ()
 
   def setup(self) -> None:
     setattr(self, self.prefix, self.bare(self.config, self.runtime))

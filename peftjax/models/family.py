@@ -25,6 +25,10 @@ CAUSAL_LM = "causal_lm"
 SEQ2SEQ_LM = "seq2seq_lm"
 
 
+Json = Mapping[str, Any]
+Weights = Mapping[str, np.ndarray]
+
+
 @dataclasses.dataclass(frozen=True)
 class Architecture:
   """One class name of config.json's `architectures`.
@@ -57,8 +61,10 @@ class Family:
     untransposed: regular expressions of dotted module names whose kernel Hugging Face stores as [in, out].
     rename: (pattern, replacement) pairs from dotted tree path, layers numbered, to Hugging Face's key.
     default: the architecture built when config.json names none.
-    output_layer: checkpoint keys of output layer and word embeddings, where a checkpoint may hold both although its
-      config.json says that they are tied.
+    copies: checkpoint key, below a prefix -> keys that hold the same tensor again, or in its stead.
+    always_tied: whether transformers ties output layer and word embeddings whatever config.json says, unless the files
+      hold two that differ.
+    saved: (config, config.json, tensors) -> the last two as they are written, where readers differ from this family.
     inner: (config, layer) -> {dotted path below that layer: count} of what is stacked within a layer: experts.
     alike: config -> whether all layers of a stack have the same leaves; where not, they are never stacked.
   """
@@ -73,7 +79,9 @@ class Family:
   untransposed: tuple[str, ...] = ()
   rename: tuple[tuple[str, str], ...] = ()
   default: str = ""
-  output_layer: tuple[str, str] = ("", "")
+  copies: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+  always_tied: bool = False
+  saved: Callable[[Any, Json, Weights], tuple[Json, Weights]] = lambda config, hf_config, tensors: (hf_config, tensors)
   inner: Callable[[Any, int], dict[str, int]] = lambda config, layer: {}
   alike: Callable[[Any], bool] = lambda config: True
 

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from peftjax.errors import UserError, nearest
-from peftjax.files import new_folder
 from peftjax.models.tensor_files import BLOCK_BYTES, Block
+from peftjax.outputs import new_folder
 
 # general.architecture -> (model_type, class, whether q and k rows are interleaved)
 _ARCHITECTURES = {

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import dataclasses
 import functools
 import hashlib
-import json
 import re
-import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -22,26 +21,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from peftjax import masks, outputs
+from peftjax import masks
 from peftjax.errors import UserError, nearest
 from peftjax.files import read_json
 from peftjax.models.family import Family, checkpoint_axes, checkpoint_key, expanded
 from peftjax.models.gguf import GGUFCheckpoint
 from peftjax.models.parts import lay, read_parts, tensor_part
-from peftjax.models.tensor_files import Checkpoint, Tensors, as_leaf, empty, write_tensors
+from peftjax.models.tensor_files import Checkpoint, Tensors, as_leaf, empty
 from peftjax.quantize import is_quantized, like, relative_error
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-MAX_SHARD_BYTES = 5 * 10**9
-# What makes the model's inputs and outputs: tokenizers of all kinds, chat templates, processors, generation's settings.
-_BESIDE = (
-  "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "tokenizer.model*",
-  "spiece.model", "sentencepiece*.model", "*.spm", "bpe.codes", "dict.txt", "chat_template.*",
-  "additional_chat_templates/*.jinja", "generation_config.json", "*processor_config.json",
-)  # fmt: skip
-_ADAPTER = "adapter_config.json"
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -116,18 +107,36 @@ def content_hash(folder: str | Path) -> str:
 # Loading ----------------------------------------------------------------------------------------------------------
 
 
-def is_tied(folder: str | Path, family: Family, hf_config: Mapping[str, Any]) -> bool:
-  """Whether the word embeddings are the output layer: as config.json says, unless the files hold two that differ."""
-  tied = bool(hf_config.get("tie_word_embeddings", True))
-  if not tied or not all(family.output_layer):
-    return tied
+@dataclasses.dataclass(frozen=True)
+class Tie:
+  """Word embeddings and the output layer that config.json ties to them: both one table, as leaf names.
+
+  Attributes:
+    table: name of the embeddings' leaf.
+    output: name that the kernel of an output layer of its own would have.
+  """
+
+  table: str
+  output: str
+
+
+def is_tied(folder: str | Path, family: Family, shapes: masks.Tree, stacks: Mapping[str, int], tie: Tie) -> bool:
+  """Whether the files hold one table, or two that are equal; what transformers goes by where config.json differs.
+
+  Args:
+    shapes: of a model, with or without an output layer of its own.
+  """
   checkpoint = open_checkpoint(weight_files(folder))
-  if not set(family.output_layer) <= set(checkpoint.keys()):
-    return tied
-  if checkpoint.shape(family.output_layer[0]) != checkpoint.shape(family.output_layer[1]):
+  keys = set(checkpoint.keys())
+  rename = _prefix_fix(family, keys, shapes, stacks)
+  table, output = rename(checkpoint_key(family, tie.table)), checkpoint_key(family, tie.output)
+  return not {table, output} <= keys or _are_equal(checkpoint, table, output)
+
+
+def _are_equal(checkpoint: Tensors, key: str, other: str) -> bool:
+  if checkpoint.shape(key) != checkpoint.shape(other):
     return False
-  output, embeddings = (checkpoint.blocks(key) for key in family.output_layer)
-  return all(np.array_equal(one, other) for (_, one), (_, other) in zip(output, embeddings))
+  return all(np.array_equal(a, b) for (_, a), (_, b) in zip(checkpoint.blocks(key), checkpoint.blocks(other)))
 
 
 def open_checkpoint(files: list[Path]) -> Tensors:
@@ -156,6 +165,7 @@ def load_params(
   fresh: tuple[str, ...],
   seed: int = 0,
   place: Callable[[masks.Tree], masks.Tree] | None = None,
+  tie: Tie | None = None,
 ) -> tuple[masks.Tree, list[str], dict[str, float]]:
   """(parameters, names of leaves that were drawn, relative errors of quantised leaves) of a model folder.
 
@@ -165,6 +175,7 @@ def load_params(
     fresh: dotted prefixes of the leaves that may be missing: the task's head, which is then drawn with `seed`.
     place: the tree of shapes -> its shardings: each process reads the parts of its own devices. Leaves that are
       quantised while they are read, and those of GGUF files, are read whole and then laid.
+    tie: a table that the files may hold under either of two names.
 
   Raises:
     UserError: a tensor is missing, is not known, or has another shape.
@@ -173,6 +184,7 @@ def load_params(
   keys = set(checkpoint.keys())
   rename = _prefix_fix(family, keys, shapes, stacks)
   wanted = {name: rename(checkpoint_key(family, name)) for name in expanded(shapes, stacks)}
+  _read_elsewhere(folder, family, checkpoint, wanted, tie)
   missing = {name for name, key in wanted.items() if key not in keys}
   drawn = {name for name in missing if any(name.startswith(prefix + ".") for prefix in fresh)}
   if missing - drawn:
@@ -218,6 +230,27 @@ def load_params(
     if kept is not None:
       kept[one] = leaves[path], errors.get(path)
   return masks.unflatten(leaves), sorted(drawn), errors
+
+
+def _read_elsewhere(
+  folder: str | Path,
+  family: Family,
+  checkpoint: Tensors,
+  wanted: dict[str, str],
+  tie: Tie | None,
+) -> None:
+  """Where a leaf's key is not in the files, one of those that hold the same tensor; copies that differ are refused."""
+  keys = set(checkpoint.keys())
+  for name, key in list(wanted.items()):
+    for one, others in family.copies.items():
+      if key == one or key.endswith(f".{one}"):
+        same = [other for other in (key.removesuffix(one) + rest for rest in others) if other in keys]
+        wanted[name] = key if key in keys else (same or [key])[0]
+        differing = [other for other in same if not _are_equal(checkpoint, wanted[name], other)]
+        if differing:
+          raise UserError(f"{folder}: {differing[0]!r} differs from {wanted[name]!r}; they are one table here")
+  if tie is not None and wanted[tie.table] not in keys and (output := checkpoint_key(family, tie.output)) in keys:
+    wanted[tie.table] = output
 
 
 def kernels_of(
@@ -306,82 +339,3 @@ def draw_params(shapes: masks.Tree, stacks: Mapping[str, int], key: jax.Array, s
     whole = jnp.stack(layers).reshape(leaf.shape) if axes else layers[0]
     leaves[path] = like(leaf, whole) if is_quantized(leaf) else whole
   return masks.unflatten(leaves)
-
-
-# Saving -----------------------------------------------------------------------------------------------------------
-
-
-def to_checkpoint(family: Family, params: masks.Tree, stacks: Mapping[str, int]) -> dict[str, np.ndarray]:
-  """Tensors by Hugging Face's keys and layouts."""
-  flat = masks.flatten(params)
-  tensors = {}
-  for name, (path, index) in expanded(params, stacks).items():
-    leaf = flat[path] if index is None else flat[path][index]
-    value = np.asarray(leaf)
-    axes = checkpoint_axes(family, name, value.ndim)
-    value = value if axes is None else value.transpose(np.argsort(axes))
-    tensors[checkpoint_key(family, name)] = np.ascontiguousarray(value)
-  return tensors
-
-
-def save(
-  folder: str | Path,
-  hf_config: Mapping[str, Any],
-  tensors: Mapping[str, np.ndarray],
-  source: Path | None = None,
-  overwrite: bool = False,
-) -> None:
-  """Writes a Hugging Face model beside what is in a folder.
-
-  Args:
-    source: the folder of the base, whose tokenizer's and processors' files are copied along.
-    overwrite: replace files that were not written here.
-
-  Raises:
-    UserError: as `outputs.written`.
-  """
-  shards = _shards(tensors)
-  copies = files_beside(source) if source is not None else []
-  names = [CONFIG, *(_shard_names(len(shards))), *([INDEX] if len(shards) > 1 else []), *copies]
-  clashes = {_ADAPTER: "transformers would put that adapter on this model"}
-  if len(shards) > 1:
-    clashes[WEIGHTS] = "it would be loaded in place of the index"
-  with outputs.written(folder, names, "model", overwrite=overwrite, base=source, clashes=clashes) as temporary:
-    (temporary / CONFIG).write_text(json.dumps(dict(hf_config), indent=2, sort_keys=True) + "\n")
-    _save_shards(temporary, shards)
-    for name in copies:
-      assert source is not None
-      (temporary / name).parent.mkdir(exist_ok=True)
-      shutil.copyfile(source / name, temporary / name)
-
-
-def files_beside(folder: Path) -> list[str]:
-  """Names of a model folder's files, beside config and weights, that the model needs to be used as it was."""
-  found = {path for pattern in _BESIDE for path in folder.glob(pattern) if path.is_file()}
-  return sorted(path.relative_to(folder).as_posix() for path in found)
-
-
-def _shards(tensors: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
-  shards: list[dict[str, np.ndarray]] = [{}]
-  size = 0
-  for key, value in tensors.items():
-    if size and size + value.nbytes > MAX_SHARD_BYTES:
-      shards.append({})
-      size = 0
-    shards[-1][key] = value
-    size += value.nbytes
-  return shards
-
-
-def _shard_names(count: int) -> list[str]:
-  return [WEIGHTS] if count == 1 else [f"model-{index:05d}-of-{count:05d}.safetensors" for index in range(1, count + 1)]
-
-
-def _save_shards(folder: Path, shards: list[dict[str, np.ndarray]]) -> None:
-  names = _shard_names(len(shards))
-  for name, shard in zip(names, shards):
-    write_tensors(folder / name, shard)
-  if len(shards) > 1:
-    weight_map = {key: name for name, shard in zip(names, shards) for key in shard}
-    total = sum(value.nbytes for shard in shards for value in shard.values())
-    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2))

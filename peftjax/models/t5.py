@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from peftjax.errors import UserError
@@ -151,6 +152,9 @@ class T5ForConditionalGeneration(T5Model):
   Outputs as `T5Model`'s, and "logits" [B, L, vocabulary], or with `targets` "token_losses" and "token_hits"
   float32[B, L] instead.
   """
+
+  head_name: ClassVar[str] = "lm_head"
+  tied_entries: ClassVar[tuple[str, ...]] = ("scale_decoder_outputs",)
 
   def setup(self) -> None:
     self.add_parts()
@@ -323,6 +327,16 @@ def _parse(hf_config: Mapping[str, Any]) -> T5Config:
   return config
 
 
+def _saved(
+  config: T5Config, hf_config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]
+) -> tuple[Mapping[str, Any], Mapping[str, np.ndarray]]:
+  """With the scale of the decoder's outputs in an output layer of its own: old readers scale only where it is tied."""
+  if "lm_head.weight" not in tensors or not config.scale_decoder_outputs:
+    return hf_config, tensors
+  scaled = (tensors["lm_head.weight"] * config.d_model**-0.5).astype(tensors["lm_head.weight"].dtype)
+  return {**hf_config, "scale_decoder_outputs": False}, {**tensors, "lm_head.weight": scaled}
+
+
 def _stacks(config: T5Config) -> dict[str, int]:
   return {"encoder.block": config.num_layers, "decoder.block": config.num_decoder_layers}
 
@@ -353,7 +367,9 @@ def _family(name: str, model_type: str, table: Table) -> Family:
       r"(transformer\.)?decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",
     ),
     rename=((r"(en|de)coder\.relative", r"\1coder.block.0.layer.0.SelfAttention.relative"),),
-    output_layer=("lm_head.weight", "shared.weight"),
+    copies={"shared.weight": ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")},
+    always_tied=True,
+    saved=_saved,
   )
 
 

@@ -385,6 +385,34 @@ CASES |= {
   ),
 }
 
+
+def _vocabulary_case(
+  targets: tuple[str, ...] = (), saved: tuple[str, ...] = (), ensure: bool = False, base: str = "llama-tied"
+) -> Case:
+  """A LoRA on q_proj and on word embeddings or output layer, or with copies of these."""
+  targets = ("q_proj", *targets)
+  return Case(
+    lambda **c: peft.LoraConfig(
+      r=3, target_modules=list(targets), modules_to_save=list(saved) or None, ensure_weight_tying=ensure, **c
+    ),
+    methods.LoRA(rank=3, targets=targets, modules_to_save=saved, ensure_weight_tying=ensure),
+    base=base,
+    merges=False,  # PEFT merges one use of a tied table into both
+  )
+
+
+CASES |= {
+  "output-layer": _vocabulary_case(("lm_head",), base="llama-causal"),
+  "both-tables": _vocabulary_case(("lm_head", "embed_tokens"), base="llama-causal"),
+  "tied-embeddings": _vocabulary_case(("embed_tokens",)),
+  "tied-output": _vocabulary_case(("lm_head",)),
+  "tied-each": _vocabulary_case(("lm_head", "embed_tokens")),
+  "tied-ensured": _vocabulary_case(("embed_tokens",), ensure=True),
+  "tied-saved": _vocabulary_case(saved=("embed_tokens",)),
+  "tied-saved-output": _vocabulary_case(saved=("lm_head",)),
+  "tied-saved-both": _vocabulary_case(saved=("lm_head", "embed_tokens")),
+  "tied-saved-ensured": _vocabulary_case(saved=("embed_tokens",), ensure=True),
+}
 cases = pytest.mark.parametrize("name", CASES)
 
 

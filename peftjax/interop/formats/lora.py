@@ -67,6 +67,7 @@ FIELDS = {
   "rank_pattern": "rank_pattern",
   "alpha_pattern": "alpha_pattern",
   "lora_bias": "lora_bias",
+  "ensure_weight_tying": "ensure_weight_tying",
 }
 FREE = ("init_lora_weights", "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
         "qalora_group_size")  # fmt: skip

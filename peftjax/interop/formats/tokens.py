@@ -15,6 +15,7 @@ from peftjax.sites import Site
 
 _KEY = "trainable_tokens_delta"
 _TIED = f"base_model.model.lm_head.{_KEY}"
+_COPIES = tuple(f"base_model.model.{part}.embed_tokens.{_KEY}" for part in ("encoder", "decoder"))  # of T5's `shared`
 
 
 def _tensors(method: TrainableTokens, site: Site) -> Mapping[str, Tensor]:
@@ -41,13 +42,14 @@ def _with_copy(bound: Bound, config: Config, tensors: Tensors) -> tuple[Config, 
   return config, {**tensors, _TIED: value}
 
 
-def _without_copy(bound: Bound, config: Config, tensors: Tensors) -> Tensors:
+def _without_copies(bound: Bound, config: Config, tensors: Tensors) -> Tensors:
   del config
-  if _TIED not in tensors or not any(site.kind == "unembedding" for site in bound.sites):
-    return tensors
-  found = {key: value for key, value in tensors.items() if key != _TIED}
-  if not any(np.array_equal(value, tensors[_TIED]) for key, value in found.items() if key.endswith(_KEY)):
-    raise UserError(f"{_TIED!r} is not the embeddings', to which this model's output layer is tied")
+  is_tied = any(site.kind == "unembedding" for site in bound.sites)
+  copies = [key for key in tensors if key in _COPIES or (is_tied and key == _TIED)]
+  found = {key: value for key, value in tensors.items() if key not in copies}
+  for key in copies:
+    if not any(np.array_equal(value, tensors[key]) for own, value in found.items() if own.endswith(_KEY)):
+      raise UserError(f"{key!r} is not the embeddings', to which it is tied in this model")
   return found
 
 
@@ -62,6 +64,6 @@ FORMATS = (
     config_of=_config,
     fields_of=_fields,
     pack=_with_copy,
-    unpack=_without_copy,
+    unpack=_without_copies,
   ),
 )

@@ -1,0 +1,170 @@
+"""Word embeddings and output layers in PEFT's files: what tying means there, copies of a tied table, new tokens.
+
+PEFT wraps modules. Where the output layer is tied to the word embeddings, an adapter on one of the two modules, or a
+copy in `modules_to_save`, leaves the other as it was; with `ensure_weight_tying` both are wrapped alike, and their
+tensors are in the file twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from peftjax.errors import UserError
+from peftjax.interop import rules
+from peftjax.interop.formats.base import Config, Format, Tensors
+from peftjax.interop.leaves import module_key
+from peftjax.vocabulary import output_path, resized, table_path, tied_site, untied
+
+if TYPE_CHECKING:
+  from peftjax.model import Model
+
+TYING = "ensure_weight_tying"
+_WEIGHTS = ("weight", "base_layer.weight", "modules_to_save.weight")
+# Tensor of the output layer -> that of the embeddings which it is, transposed or not.
+_COPIES = {
+  "weight": ("weight", False),
+  "base_layer.weight": ("base_layer.weight", False),
+  "lora_A.weight": ("lora_embedding_B", True),
+  "lora_B.weight": ("lora_embedding_A", True),
+}
+
+
+def table_module(model: Model) -> str:
+  """PEFT's name of the word embeddings; "" where the model declares none."""
+  path = table_path(model)
+  return module_key(model, path.rpartition(".")[0]) if path else ""
+
+
+def output_module(model: Model) -> str:
+  """PEFT's name of the output layer, tied or not; "" where the model has none over the vocabulary."""
+  return output_path(model).rpartition(".")[0] if hasattr(model.module, "head_name") else ""
+
+
+def is_vocabulary(model: Model, name: str) -> bool:
+  """Whether a base leaf is the word embeddings' or the output layer's."""
+  output = output_module(model)
+  return name == table_path(model) or bool(output and name.startswith(f"{output}."))
+
+
+def prepared(model: Model, config: Config, form: Format) -> tuple[Model, Config]:
+  """(the model with an output layer of its own where the adapter needs one, the config as it is for that model).
+
+  Raises:
+    UserError: the adapter is on a table that torch does not read.
+  """
+  table, output = table_module(model), output_module(model)
+  entries = config.get("modules_to_save") or ()
+  kinds = form.kinds or form.method.kinds
+  covers_ties = "unembedding" in form.method.kinds
+  if table and not covers_ties and (rules.is_saved(entries, table) or _is_on(config, table, kinds, "embedding")):
+    check_read(model, table)
+  if tied_site(model) is None:
+    return model, ({**config, TYING: False} if TYING in config else config)
+  if config.get(TYING):
+    return model, _on_table(config, table, output)
+  on_output = _is_on(config, output, kinds, "linear")
+  return (
+    untied(model) if on_output or rules.is_saved(entries, output) or rules.is_saved(entries, table) else model
+  ), config
+
+
+def _is_on(config: Mapping[str, Any], module: str, kinds: tuple[str, ...], kind: str) -> bool:
+  return kind in kinds and rules.is_targeted(config, module)
+
+
+def check_read(model: Model, table: str) -> None:
+  """Raises a `UserError` if torch reads copies of the table, which PEFT does not wrap with it: T5's `shared`."""
+  copies = model.family.copies.get(f"{table}.weight")
+  if copies:
+    others = " and ".join(repr(one.removesuffix(".weight")) for one in copies)
+    raise UserError(f"in PEFT an adapter on {table!r} does nothing: torch reads {others}, which are tied to it")
+
+
+def _on_table(config: Config, table: str, output: str) -> Config:
+  """The config with the embeddings in place of the output layer that is tied to them, as PEFT has it."""
+  found = dict(config)
+  for key in ("target_modules", "modules_to_save"):
+    names = config.get(key)
+    if not isinstance(names, str) and names and output in names:
+      found[key] = list(dict.fromkeys(table if name == output else name for name in names))
+  return found
+
+
+def with_shared(model: Model, form: Format, tensors: Tensors) -> Tensors:
+  """With a tied output layer's stored base under the embeddings' name too: in torch they are one tensor."""
+  table, output = (f"{form.prefix}{name}." for name in (table_module(model), output_module(model)))
+  base = tensors.get(f"{output}base_layer.weight")
+  if tied_site(model) is None or base is None or any(f"{table}{leaf}" in tensors for leaf in _WEIGHTS):
+    return tensors
+  return {**tensors, f"{table}weight": base}
+
+
+def with_vocabulary(model: Model, form: Format, tensors: Tensors) -> Model:
+  """The model with as many tokens as the adapter's tables, where it brings them all.
+
+  Raises:
+    UserError: it brings one of the model's two tables alone.
+  """
+  table, output = table_module(model), output_module(model)
+  found = {name: _rows(tensors, f"{form.prefix}{name}") for name in (table, output) if name}
+  sizes = {rows for rows in found.values() if rows}
+  if not sizes or sizes == {model.hf_config.get("vocab_size")}:
+    return model
+  needed = [name for name in found if name == table or tied_site(model) is None]
+  lacking = [name for name in needed if not found[name]]
+  if len(sizes) > 1 or lacking:
+    brought = ", ".join(f"{name!r} with {rows} rows" for name, rows in found.items() if rows)
+    raise UserError(
+      f"the adapter brings {brought}, and the model has {model.hf_config.get('vocab_size')} tokens; "
+      "give the base that was resized, or save the adapter with save_embedding_layers=True"
+    )
+  return resized(model, sizes.pop())
+
+
+def _rows(tensors: Tensors, module: str) -> int:
+  return next((len(tensors[key]) for leaf in _WEIGHTS if (key := f"{module}.{leaf}") in tensors), 0)
+
+
+def has_other_vocabulary(model: Model, base_config: Mapping[str, Any]) -> bool:
+  """Whether the model's number of tokens is not the base's on disk, so that its tables go into the adapter."""
+  return base_config.get("vocab_size") != model.hf_config.get("vocab_size")
+
+
+def without_copies(model: Model, form: Format, tensors: Tensors) -> Tensors:
+  """Without second copies of a tensor: a tied output layer's, and what PEFT writes of each module to save beside it.
+
+  Raises:
+    UserError: a copy differs.
+  """
+  found = dict(tensors)
+  if tied_site(model) is not None:
+    table, output = table_module(model), output_module(model)
+    for leaf, (other, is_transposed) in _COPIES.items():
+      copy, original = f"{form.prefix}{output}.{leaf}", f"{form.prefix}{table}.{other}"
+      if copy in found and original in found:
+        value = found.pop(copy)
+        if not np.array_equal(value.T if is_transposed else value, found[original]):
+          raise UserError(f"{copy!r} differs from {original!r}, to which the output layer is tied")
+  for key in tensors:
+    for inner in (".modules_to_save.", ".original_module."):
+      plain = key.replace(inner, ".")
+      if plain != key and plain in found:
+        value = found.pop(key)
+        if inner == ".modules_to_save." and not np.array_equal(value, found[plain]):
+          raise UserError(f"{key!r} differs from {plain!r}, which PEFT stores with the same values")
+  return found
+
+
+def with_copies(model: Model, form: Format, tensors: Tensors) -> Tensors:
+  """With the tensors of a tied output layer, as PEFT writes them where the tie is ensured."""
+  table, output = table_module(model), output_module(model)
+  found = dict(tensors)
+  for leaf, (other, is_transposed) in _COPIES.items():
+    original = f"{form.prefix}{table}.{other}"
+    if original in tensors:
+      value = tensors[original]
+      found[f"{form.prefix}{output}.{leaf}"] = np.ascontiguousarray(value.T) if is_transposed else value
+  return found
