@@ -97,7 +97,7 @@ class GPT2Attention(nn.Module, HasSites):
   def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
     """[B, L, H, D] from queries [B, L, H, D], keys and values [B, S, H, D], mask [B, 1, L, S]."""
     scale = None if self.config.scale_attn_weights else 1.0
-    return attend(self, q, k, v, mask, self.config.attn_pdrop, scale=scale)
+    return attend(self, q, k, v, mask, self.config.attn_pdrop, scale=scale, causal=True)
 
 
 class GPT2MLP(nn.Module):

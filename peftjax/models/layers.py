@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from peftjax.errors import UserError, nearest
+from peftjax.models import cudnn
 from peftjax.models.placement import current, product
 from peftjax.sites import HasSites
 
@@ -24,7 +25,7 @@ REMAT_POLICIES = {
   "full": jax.checkpoint_policies.nothing_saveable,
 }
 _LONG = 1024  # tokens from which the weights of all heads at once are what fills a device's memory
-ATTENTION_BACKENDS = ("auto", "xla", "heads")
+ATTENTION_BACKENDS = ("auto", "xla", "heads", "cudnn")
 ACTIVATIONS = {
   "gelu": lambda x: nn.gelu(x, approximate=False),
   "gelu_new": lambda x: nn.gelu(x, approximate=True),
@@ -162,6 +163,7 @@ def attention(
   dropout_rate: float = 0.0,
   dropout_key: jax.Array | None = None,
   recompute: bool = False,
+  causal: bool = False,
 ) -> jax.Array:
   """softmax(q kᵀ · scale + bias) v, grouped-query where K < H, softmax in float32.
 
@@ -171,19 +173,24 @@ def attention(
     scale: default 1/√D.
     softcap: logits become cap · tanh(logits / cap) before bias and mask (Gemma 2).
     backend: "xla" computes all heads at once; "heads" maps over heads, whose smaller temporaries stay in the cache of a
-      CPU; "auto" chooses by platform.
+      CPU; "cudnn" is the fused kernel of CUDA devices, where `cudnn.reason` gives none against it, and otherwise as
+      "auto", which chooses by platform: "cudnn" where it can.
     dropout_key: drop attention weights at `dropout_rate`; None keeps all.
     recompute: the backward pass computes one head's weights at a time once more, so that those of all heads are never
       held; with "heads", which "auto" then chooses for long sequences on every platform.
+    causal: the mask lets no token see a later one; regarded where L = S.
 
   Returns:
     [B, L, H, D] in q's dtype.
   """
-  if backend == "auto":
-    shortest = _LONG if recompute else 128 if current().platform == "cpu" else math.inf
-    backend = "heads" if q_BxLxHxD.shape[1] >= shortest else "xla"
   scale = q_BxLxHxD.shape[-1] ** -0.5 if scale is None else scale
   drop = dropout_rate > 0.0 and dropout_key is not None
+  if backend in ("auto", "cudnn"):
+    if not cudnn.reason(q_BxLxHxD, k_BxSxKxD, mask, bias, softcap, drop):
+      causal = causal and q_BxLxHxD.shape[1] == k_BxSxKxD.shape[1]
+      return cudnn.attention(q_BxLxHxD, k_BxSxKxD, v_BxSxKxD, mask, scale, causal)
+    shortest = _LONG if recompute else 128 if current().platform == "cpu" else math.inf
+    backend = "heads" if q_BxLxHxD.shape[1] >= shortest else "xla"
   if backend == "heads" and not drop:
     return _attention_by_head(q_BxLxHxD, k_BxSxKxD, v_BxSxKxD, mask, bias, scale, softcap, recompute)
   batch, length, heads, size = q_BxLxHxD.shape

@@ -65,7 +65,7 @@ class LlamaAttention(nn.Module, HasSites):
     """[B, L, H, D] from queries [B, L, H, D], keys and values [B, S, K, D], mask [B, 1, L, S]."""
     config = self.config
     scale, softcap = config.attention_scale, config.attn_logit_softcapping
-    return attend(self, q, k, v, mask, config.attention_dropout, scale=scale, softcap=softcap)
+    return attend(self, q, k, v, mask, config.attention_dropout, scale=scale, softcap=softcap, causal=True)
 
 
 class LlamaMLP(nn.Module):

@@ -96,7 +96,7 @@ class OPTAttention(nn.Module, HasSites):
 
   def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
     """[B, L, H, D] from queries [B, L, H, D], keys and values [B, S, H, D], mask [B, 1, L, S]."""
-    return attend(self, q, k, v, mask, self.config.attention_dropout)
+    return attend(self, q, k, v, mask, self.config.attention_dropout, causal=True)
 
 
 class OPTDecoderLayer(nn.Module, HasSites):

@@ -1,0 +1,175 @@
+"""Every method on a tiny encoder: this device against the CPU, and merged against unmerged."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.accelerator.distance import distance
+from peftjax import config as config_lib
+from peftjax import masks, methods, optim, tasks
+from peftjax.errors import UserError
+from peftjax.model import Model, from_config
+from peftjax.models.layers import Runtime
+from peftjax.train.run import group_rates
+from peftjax.train.state import init_state
+from peftjax.train.step import make_loss, make_train_step
+
+BERT = {
+  "model_type": "bert",
+  "architectures": ["BertForSequenceClassification"],
+  "vocab_size": 64,
+  "hidden_size": 32,
+  "num_hidden_layers": 2,
+  "num_attention_heads": 4,
+  "intermediate_size": 48,
+  "max_position_embeddings": 40,
+  "type_vocab_size": 2,
+  "hidden_dropout_prob": 0.0,
+  "attention_probs_dropout_prob": 0.0,
+  "num_labels": 3,
+}
+SETTINGS: dict[str, dict[str, Any]] = {  # where the defaults do not fit the tiny encoder
+  "last_k": {"k": 1},
+  "patterns": {"train": ("query",)},
+  "adalora": {"init_r": 4, "target_r": 2},
+  "fourierft": {"n_frequency": 9},
+  "vblora": {"rank": 2, "num_vectors": 6, "vector_length": 8},
+  "oft": {"oft_block_size": 8},
+  "boft": {"boft_block_size": 4},
+  "c3a": {"block_size": 8},
+  "gralora": {"rank": 4, "gralora_k": 2},
+  "road": {"group_size": 8},
+  "compacter": {"bottleneck_dim": 8, "phm_dim": 4},
+  "houlsby": {"bottleneck_dim": 6},
+  "pfeiffer": {"bottleneck_dim": 6},
+  "parallel_adapter": {"bottleneck_dim": 6},
+  "adapter_plus": {"bottleneck_dim": 6},
+  "mam": {"num_virtual_tokens": 4, "bottleneck_dim": 6},
+  "unipelt": {"rank": 2, "num_virtual_tokens": 4, "bottleneck_dim": 6},
+  "prompt": {"num_virtual_tokens": 4},
+  "p_tuning": {"num_virtual_tokens": 4, "encoder_hidden_size": 8},
+  "prefix": {"num_virtual_tokens": 4},
+  "p_tuning_v2": {"num_virtual_tokens": 4},
+  "llama_adapter": {"num_virtual_tokens": 4},
+  "trainable_tokens": {"token_indices": (30, 11, 5, 17)},
+  "hybrid": {"methods": ({"name": "bitfit"}, {"name": "lora"})},
+}
+
+
+def check(checks: Any, shard: int, shards: int) -> None:
+  """Every `shards`-th method."""
+  for name in sorted(methods.METHODS)[shard::shards]:
+    checks.attempt(name, one, name)
+
+
+def one(name: str) -> tuple[bool, dict[str, Any]]:
+  """The figures of a method."""
+  with jax.default_device(jax.devices("cpu")[0]):
+    model = noisy(base().add(methods.build({"name": name, **SETTINGS.get(name, {})}), jax.random.key(1)))
+    merged = merged_of(model)
+  cpu, here = jax.devices("cpu")[0], jax.devices()[0]
+  wanted, found = run(model, cpu), run(model, here)
+  low = {device: run(lowered(model), device) for device in (cpu, here)}
+  figures: dict[str, Any] = {
+    "float32": {key: distance(found[key], wanted[key]) for key in ("logits", "grads", "loss")},
+    "bfloat16": {key: distance(low[here][key], wanted[key]) for key in ("logits", "grads")},
+    "bfloat16_cpu": {key: distance(low[cpu][key], wanted[key]) for key in ("logits", "grads")},
+    "steps_finite": bool(np.isfinite(found["step_loss"]) and np.isfinite(low[here]["step_loss"])),
+    "moved": distance(found["after"], found["before"]) > 0,
+  }
+  passed = figures["float32"]["logits"] < 1e-4 and figures["float32"]["grads"] < 1e-3
+  for key, least in (("logits", 0.02), ("grads", 0.05)):
+    passed &= figures["bfloat16"][key] < max(3 * figures["bfloat16_cpu"][key], least)
+  passed &= figures["steps_finite"] and figures["moved"]
+  if merged is not None:
+    figures["merged"] = distance(logits_of(merged, here), found["logits"])
+    passed &= figures["merged"] < 1e-4
+  return passed, figures
+
+
+@functools.cache
+def base() -> Model:
+  """The tiny encoder with random leaves."""
+  model = from_config(BERT, task="text_classification", runtime=Runtime(attention="auto"))
+  random = np.random.default_rng(0)
+
+  def draw(path: str, leaf: Any) -> jax.Array:
+    noise = random.normal(size=leaf.shape).astype(np.float32)
+    return jnp.asarray(1.0 + 0.1 * noise if path.endswith("scale") else 0.15 * noise)
+
+  return model.with_params(masks.unflatten({path: draw(path, x) for path, x in masks.flatten(model.params).items()}))
+
+
+def noisy(model: Model) -> Model:
+  """The model after some training: what trains moved a little."""
+  labels, flat, random = masks.flatten(model.labels()), dict(masks.flatten(model.params)), np.random.default_rng(1)
+  for path, leaf in flat.items():
+    if labels[path] != masks.FROZEN:
+      flat[path] = leaf + 0.05 * random.normal(size=leaf.shape).astype(leaf.dtype)
+  return model.with_params(masks.unflatten(flat))
+
+
+def lowered(model: Model) -> Model:
+  """The same leaves, computing in bfloat16."""
+  low = from_config(BERT, task="text_classification", runtime=Runtime(compute_dtype=jnp.bfloat16))
+  return low.add(model.methods).with_params(model.params) if len(model.methods) else low.with_params(model.params)
+
+
+def batch() -> dict[str, np.ndarray]:
+  """Four rows of sixteen tokens, padded on the right."""
+  random = np.random.default_rng(2)
+  mask = np.ones((4, 16), np.int32)
+  for row in range(4):
+    mask[row, 16 - 3 * row :] = 0
+  ids = np.where(mask, random.integers(3, 64, mask.shape), 0).astype(np.int32)
+  labels = random.integers(3, size=4).astype(np.int32)
+  index = np.arange(4, dtype=np.int32)
+  return {"input_ids": ids, "attention_mask": mask, "labels": labels, "index": index, "weight": np.ones(4, np.float32)}
+
+
+def run(model: Model, device: Any) -> dict[str, Any]:
+  """Logits, loss, gradients and a step of a method on a device."""
+  labels = model.labels()
+  trainable, frozen = masks.partition(model.params, labels)
+  config = config_lib.default().optim
+  groups = masks.partition(labels, labels)[0]
+  optimizer = optim.make_optimizer(config, groups, 10, group_rates(model), stacks=model.stacks)
+  optimizer = model.transformed(optimizer, 10)
+  task = tasks.make("text_classification", ("a", "b", "c"))
+  loss = make_loss(model.forward, task, model.penalty)
+  step = make_train_step(loss, optimizer)
+
+  def everything(state: Any, frozen: Any, given: Any, key: Any) -> Any:
+    (total, _), grads = jax.value_and_grad(loss, has_aux=True)(state.trainable, frozen, given, key)
+    inputs = {name: given[name] for name in ("input_ids", "attention_mask")}
+    logits = model.forward(masks.combine(state.trainable, frozen), inputs)["logits"]
+    after, metrics = step(state, frozen, given)
+    return total, grads, logits, after.trainable, metrics["loss"]
+
+  with jax.default_device(device), jax.default_matmul_precision("highest"):
+    placed = jax.device_put((trainable, frozen, batch()), device)
+    state = init_state(placed[0], optimizer, 0)
+    total, grads, logits, after, step_loss = jax.jit(everything)(state, *placed[1:], jax.random.PRNGKey(0))
+    found = {"loss": total, "grads": grads, "logits": logits, "before": trainable, "after": after}
+    return jax.device_get(found) | {"step_loss": float(step_loss)}
+
+
+def merged_of(model: Model) -> Model | None:
+  """The merged model, or None where the method cannot be merged."""
+  try:
+    return model.merge()
+  except UserError:
+    return None
+
+
+def logits_of(model: Model, device: Any) -> np.ndarray:
+  """The logits on a device."""
+  given = {name: batch()[name] for name in ("input_ids", "attention_mask")}
+  with jax.default_device(device), jax.default_matmul_precision("highest"):
+    params, inputs = jax.device_put((model.params, given), device)
+    return np.asarray(jax.jit(lambda p, i: model.forward(p, i)["logits"])(params, inputs))

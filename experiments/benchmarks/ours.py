@@ -1,0 +1,164 @@
+"""peftjax's side of a benchmark: the step that `train` compiles, over random weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.benchmarks.shapes import Shape
+from peftjax import config as config_lib
+from peftjax import masks, methods, tasks
+from peftjax.model import Model, from_config, initialise
+from peftjax.models.layers import Runtime
+from peftjax.parallel import mesh as mesh_lib
+from peftjax.train import run as run_lib
+from peftjax.train.compiling import Cost, CompiledStep, use_cache
+
+
+def dtypes_of(precision: str, method: str) -> tuple[str, str | None]:
+  """(dtype of the base's leaves, compute dtype): what trains is float32, a frozen base is stored as it computes."""
+  if precision == "float32":
+    return "float32", None
+  return ("float32" if method == "full" else precision), precision
+
+
+def model_of(shape: Shape, method: Mapping[str, Any], precision: str, **runtime: Any) -> Model:
+  """The model of shapes alone with its method."""
+  dtype, compute = dtypes_of(precision, str(method["name"]))
+  labels = 2 if shape.task == "text_classification" else 0
+  base = from_config(
+    shape.hf_config, dtype, task=shape.task, num_labels=labels, runtime=Runtime(compute_dtype=compute, **runtime)
+  )
+  return base.add(methods.build(method), jax.random.key(1))
+
+
+def drawn(shape: Shape, method: Mapping[str, Any], precision: str, seed: int = 0, **runtime: Any) -> Model:
+  """As `model_of`, with random weights, drawn by one program."""
+  dtype, compute = dtypes_of(precision, str(method["name"]))
+  labels = 2 if shape.task == "text_classification" else 0
+  base = from_config(
+    shape.hf_config, dtype, task=shape.task, num_labels=labels, runtime=Runtime(compute_dtype=compute, **runtime)
+  )
+  base = base.with_params(jax.jit(lambda key: initialise(base, key).params)(jax.random.key(seed)))
+  return base.add(methods.build(method), jax.random.key(1))
+
+
+class Ours:
+  """A training run on one device without its data.
+
+  Args:
+    shape: model and batch.
+    method: a `config.method` section.
+    precision: "float32", or "bfloat16": the dtype that products are computed in.
+    runtime: fields of `Runtime`.
+
+  Attributes:
+    cost: of the compiled step, after `compile`.
+  """
+
+  def __init__(self, shape: Shape, method: Mapping[str, Any], precision: str, **runtime: Any):
+    self.shape, self.method, self.precision = shape, dict(method), precision
+    self.runtime = {"remat": "none", **runtime}
+    self.cost: Cost | None = None
+    config = config_lib.default()
+    with config.unlocked():
+      config.method = self.method
+    self._task = tasks.make(shape.task, ("a", "b") if shape.task == "text_classification" else ())
+    self._mesh = mesh_lib.make_mesh(config.mesh, jax.devices()[:1])
+    self._model = model_of(shape, method, precision, **self.runtime)
+    self._program = run_lib.program(config, self._task, self._model, self._mesh, 1000)
+    self._step: CompiledStep | None = None
+
+  def compile(self) -> Cost:
+    """Compiles the step from shapes; no array is made."""
+    trainable, frozen = (self._laid(tree) for tree in masks.partition(self._model.params, self._model.labels()))
+    state = self._laid(jax.eval_shape(self._program.init, trainable))
+    batch = {
+      name: jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=mesh_lib.batch_sharding(self._mesh))
+      for name, one in self.shape.batch().items()
+    }
+    self._step = CompiledStep(self._program.step(), self._mesh, state, frozen, lambda cost: None)
+    self._compiled, self.cost = self._step.compile(state, frozen, batch)
+    return self.cost
+
+  def start(self) -> None:
+    """Draws weights and makes the state."""
+    model = drawn(self.shape, self.method, self.precision, **self.runtime)
+    trainable, frozen = masks.partition(model.params, model.labels())
+    shardings = self._program.layout.shardings
+    self._frozen = mesh_lib.put_tree(frozen, shardings(frozen))
+    trainable = mesh_lib.put_tree(trainable, shardings(trainable))
+    place = shardings(jax.eval_shape(self._program.init, trainable))
+    self._state = jax.jit(self._program.init, out_shardings=place)(trainable)
+    self._batch = mesh_lib.put_batch(self._mesh, self.shape.batch())
+
+  def run(self) -> Any:
+    """One update; the result need not be ready."""
+    self._state, metrics = self._compiled(self._state, self._frozen, self._batch)
+    return metrics["loss"]
+
+  def text(self) -> str:
+    """The compiled program."""
+    return str(self._compiled.as_text())
+
+  def peak_bytes(self) -> int | None:
+    """Most bytes that were in use on the device; None on a CPU."""
+    stats = jax.devices()[0].memory_stats()
+    return int(stats["peak_bytes_in_use"]) if stats else None
+
+  def _laid(self, tree: Any) -> Any:
+    shardings = self._program.layout.shardings(tree)
+    return jax.tree.map(
+      lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree, shardings
+    )
+
+
+def model_flops(shape: Shape, method: str) -> float:
+  """FLOPs that an update needs, nothing computed twice: 6 a weight and token with full fine-tuning, else 4.
+
+  Products with weights, and attention's two: 4 · S · heads · head size a token and layer forward, half of it where no
+  token sees a later one, times 3. Adapters' own products and weight gradients are left out, as is the embedding lookup.
+  """
+  labels = 2 if shape.task == "text_classification" else 0
+  model = from_config(shape.hf_config, task=shape.task, num_labels=labels)
+  per_weight = 6 if method == "full" else 4
+  encoder, decoder = shape.rows * shape.length, shape.rows * shape.targets
+  total = 0.0
+  for path, leaf in masks.flatten(model.params).items():
+    if not path.endswith(".kernel"):
+      continue
+    tokens = encoder
+    if path.startswith("decoder.") and shape.targets:
+      tokens = encoder if "EncDecAttention.k" in path or "EncDecAttention.v" in path else decoder
+    if "pooler" in path or "classifier" in path or "score" in path:
+      tokens = shape.rows
+    total += per_weight * tokens * math.prod(leaf.shape)
+  hf = model.hf_config
+  hidden = int(hf.get("hidden_size", hf.get("n_embd", hf.get("d_model", 768))))
+  if hf.get("tie_word_embeddings", True) and shape.task != "text_classification":
+    total += per_weight * (decoder or encoder) * hidden * int(hf["vocab_size"])
+  return total + 3 * _attention_flops(shape, model, hidden)
+
+
+def _attention_flops(shape: Shape, model: Model, hidden: int) -> float:
+  hf, rows = model.hf_config, shape.rows
+  heads = int(hf.get("num_attention_heads", hf.get("n_head", hf.get("num_heads", 12))))
+  width = heads * int(hf.get("head_dim") or hf.get("d_kv") or hidden // heads)
+  layers = int(hf.get("num_hidden_layers", hf.get("n_layer", hf.get("num_layers", 12))))
+  if shape.targets:
+    pairs = shape.length**2 + shape.targets**2 / 2 + shape.targets * shape.length
+  else:
+    pairs = shape.length**2 / (2 if shape.task == "causal_lm" else 1)
+  return 4.0 * rows * layers * pairs * width
+
+
+def finite(value: Any) -> bool:
+  """Whether a loss is a number."""
+  return bool(np.isfinite(np.asarray(value)))
+
+
+__all__ = ["Ours", "drawn", "dtypes_of", "finite", "model_flops", "model_of", "use_cache"]
