@@ -13,7 +13,8 @@ import numpy as np
 
 from experiments.accelerator.distance import distance
 from peftjax import masks
-from peftjax.model import Model, from_config
+from peftjax.loading import from_config
+from peftjax.model import Model
 from peftjax.models.layers import Runtime
 
 COMMON = {"vocab_size": 128, "initializer_range": 0.1}

@@ -13,7 +13,8 @@ from experiments.accelerator.distance import distance
 from peftjax import config as config_lib
 from peftjax import masks, methods, optim, tasks
 from peftjax.errors import UserError
-from peftjax.model import Model, from_config
+from peftjax.loading import from_config
+from peftjax.model import Model
 from peftjax.models.layers import Runtime
 from peftjax.train.run import group_rates
 from peftjax.train.state import init_state

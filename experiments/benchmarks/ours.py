@@ -12,11 +12,12 @@ import numpy as np
 from experiments.benchmarks.shapes import Shape
 from peftjax import config as config_lib
 from peftjax import masks, methods, tasks
-from peftjax.model import Model, from_config, initialise
+from peftjax.loading import from_config, initialise
+from peftjax.model import Model
 from peftjax.models.layers import Runtime
 from peftjax.parallel import mesh as mesh_lib
 from peftjax.train import run as run_lib
-from peftjax.train.compiling import Cost, CompiledStep, use_cache
+from peftjax.train.compiling import CompiledStep, Cost, use_cache
 
 
 def dtypes_of(precision: str, method: str) -> tuple[str, str | None]:
