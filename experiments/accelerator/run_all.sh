@@ -11,7 +11,7 @@
 #   sweeps        many runs as one program
 #   idle          the share of a real training loop in which the device waits for the host
 #
-# SHAPES (by commas) limits `prepare`, `steps` and `profile`; SMOKE_SECONDS and STEPS_SECONDS limit time; MODEL is a folder
+# SHAPES (by commas) limits `prepare` and `steps`, PROFILE `profile`; SMOKE_SECONDS and STEPS_SECONDS limit time; MODEL is a folder
 # of a MiniLM where the package is not at hand; PYTHON is the interpreter. Nothing needs a network.
 set -uo pipefail
 out=${1:?folder}; shift
@@ -23,7 +23,7 @@ cache=${CACHE:-/tmp/peftjax_compiled}
 shapes=${SHAPES:-}
 
 steps() { "$python" -m experiments.benchmarks.training_steps --size=large --shapes="$shapes" --methods="${METHODS:-full,lora}" \
-  --cache="$cache" --log="$out/logs/steps.log" --budget="${STEPS_SECONDS:-240}" --rounds=5 "$@"; }
+  --cache="$cache" --log="$out/logs/steps.log" --budget="${STEPS_SECONDS:-240}" --rounds=5 --patience=70 "$@"; }
 
 section() {
   case $1 in
@@ -34,18 +34,18 @@ from experiments.benchmarks.measuring import *
 record('environment', {'matmul_flops_per_second': {one: matmul_peak(one) for one in ('bfloat16', 'float32')}}, '$out/environment.json')
 print(device_name(), versions())" ;;
     smoke) "$python" -m experiments.accelerator.smoke --out="$out/smoke" --seconds="${SMOKE_SECONDS:-240}" --model="${MODEL:-}" ;;
-    prepare) steps --prepare --patience=120 ;;
+    prepare) steps --prepare --patience=120 --rivals=peftjax ;;
     steps) steps --out="$out/training_steps.json" ;;
     attention) "$python" -m experiments.benchmarks.attention --out="$out/attention.json" ${ATTENTION:-} ;;
     profile)
-      for shape in ${shapes//,/ }; do
+      for shape in $(tr , " " <<<"${PROFILE:-llama-1b,roberta-large}"); do
         timeout 60 "$python" -m experiments.benchmarks.profile_step --shape="$shape" --method="${METHOD:-lora}" --cache="$cache" --out="$out/profile_$shape.json"
       done ;;
     methods) "$python" -m experiments.benchmarks.methods --shape="${METHODS_SHAPE:-bert-base}" --precision=bfloat16 --processes=8 \
       --steps=10 --cache="$cache" --log="$out/logs/methods.log" --patience="${METHODS_SECONDS:-150}" --out="$out/methods.json" ;;
     sweeps) "$python" -m experiments.benchmarks.sweeps --cache="$cache" --out="$out/sweeps.json" ;;
     idle) "$python" -m experiments.benchmarks.host --model="${MODEL:-}" --out="$out/host.json" ;;
-    *) echo "no section $1" ;;
+    *) [[ -f $1 ]] && "$python" "$1" || echo "no section $1" ;;
   esac
 }
 

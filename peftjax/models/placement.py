@@ -30,9 +30,16 @@ _current: ContextVar[Placement | None] = ContextVar("placement", default=None)
 
 
 def current() -> Placement:
-  """The placement of the program that is being traced."""
+  """The placement of the program that is being traced; where none is set, that of JAX's default device."""
   found = _current.get() or Placement()
-  return found if found.platform else dataclasses.replace(found, platform=jax.default_backend())
+  return found if found.platform else dataclasses.replace(found, platform=_default_platform())
+
+
+def _default_platform() -> str:
+  device = jax.config.jax_default_device
+  if device is None:
+    return jax.default_backend()
+  return device if isinstance(device, str) else str(device.platform)
 
 
 _brought: ContextVar[Callable[[jax.Array], jax.Array] | None] = ContextVar("brought", default=None)
