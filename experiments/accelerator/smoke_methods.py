@@ -16,7 +16,6 @@ from peftjax.errors import UserError
 from peftjax.loading import from_config
 from peftjax.model import Model
 from peftjax.models.layers import Runtime
-from peftjax.train.run import group_rates
 from peftjax.train.state import init_state
 from peftjax.train.step import make_loss, make_train_step
 
@@ -81,12 +80,11 @@ def one(name: str) -> tuple[bool, dict[str, Any]]:
   figures: dict[str, Any] = {
     "float32": {key: distance(found[key], wanted[key]) for key in ("logits", "grads", "loss")},
     "bfloat16": {key: distance(low[key], wanted[key]) for key in ("logits", "grads")},
-    "steps_finite": bool(np.isfinite(found["step_loss"]) and np.isfinite(low["step_loss"])),
-    "moved": distance(found["after"], found["before"]) > 0,
+    "moved": any(float(np.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(found["grads"])),
   }
   passed = figures["float32"]["logits"] < 1e-4 and figures["float32"]["grads"] < 1e-3
   passed &= figures["bfloat16"]["logits"] < 0.05 and figures["bfloat16"]["grads"] < 0.1
-  passed &= figures["steps_finite"] and figures["moved"]
+  passed &= figures["moved"]
   if merged is not None:
     figures["merged"] = distance(logits_of(merged, here), found["logits"])
     passed &= figures["merged"] < 1e-4
@@ -134,30 +132,29 @@ def batch() -> dict[str, np.ndarray]:
 
 
 def run(model: Model, device: Any) -> dict[str, Any]:
-  """Logits, loss, gradients and a step of a method on a device."""
+  """Logits, loss and gradients of a method on a device, from a real step of plain gradient descent with rate 1."""
   labels = model.labels()
   trainable, frozen = masks.partition(model.params, labels)
   config = config_lib.default().optim
+  config.update({"name": "sgd", "learning_rate": 1.0, "schedule": "constant", "warmup": 0.0})
+  config.update({"weight_decay": 0.0, "clip_norm": 0.0})
   groups = masks.partition(labels, labels)[0]
-  optimizer = optim.make_optimizer(config, groups, 10, group_rates(model), stacks=model.stacks)
+  optimizer = optim.make_optimizer(config, groups, 10, stacks=model.stacks)
   optimizer = model.transformed(optimizer, 10)
   task = tasks.make("text_classification", ("a", "b", "c"))
-  loss = make_loss(model.forward, task, model.penalty)
-  step = make_train_step(loss, optimizer)
+  step = make_train_step(make_loss(model.forward, task, model.penalty), optimizer)
 
-  def everything(state: Any, frozen: Any, given: Any, key: Any) -> Any:
-    (total, _), grads = jax.value_and_grad(loss, has_aux=True)(state.trainable, frozen, given, key)
+  def everything(state: Any, frozen: Any, given: Any) -> Any:
     inputs = {name: given[name] for name in ("input_ids", "attention_mask")}
     logits = model.forward(masks.combine(state.trainable, frozen), inputs)["logits"]
     after, metrics = step(state, frozen, given)
-    return total, grads, logits, after.trainable, metrics["loss"]
+    return logits, jax.tree.map(jnp.subtract, state.trainable, after.trainable), metrics["loss"]
 
   with jax.default_device(device), jax.default_matmul_precision("highest"):
     placed = jax.device_put((trainable, frozen, batch()), device)
     state = init_state(placed[0], optimizer, 0)
-    total, grads, logits, after, step_loss = jax.jit(everything)(state, *placed[1:], jax.random.PRNGKey(0))
-    found = {"loss": total, "grads": grads, "logits": logits, "before": trainable, "after": after}
-    return jax.device_get(found) | {"step_loss": float(step_loss)}
+    logits, grads, loss = jax.jit(everything)(state, *placed[1:])
+    return jax.device_get({"loss": loss, "grads": grads, "logits": logits})
 
 
 def merged_of(model: Model) -> Model | None:

@@ -70,7 +70,7 @@ def in_turns(rivals: Mapping[str, Callable[[], Any]], rounds: int, steps: int = 
 
 
 def matmul_peak(dtype: str, size: int = 0, rounds: int = 5) -> float:
-  """FLOP/s of the fastest of some products of two square matrices of normal numbers: what a step could reach at best."""
+  """FLOP/s of the fastest of some products of two square matrices of normal numbers: no step is faster."""
   import jax
   import jax.numpy as jnp
 

@@ -3,7 +3,7 @@
     python -m experiments.benchmarks.methods --shape=bert-base --out=runs/benchmarks/methods.json
 
 Methods have their default settings, but for LoRA's kin, which act on all linear modules of the layers as LoRA does.
-Several processes compile side by side (`--processes`); then each in turn measures its own methods and LoRA, step by step.
+Several processes compile side by side (`--processes`); then each in turn measures its own methods and LoRA.
 """
 
 from __future__ import annotations

@@ -68,4 +68,4 @@ class Process:
 
 def log_of(path: str) -> Any:
   """The file that takes what processes print, or nothing that does."""
-  return open(path, "a") if path else subprocess.DEVNULL
+  return Path(path).open("a") if path else subprocess.DEVNULL

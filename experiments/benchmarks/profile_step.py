@@ -2,15 +2,14 @@
 
     python -m experiments.benchmarks.profile_step --shape=llama-1b --method=lora --precision=bfloat16 --out=profile.json
 
-From `jax.profiler`'s trace of some steps after warm-up. On an accelerator each stream's kernels are summed by name; "idle"
-is the share of the span from the first kernel to the last in which none runs.
+From `jax.profiler`'s trace of some steps after warm-up. On an accelerator each stream's kernels are summed by name;
+"idle" is the share of the span from the first kernel to the last in which none runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
-import glob
 import gzip
 import json
 import re
@@ -29,7 +28,7 @@ from experiments.benchmarks.shapes import find
 
 def events_of(folder: Path) -> list[dict[str, Any]]:
   """The complete events of the device's streams (of the compiler's threads on a CPU), in microseconds."""
-  (path,) = glob.glob(str(folder / "**" / "*.trace.json.gz"), recursive=True)
+  (path,) = folder.rglob("*.trace.json.gz")
   with gzip.open(path, "rt") as file:
     trace = json.load(file)["traceEvents"]
   processes, threads = {}, {}

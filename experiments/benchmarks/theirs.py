@@ -102,8 +102,5 @@ def _model(shape: Shape, dtype: torch.dtype) -> Any:
 
 def _layer_lists(model: Any) -> list[Any]:
   """The lists of layers, outermost first."""
-  found = []
-  for module in model.modules():
-    if isinstance(module, torch.nn.ModuleList) and type(module[0]).__name__.endswith(("Layer", "Block")):
-      found.append(module)
-  return [one for one in found if "T5LayerSelfAttention" not in {type(layer).__name__ for layer in one}]
+  lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+  return [one for one in lists if type(one[0]).__name__.endswith(("Layer", "Block"))]

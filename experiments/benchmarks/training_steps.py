@@ -3,11 +3,11 @@
     python -m experiments.benchmarks.training_steps --size=small --out=runs/benchmarks/training_steps_cpu.json
     python -m experiments.benchmarks.training_steps --size=large --out=runs/benchmarks/training_steps.json
 
-Forward pass, loss, backward pass, clipping and AdamW on both sides: the same shapes, full rows, the same dtypes, LoRA of
-rank 8 on all linear modules of the layers. Weights and tokens are random; no network is needed. Each rival is a process
-of its own (`rival.py`). On a CPU the rivals of a case take their steps in turns; an accelerator's memory holds one after
-the other, and the next one's imports run meanwhile. Peak memory is that of the device's allocator; on a CPU the growth
-of the process over its start.
+Forward pass, loss, backward pass, clipping and AdamW on both sides: the same shapes, full rows, the same dtypes, LoRA
+of rank 8 on all linear modules of the layers. Weights and tokens are random; no network is needed. Each rival is a
+process of its own (`rival.py`). On a CPU the rivals of a case take their steps in turns; an accelerator's memory holds
+one after the other, and the next one's imports run meanwhile. Peak memory is that of the device's allocator; on a CPU
+the growth of the process over its start.
 """
 
 from __future__ import annotations
@@ -178,8 +178,8 @@ def main() -> None:
   groups = cases(flags)
   if flags.turns == "alone":
     everything = [rival for group in groups for rival in group]
-    last = sorted(everything, key=lambda rival: rival["rival"] == "torch.compile")  # the slowest to start, if time runs out
-    alone(last, _Budgeted(flags, begin), report)
+    # The slowest to start come last, should time run out.
+    alone(sorted(everything, key=lambda rival: rival["rival"] == "torch.compile"), _Budgeted(flags, begin), report)
     return
   for group in groups:
     if flags.budget and time.perf_counter() - begin > flags.budget:

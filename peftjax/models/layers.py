@@ -24,6 +24,7 @@ REMAT_POLICIES = {
   "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   "full": jax.checkpoint_policies.nothing_saveable,
 }
+_UNROLLED = 48  # layers up to which a GPU's program is no loop, which copies what it keeps into stacks and out again
 _LONG = 1024  # tokens from which the weights of all heads at once are what fills a device's memory
 ATTENTION_BACKENDS = ("auto", "xla", "heads", "cudnn")
 ACTIVATIONS = {
@@ -81,7 +82,7 @@ class Runtime:
 
   def embed(self, count: int, features: int, **kwargs: Any) -> nn.Embed:
     """An embedding table in the base's and the compute dtype."""
-    return nn.Embed(count, features, dtype=self.compute_dtype, param_dtype=self.dtype, **kwargs)
+    return Embed(count, features, dtype=self.compute_dtype, param_dtype=self.dtype, **kwargs)
 
   def layer_norm(self, epsilon: float, **kwargs: Any) -> nn.LayerNorm:
     """Layer normalisation; statistics in float32, output in the compute dtype."""
@@ -98,6 +99,15 @@ def activation(name: str) -> Any:
   if name not in ACTIVATIONS:
     raise UserError(f"config.json: unknown activation {name!r}; {nearest(name, ACTIVATIONS)}")
   return ACTIVATIONS[name]
+
+
+class Embed(nn.Embed):
+  """An embedding whose rows are chosen, then converted, so that their gradients add up in the table's dtype."""
+
+  def __call__(self, inputs: jax.Array) -> jax.Array:
+    """The rows of the table, [..., features] for integers [...]."""
+    dtype = self.dtype or self.embedding.dtype
+    return jnp.take(self.embedding, inputs, axis=0).astype(dtype)
 
 
 class Dropout(nn.Module):
@@ -312,9 +322,10 @@ def stack_of(
   """
   policy = None if runtime.remat == "none" else REMAT_POLICIES[runtime.remat]
   scanned = runtime.scan_layers and alike
+  unroll = length if scanned and current().platform == "gpu" and length <= _UNROLLED else 1
   if policy is not None:
-    # Under scan the loop body is compiled once and cannot be merged with its recomputation.
-    block = nn.remat(block, policy=policy, prevent_cse=not scanned)
+    # In a loop the body is compiled once and cannot be merged with its recomputation.
+    block = nn.remat(block, policy=policy, prevent_cse=not scanned or unroll > 1)
   if not scanned:
     each = tuple(args) if not alike else (tuple(args),) * length
     return _Unrolled(block, each, per_layer)
@@ -324,5 +335,6 @@ def stack_of(
     split_rngs={"params": True, "dropout": True},
     in_axes=(0, nn.broadcast) if per_layer else nn.broadcast,
     length=length,
+    unroll=unroll,
   )
   return stack(*args)

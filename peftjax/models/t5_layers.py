@@ -234,7 +234,11 @@ class T5Stack(nn.Module):
     length, slots = embeds.shape[1], frame["mask"].shape[-1]
     queries = jnp.arange(length) + frame.get("slot", 0)
     found = buckets(self.config, not self.is_decoder, queries, jnp.arange(slots))
-    bias = jnp.moveaxis(self.relative_attention_bias(found), -1, 0)[None]
+    # A product instead of a lookup: its gradient is a product too, not [L, S] additions to a few rows.
+    count = self.config.relative_attention_num_buckets
+    values = self.relative_attention_bias(jnp.arange(count))
+    chosen = jax.nn.one_hot(found, count, dtype=values.dtype)
+    bias = jnp.einsum("lsn,nh->hls", chosen, values, precision=jax.lax.Precision.HIGHEST)[None]
     embedded = self.dropout(embeds)
     hidden, layers = self.block(embedded, {**frame, "bias": bias})
     hidden = self.dropout(self.final_layer_norm(hidden))

@@ -12,6 +12,7 @@ from peftjax.errors import UserError
 from peftjax.loading import from_config
 from peftjax.models import moe, token_loss
 from peftjax.models.layers import Runtime
+from peftjax.train.flops import count_flops
 from tests.models.decoder_models import LLAMA, assert_close, random_model, token_ids, with_method
 
 GEMMA = {**LLAMA, "model_type": "gemma2", "sliding_window": 3, "head_dim": 6}
@@ -142,6 +143,54 @@ def test_chunked_loss_equals_the_plain_one_in_value_and_gradient(monkeypatch, ti
   expected = jax.grad(lambda params: plain(params).sum())(model.params)
   found = jax.grad(lambda params: losses(model, ids, targets, params).sum())(model.params)
   jax.tree.map(assert_close, found, expected)
+
+
+@pytest.mark.parametrize("targets", [("q_proj",), ("lm_head",), ("q_proj", "lm_head", "embed_tokens")])
+@pytest.mark.parametrize("tied", [False, True])
+def test_chunked_loss_of_a_frozen_head_and_of_adapters_on_it(monkeypatch, tied, targets):
+  """Gradients of what trains alone, each token's loss with a weight of its own."""
+  monkeypatch.setattr(token_loss, "_CHUNK_ELEMENTS", 2 * 61 * 4)
+  if tied and "lm_head" in targets:
+    pytest.skip("a tied head has no module of its own")
+  model = with_method(random_model({**LLAMA, "tie_word_embeddings": tied}), methods.LoRA(rank=2, targets=targets))
+  ids, wanted = jnp.asarray(token_ids()), jnp.asarray(token_ids(seed=5)).at[0, 3:6].set(token_loss.IGNORED)
+  weights = jnp.linspace(0.3, 1.7, ids.size).reshape(ids.shape)
+  trainable, frozen = masks.partition(model.params, model.labels())
+
+  def chunked(trainable, frozen):
+    return (weights * losses(model, ids, wanted, masks.combine(trainable, frozen))).sum()
+
+  def plain(trainable, frozen):
+    logits = model.forward(masks.combine(trainable, frozen), {"input_ids": ids})["logits"]
+    return (weights * token_loss.cross_entropy(logits, wanted)["token_losses"]).sum()
+
+  jax.tree.map(assert_close, jax.grad(chunked)(trainable, frozen), jax.grad(plain)(trainable, frozen))
+
+
+def test_a_frozen_head_computes_its_logits_once():
+  model = random_model(LLAMA).add(methods.LoRA(rank=2, targets=("q_proj",)))
+  ids = jnp.asarray(token_ids())
+  trainable, frozen = masks.partition(model.params, model.labels())
+
+  def flops(function):
+    return count_flops(jax.grad(function), trainable, frozen)
+
+  def chunked(trainable, frozen):
+    return losses(model, ids, ids, masks.combine(trainable, frozen)).sum()
+
+  def plain(trainable, frozen):
+    logits = model.forward(masks.combine(trainable, frozen), {"input_ids": ids})["logits"]
+    return token_loss.cross_entropy(logits, ids)["token_losses"].sum()
+
+  assert flops(chunked) == flops(plain)
+
+
+@pytest.mark.parametrize(("rows", "length", "vocabulary"), [(2, 256, 50257), (8, 1024, 32000), (1, 7, 11)])
+def test_positions_are_divided_evenly(rows, length, vocabulary):
+  count = token_loss.chunk_count(rows, length, vocabulary)
+  chunk = -(-length // count)
+  assert chunk * rows * vocabulary <= token_loss._CHUNK_ELEMENTS or chunk == 1
+  assert count * chunk - length < count
 
 
 def test_chunked_loss_sees_prompts_and_adapters_on_the_head():
