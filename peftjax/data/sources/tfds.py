@@ -13,6 +13,7 @@ import numpy as np
 
 from peftjax.data.sources.files import PAIR_NAMES, SOURCE_NAMES, TARGET_NAMES, TEXT_NAMES
 from peftjax.data.sources.packaged import builder_of, prepared
+from peftjax.data.sources.tfds_folder import check_below, check_folder
 from peftjax.data.sources.types import (
   CAUSAL_LM,
   SEQ2SEQ_LM,
@@ -42,8 +43,11 @@ class TfdsSource:
     return len(self.records)
 
   def __getitem__(self, index: int) -> Example:
-    record = self.records[index]
-    example = {ours: _plain(record[feature]) for ours, feature in self.features}
+    try:
+      record = self.records[index]
+      example = {ours: _plain(record[feature]) for ours, feature in self.features}
+    except Exception as error:  # a damaged record, or text that is not UTF-8
+      raise UserError(f"{self.name}: example {index} cannot be read: {error}") from None
     if example.get("label") == -1:  # how TFDS marks a hidden label
       raise UserError(f"{self.name}: example {index} has no label (-1); this split was published without")
     return example
@@ -79,11 +83,15 @@ def open_tfds(name: str, named: Named) -> Dataset:
   root = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
   try:
     if (Path(name) / "dataset_info.json").is_file():
+      check_folder(Path(name))
       builder = tfds.builder_from_directory(name)
     else:
+      check_below(root, name)
       builder = tfds.builder(name, data_dir=str(root))
-  except (tfds.core.DatasetNotFoundError, ImportError, ValueError) as error:
-    first_line = str(error).strip().splitlines()[0]
+  except UserError:
+    raise
+  except Exception as error:  # whatever its parsers raise of a damaged folder
+    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     raise UserError(f"data.name=tfds:{name}: {first_line}") from None
   if not builder.is_prepared():
     raise NotHere(
