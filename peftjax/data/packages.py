@@ -214,8 +214,8 @@ def _pip_wheel(name: str, package: Package, folder: Path) -> list[str]:
   return [*command, "--require-hashes", "--ignore-requires-python", "--dest", str(folder), "--requirement", str(wanted)]
 
 
-# To read a name and a version that are known here, `pip download` runs the code of a source distribution and of what its
-# build asks for. So pip is only asked for the place of the archive, by its own settings, and for the bytes.
+# To read a name and a version that are known here, `pip download` runs the code of a source distribution and of all
+# that its build asks for. So pip is only asked for the place of the archive, by its own settings, and for the bytes.
 _FETCH = """
 import sys
 from pip._internal.commands import create_command
