@@ -61,8 +61,9 @@ setup(
   packages=find_packages(include=["peftjax", "peftjax.*"]),
   package_data={
     "peftjax": ["py.typed", "data/files/**/*", "data/builders/**/*"],
-    "peftjax.compare": ["*.json", "report.html.j2"],
-    "peftjax.guide": ["evidence/*.csv"],
+    "peftjax.compare.claims": ["*.json"],
+    "peftjax.compare.report": ["page.html.j2"],
+    "peftjax.guide": ["*.csv"],
   },
   python_requires=">=3.11",
   install_requires=RUNTIME,

@@ -3,7 +3,7 @@
 python -m experiments.published_figures
 
 Counts come from the models' shapes, bytes of training steps from `experiments.plans`. The verdicts also go into
-peftjax/compare/published_figures.json, from which every study's claims.json takes them.
+peftjax/compare/claims/published_figures.json, from which every study's claims.json takes them.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from experiments import plans
 from experiments.published_models import DECODERS, GPT3, LLAMA_7B, MT0_LARGE, T0_3B, T0_11B, Shapes, model_of
 from peftjax.compare import formatting as fmt
 from peftjax.compare.claims import published
-from peftjax.compare.verdicts import CONTRADICTED, SUPPORTED
+from peftjax.compare.claims.verdict import CONTRADICTED, SUPPORTED
 from peftjax.files import write_text
 from peftjax.guide.recommend import multiplied
 from peftjax.train import inspection
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "published_figures.md"
-VERDICTS = ROOT / "peftjax" / "compare" / "published_figures.json"
+VERDICTS = ROOT / "peftjax" / "compare" / "claims" / "published_figures.json"
 CARD = 11 * 2**30  # bytes of an RTX 2080 Ti
 QV, QV_T5 = ("q_proj", "v_proj"), ("q", "v")
 FEW = 2e7  # bytes: "a few MB"

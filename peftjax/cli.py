@@ -170,10 +170,10 @@ def _compare(parsed: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _guide(parsed: argparse.Namespace, overrides: list[str]) -> int:
-  from peftjax.guide import recommend as guide
+  from peftjax.guide import recommend
 
-  result = guide.guide(_config(parsed, overrides))
-  return _finish(parsed, result, lambda console: guide.show(result, console))
+  result = recommend.recommend(_config(parsed, overrides))
+  return _finish(parsed, result, lambda console: recommend.show(result, console))
 
 
 def _export(parsed: argparse.Namespace, overrides: list[str]) -> int:

@@ -7,16 +7,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from peftjax.compare import statistics
-from peftjax.compare.records import Record, averages_to, unpack_scores
-from peftjax.compare.statistics import LEVEL, Interval, Pooled
+from peftjax.compare.metrics import spec_of, specs_in
+from peftjax.compare.records import Bytes, Parameters, Record, StepCost
+from peftjax.compare.scores import averages_to, unpack_scores
+from peftjax.compare.search import Choice
+from peftjax.compare.statistics import LEVEL, Pooled
+from peftjax.compare.stored import Stored
+from peftjax.compare.timing import StepTimes, Timing
+from peftjax.tasks.metric import Metric
 
-Summary = dict[str, Any]
 FEW_SEEDS = 5  # with fewer, rows lend each other what they tell of the spread of seeds
+NOT_PEFT = ("full", "head", "last_k", "frozen")  # methods that are the reference or a baseline
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +33,146 @@ class Question:
   baseline: str = "head"
   margin: float = 0.01  # differences smaller than this do not matter
   split: str = "test"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Estimate(Stored):
+  """A figure with its 95% interval; the ends are None where one run tells nothing of others."""
+
+  estimate: float
+  low: float | None = None
+  high: float | None = None
+
+  @property
+  def ends(self) -> tuple[float, float] | None:
+    """The interval, where there is one."""
+    return None if self.low is None or self.high is None else (self.low, self.high)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SeedEstimate(Estimate):
+  """A mean over seeds, with each seed's own."""
+
+  by_seed: tuple[float, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Paired(SeedEstimate):
+  """A difference to another row, on the seeds that both have."""
+
+  to: str
+  seeds: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Difference(Paired):
+  """A difference that was judged: p-values by `peftjax.compare.statistics`, the word by Holm's correction over rows."""
+
+  p: float
+  p_equivalence: float
+  p_sign_flip: float
+  p_holm: float
+  verdict: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepBytes(Bytes):
+  """With the compiled step's temporary buffers less the gradients, which are among them; None where not compiled."""
+
+  activations: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row(SeedEstimate):
+  """What a study found of one method: its score, and what it costs. None stands for what was not measured.
+
+  Attributes:
+    runs, seeds: that the figures rest on.
+    bootstrap: the ends of the score's bootstrap interval, from five seeds on.
+    difference: to the reference; over_baseline: to the baseline.
+    flops_per_step: on the summary's `cost_shape`; flops_ratio: over the reference's.
+    step_seconds, step_ratio: the median and its ratio to the reference's; interleaved: taken in turns.
+    train_seconds, steps: the median over seeds.
+  """
+
+  row: str
+  method: Mapping[str, Any]
+  runs: tuple[str, ...]
+  seeds: tuple[int, ...]
+  bootstrap: tuple[float, float] | None = None
+  difference: Difference | None = None
+  over_baseline: Difference | None = None
+  parameters: Parameters
+  bytes: StepBytes
+  flops_per_step: float | None = None
+  flops_ratio: float | None = None
+  step_seconds: float | None = None
+  step_ratio: Estimate | None = None
+  interleaved: bool = False
+  train_seconds: float | None = None
+  steps: float | None = None
+  learning_rate: float | None = None
+
+  @property
+  def is_peft(self) -> bool:
+    """Whether it is a PEFT method: no reference and no baseline."""
+    return self.method.get("name") not in NOT_PEFT
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Summary(Stored):
+  """The study in numbers.
+
+  Attributes:
+    metric, metrics_spec: the main metric's name, and what each metric is.
+    examples: of the split, where all rows have a score for each.
+    pooled_seeds: whether rows lent each other their spread over seeds.
+    cost_shape: of the batch that FLOPs and temporary bytes are of.
+    search: what it found for each row.
+    rows: the reference, the baseline, the others by size.
+    size: training examples, in a study of several sizes.
+    failed: run -> the error's last line.
+    environment: where it ran.
+    dimensions: name -> conclusion.
+  """
+
+  metric: str = ""
+  metrics_spec: Mapping[str, Metric] = dataclasses.field(default_factory=dict)
+  split: str = "test"
+  level: float = LEVEL
+  margin: float = 0.0
+  reference: str | None = None
+  baseline: str | None = None
+  seeds: tuple[int, ...] = ()
+  pooled_seeds: bool = False
+  cost_shape: str | None = None
+  examples: int | None = None
+  search: tuple[Choice, ...] = ()
+  rows: tuple[Row, ...] = ()
+  size: int | None = None
+  failed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  dimensions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  @classmethod
+  def from_json(cls, found: Mapping[str, Any]) -> Self:
+    """Also of versions that did not describe their metrics."""
+    made = super().from_json(found)
+    return dataclasses.replace(made, metrics_spec=specs_in(found, made.metric))
+
+  @property
+  def spec(self) -> Metric:
+    """The main metric."""
+    return spec_of(self.metric, self.metrics_spec)
+
+  def row(self, name: str | None) -> Row | None:
+    """A row by its name."""
+    return next((row for row in self.rows if row.row == name), None)
+
+  @property
+  def peft(self) -> list[Row]:
+    """The rows of PEFT methods."""
+    return [row for row in self.rows if row.is_peft]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,87 +188,76 @@ class Scores:
     return self.values[[self.seeds.index(seed) for seed in seeds]]
 
 
-def summarize(records: Sequence[Record], question: Question, timing: Mapping[str, Any] | None = None) -> Summary:
-  """The study in numbers, ready for JSON.
-
-  Returns:
-    "metric", "split", "level", "margin", "reference", "baseline" (None where no record has it), "seeds", "examples",
-    "pooled_seeds" (whether rows lent each other their spread over seeds), "cost_shape" (of the batch that FLOPs and
-    temporary bytes are of), "search" (empty; a study adds what its search found) and "rows": the reference, the
-    baseline, the others by size.
-    A row: "row", "method", "runs", "seeds"; "estimate", "low", "high", "by_seed" and "bootstrap" of its score;
-    "difference" to the reference and "over_baseline", each {"to", "estimate", "low", "high", "p", "p_holm",
-    "p_equivalence", "p_sign_flip", "verdict", "seeds", "by_seed"}; "parameters"; "bytes",
-    with "activations" for the compiled step's other temporary buffers; "flops_per_step", "flops_ratio",
-    "step_seconds", "step_ratio" {"estimate", "low", "high"}, "interleaved", "train_seconds", "steps", "learning_rate".
-    None stands for what was not measured.
-  """
-  rows = _ordered(records, question)
-  of_row = {row: [record for record in records if record["row"] == row] for row in rows}
-  metric = records[0]["metric"] if records else "accuracy"
-  scores = {row: scores_of(of_row[row], metric, question.split) for row in rows}
+def summarize(records: Sequence[Record], question: Question, timing: Timing | None = None) -> Summary:
+  """The study in numbers; what it searched, where it ran and what its dimensions found is added by `study.conclude`."""
+  order = _ordered(records, question)
+  of_row = {row: [record for record in records if record.row == row] for row in order}
+  metric, specs = records[0].metric, records[0].metrics_spec
+  scores = {row: scores_of(of_row[row], metric, question.split) for row in order}
   single, paired = _pooled(scores)
-  differences = comparisons(scores, question.reference, question.margin, paired)
-  over_baseline = comparisons(scores, question.baseline, question.margin, paired)
-  costs = _costs(of_row)
-  reference_flops = costs.get(question.reference, {}).get("flops")
-  summaries = []
-  for row in rows:
-    first, flops = of_row[row][0], costs[row].get("flops")
-    summaries.append(
-      {
-        "row": row,
-        "method": first.get("method"),
-        "runs": [record["run"] for record in of_row[row]],
-        "seeds": list(scores[row].seeds),
+  judged = [
+    comparisons(scores, against, question.margin, spec_of(metric, specs), paired)
+    for against in (question.reference, question.baseline)
+  ]
+  shape, costs = _costs(of_row)
+  reference = costs[question.reference].flops if question.reference in costs else None
+  rows = []
+  for row, own in of_row.items():
+    cost = costs.get(row)
+    times = timing.rows.get(row) if timing else None
+    rows.append(
+      Row(
+        row=row,
+        method=own[0].method,
+        runs=tuple(record.run for record in own),
+        seeds=scores[row].seeds,
         **estimate_of(scores[row], single),
-        "difference": differences.get(row),
-        "over_baseline": over_baseline.get(row),
-        "parameters": first.get("parameters"),
-        "bytes": _bytes(first, costs[row]),
-        "flops_per_step": flops,
-        "flops_ratio": flops / reference_flops if flops and reference_flops else None,
-        **_step_times(of_row[row], row, timing),
-        "train_seconds": _typical(of_row[row], "train_seconds"),
-        "steps": _typical(of_row[row], "steps"),
-        "learning_rate": first.get("learning_rate"),
-      }
+        difference=judged[0].get(row),
+        over_baseline=judged[1].get(row),
+        parameters=own[0].parameters,
+        bytes=StepBytes(**vars(own[0].bytes), activations=_activations(own[0], cost)),
+        flops_per_step=cost.flops if cost else None,
+        flops_ratio=cost.flops / reference if cost and reference else None,
+        **_times(own, times),
+        train_seconds=_typical([record.train_seconds for record in own]),
+        steps=_typical([record.steps for record in own]),
+        learning_rate=own[0].learning_rate,
+      )
     )
   examples = {score.values.shape[1] for score in scores.values() if score.per_example}
-  return {
-    "metric": metric,
-    "split": question.split,
-    "level": LEVEL,
-    "margin": question.margin,
-    "reference": question.reference if question.reference in rows else None,
-    "baseline": question.baseline if question.baseline in rows else None,
-    "seeds": sorted({record["seed"] for record in records}),
-    "pooled_seeds": paired is not None,
-    "cost_shape": next((cost["shape"] for cost in costs.values() if cost), None),
-    "examples": examples.pop() if len(examples) == 1 else None,
-    "search": [],
-    "rows": summaries,
-  }
+  return Summary(
+    metric=metric,
+    metrics_spec=specs,
+    split=question.split,
+    margin=question.margin,
+    reference=question.reference if question.reference in of_row else None,
+    baseline=question.baseline if question.baseline in of_row else None,
+    seeds=tuple(sorted({record.seed for record in records})),
+    pooled_seeds=paired is not None,
+    cost_shape=shape,
+    examples=examples.pop() if len(examples) == 1 else None,
+    rows=tuple(rows),
+  )
 
 
 def _ordered(records: Sequence[Record], question: Question) -> list[str]:
   """The reference, the baseline, then the other rows from the smallest to the largest."""
-  sizes = {record["row"]: (record.get("parameters") or {}).get("trainable") or 0 for record in records}
+  sizes = {record.row: record.parameters.trainable for record in records}
   first = [row for row in (question.reference, question.baseline) if row in sizes]
   return list(dict.fromkeys([*first, *sorted(sizes, key=lambda row: (sizes[row], row))]))
 
 
 def scores_of(records: Sequence[Record], metric: str, split: str) -> Scores:
   """The scores of one row's records on a split: of every example, where all records hold them."""
-  records = sorted(records, key=lambda record: record["seed"])
-  seeds = tuple(record["seed"] for record in records)
-  stored = [(record.get("scores") or {}).get(split) for record in records]
+  records = sorted(records, key=lambda record: record.seed)
+  seeds = tuple(record.seed for record in records)
+  stored = [record.scores.get(split) for record in records]
   packed = [one for one in stored if one and averages_to(one) == metric]
   matrix = [unpack_scores(one) for one in packed]
   if len(matrix) == len(records) and len({len(row) for row in matrix}) == 1:
     return Scores(seeds, np.stack(matrix), binary=packed[0]["kind"] == "bits", per_example=True)
-  values = np.array([[record["metrics"].get(split, {}).get(metric, np.nan)] for record in records])
-  return Scores(seeds, values, binary=False, per_example=False)
+  values = [record.score(split, metric) for record in records]
+  return Scores(seeds, np.array([[np.nan if one is None else one] for one in values]), False, False)
 
 
 def _pooled(scores: Mapping[str, Scores]) -> tuple[Pooled, Pooled] | tuple[None, None]:
@@ -137,98 +272,102 @@ def _pooled(scores: Mapping[str, Scores]) -> tuple[Pooled, Pooled] | tuple[None,
 def estimate_of(scores: Scores, pooled: Pooled | None = None) -> dict[str, Any]:
   """{"estimate", "low", "high", "by_seed", "bootstrap"} of a row's scores."""
   by_seed = scores.values.mean(axis=1)
-  if scores.per_example:
-    method = statistics.accuracy_interval if scores.binary else statistics.mean_interval
-    interval = method(scores.values, pooled=pooled)
-    few = len(scores.seeds) < FEW_SEEDS
-    bootstrap = None if few else _ends(statistics.bootstrap_interval(scores.values))
-  else:
-    interval, bootstrap = statistics.seed_interval(by_seed), None
+  if not scores.per_example:
+    return vars(of_seeds(by_seed)) | {"bootstrap": None}
+  method = statistics.accuracy_interval if scores.binary else statistics.mean_interval
+  interval, bootstrap = method(scores.values, pooled=pooled), None
+  if len(scores.seeds) >= FEW_SEEDS:
+    drawn = statistics.bootstrap_interval(scores.values)
+    bootstrap = (float(drawn.low), float(drawn.high))
   return {
-    "estimate": _finite(interval.estimate),
+    "estimate": float(interval.estimate),
     "low": _finite(interval.low),
     "high": _finite(interval.high),
-    "by_seed": [_finite(value) for value in by_seed],
+    "by_seed": tuple(by_seed.tolist()),
     "bootstrap": bootstrap,
   }
 
 
+def of_seeds(values: Sequence[float] | np.ndarray) -> SeedEstimate:
+  """The mean of one number a seed with Student's interval."""
+  numbers = np.asarray(values, dtype=np.float64)
+  if not len(numbers):
+    return SeedEstimate(estimate=float("nan"))
+  made = statistics.seed_interval(numbers)
+  return SeedEstimate(
+    estimate=float(made.estimate),
+    low=_finite(made.low),
+    high=_finite(made.high),
+    by_seed=tuple(numbers.tolist()),
+  )
+
+
 def comparisons(
-  scores: Mapping[str, Scores], against: str, margin: float, pooled: Pooled | None = None
-) -> dict[str, dict[str, Any]]:
+  scores: Mapping[str, Scores], against: str, margin: float, spec: Metric, pooled: Pooled | None = None
+) -> dict[str, Difference]:
   """Every row but `against` with it, on the seeds that both have; one family for Holm's correction."""
   if against not in scores:
     return {}
-  base, found = scores[against], {}
+  base = scores[against]
+  found: dict[str, dict[str, Any]] = {}
   for row, own in scores.items():
-    seeds = [seed for seed in base.seeds if seed in own.seeds]
+    seeds = tuple(seed for seed in base.seeds if seed in own.seeds)
     if row == against or not seeds or own.values.shape[1] != base.values.shape[1]:
       continue
     a, b = own.at(seeds), base.at(seeds)
-    interval: Interval = statistics.difference_interval(a, b, pooled=pooled)
+    interval = statistics.difference_interval(a, b, pooled=pooled)
+    known = len(seeds) > 1 or own.per_example
     found[row] = {
       "to": against,
       "estimate": float(interval.estimate),
-      "low": _finite(interval.low) if len(seeds) > 1 or own.per_example else None,
-      "high": _finite(interval.high) if len(seeds) > 1 or own.per_example else None,
+      "low": _finite(interval.low) if known else None,
+      "high": _finite(interval.high) if known else None,
       "p": float(statistics.difference_p(a, b, pooled)),
       "p_equivalence": float(statistics.equivalence_p(a, b, margin, pooled)),
       "p_sign_flip": float(statistics.sign_flip_p((a - b).mean(axis=1))),
       "seeds": seeds,
-      "by_seed": [float(value) for value in (a - b).mean(axis=1)],
+      "by_seed": tuple((a - b).mean(axis=1).tolist()),
     }
-  if found:
-    adjusted = statistics.holm(np.array([one["p"] for one in found.values()]))
-    equivalence = statistics.holm(np.array([one["p_equivalence"] for one in found.values()]))
-    estimates = np.array([one["estimate"] for one in found.values()])
-    words = statistics.verdict(estimates, adjusted, equivalence)
-    for one, p, word in zip(found.values(), adjusted, words):
-      one |= {"p_holm": float(p), "verdict": str(word)}
-  return found
+  if not found:
+    return {}
+  adjusted = statistics.holm(np.array([one["p"] for one in found.values()]))
+  equivalence = statistics.holm(np.array([one["p_equivalence"] for one in found.values()]))
+  gains = spec.direction * np.array([one["estimate"] for one in found.values()])
+  words = statistics.verdict(gains, adjusted, equivalence)
+  return {
+    row: Difference(**one, p_holm=float(p), verdict=str(word))
+    for (row, one), p, word in zip(found.items(), adjusted, words)
+  }
 
 
-def _step_times(records: Sequence[Record], row: str, timing: Mapping[str, Any] | None) -> dict[str, Any]:
-  timed = (timing or {}).get("rows", {}).get(row)
+def _times(records: Sequence[Record], timed: StepTimes | None) -> dict[str, Any]:
   if timed is None:
-    return {"step_seconds": _typical(records, "step_seconds"), "step_ratio": None, "interleaved": False}
+    return {"step_seconds": _typical([record.step_seconds for record in records])}
   ratio = None
-  if "ratio" in timed:
-    ratio = {"estimate": timed["ratio"], "low": timed["ratio_low"], "high": timed["ratio_high"]}
-  return {"step_seconds": timed["median"], "step_ratio": ratio, "interleaved": True}
+  if timed.ratio is not None:
+    ratio = Estimate(estimate=timed.ratio, low=timed.ratio_low, high=timed.ratio_high)
+  return {"step_seconds": timed.median, "step_ratio": ratio, "interleaved": True}
 
 
-def _typical(records: Sequence[Record], key: str) -> float | None:
-  values = [record[key] for record in records if record.get(key) is not None]
-  return float(np.median(values)) if values else None
+def _typical(values: Sequence[float | None]) -> float | None:
+  known = [value for value in values if value is not None]
+  return float(np.median(known)) if known else None
 
 
-def _costs(of_row: Mapping[str, Sequence[Record]]) -> dict[str, dict[str, Any]]:
-  """Each row's FLOPs and temporary bytes of a step on the largest shape of batch that every row has compiled."""
-  compiled = {row: shapes for row, records in of_row.items() if (shapes := _merged(records))}
+def _costs(of_row: Mapping[str, Sequence[Record]]) -> tuple[str | None, dict[str, StepCost]]:
+  """(shape of batch, each row's cost of a step on it): the largest shape that every row has compiled."""
+  compiled = {row: {shape: cost for record in own for shape, cost in record.compiled.items()}
+              for row, own in of_row.items()}  # fmt: skip
+  compiled = {row: shapes for row, shapes in compiled.items() if shapes}  # a frozen row compiles no step
   common = set.intersection(*(set(shapes) for shapes in compiled.values())) if compiled else set()
   if not common:
-    return {row: {} for row in of_row}  # no shape that all have, or a study of frozen rows
-  largest = max(common, key=lambda shape: (max(shapes[shape]["flops"] for shapes in compiled.values()), shape))
-  return {row: compiled[row][largest] | {"shape": largest} if row in compiled else {} for row in of_row}
+    return None, {}
+  largest = max(common, key=lambda shape: (max(shapes[shape].flops for shapes in compiled.values()), shape))
+  return largest, {row: shapes[largest] for row, shapes in compiled.items()}
 
 
-def _bytes(record: Record, cost: Mapping[str, Any]) -> dict[str, Any]:
-  """The ledger, with "activations": the compiled step's temporary buffers less the gradients, which are among them."""
-  held = dict(record.get("bytes") or {})
-  if cost.get("temp_bytes") is None or held.get("gradients") is None:
-    return held | {"activations": None}
-  return held | {"activations": max(cost["temp_bytes"] - held["gradients"], 0)}
-
-
-def _merged(records: Sequence[Record]) -> dict[str, Any]:
-  shapes: dict[str, Any] = {}
-  for record in records:
-    shapes |= record.get("compiled") or {}
-  return shapes
-
-
-def _ends(interval: Interval) -> list[float]:
-  return [float(interval.low), float(interval.high)]
+def _activations(record: Record, cost: StepCost | None) -> float | None:
+  return max(cost.temp_bytes - record.bytes.gradients, 0) if cost else None
 
 
 def _finite(value: Any) -> float | None:

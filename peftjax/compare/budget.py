@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from peftjax.compare.trials import DEFAULT_ROWS, fingerprint, plain, row_config
+from peftjax.compare.trainer import Trainer
+from peftjax.compare.trials import fingerprint, is_frozen, plain_config, row_config, rows_of
 from peftjax.errors import UserError
 from peftjax.files import read_json, write_text
 
-StepFlops = Callable[[ConfigDict], float]  # FLOPs of one update of a trial, on a batch of the greatest length
-FROZEN = "frozen"
 
-
-def laid_on(config: ConfigDict, workdir: Path, step_flops: StepFlops) -> ConfigDict:
+def within_budget(config: ConfigDict, workdir: Path, trainer: Trainer) -> ConfigDict:
   """The study's config with ``train.steps`` of every row set to what `compare.budget_flops` pays for.
 
   ``D/budget.json`` keeps the FLOPs of each row's update, so that a study that goes on does not trace its steps again.
@@ -28,25 +25,23 @@ def laid_on(config: ConfigDict, workdir: Path, step_flops: StepFlops) -> ConfigD
   budget = float(config.compare.get("budget_flops", 0.0))
   if not budget:
     return config
-  made, path = copy.deepcopy(config), workdir / "budget.json"
-  rows = config.compare.methods.to_dict() or {row: {} for row in DEFAULT_ROWS}
+  changed, path, rows = copy.deepcopy(config), workdir / "budget.json", rows_of(config)
   kept = read_json(path)["rows"] if path.is_file() else {}
   found = {}
   for row, overrides in rows.items():
     one = row_config(config, row, overrides, config.compare.seeds[0])
-    if one.method.name == FROZEN:
+    if is_frozen(one):
       continue
     if (overrides.get("train") or {}).get("steps"):
       raise UserError(f"compare.methods.{row}.train.steps: compare.budget_flops decides the updates; leave one out")
-    known = kept.get(row, {})
-    same = known.get("config_hash") == fingerprint(plain(one))
-    flops = known["flops_per_step"] if same else float(step_flops(one))
+    known, content = kept.get(row, {}), fingerprint(plain_config(one))
+    flops = known["flops_per_step"] if known.get("config_hash") == content else float(trainer.step_flops(one))
     steps = int(budget // flops)
     if steps < 1:
       raise UserError(f"compare.budget_flops={budget:.3g}: one update of {row} takes {flops:.3g}")
-    found[row] = {"flops_per_step": flops, "steps": steps, "config_hash": fingerprint(plain(one))}
+    found[row] = {"flops_per_step": flops, "steps": steps, "config_hash": content}
     rows[row] = {**overrides, "train": {**(overrides.get("train") or {}), "steps": steps}}
-  with made.unlocked():
-    made.compare.methods = ConfigDict(rows)
+  with changed.unlocked():
+    changed.compare.methods = ConfigDict(rows)
   write_text(path, json.dumps({"budget_flops": budget, "rows": found}, indent=2) + "\n")
-  return made
+  return changed

@@ -2,70 +2,77 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from peftjax.tasks.metric import Metric
+
+if TYPE_CHECKING:
+  from peftjax.compare.analysis import Estimate
 
 NONE = "–"
 MINUS = "−"
-SHARES = ("accuracy", "f1", "macro_f1", "micro_f1", "precision", "recall", "exact_match")  # metrics shown as percent
 
 
-def is_share(metric: str) -> bool:
-  """Whether a metric lies in [0, 1] and is shown in percent."""
-  return metric in SHARES
-
-
-def score(value: float | None, metric: str) -> str:
+def score(value: float | None, metric: Metric) -> str:
   """
-  >>> score(0.8371, "accuracy"), score(0.8371, "pearson"), score(-0.8371, "pearson")
+  >>> accuracy, pearson = Metric("accuracy", "per-example", share=True), Metric("pearson", "corpus")
+  >>> score(0.8371, accuracy), score(0.8371, pearson), score(-0.8371, pearson)
   ('83.7', '0.837', '−0.837')
   """
-  if value is None:
+  if value is None or not math.isfinite(value):
     return NONE
-  return (f"{100 * value:.1f}" if is_share(metric) else f"{value:.3f}").replace("-", MINUS)
+  return (f"{100 * value:.1f}" if metric.share else f"{value:.3f}").replace("-", MINUS)
 
 
-def signed(value: float | None, metric: str) -> str:
+def signed(value: float | None, metric: Metric) -> str:
   """
-  >>> signed(-0.0171, "accuracy"), signed(0.0171, "accuracy"), signed(0.00001, "accuracy")
+  >>> accuracy = Metric("accuracy", "per-example", share=True)
+  >>> signed(-0.0171, accuracy), signed(0.0171, accuracy), signed(0.00001, accuracy)
   ('−1.7', '+1.7', '0.0')
   """
-  if value is None:
+  if value is None or not math.isfinite(value):
     return NONE
   text = score(abs(value), metric)
-  if not float(text):
-    return text
-  return ("+" if value > 0 else MINUS) + text
+  return text if not float(text) else ("+" if value > 0 else MINUS) + text
 
 
-def estimate(row: Mapping[str, Any] | None, metric: str) -> str:
-  """
-  >>> estimate({"estimate": 0.8371, "low": 0.821, "high": 0.852}, "accuracy")
-  '83.7 [82.1, 85.2]'
-  """
-  if row is None or row["estimate"] is None:
+def estimate(one: Estimate | None, metric: Metric) -> str:
+  """A score with its interval, such as "83.7 [82.1, 85.2]"."""
+  if one is None:
     return NONE
-  if row["low"] is None:
-    return score(row["estimate"], metric)
-  return f"{score(row['estimate'], metric)} [{score(row['low'], metric)}, {score(row['high'], metric)}]"
+  ends = f" [{', '.join(score(end, metric) for end in one.ends)}]" if one.ends else ""
+  return score(one.estimate, metric) + ends
 
 
-def difference(row: Mapping[str, Any] | None, metric: str) -> str:
-  """
-  >>> difference({"estimate": -0.017, "low": -0.033, "high": 0.001}, "accuracy")
-  '−1.7 [−3.3, +0.1]'
-  """
-  if row is None or row["estimate"] is None:
+def difference(one: Estimate | None, metric: Metric) -> str:
+  """A difference with its interval, such as "−1.7 [−3.3, +0.1]"."""
+  if one is None:
     return NONE
-  if row["low"] is None:
-    return signed(row["estimate"], metric)
-  return f"{signed(row['estimate'], metric)} [{signed(row['low'], metric)}, {signed(row['high'], metric)}]"
+  ends = f" [{', '.join(signed(end, metric) for end in one.ends)}]" if one.ends else ""
+  return signed(one.estimate, metric) + ends
 
 
-def unit(metric: str) -> str:
+def scale(metric: Metric) -> float:
+  """What a metric is multiplied by to be shown: 100 where it is a share."""
+  return 100.0 if metric.share else 1.0
+
+
+def unit(metric: Metric) -> str:
   """What a difference of the metric is counted in, with the space before it; empty if it has no unit."""
-  return " points" if is_share(metric) else ""
+  return " points" if metric.share else f" {metric.unit}" if metric.unit else ""
+
+
+def named(metric: Metric) -> str:
+  """The metric's name and what it is shown in.
+
+  >>> named(Metric("accuracy", "per-example", share=True)), named(Metric("loss", "ratio", unit="nats a token"))
+  ('accuracy in %', 'loss in nats a token')
+  """
+  shown = "%" if metric.share else metric.unit
+  return f"{metric.name} in {shown}" if shown else metric.name
 
 
 def size(count: float | None) -> str:
@@ -160,7 +167,7 @@ def rate(value: float | None) -> str:
   return f"{digits.removesuffix('.0')}e{int(exponent)}"
 
 
-def runs(ids: list[str]) -> str:
+def runs(ids: Sequence[str]) -> str:
   """Run ids, those of one row together.
 
   >>> runs(["full/seed-0", "full/seed-1", "lora/seed-0", "ia3/seed-0", "ia3/seed-1", "ia3/seed-2"])
@@ -182,7 +189,7 @@ def _seeds(seeds: list[str]) -> str:
   return f"{{{','.join(seeds)}}}"
 
 
-def names(items: list[str]) -> str:
+def names(items: Sequence[str]) -> str:
   """
   >>> names(["a"]), names(["a", "b", "c"])
   ('a', 'a, b and c')

@@ -8,125 +8,154 @@ any moment loses nothing but the trial under way, which its checkpoints resume.
 
 from __future__ import annotations
 
-import base64
+import dataclasses
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
-from peftjax.compare.statistics import linearize_ratio
-from peftjax.compare.trials import Trial, changes, fingerprint, plain
+from peftjax.compare.metrics import spec_of, specs_in
+from peftjax.compare.scores import pack_scores
+from peftjax.compare.stored import Stored
+from peftjax.compare.trials import Trial, changes, fingerprint, plain_config
+from peftjax.data.extra_sets import shifted_names
 from peftjax.errors import UserError
 from peftjax.files import read_json, write_text
-
-Record = dict[str, Any]
-
-RATIOS = (  # (metric, numerator, denominator): a ratio of sums of counts that a task gives for each example
-  ("f1", ("correct_entities", "correct_entities"), ("found_entities", "true_entities")),
-  ("accuracy", ("correct_tokens",), ("tokens",)),
-  ("log_likelihood", ("losses",), ("tokens",)),  # of language models: less the sum of losses
-)
+from peftjax.tasks.metric import Metric
+from peftjax.train.logs import read_rows
 
 
-# Scores of examples -----------------------------------------------------------------------------------------------
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parameters(Stored):
+  """Numbers of parameters; `percent` is of all."""
+
+  trainable: int
+  adapter: int = 0
+  head: int = 0
+  total: int = 0
+  percent: float | None = None
 
 
-def pack_scores(rows: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
-  """A task's per-example rows as JSON: bits where a prediction is right or wrong, two lists of counts for a ratio.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bytes(Stored):
+  """Bytes of what a step holds, and of the file that one more task adds to the disk."""
 
-  None where no metric of the task is an average or a ratio of sums over examples (a correlation, for one).
+  weights: int
+  gradients: int
+  optimizer: int
+  adapter_file: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepCost(Stored):
+  """FLOPs and temporary bytes of the step that was compiled for one shape of batch."""
+
+  flops: int
+  temp_bytes: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Record(Stored):
+  """A finished trial.
+
+  Attributes:
+    run: its id; row, seed: of the trial.
+    size: training examples in a study of several sizes; 0 in any other.
+    config, config_hash, method: what was trained; the last is the config's section.
+    metric: the main one; metrics: split -> name -> value; metrics_spec: name -> what it is.
+    scores: split -> the packed main metric of every example, where it has one.
+    shifted: the splits of `data.shifted`.
+    compiled: shape of batch -> cost.
+    step_seconds: the median; train_seconds: of steps alone; None where nothing is trained.
+    steps: updates.
+    learning_rate: the peak, of what the method adds or frees, else of the head; learning_rates: by group.
+    curve: (step, training loss).
+    trajectory: split -> {"step", "loss", the main metric: lists}, of splits evaluated more than once in the run.
+    versions: of packages.
+    dimensions: name -> what was measured.
   """
-  if "correct" in rows:
-    bits = np.packbits(np.asarray(rows["correct"], dtype=bool))
-    return {"kind": "bits", "count": len(rows["correct"]), "bits": base64.b64encode(bits.tobytes()).decode()}
-  for metric, above, below in RATIOS:
-    if above[0] in rows:
-      numerator, denominator = (np.sum([rows[part] for part in parts], axis=0) for parts in (above, below))
-      summed = numerator.astype(int).tolist()
-      if metric == "log_likelihood":
-        summed = [float(f"{-loss:.7g}") for loss in numerator]
-      return {
-        "kind": "ratio",
-        "metric": metric,
-        "numerator": summed,
-        "denominator": denominator.astype(int).tolist(),
-      }
-  return None
+
+  run: str
+  row: str
+  seed: int
+  stage: str = "final"
+  size: int = 0
+  config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  config_hash: str = ""
+  method: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  metric: str
+  metrics: Mapping[str, Mapping[str, float]]
+  metrics_spec: Mapping[str, Metric] = dataclasses.field(default_factory=dict)
+  scores: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+  shifted: tuple[str, ...] = ()
+  parameters: Parameters
+  bytes: Bytes
+  compiled: Mapping[str, StepCost] = dataclasses.field(default_factory=dict)
+  step_seconds: float | None = None
+  train_seconds: float | None = None
+  steps: int
+  learning_rate: float | None = None
+  learning_rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  curve: tuple[tuple[float, float], ...] = ()
+  trajectory: Mapping[str, Mapping[str, list[Any]]] = dataclasses.field(default_factory=dict)
+  versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  dimensions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  @classmethod
+  def from_json(cls, found: Mapping[str, Any]) -> Self:
+    """Also of versions that did not describe their metrics."""
+    made = super().from_json(found)
+    return dataclasses.replace(made, metrics_spec=specs_in(found, made.metric))
+
+  def score(self, split: str, metric: str = "") -> float | None:
+    """A metric on a split, the main one if none is named; None where it was not evaluated."""
+    return self.metrics.get(split, {}).get(metric or self.metric)
 
 
-def averages_to(packed: Mapping[str, Any]) -> str:
-  """The metric that packed scores average to."""
-  return "accuracy" if packed["kind"] == "bits" else packed["metric"]
-
-
-def unpack_scores(packed: Mapping[str, Any]) -> np.ndarray:
-  """One float64 a test example, whose average is the metric; the inverse of `pack_scores`."""
-  if packed["kind"] == "bits":
-    data = np.frombuffer(base64.b64decode(packed["bits"]), dtype=np.uint8)
-    return np.unpackbits(data)[: packed["count"]].astype(np.float64)
-  return linearize_ratio(np.asarray(packed["numerator"]), np.asarray(packed["denominator"]))
-
-
-def thin(curve: Iterable[tuple[float, float]], points: int = 120) -> list[list[float]]:
+def thin(curve: Iterable[tuple[float, float]], points: int = 120) -> tuple[tuple[float, float], ...]:
   """At most `points` of a curve's (step, value) pairs, each the average of its neighbours."""
   pairs = np.asarray(list(curve), dtype=np.float64).reshape(-1, 2)
   pairs = pairs[np.isfinite(pairs).all(axis=1)]
   groups = np.array_split(pairs, min(points, len(pairs))) if len(pairs) else []
-  return [[float(f"{value:.6g}") for value in group.mean(axis=0)] for group in groups]
+  means = [group.mean(axis=0) for group in groups]
+  return tuple((float(f"{step:.6g}"), float(f"{value:.6g}")) for step, value in means)
 
 
-# Records ----------------------------------------------------------------------------------------------------------
-
-
-def make(trial: Trial, summary: Mapping[str, Any], folder: Path) -> Record:
-  """The record of a finished trial, from its summary and what stands beside it in its folder.
-
-  Returns:
-    "run", "row", "seed", "stage", "size" in a study of several; "config" and "config_hash", "method"; "metric" (the
-    main one), "metrics" and "scores" by split; "shifted", the splits of `data.shifted`; "parameters"; "bytes" {weights,
-    gradients, optimizer, adapter_file}; "compiled" {shape of batch: {flops, temp_bytes}}; "step_seconds",
-    "train_seconds" (of steps alone), "steps"; "learning_rate" (of what the method adds or frees, else of the head),
-    "learning_rates"; "curve" of the training loss; "trajectory"; "versions".
-  """
-  from peftjax.data.extra_sets import shifted_names  # imported late: reading records needs no data
-
-  config, held = plain(trial.config), summary["bytes"]
-  steps, rates = summary["step"], summary["learning_rates"]
-  times = [row["step_seconds"] for row in _rows(folder / "timing.jsonl")]
-  logged = _rows(folder / "metrics.jsonl")
-  curve = [(row["step"], row["loss"]) for row in logged if "split" not in row]
-  return {
-    "run": trial.run,
-    "row": trial.row,
-    "seed": trial.seed,
-    "stage": "final",
-    **({"size": trial.size} if trial.size else {}),
-    "config": config,
-    "config_hash": fingerprint(config),
-    "method": config["method"],
-    "metric": summary["main_metric"],
-    "metrics": summary["metrics"],
-    "scores": {split: packed for split in summary["metrics"] if (packed := _scores(folder, split))},
-    "shifted": list(shifted_names(trial.config.data)),
-    "parameters": {name: summary["parameters"][name] for name in ("trainable", "adapter", "head", "total", "percent")},
-    "bytes": {name: held[name] for name in ("weights", "gradients", "optimizer")}
-    | {"adapter_file": _adapter_file(summary, folder)},
-    "compiled": {
-      one["shape"]: {"flops": one["flops"], "temp_bytes": one["temp_bytes"]} for one in summary.get("compiled", [])
-    },
-    "step_seconds": summary.get("step_seconds"),
-    "train_seconds": float(np.mean(times)) * steps if times else None,
-    "steps": steps,
-    "learning_rate": max(
-      [rate for group, rate in rates.items() if group != "head"] or list(rates.values()), default=None
-    ),
-    "learning_rates": rates,
-    "curve": thin((step, loss) for step, loss in curve if loss is not None),
-    "trajectory": trajectory(logged, summary["main_metric"]),
-    "versions": summary.get("versions", {}),
-  }
+def record_of(trial: Trial, summary: Mapping[str, Any], folder: Path) -> Record:
+  """The record of a finished trial, from its summary and what stands beside it in its folder."""
+  config, main = plain_config(trial.config), summary["main_metric"]
+  specs, rates = specs_in(summary, main), summary["learning_rates"]
+  seconds = [row["step_seconds"] for row in read_rows(folder / "timing.jsonl")]
+  logged = read_rows(folder / "metrics.jsonl")
+  losses = [(row["step"], row["loss"]) for row in logged if "split" not in row and row["loss"] is not None]
+  own_rates = [rate for group, rate in rates.items() if group != "head"] or list(rates.values())
+  return Record(
+    run=trial.run,
+    row=trial.row,
+    seed=trial.seed,
+    size=trial.size,
+    config=config,
+    config_hash=fingerprint(config),
+    method=config["method"],
+    metric=main,
+    metrics=summary["metrics"],
+    metrics_spec=specs,
+    scores={split: packed for split in summary["metrics"] if (packed := _scores(folder, split, spec_of(main, specs)))},
+    shifted=shifted_names(trial.config.data),
+    parameters=Parameters.from_json(summary["parameters"]),
+    bytes=Bytes.from_json({**summary["bytes"], "adapter_file": _adapter_file(summary["bytes"], folder)}),
+    compiled={one["shape"]: StepCost.from_json(one) for one in summary.get("compiled", ())},
+    step_seconds=summary.get("step_seconds"),
+    train_seconds=float(np.mean(seconds)) * summary["step"] if seconds else None,
+    steps=summary["step"],
+    learning_rate=max(own_rates, default=None),
+    learning_rates=rates,
+    curve=thin(losses),
+    trajectory=trajectory(logged, main),
+    versions=summary.get("versions", {}),
+  )
 
 
 def trajectory(logged: Iterable[Mapping[str, Any]], metric: str) -> dict[str, dict[str, list[Any]]]:
@@ -139,24 +168,17 @@ def trajectory(logged: Iterable[Mapping[str, Any]], metric: str) -> dict[str, di
   return {split: columns for split, columns in found.items() if len(columns["step"]) > 1}
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-  if not path.is_file():
-    return []
-  return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
-
-
-def _scores(folder: Path, split: str) -> dict[str, Any] | None:
+def _scores(folder: Path, split: str, spec: Metric) -> dict[str, Any] | None:
   path = folder / f"predictions-{split}.npz"
   if not path.is_file():
     return None
   with np.load(path, allow_pickle=False) as rows:
-    return pack_scores(dict(rows))
+    return pack_scores(dict(rows), spec)
 
 
-def _adapter_file(summary: Mapping[str, Any], folder: Path) -> int:
+def _adapter_file(held: Mapping[str, int], folder: Path) -> int:
   """Bytes on disk of what one more task adds: the exported file, or else the trained leaves themselves."""
   files = list((folder / "adapter").glob("*.safetensors"))
-  held = summary["bytes"]
   return sum(path.stat().st_size for path in files) if files else held["adapter"] + held["head"]
 
 
@@ -165,7 +187,7 @@ def _adapter_file(summary: Mapping[str, Any], folder: Path) -> int:
 
 def keep(record: Record, folder: Path) -> None:
   """Writes ``record.json`` in a trial's folder."""
-  write_text(folder / "record.json", json.dumps(record, sort_keys=True) + "\n")
+  write_text(folder / "record.json", json.dumps(record.to_json(), sort_keys=True) + "\n")
 
 
 def finished(trial: Trial, workdir: Path) -> Record | None:
@@ -177,10 +199,10 @@ def finished(trial: Trial, workdir: Path) -> Record | None:
   path = trial.folder(workdir) / "record.json"
   if not path.is_file():
     return None
-  record = read_json(path)
-  wanted = plain(trial.config)
-  if record["config_hash"] != fingerprint(wanted):
-    shown = "; ".join(changes(record["config"], wanted)[:3])
+  record = Record.from_json(read_json(path))
+  wanted = plain_config(trial.config)
+  if record.config_hash != fingerprint(wanted):
+    shown = "; ".join(changes(record.config, wanted)[:3])
     raise UserError(f"{path.parent} holds a run of another config ({shown}): use another --workdir, or delete it")
   return record
 
@@ -188,7 +210,7 @@ def finished(trial: Trial, workdir: Path) -> Record | None:
 def write_results(records: Iterable[Record], workdir: Path) -> Path:
   """``D/results.jsonl``, one line a record."""
   path = workdir / "results.jsonl"
-  write_text(path, "".join(json.dumps(record, sort_keys=True) + "\n" for record in records))
+  write_text(path, "".join(json.dumps(record.to_json(), sort_keys=True) + "\n" for record in records))
   return path
 
 
@@ -203,9 +225,7 @@ def read_results(path: Path) -> list[Record]:
   records = []
   for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
     try:
-      record = json.loads(line)
-      record["run"], record["row"], record["seed"], record["metrics"]
-    except (ValueError, KeyError, TypeError):
+      records.append(Record.from_json(json.loads(line)))
+    except (ValueError, KeyError, TypeError, AttributeError):
       raise UserError(f"{path}, line {number}: no record of a trial") from None
-    records.append(record)
   return records

@@ -15,24 +15,23 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from peftjax.compare.metrics import spec_of, specs_in
 from peftjax.compare.sharing import Leases
-from peftjax.compare.trials import fingerprint, plain, row_config, sizes_of
+from peftjax.compare.stored import Stored
+from peftjax.compare.trainer import RunOutcome, Trainer
+from peftjax.compare.trials import fingerprint, plain_config, row_config, rows_of, sizes_of
 from peftjax.errors import UserError
 from peftjax.files import read_json, write_text
-from peftjax.masks import flatten
 from peftjax.methods import METHODS
+from peftjax.train.watch import Diverged
 
-Train = Callable[[ConfigDict, Path], Mapping[str, Any]]  # trains in a folder, or resumes there; the run's summary
-TrainMany = Callable[[Sequence[ConfigDict], Sequence[Path]], Sequence[Mapping[str, Any] | Exception]]
 Say = Callable[[str], None]
-_DIVERGED = (-math.inf, math.inf)
 Laid = Callable[[ConfigDict], ConfigDict]
 
 
@@ -58,83 +57,76 @@ class Setting:
     return config
 
 
-@dataclasses.dataclass(frozen=True)
-class Tried:
-  """A setting, its score and its loss under each seed; -inf and inf where the run diverged."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tried(Stored):
+  """A setting with its score and its loss under each seed; None where the run diverged.
 
-  setting: Setting
-  scores: tuple[float, ...]
-  losses: tuple[float, ...]
+  Attributes:
+    run: its folder.
+  """
+
+  learning_rate: float
+  knobs: Mapping[str, Any]
+  scores: tuple[float | None, ...]
+  losses: tuple[float | None, ...] = ()
+  run: str = ""
 
   @property
-  def rank(self) -> tuple[float, float]:
-    """More is better."""
-    return sum(self.scores) / len(self.scores), -sum(self.losses) / len(self.losses)
+  def setting(self) -> Setting:
+    return Setting(self.learning_rate, tuple(self.knobs.items()))
+
+  @property
+  def mean(self) -> float | None:
+    """Of the scores; None where a run diverged."""
+    known = [score for score in self.scores if score is not None]
+    return sum(known) / len(known) if len(known) == len(self.scores) else None
+
+  def rank(self, direction: float) -> tuple[float, float]:
+    """More is better: the mean score, then the lower mean loss."""
+    losses = [loss for loss in self.losses if loss is not None]
+    if self.mean is None or len(losses) < len(self.scores):
+      return float("-inf"), float("-inf")
+    return direction * self.mean, -sum(losses) / len(losses)
 
 
-@dataclasses.dataclass(frozen=True)
-class Choice:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Choice(Stored):
   """What the search found for a row.
 
   Attributes:
     row: its name.
     size: of `compare.sizes` that it was searched at; 0 without.
-    best: the setting for the final runs.
+    learning_rate, knobs: the setting for the final runs.
     interior: whether lower and higher learning rates were tried, and were not better.
     tried: all settings, in the order of their trials.
   """
 
   row: str
-  size: int
-  best: Setting
+  size: int = 0
+  learning_rate: float
+  knobs: Mapping[str, Any]
   interior: bool
   tried: tuple[Tried, ...]
 
-  def as_json(self) -> dict[str, Any]:
-    """For ``search.json`` and the report."""
-    return {
-      "row": self.row,
-      **({"size": self.size} if self.size else {}),
-      "learning_rate": self.best.rate,
-      "knobs": dict(self.best.knobs),
-      "interior": self.interior,
-      "tried": [
-        {
-          "learning_rate": one.setting.rate,
-          "knobs": dict(one.setting.knobs),
-          "scores": [None if math.isinf(score) else score for score in one.scores],
-          "losses": [None if math.isinf(loss) else loss for loss in one.losses],
-          "run": one.setting.name,
-        }
-        for one in self.tried
-      ],
-    }
+  @property
+  def best(self) -> Setting:
+    return Setting(self.learning_rate, tuple(self.knobs.items()))
+
+  @property
+  def rates(self) -> list[Tried]:
+    """The settings without knobs: learning rates alone."""
+    return [one for one in self.tried if not one.knobs]
 
 
-def each(train: Train) -> TrainMany:
-  """What trains one run after the other; an error is that run's outcome."""
-
-  def train_each(configs: Sequence[ConfigDict], folders: Sequence[Path]) -> list[Mapping[str, Any] | Exception]:
-    outcomes: list[Mapping[str, Any] | Exception] = []
-    for config, folder in zip(configs, folders):
-      try:
-        outcomes.append(train(config, folder))
-      except Exception as error:
-        outcomes.append(error)
-    return outcomes
-
-  return train_each
-
-
-def run(
-  config: ConfigDict, workdir: Path, rows: Sequence[str], train_many: TrainMany, say: Say, leases: Leases | None = None
+def search_rows(
+  config: ConfigDict, workdir: Path, rows: Sequence[str], trainer: Trainer, say: Say, leases: Leases | None = None
 ) -> list[Choice]:
   """Searches for every row what has not been searched yet, and writes ``D/search.json``; [] if there is no search.
 
   Args:
     config: the study's; `compare.search` says how.
     rows: of `compare.methods`.
-    train_many: trains some runs, or goes on with them; summaries, or why a run has none.
+    trainer: trains some runs, or goes on with them.
     leases: of the processes that divide the rows; what another one searched repeats itself from its
       files. Without, this process alone searches.
 
@@ -151,10 +143,10 @@ def run(
     for row, size in given:
       what = f"search for {row}" + (f" at {size} examples" if size else "")
       say(f"{what}: {section.trials} settings under {len(section.seeds)} seeds")
-      found[row, size] = choice = search_row(config, workdir, row, train_many, size)
+      found[row, size] = choice = search_row(config, workdir, row, trainer, size)
       say(f"{what}: {choice.best.name}" + ("" if choice.interior else ", at the edge of what was tried"))
   choices = [found[one] for one in wanted]
-  write_text(workdir / "search.json", json.dumps([one.as_json() for one in choices], indent=2) + "\n")
+  write_text(workdir / "search.json", json.dumps([one.to_json() for one in choices], indent=2) + "\n")
   return choices
 
 
@@ -164,9 +156,9 @@ def changes_of(choices: Sequence[Choice], sizes: Sequence[int]) -> dict[tuple[st
   return found | {(one.row, one.size): one.best.laid_on for one in choices}
 
 
-def search_row(config: ConfigDict, workdir: Path, row: str, train_many: TrainMany, size: int = 0) -> Choice:
+def search_row(config: ConfigDict, workdir: Path, row: str, trainer: Trainer, size: int = 0) -> Choice:
   """One row's search; deterministic, so that it repeats itself from what is finished."""
-  section, overrides = config.compare.search, config.compare.methods.to_dict().get(row, {})
+  section, overrides = config.compare.search, rows_of(config).get(row, {})
   base = row_config(config, row, overrides, section.seeds[0], size)
   with base.unlocked():
     base.train.final_splits = (section.split,)
@@ -176,13 +168,23 @@ def search_row(config: ConfigDict, workdir: Path, row: str, train_many: TrainMan
   folder = workdir / "search" / row / (f"n={size}" if size else "")
   tried: dict[Setting, Tried] = {}
 
+  direction = 1.0
+
   def attempt(settings: Sequence[Setting]) -> None:
+    nonlocal direction
     fresh = [one for one in dict.fromkeys(settings) if one not in tried][: section.trials - len(tried)]
-    for one, found in zip(fresh, _outcomes(base, folder, fresh, config.compare, train_many)):
-      tried[one] = Tried(one, *zip(*found))
+    for one, found in zip(fresh, _outcomes(base, folder, fresh, config.compare, trainer)):
+      direction = next((run.direction for run in found if run.score is not None), direction)
+      tried[one] = Tried(
+        learning_rate=one.rate,
+        knobs=dict(one.knobs),
+        scores=tuple(run.score for run in found),
+        losses=tuple(run.loss for run in found),
+        run=one.name,
+      )
 
   def best() -> Setting:
-    return max(tried.values(), key=lambda one: one.rank).setting
+    return max(tried.values(), key=lambda one: one.rank(direction)).setting
 
   def rate(exponent: float) -> float:
     return float(f"{centre * section.factor**exponent:.3g}")
@@ -192,7 +194,7 @@ def search_row(config: ConfigDict, workdir: Path, row: str, train_many: TrainMan
   while len(tried) < section.trials and best().rate in (rate(min(exponents)), rate(max(exponents))):
     exponents.append(min(exponents) - 1 if best().rate == rate(min(exponents)) else max(exponents) + 1)
     attempt([Setting(rate(exponents[-1]))])
-  for field, values in flatten(overrides.get("search") or {}).items():
+  for field, values in _knobs(overrides.get("search") or {}):
     for value in values:
       now = best()
       attempt([Setting(now.rate, (*(knob for knob in now.knobs if knob[0] != field), (field, value)))])
@@ -201,58 +203,83 @@ def search_row(config: ConfigDict, workdir: Path, row: str, train_many: TrainMan
     attempt(
       [dataclasses.replace(now, rate=float(f"{now.rate * section.factor**d:.3g}")) for d in (-distance, distance)]
     )
-  rates = [one.rate for one in tried]
-  return Choice(row, size, best(), min(rates) < best().rate < max(rates), tuple(tried.values()))
+  rates, chosen = [one.rate for one in tried], best()
+  return Choice(
+    row=row,
+    size=size,
+    learning_rate=chosen.rate,
+    knobs=dict(chosen.knobs),
+    interior=min(rates) < chosen.rate < max(rates),
+    tried=tuple(tried.values()),
+  )
+
+
+def _knobs(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Sequence[Any]]]:
+  """(dotted field, values to try) of a row's section `search`."""
+  for name, value in section.items():
+    if isinstance(value, Mapping):
+      yield from _knobs(value, f"{prefix}{name}.")
+    else:
+      yield f"{prefix}{name}", value
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scored(Stored):
+  """What ``score.json`` keeps of a trial of the search: its score and loss, None if it diverged."""
+
+  score: float | None
+  loss: float | None
+  direction: float = 1.0  # of the score: 1.0 where more is better, else -1.0
+  config_hash: str
 
 
 def _outcomes(
-  base: ConfigDict, folder: Path, settings: Sequence[Setting], study: ConfigDict, train_many: TrainMany
-) -> Iterator[list[tuple[float, float]]]:
-  """Each setting's (score, loss) by seed; what is not finished is trained, `compare.together` runs at once."""
+  base: ConfigDict, folder: Path, settings: Sequence[Setting], study: ConfigDict, trainer: Trainer
+) -> Iterator[list[Scored]]:
+  """Each setting's outcomes by seed; what is not finished is trained, `compare.together` runs at once."""
   seeds, runs = study.search.seeds, []
   for setting in settings:
     for seed in seeds:
       config = setting.laid_on(base)
       config.seed = seed
       runs.append((config, folder / setting.name / f"seed-{seed}"))
-  open_ = [(config, place) for config, place in runs if _finished(config, place) is None]
+  found = {place: kept for config, place in runs if (kept := _finished(config, place))}
+  open_ = [(config, place) for config, place in runs if place not in found]
   for start in range(0, len(open_), max(study.together, 1)):
     group = open_[start : start + max(study.together, 1)]
-    outcomes = train_many([config for config, _ in group], [place for _, place in group])
+    outcomes = trainer.train([config for config, _ in group], [place for _, place in group])
     for (config, place), outcome in zip(group, outcomes):
-      _write(config, place, outcome, study.search.split)
-  found = [_finished(config, place) or _DIVERGED for config, place in runs]
+      found[place] = _scored(config, outcome, study.search.split)
+      write_text(place / "score.json", json.dumps(found[place].to_json()) + "\n")
   for index in range(len(settings)):
-    yield found[index * len(seeds) : (index + 1) * len(seeds)]
+    yield [found[place] for _, place in runs[index * len(seeds) : (index + 1) * len(seeds)]]
 
 
-def _write(config: ConfigDict, place: Path, outcome: Mapping[str, Any] | Exception, split: str) -> None:
-  """Keeps a trial's score, or that it diverged; any other error is the study's."""
-  from peftjax.train.watch import Diverged
-
-  if isinstance(outcome, Exception) and not isinstance(outcome, Diverged):
+def _scored(config: ConfigDict, outcome: RunOutcome, split: str) -> Scored:
+  """A trial's score, or that it diverged; any other error is the study's."""
+  content = fingerprint(plain_config(config))
+  if isinstance(outcome, Diverged):
+    return Scored(score=None, loss=None, config_hash=content)
+  if isinstance(outcome, Exception):
     raise outcome
-  score = loss = None
-  if not isinstance(outcome, Exception):
-    metrics = outcome["metrics"].get(split)
-    if metrics is None:
-      raise UserError(f"compare.search.split={split!r}: the data has no such split to search on")
-    score, loss = metrics[outcome["main_metric"]], metrics["loss"]
-  kept = {"score": score, "loss": loss, "config_hash": fingerprint(plain(config))}
-  write_text(place / "score.json", json.dumps(kept) + "\n")
+  main, metrics = outcome["main_metric"], outcome["metrics"].get(split)
+  if metrics is None:
+    raise UserError(f"compare.search.split={split!r}: the data has no such split to search on")
+  direction = spec_of(main, specs_in(outcome, main)).direction
+  return Scored(score=metrics[main], loss=metrics["loss"], direction=direction, config_hash=content)
 
 
-def _finished(config: ConfigDict, place: Path) -> tuple[float, float] | None:
-  """A finished trial's (score, loss), `_DIVERGED` if it did; None if it is not finished."""
+def _finished(config: ConfigDict, place: Path) -> Scored | None:
+  """A finished trial's outcome; None if it is not finished."""
   path = place / "score.json"
   if not path.is_file():
     return None
   kept = read_json(path)
-  if kept["config_hash"] != fingerprint(plain(config)):
+  if kept["config_hash"] != fingerprint(plain_config(config)):
     raise UserError(f"{place} holds a trial of another search: use another --workdir, or delete it")
   if "loss" not in kept:
     raise UserError(f"{path} has no 'loss', so an older version wrote it: use another --workdir, or delete {place}")
-  return _DIVERGED if kept["score"] is None else (float(kept["score"]), float(kept["loss"]))
+  return Scored.from_json(kept)
 
 
 def _check(config: ConfigDict) -> None:

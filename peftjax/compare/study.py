@@ -11,7 +11,7 @@
     D/report.html, D/report.md, D/report.tex
     D/leases/            who works on what
 
-`again` writes everything below results.jsonl once more from what lies there.
+`conclude_again` writes everything below results.jsonl once more from what lies there.
 
 The same command again goes on where it stopped: finished trials are kept, a trial under way goes on from
 its checkpoint. Started several times at once, on one host or on many with one D, it divides the trials
@@ -23,91 +23,74 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from peftjax.compare import analysis, budget, claims, dimensions, records, report, search, table, timing
-from peftjax.compare.dimensions.base import Dimension, Trained
+from peftjax.compare import analysis, claims, dimensions, records, timing
+from peftjax.compare import formatting as fmt
+from peftjax.compare.analysis import Summary
+from peftjax.compare.budget import within_budget
 from peftjax.compare.records import Record
-from peftjax.compare.search import Train, TrainMany
+from peftjax.compare.report import page, table
+from peftjax.compare.search import Choice, changes_of, search_rows
 from peftjax.compare.sharing import Leases
-from peftjax.compare.trials import Trial, in_groups, plain, plan, sizes_of
+from peftjax.compare.timing import Timing
+from peftjax.compare.trainer import Trainer
+from peftjax.compare.training import JaxTrainer
+from peftjax.compare.trials import Trial, in_groups, is_frozen, plain_config, sizes_of, trials_of
 from peftjax.errors import UserError
-from peftjax.files import read_json, write_text
-
-MakeStep = Callable[[ConfigDict], timing.Step]
-Check = Callable[[ConfigDict], None]
-Measure = Callable[[Dimension, Trained], Mapping[str, Any] | None]
+from peftjax.files import write_text
+from peftjax.registry import only_trusted
+from peftjax.train.watch import Diverged
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
   """A study's conclusions, and the trials that have none."""
 
-  summary: analysis.Summary
-  failed: dict[str, str]  # run -> the error's last line
+  summary: Summary
+  failed: Mapping[str, str]  # run -> the error's last line
 
   @property
   def exit_code(self) -> int:
     return 1 if self.failed else 0
 
 
-def run(
-  config: ConfigDict,
-  workdir: str | Path,
-  train: Train | None = None,
-  make_step: MakeStep | None = None,
-  check: Check | None = None,
-  train_many: TrainMany | None = None,
-  measure: Measure | None = None,
-  step_flops: budget.StepFlops | None = None,
-) -> Outcome:
-  """Runs what the study still lacks, and writes its results and its report.
+def run_study(config: ConfigDict, workdir: str | Path, trainer: Trainer | None = None) -> Outcome:
+  """Does what the study still lacks, and writes its results and its report.
 
   Args:
     config: with the section `compare`.
     workdir: D, the study's folder.
-    train: what trains a trial; `peftjax.compare.runs.train` if left out.
-    make_step: what builds a trial's bare training step for the clock; `peftjax.compare.runs.training_step` if left out.
-    check: raises `UserError` where a trial's config cannot be built; `peftjax.compare.runs.check` if left out.
-    train_many: trains several runs at once; `peftjax.compare.runs.train_many`, or `train` for each if that is given.
-    step_flops: FLOPs of a trial's update, for a budget; `peftjax.compare.runs.step_flops` if left out.
-    measure: what measures a dimension of a trial; the dimension itself if left out, nothing if `train` is given.
+    trainer: what trains; `JaxTrainer` if left out.
 
   Raises:
     UserError: a config that does not plan, or a folder that holds another study.
   """
-  workdir = Path(workdir)
-  config = budget.laid_on(config, workdir, step_flops or _step_flops)
-  trials = plan(config)
-  dimensions.chosen(config.compare.dimensions)
-  measure = measure or (dimensions.measure if train is None else None)
-  if train is None or make_step is None or check is None:
-    from peftjax.compare import runs  # imported late: a report from records needs no JAX
-
-    train_many = train_many or (runs.train_many if train is None else None)
-    train, make_step, check = train or runs.train, make_step or runs.training_step, check or runs.check
-  train_many = train_many or search.each(train)
-  _check_rows(trials, check)
+  workdir, trainer = Path(workdir), trainer or JaxTrainer()
+  config = within_budget(config, workdir, trainer)
+  trials = trials_of(config)
+  dimensions.of_study(config.compare.dimensions)
+  _check_rows(trials, trainer)
   leases = Leases(workdir, config.compare.patience)
-  rows = list(dict.fromkeys(trial.row for trial in trials if trial.config.method.name != budget.FROZEN))
-  chosen = search.run(config, workdir, rows, train_many, say, leases)
+  rows = list(dict.fromkeys(trial.row for trial in trials if not is_frozen(trial.config)))
+  chosen = search_rows(config, workdir, rows, trainer, say, leases)
   if chosen:
-    trials = plan(config, search.changes_of(chosen, sizes_of(config)))
+    trials = trials_of(config, changes_of(chosen, sizes_of(config)))
   done = _finished(trials, workdir)
-  write_text(workdir / "config.json", json.dumps(plain(config), indent=2, sort_keys=True) + "\n")
-  failed = _train_all(trials, done, config, workdir, train_many, leases)
-  if measure is not None:
-    failed |= _measure_dimensions(trials, done, config, workdir, measure, leases)
+  write_text(workdir / "config.json", json.dumps(plain_config(config), indent=2, sort_keys=True) + "\n")
+  failed = _train_all(trials, done, config, workdir, trainer, leases)
+  failed |= _measure_all(trials, done, config, workdir, trainer, leases)
   with leases.shared(["conclusion"], str) as turns:
     for _ in turns:
-      times = _step_times(trials, done, config, workdir, make_step)
+      times = _step_times(trials, done, config, workdir, trainer)
       results = [done[one.run] for one in trials if one.run in done]
-      concluded = conclude(config, workdir, results, times, failed, [one.as_json() for one in chosen])
+      concluded = conclude(config, workdir, results, times, failed, chosen)
   return concluded
 
 
@@ -115,47 +98,72 @@ def conclude(
   config: ConfigDict,
   workdir: Path,
   results: Sequence[Record],
-  times: Mapping[str, Any] | None,
+  times: Timing | None,
   failed: Mapping[str, str],
-  searched: Sequence[Mapping[str, Any]] = (),
+  searched: Sequence[Choice] = (),
   environment: Mapping[str, str] | None = None,
 ) -> Outcome:
   """Writes the summary, the claims and the report of the trials that there are.
 
   Args:
-    environment: where they were trained, as `report.environment` tells it; here if not given.
+    environment: where they were trained, as `page.environment` tells it; here if not given.
   """
   if not results:
-    return Outcome({"rows": [], "failed": dict(failed), "search": list(searched)}, dict(failed))
-  question = analysis.Question(**{key: config.compare[key] for key in ("reference", "baseline", "margin", "split")})
-  size = max(record.get("size") or 0 for record in results)  # the first screen is about the largest
-  summary = analysis.summarize([one for one in results if (one.get("size") or 0) == size], question, times)
-  summary |= {"size": size or None, "failed": dict(failed), "search": list(searched)}
-  summary["environment"] = dict(environment or report.environment())
-  summary["dimensions"] = dimensions.summarize(results, summary)
+    return Outcome(Summary(failed=failed, search=tuple(searched)), failed)
+  fields = {key: config.compare[key] for key in ("reference", "baseline", "margin", "split")}
+  summary = conclusions(results, analysis.Question(**fields), config.compare.dimensions, times)
+  summary = dataclasses.replace(
+    summary, failed=failed, search=tuple(searched), environment=dict(environment or page.environment())
+  )
   verdicts = claims.judge(summary, results)
-  write_text(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
-  write_text(workdir / "claims.json", json.dumps(verdicts, indent=2) + "\n")
-  report.write(workdir, plain(config), summary, results, verdicts)
-  return Outcome(summary, dict(failed))
+  write_text(workdir / "summary.json", json.dumps(summary.to_json(), indent=2) + "\n")
+  write_text(workdir / "claims.json", json.dumps([one.to_json() for one in verdicts], indent=2) + "\n")
+  page.write(workdir, plain_config(config), summary, results, verdicts)
+  return Outcome(summary, failed)
 
 
-def again(workdir: str | Path) -> Outcome:
+def conclusions(
+  results: Sequence[Record],
+  question: analysis.Question,
+  names: Iterable[str] = tuple(dimensions.DIMENSIONS),
+  times: Timing | None = None,
+) -> Summary:
+  """The numbers of a study's records, and what its dimensions found; the first are about the largest size.
+
+  Args:
+    names: of `config.compare.dimensions`; all of peftjax's own if left out.
+  """
+  size = max(record.size for record in results)
+  summary = analysis.summarize([one for one in results if one.size == size], question, times)
+  summary = dataclasses.replace(summary, size=size or None)
+  found = dimensions.conclusions(results, summary, names)
+  return dataclasses.replace(summary, dimensions=found)
+
+
+def conclude_again(workdir: str | Path, trust: Collection[str] = ()) -> Outcome:
   """Writes the conclusions of a kept study again, from its config.json, results.jsonl, search.json and timing.json.
 
   Nothing is trained or measured; what its summary.json says of the environment stays.
 
+  Args:
+    trust: the ``module:NAME`` of own dimensions that its config.json may name; see docs/security.md.
+
   Raises:
-    UserError: the folder holds no results.
+    UserError: the folder holds no results, or names own code that is not in `trust`.
   """
   workdir = Path(workdir)
   results = records.read_results(workdir / "results.jsonl")
-  kept = {name: _kept(workdir / f"{name}.json") for name in ("config", "search", "timing", "summary")}
-  if kept["config"] is None:
+  config, searched, times, before = (
+    _kept(workdir / f"{one}.json") for one in ("config", "search", "timing", "summary")
+  )
+  if config is None:
     raise UserError(f"no file {workdir / 'config.json'}: a study keeps its config beside its results")
-  before = kept["summary"] or {}
-  given = (kept["timing"], before.get("failed", {}), kept["search"] or (), before.get("environment"))
-  return conclude(ConfigDict(kept["config"]), workdir, results, *given)
+  before = before or {}
+  choices = [Choice.from_json(one) for one in searched or ()]
+  given = Timing.from_json(times) if times else None
+  where = before.get("environment")
+  with only_trusted(workdir, trust):
+    return conclude(ConfigDict(config), workdir, results, given, before.get("failed", {}), choices, where)
 
 
 def _kept(path: Path) -> Any:
@@ -167,12 +175,12 @@ def _kept(path: Path) -> Any:
 
 def main(config: ConfigDict, workdir: str | Path, as_json: bool = False) -> int:
   """The verb `compare`: runs the study, prints its table or its summary as JSON, and returns the exit code."""
-  outcome = run(config, workdir)
+  outcome = run_study(config, workdir)
   if as_json:
-    print(json.dumps(outcome.summary, allow_nan=False))
+    print(json.dumps(outcome.summary.to_json(), allow_nan=False))
   else:
     table.show(outcome.summary)
-  if outcome.summary["rows"]:
+  if outcome.summary.rows:
     say(f"report: {Path(workdir) / 'report.html'}")
   return outcome.exit_code
 
@@ -182,17 +190,11 @@ def say(line: str) -> None:
   print(line, file=sys.stderr, flush=True)
 
 
-def _step_flops(config: ConfigDict) -> float:
-  from peftjax.compare import runs  # imported late, as above
-
-  return runs.step_flops(config)
-
-
-def _check_rows(trials: Sequence[Trial], check: Check) -> None:
+def _check_rows(trials: Sequence[Trial], trainer: Trainer) -> None:
   """Finds a row that cannot be built before hours go into the others."""
   for trial in {trial.row: trial for trial in reversed(trials)}.values():
     try:
-      check(trial.config)
+      trainer.check(trial.config)
     except UserError as error:
       raise UserError(f"compare.methods.{trial.row}: {error}") from None
 
@@ -213,11 +215,12 @@ def _train_all(
   done: dict[str, Record],
   config: ConfigDict,
   workdir: Path,
-  train_many: TrainMany,
+  trainer: Trainer,
   leases: Leases,
 ) -> dict[str, str]:
   """Trains what `done` lacks and notes it there and in ``results.jsonl``; run -> why one has no record."""
   failed: dict[str, str] = {}
+  start, before = time.monotonic(), len(done)
   with leases.shared(in_groups(trials, config.compare.together), lambda group: f"train-{group[0].run}") as groups:
     for group in groups:
       done |= _finished(group, workdir)  # by another process
@@ -227,40 +230,40 @@ def _train_all(
         continue
       seeds = ", ".join(str(trial.seed) for trial in open_)
       what = open_[0].row + (f" at {open_[0].size} examples" if open_[0].size else "")
-      say(f"trial {len(done) + len(failed) + 1} of {len(trials)}: {what}, seed {seeds}")
-      for trial, outcome in zip(open_, _train(open_, workdir, train_many)):
+      left = _time_left(time.monotonic() - start, len(done) - before, len(trials) - len(done) - len(failed))
+      say(f"trial {len(done) + len(failed) + 1} of {len(trials)}: {what}, seed {seeds}{left}")
+      folders = [trial.folder(workdir) for trial in open_]
+      outcomes = trainer.train([trial.config for trial in open_], folders)
+      for trial, folder, outcome in zip(open_, folders, outcomes):
         if isinstance(outcome, Exception):  # one method's failure is a result of that method; the others go on
           if not done and _is_mistake(outcome):
             raise outcome
           failed[trial.run] = _keep_error(trial, workdir, outcome)
           say(f"failed: {trial.run}: {failed[trial.run]}")
-        else:
-          done[trial.run] = outcome
+          continue
+        done[trial.run] = records.record_of(trial, outcome, folder)
+        records.keep(done[trial.run], folder)
+        (folder / "error.txt").unlink(missing_ok=True)
       done |= _finished(trials, workdir)
       records.write_results([done[one.run] for one in trials if one.run in done], workdir)
   return failed
 
 
-def _train(trials: Sequence[Trial], workdir: Path, train_many: TrainMany) -> list[Record | Exception]:
-  folders = [trial.folder(workdir) for trial in trials]
-  made: list[Record | Exception] = []
-  for trial, folder, summary in zip(trials, folders, train_many([trial.config for trial in trials], folders)):
-    if isinstance(summary, Exception):
-      made.append(summary)
-      continue
-    record = records.make(trial, summary, folder)
-    records.keep(record, folder)
-    (folder / "error.txt").unlink(missing_ok=True)
-    made.append(record)
-  return made
+def _time_left(seconds: float, trained: int, left: int) -> str:
+  """How long the open trials will take, at the pace of those that this process saw being finished.
+
+  >>> _time_left(600.0, 5, 12), _time_left(3.0, 0, 12)
+  (', about 24 min 0 s left', '')
+  """
+  return f", about {fmt.seconds(seconds / trained * left)} left" if trained else ""
 
 
-def _measure_dimensions(
+def _measure_all(
   trials: Sequence[Trial],
   done: dict[str, Record],
   config: ConfigDict,
   workdir: Path,
-  measure: Measure,
+  trainer: Trainer,
   leases: Leases,
 ) -> dict[str, str]:
   """Measures the dimensions that finished trials' records lack, and keeps them there; run -> why one is missing."""
@@ -275,15 +278,12 @@ def _measure_dimensions(
       if not open_:
         continue
       say(f"measuring {trial.run}: {', '.join(one.name for one in open_)}")
-      trained = Trained(trial.config, folder, read_json(folder / "summary.json"), config.compare)
-      for one in open_:
-        try:
-          found = measure(one, trained)
-        except Exception as error:  # the trial's other results stand without it; the next start tries again
-          failed[f"{trial.run}, {one.name}"] = _keep_error(trial, workdir, error)
+      for one, found in zip(open_, trainer.measure(open_, trial.config, folder, config.compare)):
+        if isinstance(found, Exception):  # the trial's other results stand without it; the next start tries again
+          failed[f"{trial.run}, {one.name}"] = _keep_error(trial, workdir, found)
           say(f"failed: {trial.run}, {one.name}: {failed[f'{trial.run}, {one.name}']}")
           continue
-        record = record | {"dimensions": (record.get("dimensions") or {}) | {one.name: found}}
+        record = dataclasses.replace(record, dimensions={**record.dimensions, one.name: found})
       records.keep(record, folder)
       done[trial.run] = record
       records.write_results([done[one.run] for one in trials if one.run in done], workdir)
@@ -292,8 +292,6 @@ def _measure_dimensions(
 
 def _is_mistake(error: Exception) -> bool:
   """Whether an error is about the config or the data, as a first trial finds it, and not about how training went."""
-  from peftjax.train.watch import Diverged
-
   return isinstance(error, UserError) and not isinstance(error, Diverged)
 
 
@@ -309,29 +307,23 @@ def _last_line(error: Exception) -> str:
 
 
 def _step_times(
-  trials: Sequence[Trial],
-  done: Mapping[str, Record],
-  config: ConfigDict,
-  workdir: Path,
-  make_step: MakeStep,
-) -> Mapping[str, Any] | None:
+  trials: Sequence[Trial], done: Mapping[str, Record], config: ConfigDict, workdir: Path, trainer: Trainer
+) -> Timing | None:
   """Times the finished rows' steps in turns, once: what an earlier start of the same study measured is kept."""
-  first = {trial.row: trial for trial in reversed(trials) if trial.run in done}
+  first = {trial.row: trial for trial in reversed(trials) if trial.run in done and not is_frozen(trial.config)}
   rows = {trial.row: first[trial.row] for trial in trials if trial.row in first}
-  rows = {row: trial for row, trial in rows.items() if trial.config.method.name != budget.FROZEN}
   path = workdir / "timing.json"
-  if path.is_file():
-    kept = json.loads(path.read_text(encoding="utf-8"))
-    if set(kept["rows"]) == set(rows):
-      return kept
+  kept = _kept(path)
+  if kept and set(kept["rows"]) == set(rows):
+    return Timing.from_json(kept)
   if not config.compare.timing_rounds or not rows:
     return None
   say(f"timing the steps of {len(rows)} methods in turns")
   try:
-    steps = {row: make_step(trial.config) for row, trial in rows.items()}
+    steps = {row: trainer.step(trial.config) for row, trial in rows.items()}
     times = timing.interleaved(steps, config.compare.reference, config.compare.timing_rounds)
   except Exception as error:  # such as no memory for all methods at once; the study's results stand without it
     say(f"steps were not timed in turns: {_last_line(error)}")
     return None
-  write_text(path, json.dumps(times) + "\n")
+  write_text(path, json.dumps(times.to_json()) + "\n")
   return times

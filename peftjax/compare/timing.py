@@ -7,17 +7,39 @@ interval over rounds are reported.
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 from scipy import stats
 
-Step = Callable[[], object]  # takes one optimizer step and returns when it is done
+from peftjax.compare.stored import Stored
+from peftjax.compare.trainer import Step
 
 
-def interleaved(steps: Mapping[str, Step], reference: str, rounds: int = 20, warmup: int = 2) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepTimes(Stored):
+  """Seconds of a row's steps, their median and its 95% interval; the same of their ratio to the reference's, if any."""
+
+  seconds: tuple[float, ...]
+  median: float
+  low: float
+  high: float
+  ratio: float | None = None
+  ratio_low: float | None = None
+  ratio_high: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Timing(Stored):
+  """What ``timing.json`` holds: the steps of all rows; step i of each row is round i."""
+
+  rounds: int
+  rows: Mapping[str, StepTimes]
+
+
+def interleaved(steps: Mapping[str, Step], reference: str, rounds: int = 20, warmup: int = 2) -> Timing:
   """Seconds a step of each row, and their ratio to the reference row's, by turns.
 
   Args:
@@ -25,10 +47,6 @@ def interleaved(steps: Mapping[str, Step], reference: str, rounds: int = 20, war
     reference: the row that ratios refer to; rows have no ratio if it is not among them.
     rounds: times that each row takes a step.
     warmup: steps of each row before the clock counts.
-
-  Returns:
-    {"rounds", "rows": {row: {"seconds", "median", "low", "high", "ratio", "ratio_low", "ratio_high"}}}; the intervals
-    are of the median, at 95%.
   """
   for step in steps.values():
     for _ in range(warmup):
@@ -41,19 +59,27 @@ def interleaved(steps: Mapping[str, Step], reference: str, rounds: int = 20, war
       start = time.perf_counter()
       steps[names[index]]()
       seconds[names[index]].append(time.perf_counter() - start)
-  return summarize(seconds, reference)
+  return timing_of(seconds, reference)
 
 
-def summarize(seconds: Mapping[str, list[float]], reference: str) -> dict[str, Any]:
-  """Medians, ratios and their intervals from the seconds of each row's steps; step i of all rows is one round."""
-  rows: dict[str, Any] = {}
+def timing_of(seconds: Mapping[str, list[float]], reference: str) -> Timing:
+  """Medians, ratios and their intervals from the seconds of each row's steps."""
+  rows = {}
   for row, taken in seconds.items():
     low, median, high = median_interval(np.asarray(taken))
-    rows[row] = {"seconds": [round(value, 6) for value in taken], "median": median, "low": low, "high": high}
+    ratio: tuple[float | None, ...] = (None, None, None)
     if reference in seconds:
-      low, median, high = median_interval(np.asarray(taken) / np.asarray(seconds[reference]))
-      rows[row] |= {"ratio": median, "ratio_low": low, "ratio_high": high}
-  return {"rounds": len(next(iter(seconds.values()), [])), "rows": rows}
+      ratio = median_interval(np.asarray(taken) / np.asarray(seconds[reference]))
+    rows[row] = StepTimes(
+      seconds=tuple(round(value, 6) for value in taken),
+      median=median,
+      low=low,
+      high=high,
+      ratio_low=ratio[0],
+      ratio=ratio[1],
+      ratio_high=ratio[2],
+    )
+  return Timing(rounds=len(next(iter(seconds.values()), [])), rows=rows)
 
 
 def median_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:

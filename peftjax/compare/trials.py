@@ -21,6 +21,28 @@ from peftjax.config import OPEN
 from peftjax.errors import UserError, nearest
 
 DEFAULT_ROWS = ("full", "head", "bitfit", "lora", "ia3", "houlsby", "prompt")
+FROZEN = "frozen"  # a method's name in a study alone: training refuses a method that leaves nothing to train
+_MISSING = object()
+
+
+def is_frozen(config: ConfigDict) -> bool:
+  """Whether a trial trains nothing: the base with its head as drawn."""
+  return bool(config.method.name == FROZEN)
+
+
+def buildable(config: ConfigDict) -> ConfigDict:
+  """The config; of a frozen row a copy with a method that adds no leaves, so that its model can be built."""
+  if not is_frozen(config):
+    return config
+  changed = copy.deepcopy(config)
+  with changed.unlocked():
+    changed.method = ConfigDict({"name": "full"})
+  return changed
+
+
+def rows_of(config: ConfigDict) -> dict[str, dict[str, Any]]:
+  """Row -> its overrides, of a study's config."""
+  return config.compare.methods.to_dict() or {name: {} for name in DEFAULT_ROWS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +63,7 @@ class Trial:
     return workdir / "runs" / self.run
 
 
-def plan(
+def trials_of(
   config: ConfigDict, change: Mapping[tuple[str, int], Callable[[ConfigDict], ConfigDict]] | None = None
 ) -> list[Trial]:
   """The trials of a study, all rows of a seed before the next seed: a study cut short still compares all methods.
@@ -55,7 +77,7 @@ def plan(
       field, a seed or a size given twice.
   """
   study = config.compare
-  rows = study.methods.to_dict() or {name: {} for name in DEFAULT_ROWS}
+  rows = rows_of(config)
   seeds = tuple(study.seeds)
   if not seeds or len(set(seeds)) != len(seeds) or not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
     raise UserError(f"compare.seeds={seeds}: expected different numbers from 0 on, such as (0, 1, 2)")
@@ -144,23 +166,28 @@ def _override(section: ConfigDict, fields: Mapping[str, Any], where: str, name: 
       raise UserError(f"{where}.{field}={value!r}: expected {expected}, such as {section[field]!r}") from None
 
 
-def plain(config: ConfigDict) -> dict[str, Any]:
+def plain_config(config: ConfigDict) -> dict[str, Any]:
   """The config as JSON would give it back: nested dicts and lists."""
   return json.loads(json.dumps(config.to_dict()))
 
 
 def fingerprint(config: Mapping[str, Any]) -> str:
-  """Twelve hex digits that change with any field of a `plain` config."""
+  """Twelve hex digits that change with any field of a `plain_config`."""
   return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-  """Each field in which two plain configs differ, as ``optim.learning_rate: 0.001 -> 0.002``."""
+  """Each field in which two plain configs differ.
+
+  >>> changes({"optim": {"learning_rate": 0.1}}, {"optim": {"learning_rate": 0.2}, "seed": 4})
+  ['optim.learning_rate: 0.1 -> 0.2', 'seed: not there -> 4']
+  """
   lines = []
   for key in sorted({*old, *new}):
-    before, after = old.get(key), new.get(key)
+    before, after = old.get(key, _MISSING), new.get(key, _MISSING)
     if isinstance(before, Mapping) and isinstance(after, Mapping):
       lines += changes(before, after, f"{prefix}{key}.")
     elif before != after:
-      lines.append(f"{prefix}{key}: {before!r} -> {after!r}")
+      shown = ["not there" if one is _MISSING else repr(one) for one in (before, after)]
+      lines.append(f"{prefix}{key}: {' -> '.join(shown)}")
   return lines

@@ -25,7 +25,7 @@ from peftjax import masks, methods
 from peftjax.adapters import abilities
 from peftjax.compare import formatting as fmt
 from peftjax.errors import UserError
-from peftjax.guide import evidence, rules
+from peftjax.guide import evidence, rules_of_thumb
 from peftjax.guide.evidence import Range
 from peftjax.model import Model
 from peftjax.parallel.topology import limit_bytes, topology_devices
@@ -83,7 +83,7 @@ class Candidate:
     return " ".join(f"--config.method.{name}={value}" for name, value in self.method.items())
 
 
-def guide(config: ConfigDict) -> dict[str, Any]:
+def recommend(config: ConfigDict) -> dict[str, Any]:
   """Ranked methods for a config's model, with what `config.guide` says of devices, task and wishes.
 
   Returns:
@@ -133,28 +133,28 @@ def _guide(config: ConfigDict) -> dict[str, Any]:
   if not ranked:
     first = "; ".join(f"{one['row']}: {one['reason']}" for one in rejected[:4])
     raise UserError(f"nothing fits: {first}")
-  applying = rules.applying(wants)
+  applying = rules_of_thumb.applying(wants)
   return {
     "ranked": [_as_json(one, wants, steps) for one in ranked],
     "rejected": rejected,
     "rules": [{"favours": one.favours, "says": one.says, "source": one.source} for one in applying],
-    "conflicts": [[one.says, other.says] for one, other in rules.conflicts(applying)],
+    "conflicts": [[one.says, other.says] for one, other in rules_of_thumb.conflicts(applying)],
     "experiment": _experiment(ranked, own, steps),
     "device": {"limit_bytes": limit, "count": count},
   }
 
 
-def _wants(config: ConfigDict) -> rules.Wants:
+def _wants(config: ConfigDict) -> rules_of_thumb.Wants:
   section = config.guide
   if section.domain not in ("", "near", "far"):
     raise UserError(f"guide.domain={section.domain!r}: expected near or far, or nothing")
   if section.latency not in ("", "same"):
     raise UserError(f"guide.latency={section.latency!r}: expected same (as the base's), or nothing")
-  fields = {field.name: section[field.name] for field in dataclasses.fields(rules.Wants)}
+  fields = {field.name: section[field.name] for field in dataclasses.fields(rules_of_thumb.Wants)}
   for name, value in fields.items():
     if not isinstance(value, str) and value < 0:
       raise UserError(f"guide.{name}={value}: expected 0 (nothing said) or more")
-  return rules.Wants(**fields)
+  return rules_of_thumb.Wants(**fields)
 
 
 def _devices(config: ConfigDict) -> list[Any]:
@@ -247,7 +247,7 @@ def multiplied(model: Model) -> int:
   return sum(math.prod(leaf.shape) for path, leaf in flat.items() if not path.endswith("embedding") or path in outputs)
 
 
-def _refused(one: Candidate, wants: rules.Wants, memory: int, steps: int) -> str:
+def _refused(one: Candidate, wants: rules_of_thumb.Wants, memory: int, steps: int) -> str:
   """Why a candidate is out, or nothing.
 
   Args:
@@ -311,7 +311,7 @@ def _compiled(
   return kept, rejected
 
 
-def _as_json(one: Candidate, wants: rules.Wants, steps: int) -> dict[str, Any]:
+def _as_json(one: Candidate, wants: rules_of_thumb.Wants, steps: int) -> dict[str, Any]:
   return {
     "row": one.row,
     "method": one.method,

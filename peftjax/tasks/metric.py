@@ -34,3 +34,8 @@ class Metric:
   numerator: tuple[str, ...] = ()
   denominator: tuple[str, ...] = ()
   sign: float = 1.0
+
+  @property
+  def direction(self) -> float:
+    """1.0 where more is better, else -1.0."""
+    return 1.0 if self.higher_is_better else -1.0

@@ -7,7 +7,13 @@ import zlib
 import numpy as np
 from scipy import special
 
-from peftjax.compare import records
+from peftjax.compare import analysis, records
+from peftjax.compare.scores import pack_scores
+from peftjax.compare.stored import plain
+from peftjax.tasks.metric import Metric
+
+ACCURACY = Metric("accuracy", "per-example", share=True, value="correct")
+SPECS = {"accuracy": ACCURACY, "loss": Metric("loss", "corpus", "nats a token", higher_is_better=False)}
 
 TOTAL = 22_713_986
 HEAD = 770
@@ -44,7 +50,7 @@ def record(name, seed, correct, added, flops, rate, steps, rng):
   loss = (
     0.69 * np.exp(-np.arange(steps) / (60 + 4 * len(name))) + 0.5 - 0.3 * correct.mean() + rng.normal(0, 0.03, steps)
   )
-  return {
+  made = {
     "run": f"{name}/seed-{seed}",
     "row": name,
     "seed": seed,
@@ -54,7 +60,8 @@ def record(name, seed, correct, added, flops, rate, steps, rng):
     "config_hash": f"{zlib.crc32(f'{name}{seed}'.encode()):012x}",
     "metric": "accuracy",
     "metrics": {"test": {"accuracy": float(correct.mean()), "loss": float(0.9 - 0.5 * correct.mean())}},
-    "scores": {"test": records.pack_scores({"correct": correct})},
+    "metrics_spec": plain(SPECS),
+    "scores": {"test": pack_scores({"correct": correct}, ACCURACY)},
     "parameters": {
       "trainable": trainable,
       "adapter": added,
@@ -78,6 +85,7 @@ def record(name, seed, correct, added, flops, rate, steps, rng):
     "learning_rate": rate,
     "curve": records.thin(zip(range(steps), loss)),
   }
+  return records.Record.from_json(made)
 
 
 def seconds(methods=METHODS, rounds=20):
@@ -87,3 +95,22 @@ def seconds(methods=METHODS, rounds=20):
     name: list((0.24 * flops + 0.02) * noise * np.exp(rng.normal(0, 0.02, rounds)))
     for name, (_, _, flops, _) in methods.items()
   }
+
+
+def summary_of(*names, flops=None):
+  """A summary of rows that have a name and, if given, the FLOPs of a step."""
+  cost = flops or {}
+  row = {"method": {}, "runs": (), "seeds": (0,), "estimate": 0.5, "parameters": records.Parameters(trainable=1)}
+  held = analysis.StepBytes(weights=1, gradients=1, optimizer=1, adapter_file=1)
+  rows = tuple(analysis.Row(row=name, bytes=held, flops_per_step=cost.get(name), **row) for name in names)
+  return analysis.Summary(metric="accuracy", metrics_spec=SPECS, reference="full", rows=rows)
+
+
+def measured(row, name, seed=0, **found):
+  """A record that holds nothing but what a dimension measured."""
+  run = {"run": f"{row}/seed-{seed}", "row": row, "seed": seed, "metric": "accuracy", "metrics": {}, "steps": 1}
+  held = {
+    "parameters": {"trainable": 1},
+    "bytes": dict.fromkeys(("weights", "gradients", "optimizer", "adapter_file"), 1),
+  }
+  return records.Record.from_json({**run, **held, "metrics_spec": plain(SPECS), "dimensions": {name: found}})

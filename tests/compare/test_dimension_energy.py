@@ -7,6 +7,7 @@ import itertools
 import pytest
 
 from peftjax.compare.dimensions import energy
+from tests.compare.synthetic import measured, summary_of
 
 
 def zone(folder, number, name, value, limit=1_000_000):
@@ -58,13 +59,12 @@ def test_flops_stand_in_and_are_called_so(tmp_path):
   assert energy.per_step(None, None, tmp_path) is None
 
 
-def record(row, **measured):
-  return {"run": f"{row}/seed-0", "row": row, "seed": 0, "dimensions": {energy.NAME: measured}}
+def record(row, **found):
+  return measured(row, energy.NAME, **found)
 
 
 def summary():
-  rows = [{"row": "full", "flops_per_step": 300}, {"row": "lora", "flops_per_step": 200}]
-  return {"rows": rows, "reference": "full", "baseline": None, "metric": "accuracy"}
+  return summary_of("full", "lora", flops={"full": 300, "lora": 200})
 
 
 def test_the_report_never_calls_flops_energy():

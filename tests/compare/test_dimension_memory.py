@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from peftjax import config as config_lib
 from peftjax.compare.dimensions import memory
 from peftjax.compare.dimensions.memory import Shape
+from tests.compare.synthetic import measured, summary_of
 from tests.methods import tiny
 
 LABELS = tuple("abcde")
@@ -84,10 +85,8 @@ def test_shapes_come_from_what_training_compiled(folder):
 
 
 def test_section(ledgers):
-  summary = {"rows": [{"row": "full"}, {"row": "lora"}], "reference": "full", "baseline": None, "metric": "accuracy"}
-  own = [
-    {"run": f"{row}/seed-0", "row": row, "seed": 0, "dimensions": {memory.NAME: one}} for row, one in ledgers.items()
-  ]
+  summary = summary_of("full", "lora")
+  own = [measured(row, memory.NAME, **one) for row, one in ledgers.items()]
   section = memory.section(memory.summarize(own, summary), own, summary)
   assert "At 4 × 8 tokens" in section.sentences[1] and len(section.rows) == 6
   assert all(plot.draw(narrow) is not None for plot in section.plots for narrow in (True, False))

@@ -34,7 +34,7 @@ def trained(tmp_path_factory):
 
 
 def measured(name, trained):
-  found = dimensions.measure(dimensions.BY_NAME[name], trained)
+  found = dimensions.dimension(name).measure(trained)
   json.dumps(found, allow_nan=False)
   return found
 

@@ -12,6 +12,7 @@ from peftjax import config as config_lib
 from peftjax.compare.dimensions import sequence
 from peftjax.errors import UserError
 from peftjax.train import loop
+from tests.compare.synthetic import measured, summary_of
 from tests.train.conftest import BAD, GOOD, PLAIN, write_model
 
 
@@ -20,6 +21,8 @@ def test_figures_of_a_matrix_by_hand():
   assert found["average"] == pytest.approx((0.6 + 0.9 + 0.5) / 3)
   assert found["backward"] == pytest.approx(((0.6 - 0.9) + (0.9 - 0.8)) / 2)
   assert found["forgetting"] == pytest.approx(((0.9 - 0.6) + (0.8 - 0.9)) / 2)
+  error = sequence.figures([[0.1, None], [0.4, 0.2]], -1.0)  # of a metric of which less is better
+  assert error["backward"] == pytest.approx(-0.3) and error["forgetting"] == pytest.approx(0.3)
   assert sequence.figures([[0.5]]) == {"average": 0.5, "backward": None, "forgetting": None}
 
 
@@ -65,7 +68,7 @@ def config(tasks, monkeypatch):
 @pytest.mark.slow
 def test_a_chain_resumes_after_a_kill(config, tasks, tmp_path, monkeypatch):
   _, names = tasks
-  whole = sequence.train(config, names, tmp_path / "whole")
+  whole = sequence.train_in_turn(config, names, tmp_path / "whole")
   matrix = whole["matrix"]
   assert [[cell is None for cell in row] for row in matrix] == [[False, True, True], [False, False, True], [False] * 3]
 
@@ -80,15 +83,15 @@ def test_a_chain_resumes_after_a_kill(config, tasks, tmp_path, monkeypatch):
 
   monkeypatch.setattr(loop.Checkpoints, "save", dies)
   with pytest.raises(KeyboardInterrupt):
-    sequence.train(config, names, tmp_path / "killed")
+    sequence.train_in_turn(config, names, tmp_path / "killed")
   assert (tmp_path / "killed/0/sequence.json").is_file() and not (tmp_path / "killed/1/summary.json").is_file()
-  again = sequence.train(config, names, tmp_path / "killed")
+  again = sequence.train_in_turn(config, names, tmp_path / "killed")
   assert again == whole
   assert json.loads((tmp_path / "killed/2/sequence.json").read_text())["scores"] == matrix[2]
 
 
 def test_what_goes_on_forgets(config, tasks, tmp_path):
-  found = sequence.train(config, tasks[1][:2], tmp_path)
+  found = sequence.train_in_turn(config, tasks[1][:2], tmp_path)
   assert found["matrix"][0][1] is None
   assert found["matrix"][1][0] < found["matrix"][0][0]  # the second task is the first with its labels turned
   assert found["backward"] == -found["forgetting"] < 0
@@ -97,25 +100,23 @@ def test_what_goes_on_forgets(config, tasks, tmp_path):
 
 @pytest.mark.slow
 def test_kept_adapters_forget_nothing(config, tasks, tmp_path):
-  found = sequence.train(config, tasks[1][:2], tmp_path, keep=True)
+  found = sequence.train_in_turn(config, tasks[1][:2], tmp_path, keep=True)
   assert found["matrix"][1][0] == found["matrix"][0][0] and found["forgetting"] == 0.0 and found["keep"]
 
 
 def test_one_data_set_is_no_sequence(config, tmp_path):
   with pytest.raises(UserError, match="two data sets or more"):
-    sequence.train(config, ("csv:a.csv",), tmp_path)
+    sequence.train_in_turn(config, ("csv:a.csv",), tmp_path)
 
 
 def test_section():
-  rows = [{"row": "full"}, {"row": "lora"}]
-  summary = {"rows": rows, "reference": "full", "baseline": None, "metric": "accuracy"}
-  own = []
+  summary, own = summary_of("full", "lora"), []
   for row, last in (("full", 0.5), ("lora", 0.8)):
     for seed in (0, 1):
       matrix = [[0.9, None], [last + 0.01 * seed, 0.85]]
       held = {"tasks": ["csv:a/films.csv", "packaged:tweets"], "metric": "accuracy", "keep": False, "matrix": matrix}
       held |= {"examples": [9, 9], **sequence.figures(matrix)}
-      own.append({"run": f"{row}/seed-{seed}", "row": row, "seed": seed, "dimensions": {sequence.NAME: held}})
+      own.append(measured(row, sequence.NAME, seed, **held))
   found = sequence.summarize(own, summary)
   assert found["matrix"]["full"][1] == [pytest.approx(0.505), pytest.approx(0.85)]
   assert found["matrix"]["full"][0][1] is None

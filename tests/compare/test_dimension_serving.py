@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
-
 from peftjax import methods
 from peftjax.compare.dimensions import inference, switching
 from tests.adapters import cases
+from tests.compare.synthetic import measured, summary_of
 from tests.methods import tiny
 
 
@@ -29,7 +28,7 @@ def test_lora_costs_more_beside_the_base_and_nothing_merged():
 
 def test_what_cannot_merge_says_so():
   model = tiny.added(methods.Prompt(num_virtual_tokens=2))
-  found = inference.overhead(model, inference.inputs_of(model, 2, 7), rounds=1)
+  found = inference.overhead(model, tiny.batch(size=2, length=7), rounds=1)
   assert found["flops"]["merged"] is None and found["ratio"]["merged"] is None and found["difference"] is None
   assert "cannot be merged" in found["reason"] and found["flops"]["unmerged"] > found["flops"]["base"]
   assert (found["rows"], found["length"]) == (2, 7)
@@ -57,12 +56,7 @@ def test_compilations_are_counted():
 
 
 def summary():
-  rows = [{"row": row} for row in ("full", "lora", "prompt")]
-  return {"rows": rows, "reference": "full", "baseline": None, "metric": "accuracy"}
-
-
-def record(row, name, **measured):
-  return {"run": f"{row}/seed-0", "row": row, "seed": 0, "dimensions": {name: measured}}
+  return summary_of("full", "lora", "prompt")
 
 
 def test_inference_section():
@@ -74,7 +68,7 @@ def test_inference_section():
   apart = {**merged, "flops": {"base": 100, "unmerged": 150, "merged": None}, "reason": "prompt cannot be merged",
            "ratio": {"unmerged": ratio, "merged": None}, "seconds": {"base": 0.01, "unmerged": 0.01, "merged": None},
            "difference": None}  # fmt: skip
-  own = [record("lora", "inference", **merged), record("prompt", "inference", **apart)]
+  own = [measured("lora", "inference", **merged), measured("prompt", "inference", **apart)]
   section = inference.section(inference.summarize(own, summary()), own, summary())
   assert "prompt cannot be merged." in section.sentences
   assert section.rows[0][4:] == ("1.20×", "1.00×", "2.0e-07")
@@ -87,15 +81,9 @@ def test_switching_section():
   held = {"switch_seconds": 1e-4, "switched_seconds": 0.011, "forward_seconds": 0.01, "compilations": 0,
           "mixed_difference": 3e-7, "equal": True, "reason": "", "second": "lora/seed-1"}  # fmt: skip
   refused = {**held, "mixed_difference": None, "equal": None, "reason": "full trains every leaf of the base"}
-  own = [record("full", "switching", **refused), record("lora", "switching", **held)]
+  own = [measured("full", "switching", **refused), measured("lora", "switching", **held)]
   section = switching.section(switching.summarize(own, summary()), own, summary())
   assert "0 programs were compiled" in section.sentences[0]
   assert section.sentences[1].endswith("each gives alone: lora.") and section.sentences[2].startswith("full trains")
   assert [row[-1] for row in section.rows] == ["refused", "3.0e-07"]
   assert section.plots[0].draw(False) is not None
-
-
-@pytest.mark.parametrize("name", ["input_ids", "attention_mask"])
-def test_inputs_have_the_asked_shape(name):
-  made = inference.inputs_of(tiny.encoder(), 3, 5)
-  assert made[name].shape == (3, 5) and int(made[name].min()) >= 1

@@ -11,7 +11,7 @@ import pytest
 
 from peftjax.compare import __main__ as remake
 from peftjax.compare.records import read_results
-from peftjax.compare.trials import plain
+from peftjax.compare.trials import plain_config
 
 KEPT = sorted(Path("experiments/studies").glob("*/record"))
 
@@ -34,8 +34,8 @@ def test_a_kept_study(record, tmp_path, capsys):
   assert (folder / "report.md").read_text() == (record / "report.md").read_text()
 
   results = read_results(record / "results.jsonl")
-  rows, seeds = ({one[key] for one in results} for key in ("row", "seed"))
-  sizes = {one.get("size") for one in results}
+  rows, seeds = ({getattr(one, key) for one in results} for key in ("row", "seed"))
+  sizes = {one.size for one in results}
   assert len(rows) >= 6 and len(seeds) >= 6 and len(results) == len(rows) * len(seeds) * len(sizes)
   assert {one["row"] for one in json.loads((record / "search.json").read_text())} == rows
 
@@ -43,7 +43,7 @@ def test_a_kept_study(record, tmp_path, capsys):
 @pytest.mark.parametrize("record", KEPT, ids=lambda path: path.parent.name)
 def test_the_config_beside_a_record_is_what_ran(record):
   config = runpy.run_path(str(record.parent / "config.py"))["get_config"]()
-  assert json.loads(json.dumps(plain(config))) == json.loads((record / "config.json").read_text())
+  assert plain_config(config) == json.loads((record / "config.json").read_text())
 
 
 def test_a_folder_without_a_study(tmp_path, capsys):

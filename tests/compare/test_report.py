@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 from html.parser import HTMLParser
@@ -10,9 +11,11 @@ import pytest
 from matplotlib.text import Text
 
 from peftjax import config as config_lib
-from peftjax.compare import analysis, answer, claims, report, table, timing, trials
+from peftjax.compare import analysis, claims, timing, trials
 from peftjax.compare.analysis import Question
-from peftjax.compare.drawing import plots
+from peftjax.compare.drawing.looks import looks
+from peftjax.compare.drawing.pareto import pareto
+from peftjax.compare.report import answer, page, sections, table
 from tests.compare import synthetic
 
 MANY = synthetic.METHODS | {
@@ -61,27 +64,28 @@ class Page(HTMLParser):
 
 def study(methods=synthetic.METHODS, seeds=4, **options):
   results = synthetic.results(methods, seeds, examples=900, **options)
-  times = timing.summarize(synthetic.seconds(methods), "full")
-  return analysis.summarize(results, Question(), times) | {"failed": {}}, results
+  times = timing.timing_of(synthetic.seconds(methods), "full")
+  return analysis.summarize(results, Question(), times), results
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
   summary, results = study()
-  summary["failed"] = {"lora/seed-4": "FloatingPointError: <loss> is not finite"}
+  failed = {"lora/seed-4": "FloatingPointError: <loss> is not finite"}
+  summary = dataclasses.replace(summary, failed=failed)
   folder = tmp_path_factory.mktemp("study")
-  config = trials.plain(config_lib.default())
-  report.write(folder, config, summary, results, claims.judge(summary, results))
+  config = trials.plain_config(config_lib.default())
+  page.write(folder, config, summary, results, claims.judge(summary, results))
   return summary, results, (folder / "report.html").read_text(), (folder / "report.md").read_text()
 
 
 def test_the_page_stands_alone(made):
   html = made[2]
-  page = Page(html)
-  assert page.addresses and all(address.startswith("#") for address in page.addresses)
+  read = Page(html)
+  assert read.addresses and all(address.startswith("#") for address in read.addresses)
   assert not re.search(r"https?:|//[a-z]|@import|<script|url\((?!#)", html)
-  assert len(page.ids) == len(set(page.ids))
-  assert {address[1:] for address in page.addresses} | set(page.used) <= set(page.ids)
+  assert len(read.ids) == len(set(read.ids))
+  assert {address[1:] for address in read.addresses} | set(read.used) <= set(read.ids)
 
 
 def test_the_page_takes_its_colours_from_the_reader(made):
@@ -103,12 +107,12 @@ def plots_variables():
 def test_numbers_on_the_page_are_those_of_the_summary(made):
   summary, results, html, markdown = made
   text = " ".join(" ".join(Page(html).text).split())
-  for row in summary["rows"]:
+  for row in summary.rows:
     for cell in table.cells(row, summary):
       assert cell in text and cell in markdown
   for record in results:
-    assert record["run"] in text and record["config_hash"] in text
-    assert record["run"] in markdown
+    assert record.run in text and record.config_hash in text
+    assert record.run in markdown
   for sentence in answer.sentences(summary):
     assert sentence in text and sentence in markdown
   assert "FloatingPointError: <loss> is not finite" in text
@@ -117,7 +121,7 @@ def test_numbers_on_the_page_are_those_of_the_summary(made):
 
 def test_the_same_records_give_the_same_page(made):
   summary, results, html, _ = made
-  again = report.html(trials.plain(config_lib.default()), summary, results, claims.judge(summary, results))
+  again = page.html(trials.plain_config(config_lib.default()), summary, results, claims.judge(summary, results))
   assert again == html
 
 
@@ -139,12 +143,12 @@ def hidden_ticks(figure):
 def test_no_words_cover_each_other(methods, narrow):
   summary, results = study(methods, seeds=2)
   drawn = [
-    plots.pareto(summary, narrow),
-    plots.forest(summary, narrow),
-    plots.curves(summary, results, narrow),
-    plots.memory(summary, narrow),
-    plots.times(summary, narrow),
-    plots.storage(summary, narrow),
+    pareto(summary, narrow),
+    sections.forest(summary, narrow),
+    sections.losses(summary, results, narrow),
+    sections.memory(summary, narrow),
+    sections.times(summary, narrow),
+    sections.storage(summary, narrow),
   ]
   for figure in drawn:
     renderer = figure.canvas.get_renderer()
@@ -162,13 +166,13 @@ def test_no_words_cover_each_other(methods, narrow):
 
 def test_methods_keep_their_look_and_have_no_twin():
   summary, _ = study(MANY, seeds=1)
-  looks = plots.looks(summary)
-  assert len(set(looks.values())) == len(MANY)
+  assert len(set(looks(summary).values())) == len(MANY)
 
 
-def one_row(name, estimate, low, high, verdict, **more):
-  difference = {"to": "full", "estimate": estimate, "low": low, "high": high, "verdict": verdict, "seeds": [0, 1]}
-  return {"row": name, "method": {"name": name}, "difference": difference, "over_baseline": None, **more}
+def with_difference(row, estimate, verdict):
+  low, high = estimate - 0.01, estimate + 0.01
+  less = dataclasses.replace(row.difference, estimate=estimate, low=low, high=high, verdict=verdict)
+  return dataclasses.replace(row, difference=less)
 
 
 @pytest.mark.parametrize(
@@ -184,14 +188,10 @@ def one_row(name, estimate, low, high, verdict, **more):
   ],
 )
 def test_headlines(rows, said):
-  sizes = {"lora": 100, "ia3": 10}
-  full = {"row": "full", "method": {"name": "full"}, "difference": None, "over_baseline": None}
-  summary = {
-    "reference": "full",
-    "baseline": None,
-    "rows": [full]
-    + [one_row(name, d, d - 0.01, d + 0.01, word, parameters={"trainable": sizes[name]}) for name, d, word in rows],
-  }
+  methods = {name: synthetic.METHODS[name] for name in ("full", "lora", "ia3")}  # ia3 is the smaller one
+  summary, _ = study(methods, seeds=2)
+  judged = [with_difference(summary.row(name), *said_of) for name, *said_of in rows]
+  summary = dataclasses.replace(summary, baseline=None, rows=(summary.row("full"), *judged))
   assert answer.headline(summary) == said
 
 
@@ -209,7 +209,7 @@ def test_the_latex_table_has_every_cell_and_no_bare_special_character(made):
   summary = made[0]
   text = table.latex(summary)
   rows = [line for line in text.splitlines() if line.endswith(r"\\")]
-  assert len(rows) == 1 + len(summary["rows"])
+  assert len(rows) == 1 + len(summary.rows)
   assert all(line.count(" & ") == len(table.columns(summary)) - 1 for line in rows)
   assert (
     not re.search(r"(?<!\\)[%#_]", text.partition("\n")[2]) and "−" not in text and text.count("{") == text.count("}")

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from peftjax import config as config_lib
-from peftjax.compare import runs, study
+from peftjax.compare.study import run_study
+from peftjax.compare.training import JaxTrainer
 from peftjax.errors import UserError
 from peftjax.train.splits import SplitScores
 from tests.train.conftest import write_data, write_model
@@ -53,24 +54,25 @@ def make_config(material):
 def unbroken(material, tmp_path_factory):
   folder = tmp_path_factory.mktemp("unbroken")
   os.environ["PEFTJAX_CACHE"] = str(material / "cache")
-  return folder, study.run(make_config(material), folder)
+  return folder, run_study(make_config(material), folder)
 
 
 def test_real_runs_fill_the_table(unbroken):
   folder, outcome = unbroken
   assert outcome.exit_code == 0
-  rows = {row["row"]: row for row in outcome.summary["rows"]}
-  assert set(rows) == {"full", "lora"} and outcome.summary["seeds"] == [0, 1]
-  assert outcome.summary["examples"] and rows["lora"]["seeds"] == [0, 1]
-  assert rows["lora"]["parameters"]["adapter"] == 2 * 2 * 2 * (8 + 8)  # layers, query and value, rank 2, in + out
+  rows = {row.row: row for row in outcome.summary.rows}
+  assert set(rows) == {"full", "lora"} and outcome.summary.seeds == (0, 1)
+  assert outcome.summary.examples and rows["lora"].seeds == (0, 1)
+  assert outcome.summary.spec.share and set(outcome.summary.metrics_spec) == {"accuracy", "macro_f1", "mcc", "loss"}
+  assert rows["lora"].parameters.adapter == 2 * 2 * 2 * (8 + 8)  # layers, query and value, rank 2, in + out
   for row in rows.values():
-    held = row["bytes"]
-    assert held["gradients"] == 4 * row["parameters"]["trainable"]
-    assert held["optimizer"] >= 2 * held["gradients"] and held["activations"] > 0
-    assert row["step_ratio"]["estimate"] > 0 and row["steps"] == 8
-  assert rows["lora"]["flops_ratio"] < 1 == rows["full"]["flops_ratio"]
+    held = row.bytes
+    assert held.gradients == 4 * row.parameters.trainable
+    assert held.optimizer >= 2 * held.gradients and held.activations > 0
+    assert row.step_ratio.estimate > 0 and row.steps == 8
+  assert rows["lora"].flops_ratio < 1 == rows["full"].flops_ratio
   saved = folder / "runs/lora/seed-0/adapter/adapter_model.safetensors"
-  assert rows["lora"]["bytes"]["adapter_file"] == saved.stat().st_size
+  assert rows["lora"].bytes.adapter_file == saved.stat().st_size
   assert (folder / "report.html").is_file()
   curve = json.loads((folder / "results.jsonl").read_text().splitlines()[0])["curve"]
   assert [step for step, _ in curve] == list(range(1, 9))
@@ -81,9 +83,9 @@ def test_a_study_killed_in_a_trial_ends_as_an_unbroken_one(unbroken, material, t
   script = """
 import sys
 from pathlib import Path
-from peftjax.compare import study
+from peftjax.compare.study import run_study
 from tests.compare.test_runs import make_config
-study.run(make_config(Path(sys.argv[1])), sys.argv[2])
+run_study(make_config(Path(sys.argv[1])), sys.argv[2])
 """
   environment = os.environ | {"PEFTJAX_CACHE": str(material / "cache"), "JAX_PLATFORMS": "cpu"}
   command = [sys.executable, "-c", script, str(material), str(tmp_path)]
@@ -93,7 +95,7 @@ study.run(make_config(Path(sys.argv[1])), sys.argv[2])
   process.send_signal(signal.SIGKILL)
   process.wait()
   assert not (tmp_path / "summary.json").exists()
-  study.run(make_config(material), tmp_path)
+  run_study(make_config(material), tmp_path)
   assert outcomes(tmp_path) == outcomes(unbroken[0])
 
 
@@ -115,12 +117,12 @@ def test_a_request_to_end_that_comes_too_late_for_a_run_ends_the_study(config, t
     trials[-1].seed = seed
   folders = [tmp_path / str(seed) for seed in seeds]
   with pytest.raises(SystemExit) as caught:
-    runs.train_many(trials, folders)
+    JaxTrainer().train(trials, folders)
   assert caught.value.code == 143
   assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
   assert all((folder / "summary.json").is_file() for folder in folders)
   monkeypatch.setattr(SplitScores, "after", None)  # nothing is trained once more
-  assert [summary["seed"] for summary in runs.train_many(trials, folders)] == list(seeds)
+  assert [summary["seed"] for summary in JaxTrainer().train(trials, folders)] == list(seeds)
 
 
 def outcomes(folder):
@@ -132,17 +134,17 @@ def outcomes(folder):
 def test_a_misspelt_target_costs_nothing(config, tmp_path):
   config.compare.methods.lora = {"method": {"name": "lora", "targets": ("qeury",)}}
   with pytest.raises(UserError, match=r"compare\.methods\.lora: .*qeury.*query"):
-    study.run(config, tmp_path)
+    run_study(config, tmp_path)
   assert not list(tmp_path.iterdir())
 
 
 def test_a_missing_file_is_a_mistake_and_no_failure(config, tmp_path):
   config.data.name = "csv:/nowhere/reviews.csv"
   with pytest.raises(UserError, match="reviews"):
-    study.run(config, tmp_path)
+    run_study(config, tmp_path)
 
 
 def test_rows_are_checked_without_weights(material, config, tmp_path):
   (tmp_path / "config.json").write_text((material / "model/config.json").read_text())
   config.model.path = str(tmp_path)
-  runs.check(config)
+  JaxTrainer().check(config)

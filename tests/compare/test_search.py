@@ -8,8 +8,9 @@ import math
 import pytest
 
 from peftjax import config as config_lib
-from peftjax.compare import report, search, study
-from peftjax.compare.drawing import plots
+from peftjax.compare import search
+from peftjax.compare.report import sections
+from peftjax.compare.study import run_study
 from peftjax.errors import UserError
 from peftjax.train.watch import Diverged
 from tests.compare import test_study
@@ -31,13 +32,13 @@ def score(one):
   return 0.8 - 0.1 * away**2 - 0.01 * one.optim.weight_decay + 0.001 * (one.seed % 2)
 
 
-class Trainer:
+class Trainer(test_study.Trainer):
   """Trains nothing; notes what it was asked for."""
 
   def __init__(self, diverges=()):
     self.asked, self.diverges = [], diverges
 
-  def __call__(self, configs, folders):
+  def train(self, configs, folders):
     self.asked += [folder.parts[-3:] for folder in folders]
     return [self.one(config, folder) for config, folder in zip(configs, folders)]
 
@@ -50,7 +51,7 @@ class Trainer:
 
 
 def run(made, folder, trainer=None):
-  choices = search.run(made, folder, list(PEAKS), trainer or Trainer(), lambda line: None)
+  choices = search.search_rows(made, folder, list(PEAKS), trainer or Trainer(), lambda line: None)
   return {choice.row: choice for choice in choices}
 
 
@@ -68,7 +69,7 @@ def test_every_row_has_as_many_settings_and_its_peak_is_found(tmp_path):
 def test_a_peak_out_of_reach_is_said_to_be_at_the_edge(tmp_path):
   choices = run(config(trials=4), tmp_path)
   assert not choices["full"].interior and not choices["lora"].interior and choices["head"].interior
-  assert choices["full"].best.rate == min(one.setting.rate for one in choices["full"].tried)
+  assert choices["full"].best.rate == min(one.learning_rate for one in choices["full"].tried)
 
 
 def test_among_equal_scores_the_lower_loss_decides(tmp_path):
@@ -85,7 +86,7 @@ def test_knobs_are_tried_at_the_best_rate(tmp_path):
   made = config(trials=6)
   made.compare.methods.head.search = {"optim": {"weight_decay": (0.0, 0.3)}, "train": {"batch_size": (16,)}}
   choice = run(made, tmp_path)["head"]
-  assert choice.best.knobs == (("optim.weight_decay", 0.0),)
+  assert choice.knobs == {"optim.weight_decay": 0.0}
   tried = [one.setting for one in choice.tried]
   assert tried[3] == search.Setting(1e-3, (("optim.weight_decay", 0.0),))
   assert tried[5].knobs == (("optim.weight_decay", 0.0), ("train.batch_size", 16))
@@ -117,8 +118,8 @@ def test_a_setting_that_diverges_is_not_chosen(tmp_path):
   made = config(trials=4)
   made.compare.methods = {"lora": {"optim": {"learning_rate": 1e-3}}}
   choice = search.search_row(made, tmp_path, "lora", Trainer(diverges=(0.00316, 0.01)))
-  assert choice.best.rate == 1e-3 and math.isinf(choice.tried[2].rank[0])
-  assert choice.as_json()["tried"][2]["scores"] == [None, None]
+  assert choice.best.rate == 1e-3 and math.isinf(choice.tried[2].rank(1.0)[0])
+  assert choice.to_json()["tried"][2]["scores"] == [None, None]
 
 
 def test_a_groups_rate_is_a_knob():
@@ -163,10 +164,10 @@ def test_a_study_trains_with_what_was_found(tmp_path):
     if "search" in folder.parts:
       return {"main_metric": "accuracy", "metrics": {"validation": {"accuracy": score(one), "loss": 0.0}}}
     trained[folder.parts[-2]] = one.optim.learning_rate
-    return test_study.train(one, folder)
+    return test_study.train_one(one, folder)
 
   outcome = test_study.run(config(trials=6), tmp_path, train)
-  searched = {one["row"]: one["learning_rate"] for one in outcome.summary["search"]}
+  searched = {one.row: one.learning_rate for one in outcome.summary.search}
   assert trained == searched and set(searched) == set(PEAKS)
   assert (
     json.loads((tmp_path / "runs/lora/seed-0/record.json").read_text())["config"]["optim"]["learning_rate"]
@@ -174,9 +175,9 @@ def test_a_study_trains_with_what_was_found(tmp_path):
   )
   page = (tmp_path / "report.html").read_text()
   assert 'id="rates"' in page and "The search" in page and "## The search" in (tmp_path / "report.md").read_text()
-  headings, rows = report.search_table(outcome.summary)
-  assert len(rows) == 18 and sum(row[-1].startswith("yes") for row in rows) == 3 and len(headings) == 6
-  assert plots.rates(outcome.summary, narrow=True) is not None
+  rows = sections.search(outcome.summary).rows
+  assert len(rows) == 18 and sum(row[-1].startswith("yes") for row in rows) == 3
+  assert sections.rates(outcome.summary, narrow=True) is not None
 
 
 def test_groups_of_seeds_are_trained_at_once(tmp_path):
@@ -184,11 +185,24 @@ def test_groups_of_seeds_are_trained_at_once(tmp_path):
   made.compare.together = 2
   groups = []
 
-  def train_many(configs, folders):
-    groups.append([folder.parts[-2:] for folder in folders])
-    return [test_study.train(one, folder) for one, folder in zip(configs, folders)]
+  class Watched(test_study.Trainer):
+    def train(self, configs, folders):
+      groups.append([folder.parts[-2:] for folder in folders])
+      return super().train(configs, folders)
 
-  outcome = study.run(made, tmp_path, train=test_study.train, make_step=test_study.make_step,
-                      check=lambda one: None, train_many=train_many)  # fmt: skip
+  outcome = run_study(made, tmp_path, Watched())
   assert outcome.exit_code == 0 and len(groups) == 6
   assert groups[0] == [("full", "seed-0"), ("full", "seed-1")] and groups[3] == [("full", "seed-2")]
+
+
+def test_a_metric_of_which_less_is_better_has_its_valley_found(tmp_path):
+  spec = {"error": {"name": "error", "kind": "corpus", "higher_is_better": False}}
+
+  class Valley(Trainer):
+    def one(self, one, folder):
+      metrics = {"validation": {"error": 1.0 - score(one), "loss": 0.0}}
+      return {"main_metric": "error", "metrics": metrics, "metrics_spec": spec}
+
+  for row, choice in run(config(trials=8), tmp_path, Valley()).items():
+    assert choice.interior and abs(math.log10(choice.best.rate / PEAKS[row])) < 0.2
+  assert run(config(trials=8), tmp_path, None)["lora"].interior  # from what is finished

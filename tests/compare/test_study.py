@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from peftjax import config as config_lib
-from peftjax.compare import study
+from peftjax.compare.stored import plain
+from peftjax.compare.study import run_study
 from peftjax.errors import UserError
+from tests.compare.synthetic import SPECS
 
 ACCURACY = {"full": 0.85, "head": 0.7, "lora": 0.83}
 
@@ -23,11 +25,11 @@ def config(**methods):
   made = config_lib.default()
   made.compare.methods.update(methods or {name: {} for name in ACCURACY})
   made.compare.seeds = (0, 1, 2)
-  made.compare.timing_rounds = 3
+  made.compare.timing_rounds, made.compare.dimensions = 3, ()
   return made
 
 
-def train(config, folder):
+def train_one(config, folder):
   """What a real run leaves: predictions, metrics, step times, and the summary it returns."""
   name, seed = config.method.name, config.seed
   folder.mkdir(parents=True, exist_ok=True)
@@ -42,6 +44,7 @@ def train(config, folder):
   return {
     "step": 10,
     "main_metric": "accuracy",
+    "metrics_spec": plain(SPECS),
     "metrics": {"test": {"accuracy": float(correct.mean())}},
     "parameters": {"trainable": trainable, "adapter": trainable, "head": 0, "total": 1000, "percent": trainable / 10},
     "bytes": {"weights": 4000, "gradients": 4 * trainable, "optimizer": 8 * trainable, "adapter": 40, "head": 8},
@@ -51,12 +54,36 @@ def train(config, folder):
   }
 
 
-def make_step(config):
-  return lambda: sum(range(1000))
+class Trainer:
+  """Trains in no time; an error is that run's outcome."""
+
+  def __init__(self, train=train_one):
+    self.train_one = train
+
+  def check(self, config):
+    pass
+
+  def train(self, configs, folders):
+    return [self.tried(config, folder) for config, folder in zip(configs, folders)]
+
+  def tried(self, config, folder):
+    try:
+      return self.train_one(config, folder)
+    except Exception as error:
+      return error
+
+  def step(self, config):
+    return lambda: sum(range(1000))
+
+  def step_flops(self, config):
+    raise NotImplementedError
+
+  def measure(self, dimensions, config, folder, study):
+    return [None for _ in dimensions]
 
 
-def run(made, folder, train=train):
-  return study.run(made, folder, train=train, make_step=make_step, check=lambda config: None)
+def run(made, folder, train=train_one):
+  return run_study(made, folder, Trainer(train))
 
 
 def results(folder):
@@ -78,12 +105,12 @@ def test_a_study_leaves_its_files_and_its_answer(unbroken):
   assert len(lines) == 9
   assert lines[2]["bytes"]["adapter_file"] == 48 and lines[2]["learning_rate"] == 0.01
   assert lines[2]["train_seconds"] == pytest.approx(1.0)
-  assert json.loads((folder / "summary.json").read_text()) == outcome.summary
+  assert json.loads((folder / "summary.json").read_text()) == outcome.summary.to_json()
   assert len(json.loads((folder / "claims.json").read_text())) == 32
   assert (folder / "report.html").is_file() and (folder / "report.md").is_file()
-  rows = {row["row"]: row for row in outcome.summary["rows"]}
-  assert rows["head"]["difference"]["verdict"] == "worse"
-  assert rows["lora"]["step_ratio"]["estimate"] > 0 and rows["lora"]["flops_ratio"] == 0.01
+  lora = outcome.summary.row("lora")
+  assert outcome.summary.row("head").difference.verdict == "worse"
+  assert lora.step_ratio.estimate > 0 and lora.flops_ratio == 0.01
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before-training", "after-training"])
@@ -99,7 +126,7 @@ trained = 0
 def train(config, folder):
   global trained
   if {before} and trained == int(sys.argv[1]): os._exit(9)
-  summary = one.train(config, folder)
+  summary = one.train_one(config, folder)
   if not {before} and trained == int(sys.argv[1]): os._exit(9)
   trained += 1
   return summary
@@ -134,7 +161,7 @@ def test_a_study_may_grow_by_rows_and_seeds(tmp_path):
 
   def watch(config, folder):
     trained.append(folder.parent.name + "/" + folder.name)
-    return train(config, folder)
+    return train_one(config, folder)
 
   run(config(), tmp_path, watch)
   assert trained == ["lora/seed-0", "lora/seed-1", "full/seed-2", "head/seed-2", "lora/seed-2"]
@@ -144,7 +171,7 @@ def test_one_failure_does_not_stop_the_others(tmp_path):
   def fail(config, folder):
     if config.method.name == "lora" and config.seed == 1:
       raise FloatingPointError("loss is not finite\nat step 3")
-    return train(config, folder)
+    return train_one(config, folder)
 
   outcome = run(config(), tmp_path, fail)
   assert outcome.exit_code == 1
@@ -161,7 +188,7 @@ def test_all_failed(tmp_path, capsys):
     raise RuntimeError("no memory")
 
   outcome = run(config(), tmp_path, fail)
-  assert outcome.exit_code == 1 and len(outcome.failed) == 9 and not outcome.summary["rows"]
+  assert outcome.exit_code == 1 and len(outcome.failed) == 9 and not outcome.summary.rows
 
 
 def test_a_mistake_that_the_first_trial_finds_ends_the_study(tmp_path):
@@ -183,12 +210,13 @@ def test_a_folder_of_another_study_is_refused_untouched(unbroken, tmp_path):
 
 
 def test_a_row_that_cannot_be_built_is_found_before_any_training(tmp_path):
-  def check(config):
-    if config.method.name == "lora":
-      raise UserError("method.targets: no site matches 'qeury'")
+  class Checks(Trainer):
+    def check(self, config):
+      if config.method.name == "lora":
+        raise UserError("method.targets: no site matches 'qeury'")
 
   with pytest.raises(UserError, match=r"compare\.methods\.lora: method\.targets"):
-    study.run(config(), tmp_path, train=train, make_step=make_step, check=check)
+    run_study(config(), tmp_path, Checks())
   assert not list(tmp_path.iterdir())
 
 
@@ -204,9 +232,9 @@ def train(config, folder):
   trained.append(folder.parent.name + "/" + folder.name)
   if len(trained) == int(sys.argv[1]): os.kill(os.getpid(), signal.SIGKILL)
   time.sleep(0.2)
-  return one.train(config, folder)
+  return one.train_one(config, folder)
 outcome = one.run(one.config(), Path({str(tmp_path)!r}), train)
-print(len(outcome.summary["rows"][0]["seeds"]), *trained)
+print(len(outcome.summary.rows[0].seeds), *trained)
 """
   processes = [
     subprocess.Popen([sys.executable, "-c", script, str(death)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)

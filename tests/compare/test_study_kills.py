@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from peftjax.compare import runs, study
-from peftjax.compare.untrained import FROZEN
+from peftjax.compare.study import run_study
+from peftjax.compare.training import JaxTrainer
+from peftjax.compare.trials import FROZEN
 from tests.compare import test_runs
 from tests.train.conftest import write_data, write_model
 
@@ -25,9 +26,9 @@ CLOCK = ("step_seconds", "train_seconds")
 SCRIPT = """
 import sys
 from pathlib import Path
-from peftjax.compare import study
+from peftjax.compare.study import run_study
 from tests.compare.test_study_kills import make_config
-study.run(make_config(Path(sys.argv[1])), sys.argv[2])
+run_study(make_config(Path(sys.argv[1])), sys.argv[2])
 """
 
 
@@ -61,20 +62,20 @@ def test_a_frozen_row_flips_and_a_budget_in_one_small_study(material, tmp_path, 
   config.compare.sizes = ()
   config.compare.seeds = (0,)
   config.train.steps = 0
-  flops = runs.step_flops(test_runs.make_config(material))
+  flops = JaxTrainer().step_flops(test_runs.make_config(material))
   config.compare.budget_flops = 5.5 * flops
-  outcome = study.run(config, tmp_path)
+  outcome = run_study(config, tmp_path)
   assert outcome.exit_code == 0
-  rows = {row["row"]: row for row in outcome.summary["rows"]}
+  rows = {row.row: row for row in outcome.summary.rows}
   kept = json.loads((tmp_path / "budget.json").read_text())["rows"]
   assert set(kept) == {"full", "lora"} and kept["full"]["flops_per_step"] > kept["lora"]["flops_per_step"]
   for row in kept:
-    assert rows[row]["steps"] == kept[row]["steps"] == 5.5 * flops // kept[row]["flops_per_step"]
-  assert rows[FROZEN]["steps"] == 0 and rows[FROZEN]["parameters"]["trainable"] == 0
-  assert rows[FROZEN]["flops_ratio"] is None and rows["lora"]["flops_ratio"] < 1
-  flips = outcome.summary["dimensions"]["flips"]["memorised"]
+    assert rows[row].steps == kept[row]["steps"] == 5.5 * flops // kept[row]["flops_per_step"]
+  assert rows[FROZEN].steps == 0 and rows[FROZEN].parameters.trainable == 0
+  assert rows[FROZEN].flops_ratio is None and rows["lora"].flops_ratio < 1
+  flips = outcome.summary.dimensions["flips"]["memorised"]
   held = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
-  assert {one["row"] for one in flips} == {"full", "lora", FROZEN}
+  assert {one.row for one in flips} == {"full", "lora", FROZEN}
   for record in held:
     one = record["dimensions"]["flips"]
     assert one["flipped"] > 0 and one["memorised"] + one["true"] == pytest.approx(1.0)  # two labels

@@ -13,15 +13,15 @@ def test_every_row_takes_every_round_in_turns():
   counted = calls[6:]
   assert all(set(counted[start : start + 3]) == set(steps) for start in range(0, 18, 3))
   assert len({tuple(counted[start : start + 3]) for start in range(0, 18, 3)}) > 1
-  assert taken["rounds"] == 6 and len(taken["rows"]["lora"]["seconds"]) == 6
+  assert taken.rounds == 6 and len(taken.rows["lora"].seconds) == 6
 
 
 def test_a_slow_spell_of_the_machine_does_not_move_the_ratio():
   spell = [1.0] * 10 + [7.0] * 10
-  rows = timing.summarize({"full": [0.2 * s for s in spell], "lora": [0.1 * s for s in spell]}, "full")["rows"]
-  assert rows["lora"]["ratio"] == pytest.approx(0.5)
-  assert rows["lora"]["ratio_low"] == pytest.approx(0.5) == rows["lora"]["ratio_high"]
-  assert rows["full"]["ratio"] == 1.0
+  rows = timing.timing_of({"full": [0.2 * s for s in spell], "lora": [0.1 * s for s in spell]}, "full").rows
+  assert rows["lora"].ratio == pytest.approx(0.5)
+  assert rows["lora"].ratio_low == pytest.approx(0.5) == rows["lora"].ratio_high
+  assert rows["full"].ratio == 1.0
 
 
 def test_median_intervals_cover():

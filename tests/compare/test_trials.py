@@ -18,7 +18,7 @@ def test_every_row_under_every_seed_with_its_overrides():
   config = study(full={}, small={"method": {"name": "lora", "rank": 3}, "optim": {"learning_rate": 0.002}})
   config.compare.seeds = (4, 7)
   config.method.rank = 64  # of the study's own method, which no row has
-  plan = trials.plan(config)
+  plan = trials.trials_of(config)
   assert [one.run for one in plan] == ["full/seed-4", "small/seed-4", "full/seed-7", "small/seed-7"]
   full, small = plan[0].config, plan[1].config
   assert full.method.to_dict() == {"name": "full"} and small.method.to_dict() == {"name": "lora", "rank": 3}
@@ -29,7 +29,7 @@ def test_every_row_under_every_seed_with_its_overrides():
 
 
 def test_without_rows_the_default_ones():
-  assert {one.row for one in trials.plan(config_lib.default())} == set(trials.DEFAULT_ROWS)
+  assert {one.row for one in trials.trials_of(config_lib.default())} == set(trials.DEFAULT_ROWS)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_without_rows_the_default_ones():
 )
 def test_a_wrong_override_is_named(change, said):
   with pytest.raises(UserError, match=said):
-    trials.plan(study(**change))
+    trials.trials_of(study(**change))
 
 
 @pytest.mark.parametrize(("field", "value", "said"), [("reference", "ful", "'full'"), ("seeds", (1, 1), "different")])
@@ -53,11 +53,11 @@ def test_a_wrong_study_is_named(field, value, said):
   config = study(full={}, head={})
   config.compare[field] = value
   with pytest.raises(UserError, match=said):
-    trials.plan(config)
+    trials.trials_of(config)
 
 
 def test_fingerprint_changes_with_any_field_and_survives_json():
-  config = trials.plain(trials.plan(study(lora={}))[0].config)
-  other = trials.plain(trials.plan(study(lora={"train": {"epochs": 3.0}}))[0].config)
+  config = trials.plain_config(trials.trials_of(study(lora={}))[0].config)
+  other = trials.plain_config(trials.trials_of(study(lora={"train": {"epochs": 3.0}}))[0].config)
   assert trials.fingerprint(config) != trials.fingerprint(other)
   assert trials.changes(config, other) == ["train.epochs: 2.0 -> 3.0"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 
@@ -10,11 +11,12 @@ import pytest
 
 from peftjax import cli
 from peftjax import config as config_lib
-from peftjax.compare import records
-from peftjax.compare.trials import plan
+from peftjax.compare import Summary, records
+from peftjax.compare.dimensions.base import Group
+from peftjax.compare.trials import trials_of
 from peftjax.errors import UserError
-from peftjax.guide import evidence, rules
-from peftjax.guide import recommend as guide
+from peftjax.guide import evidence, rules_of_thumb
+from peftjax.guide.recommend import recommend
 from tests.compare import synthetic
 from tests.methods import tiny
 
@@ -42,7 +44,7 @@ def rows(result):
 
 @pytest.fixture(scope="module")
 def plain(folder):
-  return guide.guide(config(folder))
+  return recommend(config(folder))
 
 
 def reasons(result):
@@ -77,7 +79,7 @@ def test_published_ranges_carry_their_source_and_order_what_is_known(plain):
 
 
 def test_wishes_reject_with_a_reason(folder):
-  result = guide.guide(config(folder, latency="same", mixed_batches=True, adapter_bytes=13000.0, retention=0.04))
+  result = recommend(config(folder, latency="same", mixed_batches=True, adapter_bytes=13000.0, retention=0.04))
   why = reasons(result)
   assert "cannot be merged" in why["prompt"] and "cannot mix tasks" not in why["full"]  # the first reason is told
   assert "its file is" in why["full"] and "at best it raised the loss" in why["gralora"]
@@ -86,14 +88,14 @@ def test_wishes_reject_with_a_reason(folder):
 
 def test_nothing_fits(folder, capsys):
   with pytest.raises(UserError, match="nothing fits: full: weights, gradients and optimizer alone are"):
-    guide.guide(config(folder, device_gib=1e-6))
+    recommend(config(folder, device_gib=1e-6))
   flags = [f"--config.model.path={folder}", "--config.guide.device_gib=1e-6", "--config.guide.compile=0"]
   assert cli.main(["guide", *flags]) == 2
   assert capsys.readouterr().err.startswith("peftjax: nothing fits")
 
 
 def test_the_best_is_compiled(folder):
-  result = guide.guide(config(folder, compile=1))
+  result = recommend(config(folder, compile=1))
   first = result["ranked"][0]
   assert first["fits"] and first["bytes_per_device"]["total"] >= first["bytes_per_device"]["arguments"] > 0
   assert result["ranked"][1]["fits"] is None
@@ -103,7 +105,7 @@ def test_own_studies_come_first(folder, tmp_path):
   trained = {"full": (0.80, 9000, 1.0, 1e-4), "prompt": (0.84, 40, 0.9, 1e-2), "lora": (0.78, 300, 0.7, 1e-3)}
   own = synthetic.results(trained, seeds=6, examples=800)
   path = records.write_results(own, tmp_path)
-  result = guide.guide(config(folder, results=str(path)))
+  result = recommend(config(folder, results=str(path)))
   assert rows(result)[0] == "prompt"
   first = result["ranked"][0]["accuracy"]
   assert [one["source"] for one in first] == [f"your study {path}", evidence.PUBLISHED]
@@ -114,7 +116,7 @@ def test_own_studies_come_first(folder, tmp_path):
 def test_published_figures_do_not_overtake_an_own_study(folder, tmp_path):
   trained = {"full": (0.80, 9000, 1.0, 1e-4), "lora": (0.795, 300, 0.7, 1e-3), "ia3": (0.60, 40, 0.7, 1e-3)}
   path = records.write_results(synthetic.results(trained, seeds=6, examples=800), tmp_path)
-  found = rows(guide.guide(config(folder, results=str(path))))
+  found = rows(recommend(config(folder, results=str(path))))
   assert set(found[:2]) == {"full", "lora"}
   assert 1 < found.index("dora") < found.index("ia3")  # which the study found worse
 
@@ -122,10 +124,11 @@ def test_published_figures_do_not_overtake_an_own_study(folder, tmp_path):
 def measured(own):
   """The records with dimensions, as a study measures them."""
   ratio = {"estimate": 1.14, "low": 1.1, "high": 1.2}
+  found = []
   for record in own:
     held = {}
-    if record["seed"] == 0:
-      prompt = record["row"] == "prompt"
+    if record.seed == 0:
+      prompt = record.row == "prompt"
       held["inference"] = {"ratio": {"unmerged": ratio, "merged": None if prompt else ratio}, "difference": None,
                            "flops": {"base": 10, "unmerged": 11, "merged": None if prompt else 10}, "rounds": 5,
                            "seconds": {"base": 1.0, "unmerged": 1.1, "merged": None}, "reason": "", "rows": 8,
@@ -134,14 +137,14 @@ def measured(own):
     matrix = [[0.9, None], [0.8, 0.7]]
     held["sequence"] = {"tasks": ["csv:a.csv", "csv:b.csv"], "metric": "accuracy", "keep": False, "matrix": matrix,
                         "examples": [9, 9], "average": 0.75, "backward": -0.1, "forgetting": 0.1}  # fmt: skip
-    record["dimensions"] = held
-  return own
+    found.append(dataclasses.replace(record, dimensions=held))
+  return found
 
 
 def test_other_dimensions_of_own_studies_are_told_with_their_runs(folder, tmp_path):
   trained = {"full": (0.80, 9000, 1.0, 1e-4), "prompt": (0.84, 40, 0.9, 1e-2), "lora": (0.78, 300, 0.7, 1e-3)}
   path = records.write_results(measured(synthetic.results(trained, seeds=3, examples=200)), tmp_path)
-  found = {one["row"]: one["notes"] for one in guide.guide(config(folder, results=str(path)))["ranked"]}
+  found = {one["row"]: one["notes"] for one in recommend(config(folder, results=str(path)))["ranked"]}
   told = " ".join(found["prompt"])
   assert "a forward pass took 1.14 of the base's beside it; it cannot be merged (your study's prompt/seed-0)" in told
   assert "a step took 2.5 J" in told and "later tasks changed earlier ones by −10.0 points" in told
@@ -152,7 +155,7 @@ def test_the_largest_size_of_an_own_study_counts(tmp_path):
   few = {"full": (0.60, 9000, 1.0, 1e-4), "lora": (0.80, 300, 0.7, 1e-3)}
   many = {"full": (0.80, 9000, 1.0, 1e-4), "lora": (0.70, 300, 0.7, 1e-3)}
   own = [
-    record | {"size": size, "run": record["run"].replace("/", f"/n={size}/")}
+    dataclasses.replace(record, size=size, run=record.run.replace("/", f"/n={size}/"))
     for size, trained in ((32, few), (4000, many))
     for record in synthetic.results(trained, seeds=3, examples=400)
   ]
@@ -161,40 +164,44 @@ def test_the_largest_size_of_an_own_study_counts(tmp_path):
 
 
 def test_forgetting_of_an_own_study_comes_before_published_figures():
-  groups = [{"row": "lora", "size": 0, "low": 0.01, "high": 0.03, "runs": ["lora/seed-0", "lora/seed-1"]},
-            {"row": "one", "size": 0, "low": None, "high": None, "runs": ["one/seed-0"]}]  # fmt: skip
-  found = evidence.forgetting_of({"forgetting": {"groups": groups}}, "your study")
+  groups = [
+    Group(row="lora", estimate=0.02, low=0.01, high=0.03, runs=("lora/seed-0", "lora/seed-1")),
+    Group(row="one", estimate=0.02, runs=("one/seed-0",)),
+  ]
+  found = evidence.forgetting_of(Summary(dimensions={"forgetting": {"groups": groups}}), "your study")
   assert found == {"lora": evidence.Range(0.01, 0.03, "your study", 2)}
-  assert evidence.forgetting_of({}, "your study") == {}
+  assert evidence.forgetting_of(Summary(), "your study") == {}
 
 
 def test_budgets_count_steps_and_not_rows(folder):
-  result = guide.guide(config(folder, examples=101))
+  result = recommend(config(folder, examples=101))
   for one in result["ranked"]:
     assert one["training_flops"] == 51 * one["step_flops"]  # batches of two
   least = min(one["training_flops"] for one in result["ranked"])
-  kept = guide.guide(config(folder, examples=101, budget_flops=float(least)))
+  kept = recommend(config(folder, examples=101, budget_flops=float(least)))
   assert all(one["training_flops"] <= least for one in kept["ranked"])
   assert any("the budget is" in one["reason"] for one in kept["rejected"])
 
 
 def test_devices_that_are_not_here_are_not_compiled_for(folder):
-  result = guide.guide(config(folder, compile=1, devices=7))
+  result = recommend(config(folder, compile=1, devices=7))
   assert all(one["fits"] is None for one in result["ranked"])
   assert "guide.topology" in " ".join(result["ranked"][0]["notes"]) and result["device"]["count"] == 7
 
 
 def test_rules_that_disagree_are_shown_as_such():
-  applying = rules.applying(rules.Wants(domain="far", examples=300))
-  assert {rule.favours for rule in applying} == {rules.FULL, rules.PEFT}
-  pairs = rules.conflicts(applying)
+  applying = rules_of_thumb.applying(rules_of_thumb.Wants(domain="far", examples=300))
+  assert {rule.favours for rule in applying} == {rules_of_thumb.FULL, rules_of_thumb.PEFT}
+  pairs = rules_of_thumb.conflicts(applying)
   assert any("far from" in one.says and "far from" in other.says for one, other in pairs)
-  assert not rules.conflicts(rules.applying(rules.Wants(tasks=3, examples=300)))
+  assert not rules_of_thumb.conflicts(rules_of_thumb.applying(rules_of_thumb.Wants(tasks=3, examples=300)))
 
 
 def test_the_experiment_is_a_command_that_plans(plain):
   words = shlex.split(plain["experiment"]["command"])
-  trials = plan(config_lib.load("", [word.removeprefix("--config.") for word in words if word.startswith("--config.")]))
+  trials = trials_of(
+    config_lib.load("", [word.removeprefix("--config.") for word in words if word.startswith("--config.")])
+  )
   assert {trial.row for trial in trials} == set(plain["experiment"]["rows"])
   assert len(trials) == 2 * plain["experiment"]["seeds"]
 
@@ -210,7 +217,7 @@ def test_the_experiment_is_a_command_that_plans(plain):
 )
 def test_mistakes(folder, wants, message):
   with pytest.raises(UserError, match=message):
-    guide.guide(config(folder, **wants))
+    recommend(config(folder, **wants))
 
 
 def test_the_table_is_shown(folder, capsys):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from peftjax import config as config_lib
-from peftjax.guide import recommend as guide
+from peftjax.guide.recommend import measured
 
 ANCHORS = {
   one["id"]: one for one in json.loads((Path(__file__).parents[1] / "published/memory_anchors.json").read_text())
@@ -59,7 +59,7 @@ def candidate(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(hf_config))
     config = config_lib.default()
     config.model.path, config.model.dtype, config.optim.name = str(tmp_path), dtype, optimizer
-    return guide.measured(config, "row", method)
+    return measured(config, "row", method)
 
   return make
 

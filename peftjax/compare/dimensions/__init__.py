@@ -1,7 +1,8 @@
 """The study's dimensions, each a file of its own: what is measured of a trial beside its score.
 
-`config.compare.dimensions` names those that a study measures. A measurement is kept in the trial's record and not
-repeated; a dimension named later is measured from the folders that are there.
+`config.compare.dimensions` names those that a study measures, by their name here or as ``module:NAME`` of one's own. A
+measurement is kept in the trial's record and not repeated; a dimension named later is measured from the folders that
+are there. Dimensions that measure nothing follow from what every record holds, and are in every study.
 """
 
 from __future__ import annotations
@@ -9,53 +10,50 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
-from peftjax.compare.dimensions import (
-  base,
-  convergence,
-  data_efficiency,
-  energy,
-  flips,
-  forgetting,
-  inference,
-  memory,
-  overfitting,
-  sequence,
-  shift,
-  switching,
-  update,
-)
-from peftjax.compare.dimensions.base import ROW, Dimension, Record, Section, Summary, Trained
+from peftjax.compare.analysis import Summary
+from peftjax.compare.dimensions.base import ROW, Dimension, Section, measured
+from peftjax.compare.records import Record
 from peftjax.compare.trials import Trial
-from peftjax.errors import UserError, nearest
+from peftjax.registry import resolve
 
-DIMENSIONS: tuple[Dimension, ...] = (
-  data_efficiency.DIMENSION,
-  overfitting.DIMENSION,
-  flips.DIMENSION,
-  shift.DIMENSION,
-  convergence.DIMENSION,
-  forgetting.DIMENSION,
-  update.DIMENSION,
-  memory.DIMENSION,
-  inference.DIMENSION,
-  switching.DIMENSION,
-  energy.DIMENSION,
-  sequence.DIMENSION,
-)
+DERIVED = ("data_efficiency", "shift", "convergence", "forgetting")  # from what every record holds
 
-BY_NAME = {one.name: one for one in DIMENSIONS if one.measure is not None}
+DIMENSIONS = {  # in the order of the report
+  name: f"peftjax.compare.dimensions.{name}:DIMENSION"
+  for name in (
+    *DERIVED[:1],
+    "overfitting",
+    "flips",
+    *DERIVED[1:],
+    "update",
+    "memory",
+    "inference",
+    "switching",
+    "energy",
+    "sequence",
+  )
+}
 
 
-def chosen(names: Iterable[str]) -> tuple[Dimension, ...]:
-  """The dimensions of `config.compare.dimensions`.
+def dimension(name: str) -> Dimension:
+  """A dimension by its name in `DIMENSIONS`, or as ``module:NAME``.
+
+  Raises:
+    UserError: there is none.
+  """
+  found: Dimension = resolve("compare.dimensions", name, DIMENSIONS)
+  return found
+
+
+def of_study(names: Iterable[str]) -> list[Dimension]:
+  """All that a study has, in the order of the report: those named in `config.compare.dimensions`, and the derived ones.
 
   Raises:
     UserError: a name that is none.
   """
-  for name in names:
-    if name not in BY_NAME:
-      raise UserError(f"compare.dimensions: no dimension {name!r}; {nearest(name, BY_NAME)}")
-  return tuple(BY_NAME[name] for name in dict.fromkeys(names))
+  wanted = dict.fromkeys(names)
+  order = [*(name for name in DIMENSIONS if name in wanted or name in DERIVED), *wanted]
+  return [dimension(name) for name in dict.fromkeys(order)]
 
 
 def stand_for_rows(trials: Iterable[Trial], done: Container[str]) -> set[str]:
@@ -72,37 +70,34 @@ def open_ones(record: Record, names: Iterable[str], first: bool) -> list[Dimensi
 
   Args:
     record: of a finished trial.
-    names: of the study's dimensions.
+    names: of `config.compare.dimensions`.
     first: whether the trial stands for its row, as some dimensions are measured of such trials alone.
   """
-  held, trains = record.get("dimensions") or {}, record.get("steps") != 0
   return [
-    one for one in chosen(names) if one.name not in held and (first or one.per != ROW) and (trains or one.untrained)
+    one
+    for one in of_study(names)
+    if one.measure is not None
+    and one.name not in record.dimensions
+    and (first or one.per != ROW)
+    and (record.steps or one.untrained)
   ]
 
 
-def measure(dimension: Dimension, trained: Trained) -> dict[str, Any] | None:
-  """What one dimension measures of a trial."""
-  assert dimension.measure is not None
-  return dimension.measure(trained)
-
-
-def summarize(records: Sequence[Record], summary: Summary) -> dict[str, Any]:
-  """name -> conclusion, of every dimension that any record holds."""
+def conclusions(records: Sequence[Record], summary: Summary, names: Iterable[str]) -> dict[str, Any]:
+  """name -> conclusion, of every dimension of the study that any record holds."""
   found = {}
-  for one in DIMENSIONS:
-    held = base.measured(records, one)
+  for one in of_study(names):
+    held = measured(records, one)
     conclusion = one.summarize(held, summary) if held else None
     if conclusion is not None:
       found[one.name] = conclusion
   return found
 
 
-def sections(summary: Summary, records: Sequence[Record]) -> list[tuple[str, Section]]:
+def sections(summary: Summary, records: Sequence[Record], names: Iterable[str]) -> list[tuple[str, Section]]:
   """(name, section) of every dimension that the summary has a conclusion of."""
-  conclusions = summary.get("dimensions") or {}
   return [
-    (one.name, one.section(conclusions[one.name], base.measured(records, one), summary))
-    for one in DIMENSIONS
-    if one.name in conclusions
+    (one.name, one.section(summary.dimensions[one.name], measured(records, one), summary))
+    for one in of_study(names)
+    if one.name in summary.dimensions
   ]

@@ -1,8 +1,8 @@
 """What a dimension of the study is: one thing measured of every trial, its conclusion, and its part of the report.
 
-A dimension is one file with a `DIMENSION` of its own, registered in `peftjax.compare.dimensions`. Its three functions
-see less and less of the run: `measure` the trained leaves and the trial's folder, `summarize` the records alone, and
-`section` only what it draws. So a report can be made again from ``results.jsonl`` without training anything.
+A dimension is one file with a `DIMENSION` of its own. Its three functions see less and less of the run: `measure` the
+trained leaves and the trial's folder, `summarize` the records alone, and `section` only what it draws. So a report can
+be made again from ``results.jsonl`` without training anything.
 """
 
 from __future__ import annotations
@@ -11,25 +11,28 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, TypeVar
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from peftjax.compare import statistics
-
-if TYPE_CHECKING:
-  from matplotlib.figure import Figure
-
-  from peftjax.masks import Tree
-  from peftjax.train.evaluate import Predict
-  from peftjax.train.run import Run
+from peftjax.compare.analysis import Paired, SeedEstimate, Summary, of_seeds
+from peftjax.compare.records import Record
+from peftjax.compare.trials import buildable, is_frozen
+from peftjax.errors import UserError, nearest
+from peftjax.masks import Tree, combine
+from peftjax.model import Model
+from peftjax.tasks.base import model_inputs
+from peftjax.train.evaluate import Predict, evaluate, make_predict
+from peftjax.train.finished import restored
+from peftjax.train.run import Run, resolve
 
 TRIAL, ROW = "trial", "row"  # what a dimension is measured for: each trial, or a row's first seed at its largest size
 
 Json = dict[str, Any]
-Summary = dict[str, Any]  # of `analysis.summarize`
-Record = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,40 +48,33 @@ class Trained:
 
   config: ConfigDict
   folder: Path
-  summary: Summary
+  summary: Json
   study: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @functools.cached_property
   def run(self) -> Run:
     """Data, task, model and partition, as before the first update: ``run.trainable`` is where training began."""
-    from peftjax.compare.untrained import buildable, is_frozen
-    from peftjax.train.run import resolve
-
-    return resolve(buildable(self.config) if is_frozen(self.config) else self.config)
+    return resolve(buildable(self.config))
 
   @functools.cached_property
   def trainable(self) -> Tree:
     """The trained leaves, from the newest checkpoint."""
-    from peftjax.compare.untrained import is_frozen
-    from peftjax.train.finished import restored
-
-    if is_frozen(self.config):
-      return self.run.trainable
-    return restored(self.folder, self.run)
+    return self.run.trainable if is_frozen(self.config) else restored(self.folder, self.run)
 
   @functools.cached_property
-  def params(self) -> Tree:
-    """All leaves of the trained model."""
-    from peftjax.masks import combine
-
-    return combine(self.trainable, self.run.frozen)
+  def model(self) -> Model:
+    """The trained model, with its adapter beside the base."""
+    return self.run.model.with_params(combine(self.trainable, self.run.frozen))
 
   @functools.cached_property
   def predict(self) -> Predict:
     """The compiled forward pass that evaluations use: (trainable, frozen, batch) -> predictions."""
-    from peftjax.train.evaluate import make_predict
-
     return make_predict(self.run.forward, self.run.task, self.run.mesh)
+
+  @functools.cached_property
+  def batch(self) -> dict[str, jax.Array]:
+    """The model's inputs of the first batch of training examples."""
+    return {name: jnp.asarray(array) for name, array in model_inputs(next(self.run.loaders.train)).items()}
 
   def scores(self, split: str) -> tuple[Mapping[str, float], Mapping[str, np.ndarray]]:
     """(metrics, one row an example) of a split: what the last step left, or else evaluated now.
@@ -93,9 +89,6 @@ class Trained:
     if path.is_file() and split in self.summary["metrics"]:
       with np.load(path, allow_pickle=False) as rows:
         return self.summary["metrics"][split], dict(rows)
-    from peftjax.errors import UserError, nearest
-    from peftjax.train.evaluate import evaluate
-
     loaders = self.run.loaders.evals
     if split not in loaders:
       raise UserError(f"no split {split!r} to evaluate; {nearest(split, loaders)}")
@@ -120,7 +113,7 @@ class Plot:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-  """A dimension's part of the report.
+  """A part of the report.
 
   Attributes:
     heading: of the section.
@@ -130,7 +123,7 @@ class Section:
   """
 
   heading: str
-  sentences: tuple[str, ...]
+  sentences: tuple[str, ...] = ()
   plots: tuple[Plot, ...] = ()
   columns: tuple[str, ...] = ()
   rows: tuple[tuple[str, ...], ...] = ()
@@ -141,11 +134,11 @@ class Dimension:
   """One dimension of the study.
 
   Attributes:
-    name: of its file, in `config.compare.dimensions`, in ``record["dimensions"]`` and ``summary["dimensions"]``.
+    name: in ``record.dimensions`` and ``summary.dimensions``; for one of peftjax's own, its file's.
     measure: what is measured of one trial, ready for JSON; None where the trial has nothing to measure. A dimension
-      without it follows from what every record holds, and is no part of `config.compare.dimensions`.
-    summarize: (records that hold a measurement, the study's summary) -> its conclusion, ready for JSON, each figure
-      with the ids of its runs; None where there is too little.
+      without it follows from what every record holds.
+    summarize: (records that hold a measurement, the study's summary) -> its conclusion, each figure with the ids of its
+      runs; None where there is too little. `stored.plain` makes JSON of it.
     section: (that conclusion, the records, the study's summary) -> its part of the report.
     per: `TRIAL`, or `ROW` where all seeds would show the same.
     by_size: whether it knows of several sizes; without, its conclusion is about the largest alone.
@@ -164,80 +157,98 @@ class Dimension:
 # What most dimensions share ---------------------------------------------------------------------------------------
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Group(SeedEstimate):
+  """One number a trial of one row at one size: its mean over seeds with Student's interval, and its runs.
+
+  Attributes:
+    difference: the paired one to the reference, on the seeds that both have.
+  """
+
+  row: str
+  size: int = 0
+  seeds: tuple[int, ...] = ()
+  runs: tuple[str, ...] = ()
+  difference: Paired | None = None
+
+
 def measured(records: Sequence[Record], dimension: Dimension) -> list[Record]:
   """The records that hold a measurement of a dimension, of the sizes that it knows of; all where it needs none."""
   if not dimension.by_size:
-    largest = max((size_of(record) for record in records), default=0)
-    records = [record for record in records if size_of(record) == largest]
+    largest = max((record.size for record in records), default=0)
+    records = [record for record in records if record.size == largest]
   if dimension.measure is None:
     return list(records)
-  return [record for record in records if (record.get("dimensions") or {}).get(dimension.name)]
+  return [record for record in records if record.dimensions.get(dimension.name)]
 
 
-def size_of(record: Record) -> int:
-  """Training examples of a trial in a study of several sizes; 0 in any other."""
-  return int(record.get("size") or 0)
-
-
-def groups(records: Sequence[Record], summary: Summary) -> dict[tuple[str, int], list[Record]]:
+def by_kind(records: Sequence[Record], summary: Summary) -> dict[tuple[str, int], list[Record]]:
   """(row, size) -> its records by seed; rows in the order of the summary, sizes ascending."""
   found: dict[tuple[str, int], list[Record]] = {}
-  for row in summary["rows"]:
-    own = [record for record in records if record["row"] == row["row"]]
-    for size in sorted({size_of(record) for record in own}):
-      of_size = [record for record in own if size_of(record) == size]
-      found[row["row"], size] = sorted(of_size, key=lambda record: record["seed"])
+  for row in summary.rows:
+    for record in sorted(records, key=lambda record: (record.size, record.seed)):
+      if record.row == row.row:
+        found.setdefault((record.row, record.size), []).append(record)
   return found
 
 
 def by_row(records: Sequence[Record], summary: Summary, name: str) -> list[Json]:
   """{"row", "run", and what was measured} of each row at its largest size, in the order of the summary."""
-  held = {record["row"]: record for record in sorted(records, key=size_of)}
+  held = {record.row: record for record in sorted(records, key=lambda record: record.size)}
   return [
-    {"row": row["row"], "run": held[row["row"]]["run"], **held[row["row"]]["dimensions"][name]}
-    for row in summary["rows"]
-    if row["row"] in held
+    {"row": row.row, "run": held[row.row].run, **held[row.row].dimensions[name]}
+    for row in summary.rows
+    if row.row in held
   ]
 
 
-def by_group(records: Sequence[Record], summary: Summary, value: Callable[[Record], float | None]) -> list[Json]:
-  """One number a trial, by row and size: its mean over seeds with Student's interval, and the paired difference to the
-  reference on the seeds that both have.
-
-  Returns:
-    of each row and size {"row", "size", "estimate", "low", "high", "by_seed", "seeds", "runs", "difference"}; the last
-    {"to", "estimate", "low", "high", "by_seed", "seeds"}, or None. "low" and "high" are None with one seed.
-  """
-  found: list[Json] = []
+def by_group(records: Sequence[Record], summary: Summary, value: Callable[[Record], float | None]) -> list[Group]:
+  """One number a trial, by row and size."""
+  found: list[Group] = []
   values = {
-    key: {record["seed"]: (record["run"], one) for record in own if (one := value(record)) is not None}
-    for key, own in groups(records, summary).items()
+    key: {record.seed: (record.run, one) for record in own if (one := value(record)) is not None}
+    for key, own in by_kind(records, summary).items()
   }
   for (row, size), own in values.items():
+    base = values.get((summary.reference or "", size), {})
+    both = [seed for seed in own if seed in base] if row != summary.reference else []
     if not own:
       continue
-    base = values.get((summary["reference"], size), {})
-    both = [seed for seed in own if seed in base]
-    difference = None
-    if both and row != summary["reference"]:
-      difference = {"to": summary["reference"], **interval([own[seed][1] - base[seed][1] for seed in both])}
-      difference |= {"seeds": both}
+    less = of_seeds([own[seed][1] - base[seed][1] for seed in both])
     found.append(
-      {
-        "row": row,
-        "size": size,
-        **interval([one for _, one in own.values()]),
-        "seeds": list(own),
-        "runs": [run for run, _ in own.values()],
-        "difference": difference,
-      }
+      Group(
+        **vars(of_seeds([one for _, one in own.values()])),
+        row=row,
+        size=size,
+        seeds=tuple(own),
+        runs=tuple(run for run, _ in own.values()),
+        difference=Paired(**vars(less), to=summary.reference or "", seeds=tuple(both)) if both else None,
+      )
     )
   return found
 
 
-def interval(values: Sequence[float]) -> Json:
-  """{"estimate", "low", "high", "by_seed"} of one number a seed, by Student's t."""
-  numbers = np.asarray(values, dtype=np.float64)
-  made = statistics.seed_interval(numbers)
-  ends = (None, None) if len(numbers) < 2 else (float(made.low), float(made.high))
-  return {"estimate": float(made.estimate), "low": ends[0], "high": ends[1], "by_seed": numbers.tolist()}
+class OfSize(Protocol):
+  """What is of one size of a study."""
+
+  @property
+  def size(self) -> int:
+    """Training examples."""
+
+
+One = TypeVar("One", bound=OfSize)
+
+
+def largest(groups: Sequence[One]) -> list[One]:
+  """Of a study of several sizes the groups of the largest."""
+  size = max((one.size for one in groups), default=0)
+  return [one for one in groups if one.size == size]
+
+
+def at_size(size: int) -> str:
+  """The words for a size, with the space before them; none for a study of one.
+
+  >>> at_size(512), at_size(0)
+  (' with 512 training examples', '')
+  """
+  return f" with {size:,} training examples" if size else ""

@@ -2,81 +2,124 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from scipy import stats
 
 from peftjax.compare import formatting as fmt
-from peftjax.compare.dimensions.base import Dimension, Json, Plot, Record, Section, Summary, groups
+from peftjax.compare.analysis import Summary
+from peftjax.compare.dimensions.base import Dimension, Json, Plot, Section, at_size, by_kind, largest
+from peftjax.compare.drawing import lines
+from peftjax.compare.records import Record
 from peftjax.compare.statistics import LEVEL
-
-if TYPE_CHECKING:
-  from matplotlib.figure import Figure
+from peftjax.compare.stored import Stored
 
 NAME = "convergence"
 SHARE = 0.95  # of the reference's gain
 SPLIT = "validation"
+NEVER = float("inf")
+
+Curve = tuple[np.ndarray, np.ndarray]  # steps, scores
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Updates(Stored):
+  """The updates of a row to the target: the median over seeds; None where most runs never reach it.
+
+  Attributes:
+    low, high: the order statistics' own interval of the median, without assumptions; it needs six seeds.
+    by_seed: of each run; None where it never got there.
+    reached: runs that did.
+    flops: of so many updates.
+  """
+
+  row: str
+  size: int
+  estimate: float | None
+  low: float | None
+  high: float | None
+  by_seed: tuple[float | None, ...]
+  reached: int
+  seeds: tuple[int, ...]
+  runs: tuple[str, ...]
+  flops: float | None
+
+  @property
+  def place(self) -> float:
+    """The median; infinite where it is never."""
+    return NEVER if self.estimate is None else self.estimate
+
+  @property
+  def ends(self) -> tuple[float, float] | None:
+    """The interval, where both ends are known."""
+    return None if self.low is None or self.high is None else (self.low, self.high)
+
+  @property
+  def span(self) -> tuple[float, float] | None:
+    """The interval, with infinity for never; None where there are too few seeds."""
+    if self.low is None:
+      return (NEVER, NEVER) if self.estimate is None and not self.reached else None
+    return self.low, NEVER if self.high is None else self.high
 
 
 def summarize(records: Sequence[Record], summary: Summary) -> Json | None:
-  """{"groups", "targets"}; None where runs were not evaluated before and along their way (`train.eval_first`,
-  `train.eval_every`), or have no reference.
+  """{"groups": `Updates`, "targets"}; None where runs were not evaluated before and along their way
+  (`train.eval_first`, `train.eval_every`), or have no reference.
 
-  A target is the reference's mean score before its first update and 95% of the way to its mean last score. A group
-  {"row", "size", "estimate", "low", "high", "by_seed", "reached", "seeds", "runs", "flops"} has the median over seeds
-  of the updates to the target; a run that never reached it counts as later than all others. The interval of the median
-  is the order statistics' own, without assumptions; it needs six seeds.
+  A target is the reference's mean score before its first update and 95% of the way to its mean last score.
   """
-  metric, found, targets = summary["metric"], [], {}
-  by_kind = groups([record for record in records if _curve(record, metric) is not None], summary)
-  for (row, size), own in by_kind.items():
-    if row == summary["reference"]:
-      curves = [_curve(record, metric) for record in own]
-      start, end = (float(np.mean([curve[1][place] for curve in curves if curve])) for place in (0, -1))
-      if end > start:
+  direction, targets, found = summary.spec.direction, {}, []
+  curves = {record.run: curve for record in records if (curve := _curve(record)) is not None}
+  kinds = by_kind([record for record in records if record.run in curves], summary)
+  for (row, size), own in kinds.items():
+    if row == summary.reference:
+      start, end = (float(np.mean([curves[record.run][1][place] for record in own])) for place in (0, -1))
+      if direction * end > direction * start:
         targets[size] = start + SHARE * (end - start)
-  costs = {row["row"]: row["flops_per_step"] for row in summary["rows"]}
-  for (row, size), own in by_kind.items():
-    if size not in targets or not own:
-      continue
-    steps = [_reached(_curve(record, metric), targets[size]) for record in own]
-    middle, low, high = median(steps)
-    found.append(
-      {
-        "row": row,
-        "size": size,
-        "estimate": middle,
-        "low": low,
-        "high": high,
-        "by_seed": steps,
-        "reached": sum(step is not None for step in steps),
-        "seeds": [record["seed"] for record in own],
-        "runs": [record["run"] for record in own],
-        "flops": None if middle is None or not costs.get(row) else middle * costs[row],
-      }
-    )
+  for (row, size), own in kinds.items():
+    if size in targets:
+      steps = [_reached(curves[record.run], targets[size], direction) for record in own]
+      cost = summary.row(row)
+      found.append(_updates(row, size, own, steps, cost.flops_per_step if cost else None))
   if not found:
     return None
   return {"groups": found, "targets": [{"size": size, "target": target} for size, target in targets.items()]}
 
 
-def _curve(record: Record, metric: str) -> tuple[np.ndarray, np.ndarray] | None:
-  held = (record.get("trajectory") or {}).get(SPLIT)
-  if not held or held["step"][0] != 0 or None in held.get(metric, [None]):
+def _updates(row: str, size: int, own: Sequence[Record], steps: Sequence[float | None], cost: float | None) -> Updates:
+  middle, low, high = median(steps)
+  return Updates(
+    row=row,
+    size=size,
+    estimate=middle,
+    low=low,
+    high=high,
+    by_seed=tuple(steps),
+    reached=sum(step is not None for step in steps),
+    seeds=tuple(record.seed for record in own),
+    runs=tuple(record.run for record in own),
+    flops=middle * cost if middle is not None and cost else None,
+  )
+
+
+def _curve(record: Record) -> Curve | None:
+  held = record.trajectory.get(SPLIT)
+  if not held or held["step"][0] != 0 or None in held.get(record.metric, [None]):
     return None
-  return np.array(held["step"], dtype=np.float64), np.array(held[metric], dtype=np.float64)
+  return np.array(held["step"], dtype=np.float64), np.array(held[record.metric], dtype=np.float64)
 
 
-def _reached(curve: tuple[np.ndarray, np.ndarray] | None, target: float) -> float | None:
+def _reached(curve: Curve, target: float, direction: float = 1.0) -> float | None:
   """The first update at which a score is `target`, between evaluations by the straight line; None if it never is."""
-  assert curve is not None
   steps, scores = curve
-  above = np.flatnonzero(scores >= target)
-  if not len(above):
+  there = np.flatnonzero(direction * scores >= direction * target)
+  if not len(there):
     return None
-  first = above[0]
+  first = there[0]
   if first == 0:
     return float(steps[0])
   part = (target - scores[first - 1]) / (scores[first] - scores[first - 1])
@@ -102,77 +145,54 @@ def median(values: Sequence[float | None]) -> tuple[float | None, float | None, 
 
 def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summary) -> Section:
   """Its part of the report."""
-  metric, reference = summary["metric"], summary["reference"]
   sentences = []
   for held in found["targets"]:
-    own = [one for one in found["groups"] if one["size"] == held["size"]]
-    parts = [f"{one['row']} {_shown(one)}" for one in sorted(own, key=lambda one: one["estimate"] or np.inf)]
-    at = f" with {fmt.whole(held['size'])} training examples" if held["size"] else ""
+    own = sorted((one for one in found["groups"] if one.size == held["size"]), key=lambda one: one.place)
     sentences.append(
-      f"Updates to {SPLIT} {metric} {fmt.score(held['target'], metric)}, which is {SHARE:.0%} of what {reference} "
-      f"gains{at}: {'; '.join(parts)}."
+      f"Updates to {SPLIT} {summary.metric} {fmt.score(held['target'], summary.spec)}, which is {SHARE:.0%} of what "
+      f"{summary.reference} gains{at_size(held['size'])}: {'; '.join(f'{one.row} {_shown(one)}' for one in own)}."
     )
-  sentences.append(
-    "Medians over seeds; their intervals are order statistics, for which fewer than six seeds do not do."
-  )
-  lines = [
-    (record["run"], *_cells(one, place))
+  table = [
+    (run, "not reached" if step is None else f"{step:.1f}")
     for one in found["groups"]
-    for place, record in enumerate(_of(records, one["runs"]))
+    for run, step in zip(one.runs, one.by_seed)
   ]
+  plot = Plot(
+    f"{NAME}-curves",
+    f"{SPLIT.capitalize()} {summary.metric} along the updates",
+    "Mean over seeds with the band from the lowest to the highest.",
+    lambda narrow: _figure(records, found, summary, narrow),
+  )
   return Section(
     heading="Convergence",
-    sentences=tuple(sentences),
-    plots=(
-      Plot(
-        f"{NAME}-curves",
-        f"{SPLIT.capitalize()} {metric} along the updates",
-        "Mean over seeds with the band from the lowest to the highest.",
-        lambda narrow: _figure(records, found, summary, narrow),
-      ),
+    sentences=(
+      *sentences,
+      "Medians over seeds; their intervals are order statistics, for which fewer than six seeds do not do.",
     ),
+    plots=(plot,),
     columns=("run", "updates to the target"),
-    rows=tuple(lines),
+    rows=tuple(table),
   )
 
 
-def _of(records: Sequence[Record], runs: Sequence[str]) -> list[Record]:
-  by_run = {record["run"]: record for record in records}
-  return [by_run[run] for run in runs if run in by_run]
-
-
-def _cells(one: Mapping[str, Any], place: int) -> tuple[str]:
-  step = one["by_seed"][place]
-  return ("not reached" if step is None else f"{step:.1f}",)
-
-
-def _shown(one: Mapping[str, Any]) -> str:
-  if one["estimate"] is None:
-    return f"not reached by most ({one['reached']} of {len(one['seeds'])} seeds)"
+def _shown(one: Updates) -> str:
+  if one.estimate is None:
+    return f"not reached by most ({one.reached} of {len(one.seeds)} seeds)"
   ends = ""
-  if one["low"] is not None:
-    ends = f" [{one['low']:.0f}, {'never' if one['high'] is None else format(one['high'], '.0f')}]"
-  cost = f", {one['flops'] / 1e12:.2g} TFLOP" if one["flops"] else ""
-  return f"{one['estimate']:.0f}{ends}{cost}"
+  if one.low is not None:
+    ends = f" [{one.low:.0f}, {'never' if one.high is None else format(one.high, '.0f')}]"
+  return f"{one.estimate:.0f}{ends}" + (f", {one.flops / 1e12:.2g} TFLOP" if one.flops else "")
 
 
-def _figure(records: Sequence[Record], found: Mapping[str, Any], summary: Summary, narrow: bool) -> Figure:
-  from peftjax.compare.dimensions.drawing import line_figure, scale_of
-
-  metric = summary["metric"]
-  scale, largest = scale_of(metric), max(one["size"] for one in found["groups"])
-  lines = {}
-  for one in found["groups"]:
-    if one["size"] == largest:
-      curves = [_curve(record, metric) for record in _of(records, one["runs"])]
-      values = scale * np.stack([curve[1] for curve in curves if curve])
-      steps = next(curve[0] for curve in curves if curve)
-      lines[one["row"]] = [
-        (float(step), float(column.mean()), float(column.min()), float(column.max()))
-        for step, column in zip(steps, values.T)
-      ]
-  unit = " in %" if scale == 100 else ""
-  return line_figure(lines, summary, "updates", f"{metric}{unit}", narrow)
+def _figure(records: Sequence[Record], found: Mapping[str, Any], summary: Summary, narrow: bool) -> Figure | None:
+  scale, by_run, drawn = fmt.scale(summary.spec), {record.run: record for record in records}, {}
+  for one in largest(found["groups"]):
+    curves = [curve for run in one.runs if run in by_run and (curve := _curve(by_run[run])) is not None]
+    columns = scale * np.stack([scores for _, scores in curves]).T
+    drawn[one.row] = [
+      (float(step), float(own.mean()), float(own.min()), float(own.max())) for step, own in zip(curves[0][0], columns)
+    ]
+  return lines.curves(drawn, summary, "updates", fmt.named(summary.spec), narrow)
 
 
 DIMENSION = Dimension(NAME, None, summarize, section, by_size=True)

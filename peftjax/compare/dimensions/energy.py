@@ -11,14 +11,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from peftjax.compare import formatting as fmt
-from peftjax.compare.dimensions import charts
-from peftjax.compare.dimensions.base import ROW, Dimension, Json, Plot, Record, Section, Summary, Trained, size_of
-
-if TYPE_CHECKING:
-  from matplotlib.figure import Figure
+from peftjax.compare.analysis import Summary
+from peftjax.compare.dimensions.base import ROW, Dimension, Json, Plot, Section, Trained, by_row
+from peftjax.compare.drawing.rows import Line, marked
+from peftjax.compare.records import Record
+from peftjax.compare.training import JaxTrainer
 
 NAME = "energy"
 POWERCAP = Path("/sys/class/powercap")
@@ -109,13 +109,7 @@ def per_step(step: Callable[[], object] | None, flops: int | None, folder: Path 
 def measure(trained: Trained) -> Json | None:
   """As `per_step`, of the trial's own step on its longest batch."""
   flops = max((one["flops"] for one in trained.summary.get("compiled", ())), default=None)
-  return per_step(_step(trained) if counters() else None, flops)
-
-
-def _step(trained: Trained) -> Callable[[], object]:
-  from peftjax.compare.runs import training_step
-
-  return training_step(trained.config)
+  return per_step(JaxTrainer().step(trained.config) if counters() else None, flops)
 
 
 def summarize(records: Sequence[Record], summary: Summary) -> Json:
@@ -123,61 +117,54 @@ def summarize(records: Sequence[Record], summary: Summary) -> Json:
 
   The unit is joules only if all rows have them.
   """
-  held = {record["row"]: (record["run"], record["dimensions"][NAME]) for record in sorted(records, key=size_of)}
-  unit = JOULES if all(one["unit"] == JOULES for _, one in held.values()) else FLOPS
-  rows = [
-    {"row": row["row"], "run": held[row["row"]][0], **_figures(held[row["row"]][1], row, unit)}
-    for row in summary["rows"]
-    if row["row"] in held
-  ]
-  base = next((one["value"] for one in rows if one["row"] == summary["reference"]), None)
+  held = by_row(records, summary, NAME)
+  unit = JOULES if all(one["unit"] == JOULES for one in held) else FLOPS
+  rows = []
+  for one in held:
+    row = summary.row(one["row"])
+    value = one["value"] if one["unit"] == unit else row.flops_per_step if row else None
+    watts = one.get("watts") if one["unit"] == unit else None
+    rows.append({"row": one["row"], "run": one["run"], "value": value, "watts": watts})
+  base = next((one["value"] for one in rows if one["row"] == summary.reference), None)
   for one in rows:
     one["ratio"] = one["value"] / base if base and one["value"] is not None else None
   return {"unit": unit, "rows": rows}
 
 
-def _figures(held: Mapping[str, Any], row: Mapping[str, Any], unit: str) -> Json:
-  if held["unit"] == unit:
-    return {"value": held["value"], "watts": held.get("watts")}
-  return {"value": row["flops_per_step"], "watts": None}
-
-
 def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summary) -> Section:
   """Its part of the report."""
-  counted = found["unit"] == JOULES
+  unit, rows = found["unit"], found["rows"]
+  counted = unit == JOULES
   what = "joules a step" if counted else "FLOPs a step (no energy was measured)"
+  title = what[0].upper() + what[1:]
   how = (
     "Joules of the processor packages from the machine's own counters over "
     f"{SECONDS:g} seconds of steps; idle power and whatever else ran are in them."
     if counted
     else "This machine gives no energy counter that can be read, so FLOPs a step stand here. They are not energy."
   )
-
-  def draw(narrow: bool) -> Figure | None:
-    rows = [
-      {"row": one["row"], "note": _noted(one, found["unit"]), "marks": [one["value"]]}
-      for one in found["rows"]
-      if one["value"] is not None
-    ]
-    return charts.marks(rows, summary, what, narrow, lambda value: _shown(value, found["unit"]))
-
-  each = "; ".join(f"{one['row']} {_noted(one, found['unit'])}" for one in found["rows"])
+  drawn = [Line(one["row"], _noted(one, unit), (one["value"],)) for one in rows if one["value"] is not None]
+  each = "; ".join(f"{one['row']} {_noted(one, unit)}" for one in rows)
   return Section(
     heading="Energy" if counted else "Energy: not measured here",
-    sentences=(
-      how,
-      f"{what[0].upper()}{what[1:]}: {each} (runs {fmt.runs([one['run'] for one in found['rows']])}).",
+    sentences=(how, f"{title}: {each} (runs {fmt.runs([one['run'] for one in rows])})."),
+    plots=(
+      Plot(
+        NAME,
+        title,
+        how,
+        lambda narrow: marked(drawn, summary, what, narrow, from_zero=lambda value: _shown(value, unit)),
+      ),
     ),
-    plots=(Plot(NAME, what[0].upper() + what[1:], how, draw),),
     columns=("run", "joules a step" if counted else "FLOPs a step", "against the reference", "watts"),
     rows=tuple(
       (
         one["run"],
-        _shown(one["value"], found["unit"]),
+        _shown(one["value"], unit),
         fmt.ratio(one["ratio"]),
         fmt.NONE if one["watts"] is None else f"{one['watts']:.3g}",
       )
-      for one in found["rows"]
+      for one in rows
     ),
   )
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from peftjax.compare import formatting as fmt
-from peftjax.compare.dimensions import drawing
-from peftjax.compare.dimensions.base import Dimension, Json, Plot, Record, Section, Summary, Trained, by_group
-
-if TYPE_CHECKING:
-  from matplotlib.figure import Figure
+from peftjax.compare.analysis import Estimate, Summary
+from peftjax.compare.dimensions.base import Dimension, Json, Section, Trained, by_group
+from peftjax.compare.dimensions.told import by_size, told
+from peftjax.compare.metrics import SHARE
+from peftjax.compare.records import Record
+from peftjax.data import open_as
+from peftjax.data.batching import subset
+from peftjax.data.flipping import flipped_ids
 
 NAME = "flips"
-METRIC = "accuracy"  # how shares are shown
 
 
 def measure(trained: Trained) -> Json | None:
@@ -24,11 +26,7 @@ def measure(trained: Trained) -> Json | None:
   data = trained.config.data
   if not data.get("flip_labels", 0.0):
     return None
-  from peftjax.data import open_data
-  from peftjax.data.batching import subset
-  from peftjax.data.flipping import flipped_ids
-
-  source = open_data(data.name, data.text_column, data.label_column).split("train")
+  source = open_as(data.name, data).split("train")
   wrong = flipped_ids(subset(len(source), data.train_examples), len(source), data.flip_labels)
   _, rows = trained.scores("train")
   chosen = np.isin(rows["index"], wrong)
@@ -46,47 +44,41 @@ def measure(trained: Trained) -> Json | None:
 def summarize(records: Sequence[Record], summary: Summary) -> Json:
   """{"memorised", "true"}: both shares by row and size, with their paired difference to the reference."""
   return {
-    key: by_group(records, summary, lambda record, key=key: record["dimensions"][NAME][key])  # type: ignore[misc]
+    key: by_group(records, summary, lambda record, key=key: record.dimensions[NAME][key])  # type: ignore[misc]
     for key in ("memorised", "true")
   }
 
 
 def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summary) -> Section:
   """Its part of the report."""
-  reference, plots = summary["reference"], []
-  for size in sorted({one["size"] for one in found["memorised"]}):
-
-    def draw(narrow: bool, size: int = size) -> Figure | None:
-      own = [one for one in found["memorised"] if one["size"] == size]
-      return drawing.intervals(own, summary, "flipped examples predicted as given, %", narrow, _share, 100.0)
-
-    trained_on = f", {fmt.whole(size)} training examples" if size else ""
-    caption = "Mean over seeds with Student's 95% interval; small strokes are single seeds."
-    plots.append(Plot(f"{NAME}-{size}", f"Wrong labels that were learned{trained_on}", caption, draw))
+  given = "Flipped examples predicted as the wrong label that was given"
   return Section(
     heading="Memorised labels",
     sentences=(
-      drawing.told(
-        found["memorised"], METRIC, "Flipped examples predicted as the wrong label that was given", reference
-      ),
-      drawing.told(found["true"], METRIC, "Flipped examples predicted as their true label", reference, _share),
+      told(found["memorised"], summary, given, _share),
+      told(found["true"], summary, "Flipped examples predicted as their true label", _share),
       "The same examples are flipped for every method and seed.",
     ),
-    plots=tuple(plots),
+    plots=by_size(
+      NAME,
+      found["memorised"],
+      summary,
+      "Wrong labels that were learned",
+      "flipped examples predicted as given, %",
+      SHARE,
+      show=_share,
+    ),
     columns=("run", "flipped", "as given", "as true"),
     rows=tuple(
-      (
-        record["run"],
-        fmt.whole(record["dimensions"][NAME]["flipped"]),
-        *(fmt.score(record["dimensions"][NAME][key], METRIC) for key in ("memorised", "true")),
-      )
+      (record.run, fmt.whole(held["flipped"]), *(fmt.score(held[key], SHARE) for key in ("memorised", "true")))
       for record in records
+      if (held := record.dimensions[NAME])
     ),
   )
 
 
-def _share(one: Mapping[str, Any]) -> str:
-  return fmt.estimate(one, METRIC) + "%"
+def _share(one: Estimate) -> str:
+  return fmt.estimate(one, SHARE) + "%"
 
 
 DIMENSION = Dimension(NAME, measure, summarize, section, by_size=True, untrained=True)

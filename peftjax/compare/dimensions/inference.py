@@ -8,41 +8,28 @@ differs from 1 is the clock's.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import jax
 import numpy as np
+from matplotlib.figure import Figure
 
+from peftjax import adapters
 from peftjax.compare import formatting as fmt
 from peftjax.compare import timing
-from peftjax.compare.dimensions import charts
-from peftjax.compare.dimensions.base import ROW, Dimension, Json, Plot, Record, Section, Summary, Trained, size_of
+from peftjax.compare.analysis import Summary
+from peftjax.compare.dimensions.base import ROW, Dimension, Json, Plot, Section, Trained, by_row
+from peftjax.compare.dimensions.told import refusal
+from peftjax.compare.drawing.rows import Line, marked
+from peftjax.compare.records import Record
+from peftjax.compare.trainer import Step
 from peftjax.errors import UserError
-
-if TYPE_CHECKING:
-  from matplotlib.figure import Figure
-
-  from peftjax.model import Model
+from peftjax.model import Model
+from peftjax.train.flops import count_flops
 
 NAME = "inference"
 ROUNDS = 15
-ROWS, LENGTH = 8, 64  # of the batch; the length at most that of the data
-
-
-def inputs_of(model: Model, rows: int, length: int) -> dict[str, Any]:
-  """Arrays for a forward pass: random tokens, nothing padded; where a model takes no tokens, zeros of its shapes."""
-  import jax.numpy as jnp
-
-  rng, vocabulary = np.random.default_rng(0), int(model.hf_config.get("vocab_size", 2))
-  found: dict[str, Any] = {}
-  for name, example in model.example_inputs.items():
-    shape = (rows, length) if example.ndim == 2 else (rows, *example.shape[1:])
-    values = np.zeros(shape, example.dtype)
-    if name.endswith("input_ids"):
-      values = rng.integers(1, vocabulary, shape)
-    elif name.endswith("mask"):
-      values = np.ones(shape)
-    found[name] = jnp.asarray(values, example.dtype)
-  return found
+ROWS = 8  # of the batch
 
 
 def overhead(model: Model, inputs: Mapping[str, Any], rounds: int = ROUNDS) -> Json:
@@ -58,11 +45,6 @@ def overhead(model: Model, inputs: Mapping[str, Any], rounds: int = ROUNDS) -> J
     over the largest output; "reason" why it cannot be merged, with None in place of its figures, or why there is
     nothing to merge.
   """
-  import jax
-
-  from peftjax import adapters
-  from peftjax.train.flops import count_flops
-
   models: dict[str, Model | None] = {"base": adapters.disabled(model), "unmerged": model, "merged": None}
   reason = ""
   if not model.adapter_paths():
@@ -78,17 +60,15 @@ def overhead(model: Model, inputs: Mapping[str, Any], rounds: int = ROUNDS) -> J
   def flops(one: Model | None) -> int | None:
     return None if one is None else count_flops(lambda params, given: one.forward(params, given), one.params, inputs)
 
-  def step(one: Model) -> timing.Step:
+  def step(one: Model) -> Step:
     return lambda: jax.block_until_ready(one(**inputs))
 
-  times = timing.interleaved({name: step(one) for name, one in there.items()}, "base", rounds)["rows"]
+  times = timing.interleaved({name: step(one) for name, one in there.items()}, "base", rounds).rows
   return {
     "flops": {name: flops(one) for name, one in models.items()},
-    "seconds": {name: times[name]["median"] if name in times else None for name in models},
+    "seconds": {name: times[name].median if name in times else None for name in models},
     "ratio": {
-      name: {"estimate": one["ratio"], "low": one["ratio_low"], "high": one["ratio_high"]}
-      if (one := times.get(name))
-      else None
+      name: {"estimate": one.ratio, "low": one.ratio_low, "high": one.ratio_high} if (one := times.get(name)) else None
       for name in ("unmerged", "merged")
     },
     "rounds": rounds,
@@ -110,31 +90,23 @@ def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
 
 
 def measure(trained: Trained) -> Json:
-  """As `overhead`, on a batch of random tokens."""
-  model = trained.run.model.with_params(trained.params)
-  return overhead(model, inputs_of(model, ROWS, min(LENGTH, trained.config.data.max_length)))
+  """As `overhead`, on the first training examples."""
+  return overhead(trained.model, {name: array[:ROWS] for name, array in trained.batch.items()})
 
 
 def summarize(records: Sequence[Record], summary: Summary) -> Json:
   """{"rows": {"row", "run", "flops" {"unmerged", "merged"} over the base's, "ratio", "seconds", "reason"}}."""
-  held = {record["row"]: record for record in sorted(records, key=size_of)}
-  rows = []
-  for row in summary["rows"]:
-    if row["row"] not in held:
-      continue
-    one = held[row["row"]]["dimensions"][NAME]
+  rows = by_row(records, summary, NAME)
+  for one in rows:
     base = one["flops"]["base"]
-    flops = {name: one["flops"][name] / base if one["flops"][name] else None for name in ("unmerged", "merged")}
-    kept = {name: one[name] for name in ("ratio", "seconds", "reason", "difference", "rows", "length", "rounds")}
-    rows.append({"row": row["row"], "run": held[row["row"]]["run"], "flops": flops, **kept})
+    one["flops"] = {name: one["flops"][name] / base if one["flops"][name] else None for name in ("unmerged", "merged")}
   return {"rows": rows}
 
 
 def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summary) -> Section:
   """Its part of the report."""
   rows = found["rows"]
-  shape = f"{rows[0]['rows']} × {rows[0]['length']} tokens"
-  kept = [one for one in rows if one["ratio"]["merged"] is None]
+  shape = f"{rows[0]['rows']} examples" + (f" of {rows[0]['length']} tokens" if rows[0]["length"] else "")
   sentences = [
     (
       f"Forward passes over {shape}, taken in turns over {rows[0]['rounds']} rounds; ratios to the base's within "
@@ -143,21 +115,17 @@ def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summar
     "As trained: "
     + "; ".join(f"{one['row']} {_noted(one, 'unmerged')}" for one in rows)
     + f" (runs {fmt.runs([one['run'] for one in rows])}).",
+    *(refusal(one["row"], one["reason"]) for one in rows if one["ratio"]["merged"] is None),
   ]
-  sentences += [charts.refusal(one["row"], one["reason"]) for one in kept]
 
   def draw(kind: str, narrow: bool) -> Figure | None:
-    lines = [
-      {
-        "row": one["row"],
-        "note": _noted(one, kind),
-        "marks": [one["ratio"][kind]["estimate"], one["flops"][kind]],
-        "interval": [one["ratio"][kind]["low"], one["ratio"][kind]["high"]],
-      }
+    drawn = [
+      Line(one["row"], _noted(one, kind), (ratio["estimate"], one["flops"][kind]), (ratio["low"], ratio["high"]))
       for one in rows
-      if one["ratio"][kind]
+      if (ratio := one["ratio"][kind])
     ]
-    return charts.marks(lines, summary, "over the base's: filled time, hollow FLOPs", narrow, _two, at=1.0)
+    across = "over the base's: filled time, hollow FLOPs"
+    return marked(drawn, summary, across, narrow, at=1.0, from_zero=lambda value: f"{value:g}")
 
   return Section(
     heading="Inference",
@@ -170,11 +138,8 @@ def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summar
     rows=tuple(
       (
         one["run"],
-        fmt.seconds(one["seconds"]["base"]),
-        fmt.seconds(one["seconds"]["unmerged"]),
-        fmt.seconds(one["seconds"]["merged"]),
-        fmt.ratio(one["flops"]["unmerged"]),
-        fmt.ratio(one["flops"]["merged"]),
+        *(fmt.seconds(one["seconds"][kind]) for kind in ("base", "unmerged", "merged")),
+        *(fmt.ratio(one["flops"][kind]) for kind in ("unmerged", "merged")),
         fmt.NONE if one["difference"] is None else f"{one['difference']:.1e}",
       )
       for one in rows
@@ -185,10 +150,6 @@ def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summar
 def _noted(one: Mapping[str, Any], kind: str) -> str:
   ratio = one["ratio"][kind]
   return f"time {ratio['estimate']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}] · FLOPs {one['flops'][kind]:.2f}"
-
-
-def _two(value: float) -> str:
-  return f"{value:g}"
 
 
 DIMENSION = Dimension(NAME, measure, summarize, section, per=ROW)

@@ -14,18 +14,24 @@ import copy
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import jax
+from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
+from peftjax import masks, tasks
 from peftjax.compare import formatting as fmt
-from peftjax.compare.dimensions import charts
-from peftjax.compare.dimensions.base import ROW, Dimension, Json, Plot, Record, Section, Summary, Trained, by_row
-
-if TYPE_CHECKING:
-  from matplotlib.figure import Figure
-
-  from peftjax.train.run import Program
+from peftjax.compare.analysis import Summary
+from peftjax.compare.dimensions.base import ROW, Dimension, Json, Plot, Section, Trained, by_row
+from peftjax.compare.drawing import lines
+from peftjax.compare.drawing.rows import Line, marked
+from peftjax.compare.records import Record
+from peftjax.parallel.mesh import make_mesh
+from peftjax.train import assemble, plan
+from peftjax.train import run as run_lib
+from peftjax.train.run import Program
+from peftjax.train.step import make_loss
 
 NAME = "memory"
 REMATS = ("none", "minimal", "full")
@@ -77,10 +83,6 @@ def ledger(
     "remat", the config's; "shapes": {"rows", "length", "arguments" {kind: bytes}, "residuals" {remat: bytes},
     "temporary" (bytes, or None where the step was not compiled)}.
   """
-  import jax
-
-  from peftjax.train import plan
-
   known = dict(temporary or {})
   wanted = list(shapes) or shapes_around(config, tuple(known))
   config = copy.deepcopy(config)
@@ -113,12 +115,6 @@ def residual_bytes(program: Program, shape: Shape) -> int:
   Args:
     program: of a model of shapes; its task and its remat policy count.
   """
-  import jax
-
-  from peftjax import masks
-  from peftjax.train import plan
-  from peftjax.train.step import make_loss
-
   config = copy.deepcopy(program.config)
   config.train.batch_size, config.data.max_length = shape.rows, shape.length
   trainable, frozen = masks.partition(program.model.params, program.model.labels())
@@ -137,13 +133,6 @@ def residual_bytes(program: Program, shape: Shape) -> int:
 
 def shape_program(config: ConfigDict, remat: str, task: str, label_names: Sequence[str]) -> Program:
   """What training would make of a config, of shapes, on one device and with a remat policy of its own."""
-  import jax
-
-  from peftjax import tasks
-  from peftjax.parallel.mesh import make_mesh
-  from peftjax.train import assemble
-  from peftjax.train import run as run_lib
-
   config = copy.deepcopy(config)
   config.model.remat = remat
   made = tasks.make(task, label_names, config.task.label_smoothing)
@@ -181,22 +170,14 @@ def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summar
   )
 
   def along(axis: str, narrow: bool) -> Figure | None:
-    drawn = {one["row"]: _curve(one, axis) for one in rows}
-    label = "tokens of a row" if axis == "length" else "rows of a batch"
-    return charts.curves(drawn, summary, label, narrow, fmt.size)
+    drawn = {one["row"]: lines.flat(_curve(one, axis)) for one in rows}
+    across = "tokens of a row" if axis == "length" else "rows of a batch"
+    ticks = sorted({x for points in drawn.values() for x, *_ in points})
+    return lines.curves(drawn, summary, across, "", narrow, ticks=ticks, from_zero=fmt.size, marks="all")
 
-  def policies(narrow: bool) -> Figure | None:
-    lines = [
-      {
-        "row": one["row"],
-        "note": " · ".join(fmt.size(largest[one["row"]]["residuals"][remat]) for remat in REMATS),
-        "marks": [largest[one["row"]]["residuals"][remat] for remat in REMATS],
-      }
-      for one in rows
-    ]
-    label = "filled: remat none; circle: minimal; stroke: full (log scale)"
-    return charts.marks(lines, summary, label, narrow, fmt.size, log=True)
-
+  residuals = {row: [at["residuals"][remat] for remat in REMATS] for row, at in largest.items()}
+  kept = [Line(row, " · ".join(map(fmt.size, sizes)), tuple(sizes)) for row, sizes in residuals.items()]
+  policies = "filled: remat none; circle: minimal; stroke: full (log scale)"
   caption = "Arguments (base, adapter, optimizer, batch) and what is saved for the backward pass, from shapes. "
   return Section(
     heading="Memory against batch and length",
@@ -210,7 +191,12 @@ def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summar
     plots=(
       Plot(f"{NAME}-length", "Bytes against length", caption, lambda narrow: along("length", narrow)),
       Plot(f"{NAME}-rows", "Bytes against batch", caption, lambda narrow: along("rows", narrow)),
-      Plot(f"{NAME}-remat", "What remat saves", f"Residuals at {shape}: none, minimal, full.", policies),
+      Plot(
+        f"{NAME}-remat",
+        "What remat saves",
+        f"Residuals at {shape}: none, minimal, full.",
+        lambda narrow: marked(kept, summary, policies, narrow, log=fmt.size),
+      ),
     ),
     columns=("run", "batch", *KINDS, *(f"residuals, {remat}" for remat in REMATS), "temporary"),
     rows=tuple(

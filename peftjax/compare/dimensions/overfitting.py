@@ -1,22 +1,22 @@
-"""Overfitting: the main metric on examples that were trained on, less that on validation examples."""
+"""Overfitting: how much better the main metric is on examples that were trained on than on validation examples."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from peftjax.compare import formatting as fmt
-from peftjax.compare.dimensions import drawing
-from peftjax.compare.dimensions.base import Dimension, Json, Plot, Record, Section, Summary, Trained, by_group
-
-if TYPE_CHECKING:
-  from matplotlib.figure import Figure
+from peftjax.compare.analysis import Summary
+from peftjax.compare.dimensions.base import Dimension, Json, Section, Trained, by_group
+from peftjax.compare.dimensions.told import INTERVALS, by_size, told
+from peftjax.compare.metrics import spec_of, specs_in
+from peftjax.compare.records import Record
 
 NAME = "overfitting"
 
 
 def measure(trained: Trained) -> Json | None:
-  """{"train", "validation", "gap", "train_examples"}: the main metric on both, and the first less the second.
+  """{"train", "validation", "gap", "train_examples"}: the main metric on both, and how much better the first is.
 
   None where the data has no validation split.
   """
@@ -25,48 +25,56 @@ def measure(trained: Trained) -> Json | None:
     return None
   fitted, rows = trained.scores("train")
   held_out, _ = trained.scores("validation")
+  direction = spec_of(metric, specs_in(trained.summary, metric)).direction
   return {
     "train": fitted[metric],
     "validation": held_out[metric],
-    "gap": fitted[metric] - held_out[metric],
+    "gap": direction * (fitted[metric] - held_out[metric]),
     "train_examples": len(rows["index"]),
   }
 
 
 def summarize(records: Sequence[Record], summary: Summary) -> Json:
   """{"groups"}: each row's gap at each size, with its paired difference to the reference."""
-  return {"groups": by_group(records, summary, lambda record: record["dimensions"][NAME]["gap"])}
+  return {"groups": by_group(records, summary, lambda record: record.dimensions[NAME]["gap"])}
 
 
 def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summary) -> Section:
   """Its part of the report."""
-  metric, reference = summary["metric"], summary["reference"]
-  plots = []
-  for size in sorted({one["size"] for one in found["groups"]}):
-
-    def draw(narrow: bool, size: int = size) -> Figure | None:
-      own = [one for one in found["groups"] if one["size"] == size]
-      return drawing.intervals(own, summary, f"training less validation {metric}", narrow)
-
-    trained_on = f", {fmt.whole(size)} training examples" if size else ""
-    caption = "Mean over seeds with Student's 95% interval; small strokes are single seeds. At 0 nothing is overfitted."
-    plots.append(Plot(f"{NAME}-{size}", f"Training less validation {metric}{trained_on}", caption, draw))
+  spec, metric = summary.spec, summary.metric
+  less = f"training less validation {metric}" if spec.higher_is_better else f"validation less training {metric}"
+  unit = fmt.unit(spec).strip()
   return Section(
     heading="Overfitting",
     sentences=(
-      drawing.told(found["groups"], metric, f"The gap between training and validation {metric}", reference),
+      told(
+        found["groups"],
+        summary,
+        f"The gap between training and validation {metric}",
+        lambda one: fmt.difference(one, spec) + fmt.unit(spec),
+      ),
       "Both are scored after the last step, training examples with the labels that they were trained on.",
     ),
-    plots=tuple(plots),
+    plots=by_size(
+      NAME,
+      found["groups"],
+      summary,
+      less[0].upper() + less[1:],
+      less + (unit and f", {unit}"),
+      spec,
+      caption=f"{INTERVALS} At 0 nothing is overfitted.",
+    ),
     columns=("run", f"training {metric}", f"validation {metric}", "gap"),
-    rows=tuple(_line(record, metric) for record in records),
+    rows=tuple(
+      (
+        record.run,
+        *(fmt.score(held[name], spec) for name in ("train", "validation")),
+        fmt.signed(held["gap"], spec),
+      )
+      for record in records
+      if (held := record.dimensions[NAME])
+    ),
   )
-
-
-def _line(record: Record, metric: str) -> tuple[str, ...]:
-  held = record["dimensions"][NAME]
-  scores = [fmt.score(held[name], metric) for name in ("train", "validation")]
-  return (record["run"], *scores, fmt.signed(held["gap"], metric))
 
 
 DIMENSION = Dimension(NAME, measure, summarize, section, by_size=True, untrained=True)

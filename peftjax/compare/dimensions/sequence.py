@@ -24,31 +24,40 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from peftjax import masks
 from peftjax.compare import formatting as fmt
-from peftjax.compare.dimensions import drawing
-from peftjax.compare.dimensions.base import Dimension, Json, Plot, Record, Section, Summary, Trained, by_group
+from peftjax.compare.analysis import Summary
+from peftjax.compare.dimensions.base import Dimension, Group, Json, Plot, Section, Trained, by_group
+from peftjax.compare.drawing.heat import Matrix, heat
+from peftjax.compare.drawing.rows import estimated, marked
+from peftjax.compare.metrics import spec_of
+from peftjax.compare.records import Record
 from peftjax.errors import UserError
 from peftjax.files import read_json, write_text
-
-if TYPE_CHECKING:
-  from matplotlib.figure import Figure
-
-  from peftjax.masks import Tree
-  from peftjax.train.run import Run
+from peftjax.masks import Tree
+from peftjax.parallel.mesh import put_tree
+from peftjax.train import loop
+from peftjax.train.evaluate import evaluate, make_predict
+from peftjax.train.finished import restored
+from peftjax.train.run import Run, resolve
 
 NAME = "sequence"
-Matrix = Sequence[Sequence[float | None]]  # [after task, on task]; None where a task's head was not there yet
 
 
-def figures(matrix: Matrix) -> Json:
-  """{"average", "backward", "forgetting"} of a matrix of scores; the last two None with one task."""
+def figures(matrix: Matrix, direction: float = 1.0) -> Json:
+  """{"average", "backward", "forgetting"} of a matrix of scores [after task, on task], in which None stands where a
+  task's head was not there yet; the last two None with one task.
+
+  Args:
+    direction: of the metric; for one of which less is better, backward transfer and forgetting are turned around.
+  """
   last = len(matrix) - 1
   final = [float(value) for value in matrix[last] if value is not None]
   backward, forgotten = [], []
@@ -58,8 +67,8 @@ def figures(matrix: Matrix) -> Json:
     known = [float(value) for value in before if value is not None]
     if now is None or not known:
       continue
-    backward.append(float(now) - known[0])
-    forgotten.append(max(known) - float(now))
+    backward.append(direction * (float(now) - known[0]))
+    forgotten.append(max(direction * value for value in known) - direction * float(now))
   return {
     "average": float(np.mean(final)),
     "backward": float(np.mean(backward)) if backward else None,
@@ -67,7 +76,7 @@ def figures(matrix: Matrix) -> Json:
   }
 
 
-def train(config: ConfigDict, names: Sequence[str], folder: Path, keep: bool = False) -> Json:
+def train_in_turn(config: ConfigDict, names: Sequence[str], folder: Path, keep: bool = False) -> Json:
   """Trains on data sets one after the other, or goes on where it stopped, and tests each after each.
 
   Args:
@@ -82,9 +91,6 @@ def train(config: ConfigDict, names: Sequence[str], folder: Path, keep: bool = F
   Raises:
     UserError: as training does; data sets without a test split.
   """
-  from peftjax.train import loop
-  from peftjax.train.finished import restored
-
   if len(names) < 2:
     raise UserError(f"compare.sequence={tuple(names)}: expected two data sets or more")
   configs = [_on(config, name) for name in names]
@@ -94,7 +100,7 @@ def train(config: ConfigDict, names: Sequence[str], folder: Path, keep: bool = F
   for index, one in enumerate(configs):
     place = folder / str(index)
     run = _going_on(one, runs, trained if not keep else [])
-    summary = loop.train(one, place, resolve=_already(run))
+    summary = loop.train(one, place, resolve=lambda _, run=run: run)  # type: ignore[misc]
     runs.append(run)
     trained.append(restored(place, run))
     matrix.append(_row(place, summary, runs, trained, configs, keep))
@@ -104,12 +110,8 @@ def train(config: ConfigDict, names: Sequence[str], folder: Path, keep: bool = F
     "matrix": matrix,
     "examples": [int(run.loaders.dataset.splits["test"]) for run in runs],
     "keep": keep,
-    **figures(matrix),
+    **figures(matrix, spec_of(runs[0].task.main_metric, {one.name: one for one in runs[0].task.specs}).direction),
   }
-
-
-def _already(run: Run) -> Callable[[ConfigDict], Run]:
-  return lambda _: run
 
 
 def _on(config: ConfigDict, name: str) -> ConfigDict:
@@ -122,9 +124,6 @@ def _on(config: ConfigDict, name: str) -> ConfigDict:
 
 def _going_on(config: ConfigDict, runs: Sequence[Run], trained: Sequence[Tree]) -> Run:
   """The run of the next task, with the leaves that go on from the last one."""
-  from peftjax.parallel.mesh import put_tree
-  from peftjax.train.run import resolve
-
   run = resolve(config)
   if "test" not in run.loaders.evals:
     raise UserError(f"compare.sequence: {config.data.name!r} has no test split")
@@ -136,8 +135,6 @@ def _going_on(config: ConfigDict, runs: Sequence[Run], trained: Sequence[Tree]) 
 
 def _carried(run: Run, own: Tree, runs: Sequence[Run], trained: Sequence[Tree]) -> Tree:
   """The last task's leaves, with a head of the same classes from the last task that had it, or else with its own."""
-  from peftjax import masks
-
   last = masks.flatten(trained[-1])
   head = _head(run)
   same = [tree for other, tree in zip(runs, trained) if other.task.label_names == run.task.label_names]
@@ -169,8 +166,6 @@ def _row(
 
 
 def _score(run: Run, trainable: Tree, metric: str) -> float:
-  from peftjax.train.evaluate import evaluate, make_predict
-
   predict = make_predict(run.forward, run.task, run.mesh)
   found, _ = evaluate(predict, trainable, run.frozen, run.loaders.evals["test"], run.task, run.mesh)
   return float(found[metric])
@@ -180,26 +175,26 @@ def _score(run: Run, trainable: Tree, metric: str) -> float:
 
 
 def measure(trained: Trained) -> Json | None:
-  """As `train`; None where the study names no sequence."""
+  """As `train_in_turn`; None where the study names no sequence."""
   names = tuple(trained.study.get("sequence", ()))
   if not names:
     return None
   keep = bool(trained.study.get("sequence_keep", False))
-  return train(trained.config, names, trained.folder / "sequence", keep)
+  return train_in_turn(trained.config, names, trained.folder / "sequence", keep)
 
 
 def summarize(records: Sequence[Record], summary: Summary) -> Json:
   """{"tasks", "metric", "keep"}; "average", "backward", "forgetting" by row over seeds; "matrix" {row: mean over
   seeds}."""
-  held = {record["run"]: record["dimensions"][NAME] for record in records}
+  held = {record.run: record.dimensions[NAME] for record in records}
   first = next(iter(held.values()))
 
-  def of(name: str) -> list[Json]:
-    return by_group(records, summary, lambda record: held[record["run"]][name])
+  def of(name: str) -> list[Group]:
+    return by_group(records, summary, lambda record: held[record.run][name])
 
-  matrices: dict[str, list[Any]] = {}
+  matrices: dict[str, list[Matrix]] = {}
   for record in records:
-    matrices.setdefault(record["row"], []).append(held[record["run"]]["matrix"])
+    matrices.setdefault(record.row, []).append(held[record.run]["matrix"])
   return {
     **{name: first[name] for name in ("tasks", "metric", "keep")},
     **{name: of(name) for name in ("average", "backward", "forgetting")},
@@ -216,22 +211,21 @@ def _mean(matrices: Sequence[Matrix]) -> list[list[float | None]]:
 
 def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summary) -> Section:
   """Its part of the report."""
-  metric, names = found["metric"], [_short(name) for name in found["tasks"]]
+  spec, names = spec_of(found["metric"], summary.metrics_spec), [_short(name) for name in found["tasks"]]
   kept = (
     "Each task kept leaves of its own on one base."
     if found["keep"]
     else "One model went on from task to task; a head of other classes is the task's own."
   )
-  backward = {one["row"]: one for one in found["backward"]}
+  backward = {one.row: one for one in found["backward"]}
   told = "; ".join(
-    f"{one['row']} {fmt.score(one['estimate'], metric)}, backward {fmt.difference(backward.get(one['row']), metric)}"
+    f"{one.row} {fmt.score(one.estimate, spec)}, backward {fmt.difference(backward.get(one.row), spec)}"
     for one in found["average"]
   )
-  runs = fmt.runs([run for one in found["average"] for run in one["runs"]])
-
-  def transfer(narrow: bool) -> Figure | None:
-    return drawing.intervals(found["backward"], summary, f"backward transfer of {metric}", narrow)
-
+  runs = fmt.runs([run for one in found["average"] for run in one.runs])
+  moved = [estimated(one.row, one, fmt.difference(one, spec), fmt.scale(spec)) for one in found["backward"]]
+  unit = fmt.unit(spec)
+  across = f"backward transfer of {spec.name}" + (unit and f",{unit}")
   numbered = ", ".join(f"{number} {name}" for number, name in enumerate(names, 1))
   return Section(
     heading="Tasks one after the other",
@@ -240,80 +234,37 @@ def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summar
         f"Trained on {fmt.names(names)} in this order. {kept} Backward transfer is what later tasks changed on earlier "
         "ones, on average (Lopez-Paz & Ranzato 2017); below zero is forgetting."
       ),
-      f"Average test {metric} after the last task, and backward transfer{fmt.unit(metric)}: {told} (runs {runs}).",
+      f"Average test {spec.name} after the last task, and backward transfer{unit}: {told} (runs {runs}).",
     ),
     plots=(
       Plot(
         f"{NAME}-matrix",
         "What is known after each task",
-        f"Test {metric} on each task (across) after training on each (down): {numbered}. Means over seeds.",
-        lambda narrow: heat(found["matrix"], summary, metric, narrow),
+        f"Test {spec.name} on each task (across) after training on each (down): {numbered}. Means over seeds.",
+        lambda narrow: heat(found["matrix"], summary, spec, narrow),
       ),
-      Plot(f"{NAME}-backward", "Backward transfer", "Mean over seeds with Student's 95% interval.", transfer),
+      Plot(
+        f"{NAME}-backward",
+        "Backward transfer",
+        "Mean over seeds with Student's 95% interval.",
+        lambda narrow: marked(moved, summary, across, narrow, at=0.0),
+      ),
     ),
     columns=("run", *(f"{name} at the end" for name in names), "average", "backward transfer", "forgetting"),
-    rows=tuple(_line(record, metric) for record in records),
-  )
-
-
-def _line(record: Record, metric: str) -> tuple[str, ...]:
-  held = record["dimensions"][NAME]
-  return (
-    record["run"],
-    *(fmt.score(score, metric) for score in held["matrix"][-1]),
-    fmt.score(held["average"], metric),
-    fmt.signed(held["backward"], metric),
-    fmt.signed(held["forgetting"], metric),
+    rows=tuple(
+      (
+        record.run,
+        *(fmt.score(score, spec) for score in (*held["matrix"][-1], held["average"])),
+        *(fmt.signed(held[name], spec) for name in ("backward", "forgetting")),
+      )
+      for record in records
+      if (held := record.dimensions[NAME])
+    ),
   )
 
 
 def _short(name: str) -> str:
   return Path(name.partition(":")[2] or name).stem.replace("_", " ")
-
-
-def heat(matrices: Mapping[str, Matrix], summary: Summary, metric: str, narrow: bool) -> Figure | None:
-  """A square of squares for each row of the study: darker is better, all on one scale."""
-  from matplotlib.patches import Rectangle
-
-  from peftjax.compare.drawing.svg import INK, MUTED, SERIES, font_size, new_figure, text_size
-
-  order = [row["row"] for row in summary["rows"] if row["row"] in matrices]
-  values = [cell for row in order for line in matrices[row] for cell in line if cell is not None]
-  if not values:
-    return None
-  count, tasks = len(order), len(matrices[order[0]])
-  across = min(2 if narrow else 5, count)
-  down = -(-count // across)
-  width = (3.7 if narrow else 8.6) * 72
-  side = min(width / across - 34, 42.0 * tasks)
-  figure, first = new_figure(narrow, (down * (side + 44) + 6) / 72)
-  first.remove()
-  size, height = font_size(narrow), figure.get_size_inches()[1] * 72
-  low, high = min(values), max(values)
-  digits = text_size(figure, fmt.score(high, metric), size)[0]
-  for index, row in enumerate(order):
-    line, place = divmod(index, across)
-    left, top = 22 + place * (width / across), line * (side + 44) + 20
-    axes = figure.add_axes((left / width, 1 - (top + side) / height, side / width, side / height))
-    axes.set_xlim(0, tasks)
-    axes.set_ylim(tasks, 0)
-    for edge in axes.spines.values():
-      edge.set_visible(False)
-    for after, line_of in enumerate(matrices[row]):
-      for task, value in enumerate(line_of):
-        if value is None:
-          continue
-        share = 0.12 + 0.48 * ((value - low) / (high - low) if high > low else 1.0)
-        axes.add_patch(Rectangle((task + 0.03, after + 0.03), 0.94, 0.94, color=SERIES[0], alpha=share, linewidth=0))
-        if digits < 0.9 * side / tasks:
-          axes.text(
-            task + 0.5, after + 0.5, fmt.score(value, metric), ha="center", va="center", fontsize=size, color=INK
-          )
-    axes.set_xticks([task + 0.5 for task in range(tasks)], [str(task + 1) for task in range(tasks)])
-    axes.set_yticks([task + 0.5 for task in range(tasks)], [str(task + 1) for task in range(tasks)])
-    axes.tick_params(labelsize=size, pad=2, length=0, colors=MUTED)
-    axes.set_title(row, fontsize=size, color=INK, loc="left", pad=4, fontweight="bold")
-  return figure
 
 
 DIMENSION = Dimension(NAME, measure, summarize, section)

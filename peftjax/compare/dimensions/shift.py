@@ -2,124 +2,138 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from scipy import special
 
 from peftjax.compare import analysis, statistics
 from peftjax.compare import formatting as fmt
-from peftjax.compare.dimensions import drawing
-from peftjax.compare.dimensions.base import Dimension, Json, Plot, Record, Section, Summary, groups, size_of
-
-if TYPE_CHECKING:
-  from matplotlib.figure import Figure
+from peftjax.compare.analysis import Difference, Estimate, Scores, SeedEstimate, Summary
+from peftjax.compare.dimensions.base import Dimension, Json, Plot, Section, at_size, by_kind, largest
+from peftjax.compare.drawing.rows import estimated, marked
+from peftjax.compare.records import Record
 
 NAME = "shift"
 
 
-def sets_of(records: Sequence[Record]) -> list[str]:
-  """The splits that `data.shifted` added to the trials."""
-  return list(dict.fromkeys(name for record in records for name in record.get("shifted") or ()))
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Away(SeedEstimate):
+  """A row's score on one set at one size.
+
+  Attributes:
+    drop: what is lost against the own test set.
+    difference: to the reference, corrected by Holm over the rows of a set and size.
+  """
+
+  set: str
+  row: str
+  size: int
+  drop: Estimate
+  difference: Difference | None
+  seeds: tuple[int, ...]
+  runs: tuple[str, ...]
 
 
 def summarize(records: Sequence[Record], summary: Summary) -> Json | None:
-  """{"groups"}: each row's score on each set at each size, its drop from the own test set, and its paired difference to
-  the reference, corrected by Holm over the rows of a set and size. None without shifted sets."""
-  found: list[Json] = []
-  by_kind = groups(records, summary)
-  for name in sets_of(records):
-    for size in sorted({size for _, size in by_kind}):
-      own = {row: kept for (row, one), kept in by_kind.items() if one == size and _has(kept, name, summary)}
-      scores = {row: analysis.scores_of(kept, summary["metric"], name) for row, kept in own.items()}
-      home = {row: analysis.scores_of(kept, summary["metric"], summary["split"]) for row, kept in own.items()}
-      compared = analysis.comparisons(scores, summary["reference"] or "", summary["margin"])
-      for row, one in scores.items():
+  """{"groups": `Away`}; None without shifted sets."""
+  found: list[Away] = []
+  kinds = by_kind(records, summary)
+  for name in dict.fromkeys(name for record in records for name in record.shifted):
+    for size in sorted({size for _, size in kinds}):
+      own = {
+        row: kept
+        for (row, one), kept in kinds.items()
+        if one == size and all(record.score(name) is not None for record in kept)
+      }
+      away, home = (
+        {row: analysis.scores_of(kept, summary.metric, split) for row, kept in own.items()}
+        for split in (name, summary.split)
+      )
+      compared = analysis.comparisons(away, summary.reference or "", summary.margin, summary.spec)
+      for row, one in away.items():
+        estimate = analysis.estimate_of(one)
+        del estimate["bootstrap"]
         found.append(
-          {
-            "set": name,
-            "row": row,
-            "size": size,
-            **{key: value for key, value in analysis.estimate_of(one).items() if key != "bootstrap"},
-            "drop": drop(home[row], one),
-            "difference": compared.get(row),
-            "seeds": list(one.seeds),
-            "runs": [record["run"] for record in own[row]],
-          }
+          Away(
+            **estimate,
+            set=name,
+            row=row,
+            size=size,
+            drop=drop(home[row], one, summary.spec.direction),
+            difference=compared.get(row),
+            seeds=one.seeds,
+            runs=tuple(record.run for record in own[row]),
+          )
         )
   return {"groups": found} if found else None
 
 
-def _has(records: Sequence[Record], name: str, summary: Summary) -> bool:
-  return all(summary["metric"] in (record["metrics"].get(name) or {}) for record in records)
-
-
-def drop(home: analysis.Scores, away: analysis.Scores) -> Json:
-  """{"estimate", "low", "high"} of the score at home less that away: runs are paired, the two sets' examples are not.
+def drop(home: Scores, away: Scores, direction: float = 1.0) -> Estimate:
+  """How much better the score at home is than that away: runs are paired, the two sets' examples are not.
 
   The half-width joins Student's of the seeds' differences with the normal one of both sets' examples, as squares.
   """
-  by_seed = home.values.mean(axis=1) - away.values.mean(axis=1)
+  by_seed = direction * (home.values.mean(axis=1) - away.values.mean(axis=1))
   estimate, count = float(by_seed.mean()), len(by_seed)
   if count < 2:
-    return {"estimate": estimate, "low": None, "high": None}
+    return Estimate(estimate=estimate)
   t = special.stdtrit(count - 1, 0.5 + statistics.LEVEL / 2)
   z = special.ndtri(0.5 + statistics.LEVEL / 2)
   examples = sum(float(statistics.spread(one.values).example_variance) for one in (home, away) if one.per_example)
   half = float(np.sqrt(t**2 * by_seed.var(ddof=1) / count + z**2 * examples))
-  return {"estimate": estimate, "low": estimate - half, "high": estimate + half}
+  return Estimate(estimate=estimate, low=estimate - half, high=estimate + half)
 
 
 def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summary) -> Section:
   """Its part of the report."""
-  metric, reference = summary["metric"], summary["reference"]
-  names = list(dict.fromkeys(one["set"] for one in found["groups"]))
-  largest = max(one["size"] for one in found["groups"])
-  at = f" with {fmt.whole(largest)} training examples" if largest else ""
+  spec, reference, scale = summary.spec, summary.reference, fmt.scale(summary.spec)
+  groups: list[Away] = largest(found["groups"])
+  names = list(dict.fromkeys(one.set for one in groups))
+  at, unit = at_size(groups[0].size), fmt.unit(spec).strip()
   sentences, plots = [], []
   for name in names:
-    own = [one for one in found["groups"] if one["set"] == name and one["size"] == largest]
-    ranked = sorted(own, key=lambda one: -one["estimate"])
-    shown = [f"{one['row']} {fmt.estimate(one, metric)}" for one in ranked]
-    words = [f"{one['row']} {one['difference']['verdict']}" for one in ranked if one["difference"]]
-    sentences.append(f"On {name}{at}: {', '.join(shown)}; against {reference}: {', '.join(words) or 'nothing'}.")
-
-    def draw(narrow: bool, own: list[Any] = own) -> Figure | None:
-      compared = [{**one["difference"], "row": one["row"]} for one in own if one["difference"]]
-      label = f"{metric} less {reference}'s"
-      return drawing.intervals(compared, summary, label, narrow, _judged(metric))
-
-    caption = f"Paired on seeds and examples, with 95% intervals; small strokes are single seeds{at and ';' + at}."
-    plots.append(Plot(f"{NAME}-{name}", f"Difference to {reference} on {name}", caption, draw))
-  drops = [one for one in found["groups"] if one["size"] == largest]
-
-  def draw_drops(narrow: bool) -> Figure | None:
-    shown = [one | {"row": one["row"], "label": f"{one['row']}, {one['set']}"} for one in drops]
-    flat = [{**one["drop"], "row": one["row"], "label": one["label"], "by_seed": ()} for one in shown]
-    return drawing.intervals(flat, summary, f"{metric} on the own test set less that on the other", narrow)
-
+    ranked = sorted((one for one in groups if one.set == name), key=lambda one: -spec.direction * one.estimate)
+    judged = [(one.row, one.difference) for one in ranked if one.difference]
+    shown = ", ".join(f"{one.row} {fmt.estimate(one, spec)}" for one in ranked)
+    words = ", ".join(f"{row} {less.verdict}" for row, less in judged)
+    sentences.append(f"On {name}{at}: {shown}; against {reference}: {words or 'nothing'}.")
+    drawn = [estimated(row, less, f"{fmt.difference(less, spec)} · {less.verdict}", scale) for row, less in judged]
+    plots.append(
+      Plot(
+        f"{NAME}-{name}",
+        f"Difference to {reference} on {name}",
+        f"Paired on seeds and examples, with 95% intervals; small strokes are single seeds{at and ';' + at}.",
+        lambda narrow, drawn=drawn: marked(  # type: ignore[misc]
+          drawn, summary, f"{summary.metric} less {reference}'s" + (unit and f", {unit}"), narrow, at=0.0
+        ),
+      )
+    )
+  drops = [
+    estimated(one.row, SeedEstimate(**vars(one.drop)), fmt.difference(one.drop, spec), scale, f"{one.row}, {one.set}")
+    for one in groups
+  ]
+  label = f"lead of the own test set's {summary.metric}" + (unit and f", {unit}")
   plots.append(
-    Plot(f"{NAME}-drops", "What is lost away from home", f"With 95% intervals{at and ';' + at}.", draw_drops)
+    Plot(
+      f"{NAME}-drops",
+      "What is lost away from home",
+      f"With 95% intervals{at and ';' + at}.",
+      lambda narrow: marked(drops, summary, label, narrow, at=0.0),
+    )
   )
   return Section(
     heading="Out of domain",
     sentences=(*sentences, "Each set was opened once, after the last step of a run, and chose nothing."),
     plots=tuple(plots),
-    columns=("run", f"{summary['split']} {metric}", *(f"{name} {metric}" for name in names)),
+    columns=("run", f"{summary.split} {summary.metric}", *(f"{name} {summary.metric}" for name in names)),
     rows=tuple(
-      (record["run"], *(_cell(record, split, metric) for split in (summary["split"], *names)))
-      for record in sorted(records, key=size_of)
+      (record.run, *(fmt.score(record.score(split), spec) for split in (summary.split, *names)))
+      for record in sorted(records, key=lambda record: record.size)
     ),
   )
-
-
-def _judged(metric: str) -> Any:
-  return lambda one: f"{fmt.difference(one, metric)} · {one['verdict']}"
-
-
-def _cell(record: Record, split: str, metric: str) -> str:
-  return fmt.score((record["metrics"].get(split) or {}).get(metric), metric)
 
 
 DIMENSION = Dimension(NAME, None, summarize, section, by_size=True)

@@ -11,20 +11,25 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import jax
 import numpy as np
 
+from peftjax import adapters
+from peftjax.adapters.adapter import check_one_base
 from peftjax.compare import formatting as fmt
-from peftjax.compare.dimensions import charts
-from peftjax.compare.dimensions.base import ROW, Dimension, Json, Plot, Record, Section, Summary, Trained, by_row
-from peftjax.compare.dimensions.inference import LENGTH, ROWS, inputs_of
+from peftjax.compare.analysis import Summary
+from peftjax.compare.dimensions.base import ROW, Dimension, Json, Plot, Section, Trained, by_row
+from peftjax.compare.dimensions.inference import ROWS
+from peftjax.compare.dimensions.told import refusal
+from peftjax.compare.drawing.rows import Line, marked
+from peftjax.compare.records import Record
 from peftjax.errors import UserError
-
-if TYPE_CHECKING:
-  from matplotlib.figure import Figure
-
-  from peftjax.model import Model
+from peftjax.masks import combine
+from peftjax.model import Model
+from peftjax.train.finished import restored
+from peftjax.train.folder import read_config
 
 NAME = "switching"
 SWITCHES = 12
@@ -34,8 +39,6 @@ EQUAL = 1e-4  # a mixed batch is equal within this share of its largest output: 
 @contextlib.contextmanager
 def compilations() -> Iterator[list[str]]:
   """Fills a list with an entry for each program that XLA compiles, or fetches from its cache, within the block."""
-  import jax
-
   seen: list[str] = []
 
   def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
@@ -61,11 +64,6 @@ def switch(one: Model, other: Model, inputs: Mapping[str, Any], switches: int = 
   Raises:
     UserError: the two do not have one base.
   """
-  import jax
-
-  from peftjax import adapters
-  from peftjax.adapters.adapter import check_one_base
-
   check_one_base([one, other])
   bank = adapters.Bank(adapters.disabled(one)).add("first", one).add("second", other)
   for name in bank.names:
@@ -117,32 +115,23 @@ def _first(outputs: Mapping[str, Any]) -> np.ndarray:
 
 def measure(trained: Trained) -> Json:
   """As `switch`, with "second": the run whose adapter was the second, or "untrained"."""
-  start = trained.run.model
-  one = start.with_params(trained.params)
   second, other = _second(trained)
-  found = switch(one, other, inputs_of(one, ROWS, min(LENGTH, trained.config.data.max_length)))
-  return found | {"second": second}
+  inputs = {name: array[:ROWS] for name, array in trained.batch.items()}
+  return switch(trained.model, other, inputs) | {"second": second}
 
 
 def _second(trained: Trained) -> tuple[str, Model]:
-  from peftjax.masks import combine
-  from peftjax.train.finished import restored
-
   run = trained.run
   for folder in sorted(trained.folder.parent.iterdir()):
     if folder != trained.folder and (folder / "summary.json").is_file() and _reads_alike(trained.folder, folder):
-      params = combine(restored(folder, run), run.frozen)
       parts = folder.parts
-      return "/".join(parts[parts.index("runs") + 1 :] if "runs" in parts else parts[-2:]), run.model.with_params(
-        params
-      )
+      name = "/".join(parts[parts.index("runs") + 1 :] if "runs" in parts else parts[-2:])
+      return name, run.model.with_params(combine(restored(folder, run), run.frozen))
   return "untrained", run.model
 
 
 def _reads_alike(folder: Path, other: Path) -> bool:
   """Whether two runs differ in nothing but their seed."""
-  from peftjax.train.folder import read_config
-
   first, second = (read_config(place)[0] for place in (folder, other))
   first.seed = second.seed = 0
   return bool(first.to_dict() == second.to_dict())
@@ -158,7 +147,6 @@ def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summar
   rows = found["rows"]
   compiled = sum(one["compilations"] for one in rows)
   equal = [one["row"] for one in rows if one["equal"]]
-  unequal = [one for one in rows if one["equal"] is False]
   sentences = [
     (
       f"Two trained adapters on one base in turns, {SWITCHES} switches a method: {compiled} programs were compiled "
@@ -168,34 +156,37 @@ def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summar
   if equal:
     sentences.append(f"A batch that mixes both adapters and the base gives what each gives alone: {fmt.names(equal)}.")
   sentences += [
-    f"{one['row']}: a mixed batch differs by {one['mixed_difference']:.1e} of the largest output." for one in unequal
+    f"{one['row']}: a mixed batch differs by {one['mixed_difference']:.1e} of the largest output."
+    for one in rows
+    if one["equal"] is False
   ]
-  sentences += [charts.refusal(one["row"], one["reason"]) for one in rows if one["reason"]]
-
-  def draw(narrow: bool) -> Figure | None:
-    lines = [
-      {
-        "row": one["row"],
-        "note": f"{fmt.seconds(one['switch_seconds'])} · forward {fmt.seconds(one['forward_seconds'])}",
-        "marks": [one["switch_seconds"], one["forward_seconds"]],
-      }
-      for one in rows
-    ]
-    label = "filled: switching; hollow: a forward pass (log scale)"
-    return charts.marks(lines, summary, label, narrow, fmt.seconds, log=True)
-
+  sentences += [refusal(one["row"], one["reason"]) for one in rows if one["reason"]]
+  drawn = [
+    Line(
+      one["row"],
+      f"{fmt.seconds(one['switch_seconds'])} · forward {fmt.seconds(one['forward_seconds'])}",
+      (one["switch_seconds"], one["forward_seconds"]),
+    )
+    for one in rows
+  ]
+  plot = Plot(
+    NAME,
+    "Switching adapters",
+    "Medians; the base and both adapters stay in memory.",
+    lambda narrow: marked(
+      drawn, summary, "filled: switching; hollow: a forward pass (log scale)", narrow, log=fmt.seconds
+    ),
+  )
   return Section(
     heading="Switching and mixed batches",
     sentences=tuple(sentences),
-    plots=(Plot(NAME, "Switching adapters", "Medians; the base and both adapters stay in memory.", draw),),
+    plots=(plot,),
     columns=("run", "second adapter", "switch", "forward", "both", "compilations", "mixed batch differs by"),
     rows=tuple(
       (
         one["run"],
         one["second"],
-        fmt.seconds(one["switch_seconds"]),
-        fmt.seconds(one["forward_seconds"]),
-        fmt.seconds(one["switched_seconds"]),
+        *(fmt.seconds(one[f"{kind}_seconds"]) for kind in ("switch", "forward", "switched")),
         str(one["compilations"]),
         "refused" if one["mixed_difference"] is None else f"{one['mixed_difference']:.1e}",
       )

@@ -15,19 +15,21 @@ vector of the pretrained W, max_i |cos(u_j, v_i)| < ε. "Left" is the side of th
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
+from peftjax import adapters, masks
 from peftjax.compare import formatting as fmt
-from peftjax.compare.dimensions import charts, drawing
-from peftjax.compare.dimensions.base import Dimension, Json, Plot, Record, Section, Summary, Trained, by_group
+from peftjax.compare.analysis import Estimate, Summary
+from peftjax.compare.dimensions.base import Dimension, Group, Json, Plot, Section, Trained, by_group, largest
+from peftjax.compare.dimensions.told import refusal
+from peftjax.compare.drawing.rows import Line, estimated, marked
+from peftjax.compare.records import Record
 from peftjax.errors import UserError
-
-if TYPE_CHECKING:
-  from matplotlib.figure import Figure
-
-  from peftjax.model import Model
+from peftjax.model import Model
+from peftjax.quantize_model import dequantize_leaves
 
 NAME = "update"
 TOP = 10  # k: as in the paper's experiments
@@ -65,8 +67,6 @@ def changes(base: Model, tuned: Model) -> Iterator[tuple[str, np.ndarray, np.nda
   Raises:
     UserError: the method is no change of the base's weights.
   """
-  from peftjax import adapters
-
   added = adapters.deltas(tuned) if tuned.bound else {}
   before, after = _kernels(base, {}), _kernels(tuned, added)
   for name, kernel in before.items():
@@ -111,11 +111,6 @@ def diagnose(base: Model, tuned: Model) -> Json:
 
 def _kernels(model: Model, added: Mapping[str, Any]) -> dict[str, np.ndarray]:
   """{module: kernel [in, out]} of the linear modules outside the head, one for each layer, with changes added."""
-  import jax.numpy as jnp
-
-  from peftjax import masks
-  from peftjax.quantize_model import dequantize_leaves
-
   flat = masks.flatten(dequantize_leaves(model.params, jnp.float32))
   found: dict[str, np.ndarray] = {}
   for site in model.sites:
@@ -154,41 +149,35 @@ def _output_vectors(kernel: np.ndarray) -> np.ndarray:
 
 def measure(trained: Trained) -> Json:
   """As `diagnose`; {"reason"} where the method is no change of the base's weights."""
-  from peftjax import adapters
-
-  start = trained.run.model
-  base = adapters.disabled(start)
   try:
-    return diagnose(base, start.with_params(trained.params))
+    return diagnose(adapters.disabled(trained.run.model), trained.model)
   except UserError as error:
     return {"reason": str(error)}
 
 
 def summarize(records: Sequence[Record], summary: Summary) -> Json:
-  """{"effective_rank", "relative_norm", "intruders"}: by row over seeds; "matrices" that changed and "largest_rank" by
-  row; "without" {row: reason}."""
-  held = {record["run"]: record["dimensions"][NAME] for record in records}
+  """{"effective_rank", "relative_norm", "intruders"}: by row over seeds; "matrices" that changed by row; "without"
+  {row: reason}."""
+  held = {record.run: record.dimensions[NAME] for record in records}
 
-  def of(name: str) -> list[Json]:
-    return by_group(
-      records, summary, lambda record: held[record["run"]].get(name) if held[record["run"]].get("matrices") else None
-    )
+  def of(name: str) -> list[Group]:
+    changed = [record for record in records if held[record.run].get("matrices")]
+    return by_group(changed, summary, lambda record: held[record.run].get(name))
 
   return {
     **{name: of(name) for name in ("effective_rank", "relative_norm", "intruders")},
-    "matrices": {record["row"]: len(held[record["run"]].get("matrices", ())) for record in records},
+    "matrices": {record.row: len(held[record.run].get("matrices", ())) for record in records},
     "without": {
-      record["row"]: held[record["run"]].get("reason", "no matrix outside the head changed")
+      record.row: held[record.run].get("reason", "no matrix outside the head changed")
       for record in records
-      if not held[record["run"]].get("matrices")
+      if not held[record.run].get("matrices")
     },
   }
 
 
 def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summary) -> Section:
   """Its part of the report."""
-  ranks = _largest(found["effective_rank"])
-  new = {one["row"]: one for one in _largest(found["intruders"])}
+  ranks, new = largest(found["effective_rank"]), {one.row: one for one in largest(found["intruders"])}
   sentences = [
     (
       "Effective rank of the change of each matrix: exp of the entropy of its normalised singular values (Roy & "
@@ -197,60 +186,53 @@ def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summar
     )
   ]
   if ranks:
-    told = (
-      f"{one['row']} {one['estimate']:.3g} with {new[one['row']]['estimate']:.3g} intruders in "
-      f"{found['matrices'][one['row']]} matrices"
+    told = "; ".join(
+      f"{one.row} {one.estimate:.3g} with {new[one.row].estimate:.3g} intruders in {found['matrices'][one.row]} "
+      "matrices"
       for one in ranks
     )
-    runs = fmt.runs([run for one in ranks for run in one["runs"]])
-    sentences.append(f"Mean effective rank: {'; '.join(told)} (runs {runs}).")
-  sentences += [charts.refusal(row, reason) for row, reason in found["without"].items()]
-
-  def ranked(narrow: bool) -> Figure | None:
-    rows = [
-      {"row": one["row"], "note": _noted(one), "marks": [one["estimate"]], "interval": _ends(one)} for one in ranks
-    ]
-    return charts.marks(rows, summary, "effective rank of a change, mean over matrices", narrow, _three, log=True)
-
-  def counted(narrow: bool) -> Figure | None:
-    return drawing.intervals(list(new.values()), summary, "intruder dimensions", narrow, show=_noted, scale=1.0)
-
+    runs = fmt.runs([run for one in ranks for run in one.runs])
+    sentences.append(f"Mean effective rank: {told} (runs {runs}).")
+  sentences += [refusal(row, reason) for row, reason in found["without"].items()]
+  ranked = [
+    Line(one.row, _noted(one), (one.estimate,), one.ends if one.ends and one.ends[0] > 0 else None) for one in ranks
+  ]
+  counted = [estimated(one.row, one, _noted(one)) for one in new.values()]
   return Section(
     heading="What training did to the matrices",
     sentences=tuple(sentences),
     plots=(
-      Plot(f"{NAME}-rank", "Effective rank of the change", "Mean over matrices and seeds, on a log scale.", ranked),
-      Plot(f"{NAME}-intruders", "Intruder dimensions", "Sum over matrices; small strokes are single seeds.", counted),
+      Plot(
+        f"{NAME}-rank",
+        "Effective rank of the change",
+        "Mean over matrices and seeds, on a log scale.",
+        lambda narrow: marked(
+          ranked, summary, "effective rank of a change, mean over matrices", narrow, log=lambda value: f"{value:.3g}"
+        ),
+      ),
+      Plot(
+        f"{NAME}-intruders",
+        "Intruder dimensions",
+        "Sum over matrices; small strokes are single seeds.",
+        lambda narrow: marked(counted, summary, "intruder dimensions", narrow, at=0.0),
+      ),
     ),
     columns=("run", "matrices", "effective rank", "‖ΔW‖ / ‖W‖", "intruders"),
     rows=tuple(_line(record) for record in records),
   )
 
 
-def _largest(groups: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-  """Of a study of several sizes the groups of the largest."""
-  return [one for one in groups if one["size"] == max(other["size"] for other in groups)]
-
-
-def _three(value: float) -> str:
-  return f"{value:.3g}"
-
-
-def _noted(one: Mapping[str, Any]) -> str:
-  ends = f" [{one['low']:.3g}, {one['high']:.3g}]" if one["low"] is not None else ""
-  return f"{one['estimate']:.3g}{ends}".replace("-", fmt.MINUS)
-
-
-def _ends(one: Mapping[str, Any]) -> list[float] | None:
-  return None if one["low"] is None or one["low"] <= 0 else [one["low"], one["high"]]
+def _noted(one: Estimate) -> str:
+  ends = f" [{one.low:.3g}, {one.high:.3g}]" if one.ends else ""
+  return f"{one.estimate:.3g}{ends}".replace("-", fmt.MINUS)
 
 
 def _line(record: Record) -> tuple[str, ...]:
-  held = record["dimensions"][NAME]
+  held = record.dimensions[NAME]
   if "reason" in held:
-    return (record["run"], fmt.NONE, fmt.NONE, fmt.NONE, fmt.NONE)
+    return (record.run, *[fmt.NONE] * 4)
   figures = (f"{held['effective_rank']:.2f}", f"{held['relative_norm']:.3g}", str(held["intruders"]))
-  return (record["run"], str(len(held["matrices"])), *figures)
+  return (record.run, str(len(held["matrices"])), *figures)
 
 
 DIMENSION = Dimension(NAME, measure, summarize, section)

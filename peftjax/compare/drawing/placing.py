@@ -5,11 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
 Box = tuple[float, float, float, float]  # left, bottom, right, top
-Boxes = NDArray[np.float64]  # [n, 4]
 
 
 def place(
@@ -63,38 +59,6 @@ def overlap(a: Box, b: Box, gap: float = 0.0) -> bool:
   (True, False, True)
   """
   return a[0] < b[2] + gap and b[0] < a[2] + gap and a[1] < b[3] + gap and b[1] < a[3] + gap
-
-
-def spread_out(positions: Sequence[float], height: float, low: float, high: float) -> list[float]:
-  """Positions on a line moved as little as goes so that neighbours are `height` apart, in the order given.
-
-  Least squares by pooling: labels that push each other form a block around their mean. If there is no room between
-  `low` and `high`, the distance shrinks to what fits.
-
-  >>> spread_out([1.0, 1.0, 5.0], 1.0, 0.0, 6.0)
-  [0.5, 1.5, 5.0]
-  """
-  count = len(positions)
-  if not count:
-    return []
-  height = min(height, (high - low) / max(count - 1, 1))
-  order = sorted(range(count), key=lambda index: (positions[index], index))
-  blocks: list[tuple[float, int]] = []  # (where the block's first label wants to be, labels)
-  for index in order:
-    start, size = positions[index], 1
-    while blocks and blocks[-1][0] + blocks[-1][1] * height > start:
-      before, number = blocks.pop()
-      start = (before * number + (start - number * height) * size) / (number + size)
-      size += number
-    blocks.append((start, size))
-  flat = [start + step * height for start, size in blocks for step in range(size)]
-  floor = [low + step * height for step in range(count)]
-  ceiling = [high - (count - 1 - step) * height for step in range(count)]
-  moved = [min(max(value, bottom), top) for value, bottom, top in zip(flat, floor, ceiling)]
-  result = [0.0] * count
-  for index, value in zip(order, moved):
-    result[index] = float(value)
-  return result
 
 
 def _nearest(

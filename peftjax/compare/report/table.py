@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console
@@ -11,18 +11,19 @@ from rich.table import Table
 from rich.text import Text
 
 from peftjax.compare import formatting as fmt
-from peftjax.compare.analysis import Summary
+from peftjax.compare.analysis import Row, Summary
 
 STYLES = {"better": "green", "matches": "green", "worse": "red", "inconclusive": "yellow"}
+LEFT = (0, 3)  # columns of words
 
 
 def columns(summary: Summary) -> list[str]:
   """The headings, in the order of `cells`."""
-  sign = " %" if fmt.is_share(summary["metric"]) else ""
-  reference = summary["reference"] or "reference"
+  sign = " %" if summary.spec.share else ""
+  reference = summary.reference or "reference"
   return [
     "method",
-    f"{summary['split']} {summary['metric']}{sign} [95%]",
+    f"{summary.split} {summary.metric}{sign} [95%]",
     f"to {reference} [95%]",
     "verdict",
     "trainable",
@@ -33,35 +34,32 @@ def columns(summary: Summary) -> list[str]:
   ]
 
 
-def cells(row: dict[str, Any], summary: Summary) -> list[str]:
+def cells(row: Row, summary: Summary) -> list[str]:
   """One row of the table."""
-  metric, parameters, held = summary["metric"], row["parameters"] or {}, row["bytes"] or {}
-  difference, ratio = row["difference"], row["step_ratio"]
-  training = [held[key] for key in ("gradients", "optimizer") if held.get(key) is not None]
   return [
-    row["row"],
-    fmt.estimate(row, metric),
-    fmt.difference(difference, metric),
-    difference["verdict"] if difference else fmt.NONE,
-    _with(fmt.short(parameters.get("trainable")), fmt.percent(parameters.get("percent"))),
-    _with(fmt.seconds(row["step_seconds"]), f"{ratio['estimate']:.2f}" if ratio else fmt.NONE),
-    f"{row['flops_ratio']:.2f}" if row["flops_ratio"] else fmt.NONE,
-    fmt.size(sum(training)) if len(training) == 2 else fmt.NONE,
-    fmt.size(held.get("adapter_file")),
+    row.row,
+    fmt.estimate(row, summary.spec),
+    fmt.difference(row.difference, summary.spec),
+    row.difference.verdict if row.difference else fmt.NONE,
+    _with(fmt.short(row.parameters.trainable), fmt.percent(row.parameters.percent)),
+    _with(fmt.seconds(row.step_seconds), f"{row.step_ratio.estimate:.2f}" if row.step_ratio else fmt.NONE),
+    f"{row.flops_ratio:.2f}" if row.flops_ratio else fmt.NONE,
+    fmt.size(row.bytes.gradients + row.bytes.optimizer),
+    fmt.size(row.bytes.adapter_file),
   ]
 
 
 def show(summary: Summary, console: Console | None = None) -> None:
   """Prints the table, what its words mean, and the trials that failed."""
   console = console or Console(width=None if sys.stdout.isatty() else 160)
-  if summary["rows"]:
+  if summary.rows:
     everything = list(range(len(columns(summary))))
     parts = [everything] if console.width >= 140 else [everything[:4], [0, *everything[4:]]]
     for number, part in enumerate(parts):
       console.print(_table(summary, part, heading(summary) if number == 0 else ""))
     for note in notes(summary):
       console.print(note, style="dim", highlight=False)
-  for run, error in summary["failed"].items():
+  for run, error in summary.failed.items():
     console.print(f"failed: {run}: {error}", style="red", markup=False, highlight=False)
 
 
@@ -69,8 +67,8 @@ def _table(summary: Summary, part: list[int], title: str) -> Table:
   headings = columns(summary)
   table = Table(title=title or None, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
   for index in part:
-    table.add_column(headings[index], justify="left" if index in (0, 3) else "right", overflow="fold")
-  for row in summary["rows"]:
+    table.add_column(headings[index], justify="left" if index in LEFT else "right", overflow="fold")
+  for row in summary.rows:
     texts = cells(row, summary)
     table.add_row(*(Text(texts[index], style=STYLES.get(texts[index], "")) for index in part))
   return table
@@ -82,40 +80,44 @@ def _with(text: str, extra: str) -> str:
 
 def heading(summary: Summary) -> str:
   """What was compared, on how much."""
-  examples = f" × {fmt.whole(summary['examples'])} test examples" if summary["examples"] else ""
-  return f"{len(summary['rows'])} methods, {len(summary['seeds'])} seeds{examples}"
+  examples = f" × {fmt.whole(summary.examples)} {summary.split} examples" if summary.examples else ""
+  return f"{len(summary.rows)} methods, {len(summary.seeds)} seeds{examples}"
 
 
 def notes(summary: Summary) -> list[str]:
   """What a reader must know to read the table right."""
-  metric = summary["metric"]
-  margin = fmt.score(summary["margin"], metric) + fmt.unit(metric)
+  margin = fmt.score(summary.margin, summary.spec) + fmt.unit(summary.spec)
   lines = [
     f"Intervals are 95%, over new seeds and new examples. 'matches': within ±{margin}.",
     "'better', 'worse': p < 0.05 after Holm's correction over the methods. 'inconclusive': this study cannot tell.",
   ]
-  if len(summary["seeds"]) == 1:
+  if len(summary.seeds) == 1:
     lines.append("One seed: intervals speak of new examples only, and nothing can be concluded about the methods.")
-  elif len(summary["seeds"]) < 5:
+  elif len(summary.seeds) < 5:
     lent = ", so the spread is taken from all methods together, or from its own where that is larger"
-    lent = lent if summary["pooled_seeds"] else ": intervals are wide"
-    lines.append(f"{len(summary['seeds'])} seeds tell little about how much one method's runs differ{lent}.")
+    lent = lent if summary.pooled_seeds else ": intervals are wide"
+    lines.append(f"{len(summary.seeds)} seeds tell little about how much one method's runs differ{lent}.")
   lines += [
-    f"{row['row']} has {len(row['seeds'])} of {len(summary['seeds'])} seeds."
-    for row in summary["rows"]
-    if len(row["seeds"]) < len(summary["seeds"])
+    f"{row.row} has {len(row.seeds)} of {len(summary.seeds)} seeds."
+    for row in summary.rows
+    if len(row.seeds) < len(summary.seeds)
   ]
-  if any(row["step_seconds"] and not row["interleaved"] for row in summary["rows"]):
+  if any(row.step_seconds and not row.interleaved for row in summary.rows):
     lines.append("Step times are each run's own, taken at different moments: compare FLOPs instead.")
   return lines
 
 
+def grid(headings: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] | None = None) -> str:
+  """A table in Markdown; with `left` given, all other columns stand at the right."""
+  rule = ["---" if left is None or index in left else "---:" for index in range(len(headings))]
+  lines = ["| " + " | ".join(headings) + " |", "|" + "|".join(rule) + "|"]
+  return "\n".join(lines + ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows])
+
+
 def markdown(summary: Summary) -> str:
   """The table in Markdown, with its notes."""
-  lines = ["| " + " | ".join(columns(summary)) + " |"]
-  lines.append("|" + "|".join("---" if number in (0, 3) else "---:" for number in range(len(columns(summary)))) + "|")
-  lines += ["| " + " | ".join(cells(row, summary)) + " |" for row in summary["rows"]]
-  return "\n".join(lines) + "\n\n" + "\n\n".join(notes(summary)) + "\n"
+  table = grid(columns(summary), [cells(row, summary) for row in summary.rows], LEFT)
+  return table + "\n\n" + "\n\n".join(notes(summary)) + "\n"
 
 
 _LATEX = {
@@ -132,11 +134,11 @@ def latex(summary: Summary) -> str:
     "% \\usepackage{booktabs}",
     "\\begin{table}",
     "\\centering",
-    f"\\begin{{tabular}}{{{''.join('l' if number in (0, 3) else 'r' for number in range(len(headings)))}}}",
+    f"\\begin{{tabular}}{{{''.join('l' if number in LEFT else 'r' for number in range(len(headings)))}}}",
     "\\toprule",
     " & ".join(_escaped(one) for one in headings) + r" \\",
     "\\midrule",
-    *(" & ".join(_escaped(cell) for cell in cells(row, summary)) + r" \\" for row in summary["rows"]),
+    *(" & ".join(_escaped(cell) for cell in cells(row, summary)) + r" \\" for row in summary.rows),
     "\\bottomrule",
     "\\end{tabular}",
     f"\\caption{{{_escaped(heading(summary) + '. ' + ' '.join(notes(summary)))}}}",

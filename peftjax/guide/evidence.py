@@ -16,10 +16,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from peftjax.compare import analysis, dimensions
+from peftjax.compare import Question, Summary, conclusions, read_results
 from peftjax.compare import formatting as fmt
-from peftjax.compare.dimensions.base import size_of
-from peftjax.compare.records import read_results
 
 PROBLEMS = 1319  # of GSM8K's test split
 PUBLISHED = "PEFT's method comparison, Llama-3.2-3B on MetaMathQA, one seed a run"
@@ -47,7 +45,7 @@ class Range:
 @functools.cache
 def published() -> tuple[dict[str, str], ...]:
   """The rows of ``metamathqa.csv``."""
-  text = resources.files(__name__).joinpath("metamathqa.csv").read_text(encoding="utf-8")
+  text = resources.files("peftjax.guide").joinpath("metamathqa.csv").read_text(encoding="utf-8")
   return tuple(csv.DictReader(text.splitlines()))
 
 
@@ -97,60 +95,63 @@ def own_study(path: Path, reference: str = "full") -> Own:
     UserError: no such file, or no record in it.
   """
   records = read_results(path)
-  size = max((size_of(record) for record in records), default=0)
-  largest = [record for record in records if size_of(record) == size]
-  summary = analysis.summarize(largest, analysis.Question(reference=reference, baseline=""))
-  found, spreads = {}, []
-  for row in summary["rows"]:
-    one = row["difference"]
-    if one and one["low"] is not None:
-      found[row["row"]] = Range(one["low"], one["high"], f"your study {path}", len(row["runs"]))
-      if len(one["by_seed"]) > 1:
-        spreads.append(statistics.stdev(one["by_seed"]))
-  methods = {record["row"]: str(record["config"]["method"]["name"]) for record in records}
-  settings = {record["row"]: dict(record["config"]["method"]) for record in records}
-  conclusions = dimensions.summarize(records, summary)
+  summary = conclusions(records, Question(reference=reference, baseline=""))
+  accuracy, spreads = {}, []
+  for row in summary.rows:
+    one = row.difference
+    if one and one.ends:
+      accuracy[row.row] = _gains(one.ends, summary, f"your study {path}", len(row.runs))
+      if len(one.by_seed) > 1:
+        spreads.append(statistics.stdev(one.by_seed))
   return Own(
-    found,
-    methods,
-    settings,
+    accuracy,
+    {record.row: str(record.method["name"]) for record in records},
+    {record.row: dict(record.method) for record in records},
     _root_mean_square(spreads),
     reference,
-    forgetting_of(conclusions, f"your study {path}"),
-    _notes(conclusions),
+    forgetting_of(summary, f"your study {path}"),
+    _notes(summary),
   )
 
 
-def forgetting_of(conclusions: Mapping[str, Any], source: str) -> dict[str, Range]:
+def _gains(ends: tuple[float, float], summary: Summary, source: str, runs: int) -> Range:
+  """A range of differences, turned around for a metric of which less is better."""
+  low, high = sorted(summary.spec.direction * end for end in ends)
+  return Range(low, high, source, runs)
+
+
+def forgetting_of(summary: Summary, source: str) -> dict[str, Range]:
   """Each row's interval of the dimension "forgetting", at the largest size; a single seed is no range."""
-  groups = (conclusions.get("forgetting") or {}).get("groups", ())
+  groups = (summary.dimensions.get("forgetting") or {}).get("groups", ())
   return {
-    one["row"]: Range(one["low"], one["high"], source, len(one["runs"]))
-    for one in sorted(groups, key=lambda one: one["size"])
-    if one["low"] is not None
+    one.row: Range(one.low, one.high, source, len(one.runs))
+    for one in sorted(groups, key=lambda one: one.size)
+    if one.ends
   }
 
 
-def _notes(conclusions: Mapping[str, Any]) -> dict[str, list[str]]:
+def _notes(summary: Summary) -> dict[str, list[str]]:
   """What a study's dimensions found of each row, in words; each with its run."""
   found: dict[str, list[str]] = {}
 
   def note(row: str, text: str, runs: Sequence[str]) -> None:
-    found.setdefault(row, []).append(f"{text} (your study's {fmt.runs(list(runs))})")
+    found.setdefault(row, []).append(f"{text} (your study's {fmt.runs(runs)})")
 
-  for one in (conclusions.get("inference") or {}).get("rows", ()):
+  def rows(name: str) -> Sequence[Mapping[str, Any]]:
+    return (summary.dimensions.get(name) or {}).get("rows", ())
+
+  for one in rows("inference"):
     ratio = one["ratio"]["unmerged"]
     after = "; it cannot be merged" if one["ratio"]["merged"] is None else ""
     note(one["row"], f"a forward pass took {ratio['estimate']:.2f} of the base's beside it{after}", [one["run"]])
-  for one in (conclusions.get("switching") or {}).get("rows", ()):
+  for one in rows("switching"):
     note(one["row"], f"switching took {fmt.seconds(one['switch_seconds'])}", [one["run"]])
-  energy = conclusions.get("energy") or {}
-  for one in energy.get("rows", ()) if energy.get("unit") == "joules" else ():
+  for one in rows("energy") if (summary.dimensions.get("energy") or {}).get("unit") == "joules" else ():
     note(one["row"], f"a step took {one['value']:.3g} J", [one["run"]])
-  for one in (conclusions.get("sequence") or {}).get("backward", ()):
-    metric = conclusions["sequence"]["metric"]
-    changed = fmt.signed(one["estimate"], metric) + fmt.unit(metric)
-    note(one["row"], f"later tasks changed earlier ones by {changed}", one["runs"])
+  sequence = summary.dimensions.get("sequence") or {}
+  for one in sequence.get("backward", ()):
+    metric = summary.metrics_spec[sequence["metric"]]
+    note(one.row, f"later tasks changed earlier ones by {fmt.signed(one.estimate, metric)}{fmt.unit(metric)}", one.runs)
   return found
 
 

@@ -1,0 +1,162 @@
+"""The trainer of real studies: runs of `peftjax.train`, and the row `frozen`, which is evaluated and not trained."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from peftjax import config as config_lib
+from peftjax import masks, outputs
+from peftjax.compare.dimensions.base import Dimension, Trained
+from peftjax.compare.trainer import Measured, RunOutcome, Step
+from peftjax.compare.trials import FROZEN, buildable, is_frozen
+from peftjax.errors import UserError
+from peftjax.files import read_json, write_text
+from peftjax.parallel.mesh import put_batch
+from peftjax.train import finished, inspection, loop, together
+from peftjax.train.assemble import setting
+from peftjax.train.compiling import CompiledStep
+from peftjax.train.evaluate import make_predict
+from peftjax.train.flops import flops_of
+from peftjax.train.run import Run, resolve
+from peftjax.train.signals import PREEMPTED, EndRequests, Preempted
+from peftjax.train.splits import score_split
+from peftjax.train.stacked import DoNotFit
+from peftjax.train.summary import metrics_spec, versions
+
+
+class JaxTrainer:
+  """A `Trainer`."""
+
+  def check(self, config: ConfigDict) -> None:
+    """Builds a trial's model as shapes alone, by the header of its data.
+
+    Raises:
+      UserError: the method, its targets or the model do not fit.
+    """
+    config_lib.check(config)
+    inspection.report(setting(buildable(config), trains=True).model(abstract=True))
+
+  def train(self, configs: Sequence[ConfigDict], folders: Sequence[Path]) -> list[RunOutcome]:
+    """Trains or resumes trials, in one program where they fit in one; a trial's error is its outcome.
+
+    Each trial's adapter is saved beside it in ``adapter/`` where the method has a file format.
+
+    Raises:
+      Preempted: after SIGTERM or SIGINT, also where it came too late for a trial to end early; all is saved.
+    """
+    with EndRequests() as requests:
+      outcomes = _train(configs, folders)
+      for config, folder, outcome in zip(configs, folders, outcomes):
+        if not isinstance(outcome, Exception) and not is_frozen(config):
+          _save_adapter(folder)
+    if requests.asked:
+      raise Preempted(PREEMPTED)
+    return outcomes
+
+  def step(self, config: ConfigDict) -> Step:
+    """A trial's own step, as its training compiled it, on its first batch over and over."""
+    run = resolve(config)
+    batch = put_batch(run.mesh, next(run.loaders.train))
+    state = run.start()
+    compiled = CompiledStep(run.step(), run.mesh, state, run.frozen, lambda _: None)
+    held = [state]
+
+    def step() -> None:
+      held[0], metrics = compiled(held[0], run.frozen, batch)
+      jax.block_until_ready((held[0], metrics))
+
+    return step
+
+  def step_flops(self, config: ConfigDict) -> float:
+    """FLOPs of the matrix products in one update, on a batch of the greatest length; traced, not compiled."""
+    config = copy.deepcopy(config)
+    config.data.buckets = ()
+    run = resolve(config)
+    traced = jax.jit(run.step()).trace(run.start(), run.frozen, next(run.loaders.train))
+    return float(flops_of(traced.jaxpr))
+
+  def measure(
+    self, dimensions: Sequence[Dimension], config: ConfigDict, folder: Path, study: Mapping[str, Any]
+  ) -> Iterator[Measured]:
+    """What each dimension measures of a trained trial, which is loaded once for all of them."""
+    trained = Trained(config, folder, read_json(folder / "summary.json"), study)
+    for one in dimensions:
+      try:
+        yield one.measure(trained) if one.measure else None
+      except Exception as error:
+        yield error
+
+
+def _train(configs: Sequence[ConfigDict], folders: Sequence[Path]) -> list[RunOutcome]:
+  if len(configs) > 1 and not any(map(is_frozen, configs)):
+    try:
+      return list(together.train_together(configs, folders))
+    except DoNotFit as error:
+      logging.getLogger(__name__).warning("%s: trained one after the other", error)
+  outcomes: list[RunOutcome] = []
+  for config, folder in zip(configs, folders):
+    try:
+      outcomes.append(score_frozen(config, folder) if is_frozen(config) else loop.train(config, folder))
+    except Exception as error:
+      outcomes.append(error)
+  return outcomes
+
+
+def _save_adapter(folder: Path) -> None:
+  try:
+    finished.export(folder, "peft", folder / "adapter", overwrite=True)
+  except UserError:  # full fine-tuning, or a method that Hugging Face PEFT does not have
+    outputs.remove(folder / "adapter")
+
+
+# The row `frozen` -------------------------------------------------------------------------------------------------
+
+
+def score_frozen(config: ConfigDict, folder: Path) -> dict[str, Any]:
+  """Evaluates the base, its head as drawn, on the final splits once; its files and its summary are those of a run of no
+  update, without trainable parameters, gradients and adapter.
+
+  Raises:
+    UserError: as `train.run.resolve`.
+  """
+  if (folder / "summary.json").is_file():
+    return read_json(folder / "summary.json")
+  folder.mkdir(parents=True, exist_ok=True)
+  run = resolve(buildable(config))
+  predict = make_predict(run.forward, run.task, run.mesh)
+  metrics = {
+    split: score_split(run, predict, split, run.trainable, run.frozen, folder, rows=True) for split in run.final_splits
+  }
+  lines = [json.dumps({"step": 0, "split": split, **scores}) + "\n" for split, scores in metrics.items()]
+  write_text(folder / "metrics.jsonl", "".join(lines))
+  summary = _summary_of_nothing(config, run) | {"metrics": metrics}
+  write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+  return summary
+
+
+def _summary_of_nothing(config: ConfigDict, run: Run) -> dict[str, Any]:
+  whole = masks.count(run.model.params)
+  return {
+    "step": 0,
+    "main_metric": run.task.main_metric,
+    "metrics_spec": metrics_spec(run.task),
+    "train": {},
+    "parameters": {"trainable": 0, "adapter": 0, "head": 0, "total": whole.parameters, "percent": 0.0, "groups": {}},
+    "bytes": {"weights": whole.bytes, "gradients": 0, "optimizer": 0, "adapter": 0, "head": 0},
+    "step_seconds": None,
+    "step_flops": None,
+    "compiled": [],
+    "method": FROZEN,
+    "task": run.task.name,
+    "seed": int(config.seed),
+    "learning_rates": {},
+    "versions": versions(),
+  }
