@@ -19,10 +19,11 @@ from typing import Any
 import jax
 
 from experiments.published_models import LLAMA_7B, T0_3B, config_of
-from peftjax.compare.dimensions.memory import Shape, residual_bytes, shape_program
 from peftjax.files import write_text
 from peftjax.parallel.topology import topology_devices
 from peftjax.train import plan
+from peftjax.train.assemble import setting
+from peftjax.train.residuals import residual_bytes, shape_program
 
 PATH = Path(__file__).with_suffix(".json")
 LAYERS = T0_3B["num_layers"] + T0_3B["num_decoder_layers"]
@@ -72,8 +73,9 @@ def t0_step(folder: Path, method: Mapping[str, Any], precision: str, remat: str)
   config = config_of(folder, T0_3B, method, **PRECISIONS[precision], compute_dtype=compute, remat=remat)
   config.task.name = "seq2seq_lm"
   config.data.max_length, config.train.batch_size = 256, 8
-  shape = Shape(8, 256)
-  residuals = {one: residual_bytes(shape_program(config, one, "seq2seq_lm", ()), shape) for one in (remat, "none")}
+  found = setting(config)
+  batch = found.inputs().batch_spec(config.train.batch_size)
+  residuals = {one: residual_bytes(shape_program(found, one), batch) for one in (remat, "none")}
   held = plan.compiled_for(config, jax.devices()[:1], arguments=True)["arguments_by_kind"]
   held["gradients"] = held["adapter"]  # of all that trains, until the update
   return {

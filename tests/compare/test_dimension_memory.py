@@ -10,10 +10,10 @@ from ml_collections import ConfigDict
 from peftjax import config as config_lib
 from peftjax.compare.dimensions import memory
 from peftjax.compare.dimensions.memory import Shape
+from peftjax.train.assemble import setting
 from tests.compare.synthetic import measured, summary_of
 from tests.methods import tiny
 
-LABELS = tuple("abcde")
 SHAPES = (Shape(4, 4), Shape(4, 8), Shape(2, 8))
 
 
@@ -27,7 +27,8 @@ def folder(tmp_path_factory):
 def config(folder, **method):
   made = config_lib.default()
   made.model.path = str(folder)
-  made.train.batch_size, made.data.max_length = 4, 8
+  made.train.batch_size, made.data.max_length, made.data.buckets = 4, 8, ()
+  made.task.name, made.task.num_labels = "text_classification", 5
   with made.unlocked():
     made.method = ConfigDict(method)
   return made
@@ -37,7 +38,7 @@ def config(folder, **method):
 def ledgers(folder):
   known = {"4x4": 11, "4x8": 12, "2x8": 13}
   return {
-    name: memory.ledger(config(folder, **method), "text_classification", LABELS, known, SHAPES)
+    name: memory.ledger(setting(config(folder, **method)), known, SHAPES)
     for name, method in {"full": {"name": "full"}, "lora": {"name": "lora", "rank": 2}}.items()
   }
 
@@ -51,7 +52,7 @@ def test_arguments_are_exact(ledgers):
   assert lora[0]["arguments"]["base"] == full[0]["arguments"]["adapter"] - head
   assert lora[0]["arguments"]["optimizer"] == pytest.approx(2 * (added + head), rel=0.05)  # and a few counters
   by_batch = [at["arguments"]["batch"] for at in lora]
-  assert by_batch[1] - by_batch[0] == 4 * 4 * 4 * 2 and by_batch[1] == 2 * by_batch[2]  # ids and mask
+  assert by_batch[1] - by_batch[0] == 4 * 4 * 4 * 3 and by_batch[1] == 2 * by_batch[2]  # ids, mask, token types
   assert [at["temporary"] for at in lora] == [11, 12, 13]
 
 
@@ -72,13 +73,13 @@ def test_residuals_grow_with_the_batch_and_faster_with_the_length(ledgers):
 
 def test_the_largest_step_is_compiled_where_nothing_is_known(folder):
   made = config(folder, name="lora", rank=2)
-  found = memory.ledger(made, "text_classification", LABELS, shapes=(Shape(1, 4), Shape(2, 4)))
+  found = memory.ledger(setting(made), shapes=(Shape(1, 4), Shape(2, 4)))
   assert found["shapes"][0]["temporary"] is None and found["shapes"][1]["temporary"] > 0
   assert found["remat"] == "minimal"
 
 
 def test_shapes_come_from_what_training_compiled(folder):
-  made = config(folder, name="full")
+  made = setting(config(folder, name="full"))
   around = memory.shapes_around(made, ("4x3", "4x5", "4x6", "4x8", "9x7"))
   assert around == [Shape(4, 3), Shape(4, 6), Shape(4, 8), Shape(1, 8), Shape(2, 8)]
   assert memory.shapes_around(made)[:3] == [Shape(4, 2), Shape(4, 4), Shape(4, 8)]
@@ -88,6 +89,6 @@ def test_section(ledgers):
   summary = summary_of("full", "lora")
   own = [measured(row, memory.NAME, **one) for row, one in ledgers.items()]
   section = memory.section(memory.summarize(own, summary), own, summary)
-  assert "At 4 × 8 tokens" in section.sentences[1] and len(section.rows) == 6
+  assert "At 4 × 8" in section.sentences[1] and len(section.rows) == 6
   assert all(plot.draw(narrow) is not None for plot in section.plots for narrow in (True, False))
   assert len(section.columns) == len(section.rows[0])

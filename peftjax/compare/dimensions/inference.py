@@ -106,7 +106,7 @@ def summarize(records: Sequence[Record], summary: Summary) -> Json:
 def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summary) -> Section:
   """Its part of the report."""
   rows = found["rows"]
-  shape = f"{rows[0]['rows']} examples" + (f" of {rows[0]['length']} tokens" if rows[0]["length"] else "")
+  shape = f"{rows[0]['rows']} examples" + (f" of length {rows[0]['length']}" if rows[0]["length"] else "")
   sentences = [
     (
       f"Forward passes over {shape}, taken in turns over {rows[0]['rounds']} rounds; ratios to the base's within "
