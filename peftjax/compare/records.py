@@ -24,7 +24,7 @@ from peftjax.data.extra_sets import shifted_names
 from peftjax.errors import UserError
 from peftjax.files import read_json, write_text
 from peftjax.tasks.metric import Metric
-from peftjax.train.logs import read_rows
+from peftjax.train.rows import read_rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
