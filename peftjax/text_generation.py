@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
+import numpy as np
+from ml_collections import ConfigDict
 
+from peftjax.data.batching import subset
 from peftjax.data.inputs.chat import load_chat_template
+from peftjax.data.inputs.prompts import Prompt, prompt_of
 from peftjax.data.inputs.tokenizing import Tokenizer, load_tokenizer
+from peftjax.data.inputs.tokens import Tokens
+from peftjax.data.loader import EvalLoader
 from peftjax.errors import UserError
 from peftjax.files import read_json
 from peftjax.loading import folder_of, load
@@ -61,6 +67,41 @@ def complete(
     if on_text is not None and len(final) > len(texts[row]):
       on_text(row, final[len(texts[row]) :])
   return finals
+
+
+def prompts_of(loader: EvalLoader, inputs: Tokens, count: int) -> list[tuple[int, Prompt]]:
+  """(id, prompt) of the first `count` examples of a split (0: all), in an order that no seed changes.
+
+  Raises:
+    UserError: an example without a prompt.
+  """
+  source, collate = loader.source, cast(Any, inputs.collate_rows)
+  chosen = np.sort(subset(len(source), min(count, len(source))))
+  where = f"task.generate: split {loader.name!r}, example"
+  return [(int(at), prompt_of(collate, source[int(at)], f"{where} {at}")) for at in chosen]
+
+
+def sampling_for(model: Model, inputs: Tokens, settings: ConfigDict) -> Sampling:
+  """How `config.task` generates: greedily or by beams, up to the tokens that end a sequence."""
+  own = () if inputs.tokenizer.eos_id is None else (inputs.tokenizer.eos_id,)
+  ends = {*end_ids(model.folder, model.hf_config), *own}
+  return Sampling(
+    max_new_tokens=settings.max_new_tokens,
+    num_beams=settings.num_beams,
+    eos_ids=tuple(sorted(ends)),
+    pad_id=inputs.tokenizer.pad_id,
+  )
+
+
+def answers(model: Model, inputs: Tokens, prompts: Sequence[Prompt], sampling: Sampling, batch_size: int) -> list[str]:
+  """What the model writes for each prompt, without white space around; prompts of similar length together."""
+  texts = [""] * len(prompts)
+  order = np.argsort([len(one.ids) for one in prompts], kind="stable")
+  for start in range(0, len(order), batch_size):
+    part = order[start : start + batch_size]
+    for place, text in zip(part, complete(model, inputs.tokenizer, [prompts[at].ids for at in part], sampling)):
+      texts[place] = text.strip()
+  return texts
 
 
 def end_ids(folder: Path | None, hf_config: Any) -> tuple[int, ...]:

@@ -23,7 +23,8 @@ from peftjax.parallel.mesh import put_batch
 from peftjax.train import finished, inspection, loop, together
 from peftjax.train.assemble import setting
 from peftjax.train.compiling import CompiledStep
-from peftjax.train.evaluate import make_predict
+from peftjax.train.evaluators import Leaves
+from peftjax.train.evaluators.predict import Predict
 from peftjax.train.flops import flops_of
 from peftjax.train.run import Run, resolve
 from peftjax.train.signals import PREEMPTED, EndRequests, Preempted
@@ -131,10 +132,8 @@ def score_frozen(config: ConfigDict, folder: Path) -> dict[str, Any]:
     return read_json(folder / "summary.json")
   folder.mkdir(parents=True, exist_ok=True)
   run = resolve(buildable(config))
-  predict = make_predict(run.forward, run.task, run.mesh)
-  metrics = {
-    split: score_split(run, predict, split, run.trainable, run.frozen, folder, rows=True) for split in run.final_splits
-  }
+  leaves = Leaves(run.trainable, run.frozen)
+  metrics = {split: score_split(run, (Predict(run),), split, leaves, folder, "eval") for split in run.final_splits}
   lines = [json.dumps({"step": 0, "split": split, **scores}) + "\n" for split, scores in metrics.items()]
   write_text(folder / "metrics.jsonl", "".join(lines))
   summary = _summary_of_nothing(config, run) | {"metrics": metrics}
@@ -147,7 +146,7 @@ def _summary_of_nothing(config: ConfigDict, run: Run) -> dict[str, Any]:
   return {
     "step": 0,
     "main_metric": run.task.main_metric,
-    "metrics_spec": metrics_spec(run.task),
+    "metrics_spec": metrics_spec(run),
     "train": {},
     "parameters": {"trainable": 0, "adapter": 0, "head": 0, "total": whole.parameters, "percent": 0.0, "groups": {}},
     "bytes": {"weights": whole.bytes, "gradients": 0, "optimizer": 0, "adapter": 0, "head": 0},

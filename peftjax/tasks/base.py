@@ -41,6 +41,8 @@ class Task(Protocol):
     input: the kind of input that it needs (`peftjax.data.inputs.INPUTS`); empty: what reads the data's examples.
     collate: of the input `tokens`, how examples stand in rows (`peftjax.data.inputs.tokens.COLLATES`).
     needs_no_labels: any example has a loss, whatever it is labelled with.
+    writes_text: the model can write what it is trained to: the evaluator `generate` scores that.
+    evaluators: those that every evaluation runs (`peftjax.train.evaluators.EVALUATORS`).
   """
 
   name: str
@@ -54,6 +56,8 @@ class Task(Protocol):
   input: str = ""
   collate: str = "text"
   needs_no_labels: bool = False
+  writes_text: bool = False
+  evaluators: tuple[str, ...] = ("predict",)
 
   @classmethod
   def make(cls, settings: ConfigDict, header: Header) -> Task:

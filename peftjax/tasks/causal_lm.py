@@ -42,6 +42,7 @@ class CausalLM(Task):
   collate = "causal"
   fields = ("text",)
   needs_no_labels = True
+  writes_text = True
 
   @classmethod
   def make(cls, settings: ConfigDict, header: Header) -> CausalLM:

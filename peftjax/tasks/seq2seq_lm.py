@@ -33,6 +33,7 @@ class Seq2SeqLM(Task):
   collate = "seq2seq"
   fields = ("source", "target")
   needs_no_labels = True
+  writes_text = True
 
   @classmethod
   def make(cls, settings: ConfigDict, header: Header) -> Seq2SeqLM:

@@ -6,9 +6,10 @@ import re
 from collections.abc import Callable, Sequence
 
 from peftjax.errors import UserError, nearest
+from peftjax.tasks.metric import Metric
 
 Texts = Sequence[str]
-Metric = Callable[[Texts, Texts], float]
+Score = Callable[[Texts, Texts], float]
 
 
 def exact_match(found: Texts, wanted: Texts) -> float:
@@ -44,7 +45,7 @@ def chrf(found: Texts, wanted: Texts) -> float:
   return float(sacrebleu.corpus_chrf(list(found), [list(wanted)]).score)
 
 
-def rouge(kind: str) -> Metric:
+def rouge(kind: str) -> Score:
   """The mean F1, 0 to 1, of "rouge1", "rouge2" or "rougeL" with stemming, by rouge-score; Lin 2004."""
 
   def mean(found: Texts, wanted: Texts) -> float:
@@ -81,7 +82,7 @@ def character_error_rate(found: Texts, wanted: Texts) -> float:
   return float(jiwer.cer([other for _, other in there], [one for one, _ in there]))
 
 
-METRICS: dict[str, Metric] = {
+METRICS: dict[str, Score] = {
   "exact_match": exact_match,
   "last_number": last_number,
   "bleu": bleu,
@@ -92,6 +93,13 @@ METRICS: dict[str, Metric] = {
   "word_error_rate": word_error_rate,
   "phoneme_error_rate": word_error_rate,
   "character_error_rate": character_error_rate,
+}
+
+
+_SHARES = ("exact_match", "last_number", "rouge1", "rouge2", "rougeL")
+SPECS = {
+  name: Metric(name, "corpus", share=name in _SHARES, higher_is_better=not name.endswith("_error_rate"))
+  for name in METRICS
 }
 
 

@@ -22,11 +22,7 @@ OF_ENTITIES = (
   Metric("precision", "ratio", share=True, numerator=("correct_entities",), denominator=("found_entities",)),
   Metric("recall", "ratio", share=True, numerator=("correct_entities",), denominator=("true_entities",)),
   Metric(
-    "f1",
-    "ratio",
-    share=True,
-    numerator=("correct_entities", "correct_entities"),
-    denominator=("found_entities", "true_entities"),
+    "f1", "ratio", share=True, numerator=("correct_entities",) * 2, denominator=("found_entities", "true_entities")
   ),
 )
 

@@ -21,11 +21,11 @@ from peftjax.parallel.mesh import make_mesh, put_tree
 from peftjax.parallel.sharding import Layout, layout_of
 from peftjax.quantize_model import summary
 from peftjax.registry import only_trusted
-from peftjax.train import assemble, generations
+from peftjax.train import assemble
+from peftjax.train import evaluators as evaluators_lib
 from peftjax.train import folder as folder_lib
 from peftjax.train.checkpoint import Base, Checkpoints
 from peftjax.train.compiling import use_cache
-from peftjax.train.evaluate import make_predict
 from peftjax.train.run import Run, base_hash, resolve
 from peftjax.train.splits import score_split
 
@@ -82,13 +82,14 @@ def _evaluate_run(folder: Path, splits: Sequence[str]) -> dict[str, Any]:
     if split not in run.loaders.evals:
       raise UserError(f"no split {split!r} to evaluate; {nearest(split, run.loaders.evals)}")
   chosen = tuple(splits) or tuple(split for split in run.loaders.evals if split != "train")
-  generations.check(run, chosen)
+  evaluators = evaluators_lib.make(run)
+  evaluators_lib.check(evaluators, run.loaders.evals, chosen)
   step, trainable = _restore(folder, run.trainable, run.base, run.layout)
-  predict = make_predict(run.forward, run.task, run.mesh)
+  leaves = evaluators_lib.Leaves(trainable, run.frozen)
   writes = folder if jax.process_index() == 0 else None
   metrics = {}
   for split in chosen:
-    metrics[split] = score_split(run, predict, split, trainable, run.frozen, writes, texts=split, rows=True)
+    metrics[split] = score_split(run, evaluators, split, leaves, writes, "eval")
   result = {"step": step, "metrics": metrics}
   if writes:
     write_text(folder / "eval.json", json.dumps(result, indent=2) + "\n")

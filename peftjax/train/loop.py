@@ -23,13 +23,12 @@ from peftjax import config as config_lib
 from peftjax.data.packages import cache_folder
 from peftjax.parallel.hosts import ending_together
 from peftjax.parallel.mesh import put_batch
+from peftjax.train import evaluators as evaluators_lib
 from peftjax.train import folder as folder_lib
-from peftjax.train import generations
 from peftjax.train import run as run_lib
 from peftjax.train.checkpoint import Checkpoints
 from peftjax.train.checks import check_moved, check_unchanged
 from peftjax.train.compiling import CompiledStep, Costs, use_cache
-from peftjax.train.evaluate import make_predict
 from peftjax.train.faults import told
 from peftjax.train.fingerprint import fingerprints
 from peftjax.train.logs import RunLog
@@ -68,7 +67,8 @@ def train(config: ConfigDict, workdir: str | Path, resolve: Resolve = run_lib.re
     # Data, task, model, method, optimizer
     use_cache(str(cache_folder("compiled")))
     run = resolve(config)
-    generations.check(run)
+    evaluators = evaluators_lib.make(run)
+    evaluators_lib.check(evaluators, run.loaders.evals, run.evaluated)
     frozen_prints = fingerprints(run.frozen)
 
     # State: the newest checkpoint's, or else the start
@@ -90,7 +90,7 @@ def train(config: ConfigDict, workdir: str | Path, resolve: Resolve = run_lib.re
         # Loop
         costs = Costs(folder, log.say, writes)
         step = CompiledStep(run.step(), run.mesh, state, run.frozen, costs.add)
-        scores = SplitScores(run, make_predict(run.forward, run.task, run.mesh), folder if writes else None, log)
+        scores = SplitScores(run, evaluators, folder if writes else None, log)
         if start == 0 and config.train.eval_first:
           scores.before(state.trainable, run.frozen)
         if 0 < start < total and due(start, config.train.eval_every):  # saved, then ended before it was evaluated

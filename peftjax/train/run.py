@@ -92,6 +92,12 @@ class Run(Program):
   final_splits: tuple[str, ...] = ()
   notes: tuple[str, ...] = ()
 
+  @property
+  def evaluated(self) -> tuple[str, ...]:
+    """The splits that every evaluator is asked for, before the first or after the last step."""
+    before = self.eval_splits if self.config.train.eval_first else ()
+    return tuple(dict.fromkeys((*before, *self.final_splits)))
+
   def start(self) -> TrainState:
     """The state before the first update, laid on the mesh."""
     place = self.layout.shardings(jax.eval_shape(self.init, self.trainable))

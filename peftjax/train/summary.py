@@ -15,9 +15,8 @@ import jax
 
 from peftjax import masks, optim
 from peftjax.files import write_text
-from peftjax.tasks import Task
+from peftjax.train import evaluators, inspection
 from peftjax.train import folder as folder_lib
-from peftjax.train import inspection
 from peftjax.train.compiling import Cost
 from peftjax.train.rows import read_rows
 from peftjax.train.run import Run
@@ -59,7 +58,7 @@ def summarize(run: Run, state: TrainState, folder: Path, costs: Mapping[str, Cos
     "metrics": last,
     "config": folder_lib.config_hash(run.config.to_dict()),
     "main_metric": run.task.main_metric,
-    "metrics_spec": metrics_spec(run.task),
+    "metrics_spec": metrics_spec(run),
     "train": {name: value for name, value in train[-1].items() if name != "step"} if train else {},
     "parameters": {name: counts[name] for name in ("trainable", "adapter", "head", "total", "percent", "groups")},
     "bytes": {
@@ -99,9 +98,10 @@ def finish(
   return summary
 
 
-def metrics_spec(task: Task) -> dict[str, dict[str, Any]]:
-  """Metric name -> its `Metric` as JSON gives it back."""
-  found: dict[str, dict[str, Any]] = json.loads(json.dumps({one.name: dataclasses.asdict(one) for one in task.specs}))
+def metrics_spec(run: Run) -> dict[str, dict[str, Any]]:
+  """Metric name -> its `Metric` as JSON gives it back, of all that the run's evaluators give."""
+  specs = {one.name: dataclasses.asdict(one) for each in evaluators.make(run) for one in each.specs}
+  found: dict[str, dict[str, Any]] = json.loads(json.dumps(specs))
   return found
 
 

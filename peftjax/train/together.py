@@ -27,14 +27,13 @@ from peftjax.files import write_text
 from peftjax.models.pretrained import reading_once
 from peftjax.parallel.hosts import ending_together
 from peftjax.parallel.mesh import put_batch
+from peftjax.train import evaluators as evaluators_lib
 from peftjax.train import folder as folder_lib
-from peftjax.train import generations
 from peftjax.train import run as run_lib
 from peftjax.train.checkpoint import Checkpoints
 from peftjax.train.checks import check_moved, check_unchanged
 from peftjax.train.compiling import CompiledStep, Cost, Costs, use_cache
 from peftjax.train.display import Display
-from peftjax.train.evaluate import make_predict
 from peftjax.train.faults import told
 from peftjax.train.fingerprint import fingerprints
 from peftjax.train.logs import RunLog
@@ -153,8 +152,9 @@ def _train(
 ) -> list[Summary | Diverged]:
   first, count = program.runs[0], len(program.runs)
   config, total, mesh = first.config.train, first.total_steps, first.mesh
+  evaluators = evaluators_lib.make(program.widest)
   for run in program.runs:
-    generations.check(run)
+    evaluators_lib.check(evaluators, run.loaders.evals, run.evaluated)
   frozen_prints = fingerprints(program.frozen)
 
   # State: the newest step that all have a checkpoint of, or else the start
@@ -168,7 +168,6 @@ def _train(
 
   # Files
   display = held.enter_context(contextlib.closing(Display(start, total, shown=writes)))
-  predict = make_predict(program.widest.forward, first.task, mesh)
   members = []
   for run, folder, kept in zip(program.runs, folders, checkpoints):
     if writes:
@@ -178,7 +177,7 @@ def _train(
     ended = folder / DIVERGED
     diverged = Diverged(ended.read_text(encoding="utf-8").strip()) if ended.is_file() else None
     members.append(
-      _Member(run, folder, kept, watch, SplitScores(run, predict, folder if writes else None, log), diverged)
+      _Member(run, folder, kept, watch, SplitScores(run, evaluators, folder if writes else None, log), diverged)
     )
   requests = held.enter_context(EndRequests())
   display.say(f"{count} runs in one program, from step {start} of {total}")

@@ -98,10 +98,10 @@ def test_an_evaluation_that_fails_costs_no_update(config, tmp_path, monkeypatch,
   loop.train(config, tmp_path / "whole")
   plain = splits.score_split
 
-  def fail(run, predict, split, *rest, **more):
+  def fail(run, evaluators, split, *rest, **more):
     if rows_of(tmp_path / "parts")[-1]["step"] == at and split == ("test" if at == 12 else "validation"):
       raise UserError("the split cannot be read")
-    return plain(run, predict, split, *rest, **more)
+    return plain(run, evaluators, split, *rest, **more)
 
   monkeypatch.setattr(splits, "score_split", fail)
   with pytest.raises(UserError, match="the split cannot be read"):
