@@ -195,8 +195,11 @@ class Settings:
     for token, index in _optional(path).items():
       is_special = token in special
       found[_index(index, path)] = AddedToken(token, normalized=not is_special, special=is_special)
-    for token in (self.tokenizer_json or {}).get("added_tokens", []):
-      where = self.folder / "tokenizer.json"
+    where = self.folder / "tokenizer.json"
+    listed = (self.tokenizer_json or {}).get("added_tokens") or []
+    if not isinstance(listed, list):
+      raise UserError(f"{where}: added_tokens={listed!r:.60}, expected a list of tokens")
+    for token in listed:
       found[_index(token.get("id") if isinstance(token, dict) else None, where)] = _added(token, where)
     return found
 
