@@ -17,7 +17,7 @@ from peftjax.interop import peft
 from peftjax.model import Model
 from peftjax.models import gguf, pretrained
 from peftjax.models.building import build
-from peftjax.models.family import Architecture
+from peftjax.models.family import Architecture, Family
 from peftjax.models.layers import Runtime
 from peftjax.models.registry import family_of
 from peftjax.quantize_model import Quantization, as_quantization
@@ -38,6 +38,7 @@ def load(
   seed: int = 0,
   quantize: Quantization | str | None = None,
   place: Callable[[Model], Callable[[masks.Tree], masks.Tree]] | None = None,
+  family: Family | str = "",
 ) -> Model:
   """A model from a Hugging Face folder of config.json and *.safetensors, or from "packaged:NAME".
 
@@ -50,15 +51,17 @@ def load(
     runtime: how it runs; `dtype` overrides its dtype.
     quantize: int8, int4 or nf4: the kernels of linear modules are quantised one after the other while they are read.
     place: the model, of shapes -> (a tree of shapes -> its shardings): where leaves are to lie as they are read.
+    family: one's own family, or `module:Name` of it; empty: what config.json says.
 
   Raises:
     UserError: the folder, the architecture, a key or a shape is not what was expected.
   """
   folder = folder_of(path)
   hf_config = pretrained.read_config(folder)
+  family = family_of(hf_config, family)
   if adapter and not task and not num_labels and not label_names:
-    task, label_names, num_labels = peft.implied_head(adapter, from_config(hf_config).task)
-  settings: dict[str, Any] = {"task": task, "num_labels": num_labels, "label_names": label_names}
+    task, label_names, num_labels = peft.implied_head(adapter, from_config(hf_config, family=family).task)
+  settings: dict[str, Any] = {"task": task, "num_labels": num_labels, "label_names": label_names, "family": family}
   hf_config, tie = _tied_as_in_files(folder, hf_config, from_config(hf_config, dtype, runtime=runtime, **settings))
   model = from_config(hf_config, dtype, runtime=runtime, quantize=quantize, **settings)
   shardings = None if place is None else place(model)
@@ -96,12 +99,13 @@ def from_config(
   label_names: Sequence[str] = (),
   runtime: Runtime | None = None,
   quantize: Quantization | str | None = None,
+  family: Family | str = "",
 ) -> Model:
   """A model of shapes alone from a config.json; nothing is read or allocated. For the arguments see `load`."""
   if dtype not in _DTYPES:
     raise UserError(f"model.dtype: unknown {dtype!r}; {nearest(dtype, _DTYPES)}")
   runtime = dataclasses.replace(runtime or Runtime(), dtype=jnp.dtype(dtype))
-  family = family_of(hf_config)
+  family = family_of(hf_config, family)
   architecture = family.architecture(hf_config, task)
   hf_config = _with_labels(hf_config, family.architectures[architecture], num_labels, label_names)
   config = family.parse(hf_config)

@@ -141,7 +141,7 @@ class Model:
   def context(self) -> Context:
     """What methods may know of the model."""
     all_stacks = self.family.all_stacks(self.architecture, self.config)
-    model_type = str(self.hf_config["model_type"])
+    model_type = str(self.hf_config.get("model_type", ""))
     encode = functools.partial(_token_ids, self.folder) if self.folder or self.is_abstract else None
     return Context(self.sites, all_stacks, self.head, model_type, self.hf_config, encode)
 

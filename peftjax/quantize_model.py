@@ -64,7 +64,7 @@ def quantized_paths(how: Quantization, context: Context) -> set[str]:
     UserError: `exclude` matches nothing or parts a stack of layers, or a kernel has no blocks.
   """
   sites = [site for site in context.sites if site.kind == "linear" and not context.in_head(site.names[0])]
-  sites = [site for site in sites if not site.names[0].endswith(OUTPUT_LAYERS)]
+  sites = [site for site in sites if site.folding is None and not site.names[0].endswith(OUTPUT_LAYERS)]
   if how.exclude:
     names = [name for site in context.sites if site.kind == "linear" for name in site.names]
     masks.match_table(how.exclude, names, "model.quantize_exclude")

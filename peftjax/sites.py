@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 ARRAY_KINDS = ("linear", "conv", "embedding", "unembedding", "norm")
 """Kinds of site whose input and output are one array each."""
@@ -53,6 +55,54 @@ class Stream:
 
 
 @dataclasses.dataclass(frozen=True)
+class Folding:
+  """How a linear map over several axes reads as a matrix: x [..., in], W [in, out], y [..., out].
+
+  Methods see the matrix; the module sees its own axes. Of a transposed convolution the kernel alone is turned.
+
+  Attributes:
+    x: axes of the input that are summed over; counted from the last, but for those before an ellipsis.
+    y: axes of the output that the kernel makes.
+    kernel: the permutation that puts the kernel's summed axes first and those of the output last.
+    shape: of the kernel's axes in that order.
+  """
+
+  x: tuple[int, ...]
+  y: tuple[int, ...]
+  kernel: tuple[int, ...]
+  shape: tuple[int, ...]
+
+  def fold_x(self, x: jax.Array) -> jax.Array:
+    """[..., in] of an input."""
+    return _gathered(x, self.x)
+
+  def unfold_x(self, x: jax.Array) -> jax.Array:
+    """The input that [..., in] stands for."""
+    return _spread(x, self.x, self.shape[: len(self.x)])
+
+  def fold_y(self, y: jax.Array) -> jax.Array:
+    """[..., out] of an output."""
+    return _gathered(y, self.y)
+
+  def unfold_y(self, y: jax.Array) -> jax.Array:
+    """The output that [..., out] stands for."""
+    return _spread(y, self.y, self.shape[len(self.shape) - len(self.y) :])
+
+
+def _gathered(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+  if not axes:
+    return x
+  moved = jnp.moveaxis(x, axes, range(-len(axes), 0))
+  return moved.reshape(*moved.shape[: -len(axes)], math.prod(moved.shape[-len(axes) :]))
+
+
+def _spread(x: jax.Array, axes: tuple[int, ...], sizes: tuple[int, ...]) -> jax.Array:
+  if not axes:
+    return x
+  return jnp.moveaxis(x.reshape(*x.shape[:-1], *sizes), range(-len(axes), 0), axes)
+
+
+@dataclasses.dataclass(frozen=True)
 class Site:
   """A place in a model where a method may act.
 
@@ -70,6 +120,7 @@ class Site:
     has_bias: whether the base module has a bias.
     base_path: the module whose leaves `create` sees as the base's: its own, and the word embeddings' for a model.
     streams: of a model site: what runs through it; of another: which of these runs through it, if that is known.
+    folding: how the module's arrays read as a matrix's, where they have more axes; None: as they are.
     hidden: the size of the hidden states around it, as the block or the model that it is in declares it; 0: unknown.
   """
 
@@ -84,6 +135,7 @@ class Site:
   base_path: tuple[str, ...] = ()
   streams: tuple[Stream, ...] = ()
   hidden: int = 0
+  folding: Folding | None = None
 
   @property
   def leaf_path(self) -> tuple[str, ...]:
@@ -99,6 +151,29 @@ class Site:
     for _ in self.stack:
       function = jax.vmap(function)
     return function
+
+  def fold(self, leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The module's leaves of one layer as methods see them: a kernel of `shape`, a bias [out]."""
+    if self.folding is None:
+      return dict(leaves)
+    found = dict(leaves)
+    if "kernel" in found:
+      found["kernel"] = found["kernel"].transpose(self.folding.kernel).reshape(self.shape)
+    if "bias" in found:
+      found["bias"] = found["bias"].reshape(-1)
+    return found
+
+  def unfold(self, leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `fold`; a transposed convolution's kernel may have another number of features."""
+    if self.folding is None:
+      return dict(leaves)
+    found = dict(leaves)
+    if "kernel" in found:
+      spread = found["kernel"].reshape(self.folding.shape) if self.folding.x else found["kernel"]
+      found["kernel"] = spread.transpose(np.argsort(self.folding.kernel))
+    if "bias" in found and self.folding.y:
+      found["bias"] = found["bias"].reshape(self.folding.shape[len(self.folding.x) :])
+    return found
 
   @property
   def name(self) -> str:

@@ -79,6 +79,7 @@ def from_deltas(
   for path, site in _sites(base, changes).items():
     table = next((f"{path}.{name}" for name in _TABLES if f"{path}.{name}" in changes), "")
     bias = changes.get(f"{path}.bias")
+    bias = bias if bias is None else site.mapped(lambda leaf, at=site: at.fold({"bias": leaf})["bias"])(bias)
     if table:
       leaves, errors[table], ranks[table] = _decomposed(changes[table], site, rank, energy, clamp, table)
     else:
@@ -114,6 +115,7 @@ def _decomposed(
 ) -> tuple[Leaves, np.ndarray, np.ndarray]:
   """(factors, error of each layer, rank of each layer)."""
   features = site.shape[-1]
+  change = site.mapped(lambda kernel: site.fold({"kernel": kernel})["kernel"])(change)
   matrix = change.reshape(*site.stack, -1, features)
   limit = min(matrix.shape[-2:])
   if rank > limit:

@@ -142,7 +142,7 @@ def _check_second(one: Bound, site: Site, shared: Leaves, own: Leaves, held: Lea
   if _turns_input(one, site) or acts_on_outputs:
     return
   own, held = jax.tree.map(lambda leaf: leaf[(0,) * len(site.stack)], (own, held))
-  if _reads_base(one.method, own, held, site.one(0), shared):
+  if _reads_base(one.method, own, site.fold(held), site.one(0), shared):
     raise UserError(
       f"{one.method.name} cannot be merged at {site.name} behind another method: it is made of the base's own weights; "
       f"add it first"
@@ -150,7 +150,7 @@ def _check_second(one: Bound, site: Site, shared: Leaves, own: Leaves, held: Lea
 
 
 def _change(one: Bound, site: Site, shared: Leaves, own: Leaves, held: Leaves) -> Leaves:
-  return one.actor().delta(own, held, site, shared)
+  return site.unfold(one.actor().delta(own, site.fold(held), site, shared))
 
 
 def site_leaves(flat: Mapping[str, Any], one: Bound, site: Site) -> tuple[Leaves, Leaves]:
@@ -194,7 +194,7 @@ def unmerge(merged: Model, adapter: Adapter) -> Model:
 def _undone(one: Bound, site: Site, shared: Leaves, own: Leaves, after: Leaves) -> Leaves:
   """The base's leaves of one layer's site."""
   method = one.method
-  if not _reads_base(method, own, after, site, shared):
+  if not _reads_base(method, own, site.fold(after), site, shared):
     return {name: after[name] - change for name, change in _change(one, site, shared, own, after).items()}
   reason = cannot_undo(method)
   if reason:
@@ -202,7 +202,7 @@ def _undone(one: Bound, site: Site, shared: Leaves, own: Leaves, after: Leaves) 
   if one.scale != 1.0:
     raise UserError(f"{method.name} cannot be taken out at a scale of {one.scale}: its change depends on the base")
   inverse = next(_INVERSES[kind] for kind in type(method).__mro__ if kind in _INVERSES)
-  return inverse(method, own, after, site)
+  return site.unfold(inverse(method, own, site.fold(after), site))
 
 
 def cannot_undo(method: Method) -> str:

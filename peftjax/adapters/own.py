@@ -37,7 +37,10 @@ class Own(Method):
     return [site for site in callers if set(site.names) <= set(self.modules)]
 
   def after(self, leaves: Leaves, x: Any, y: Any, site: Site, call: Call) -> Any:
-    del y, site
+    del y
     held = {name: leaf for name in LEAVES if (leaf := call.base(name)) is not None}
     own = {name.removeprefix(PREFIX): leaf for name, leaf in leaves.items()}
-    return call.module.clone(parent=None).apply({"params": {**held, **own}}, x)
+    variables = {"params": {**site.unfold(held), **own}}
+    if site.folding is None:
+      return call.module.clone(parent=None).apply(variables, x)
+    return site.folding.fold_y(call.module.clone(parent=None).apply(variables, site.folding.unfold_x(x)))

@@ -83,7 +83,7 @@ def _create_at(method: Method, site: Site, base: Leaves, key: jax.Array) -> Leav
 
 def _as_arrays(base: Leaves, site: Site) -> Leaves:
   arrays = {name: dequantize(leaf, site.dtype) if is_quantized(leaf) else leaf for name, leaf in base.items()}
-  return arrays | {name: leaf for name, leaf in base.items() if name == "quantized"}
+  return site.fold(arrays) | {name: leaf for name, leaf in base.items() if name == "quantized"}
 
 
 def leaf_paths(bound: Sequence[Bound], params: masks.Tree) -> set[str]:

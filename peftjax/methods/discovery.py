@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,15 +13,21 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from peftjax import masks
+from peftjax.methods.folding import NotAMatrix, folding_of
 from peftjax.sites import Site, Stream
 
 _LEAF_MODULES: tuple[tuple[Any, str, str], ...] = (
   (nn.Dense, "linear", "kernel"),
+  (nn.DenseGeneral, "linear", "kernel"),
+  (nn.Einsum, "linear", "kernel"),
   (nn.Conv, "conv", "kernel"),
+  (nn.ConvTranspose, "conv", "kernel"),
   (nn.Embed, "embedding", "embedding"),
   (nn.LayerNorm, "norm", "scale"),
   (nn.RMSNorm, "norm", "scale"),
   (nn.GroupNorm, "norm", "scale"),
+  (nn.BatchNorm, "norm", "scale"),
+  (nn.InstanceNorm, "norm", "scale"),
 )
 
 
@@ -64,13 +71,24 @@ def _site_of(context: Any, args: Any, kwargs: Any, stacks: Mapping[str, int]) ->
     kind, shape, dtype = "unembedding", tuple(module.embedding.shape), module.embedding.dtype
   if kind is None:
     return None
+  folding = None
+  if isinstance(module, nn.DenseGeneral | nn.Einsum | nn.ConvTranspose):
+    try:
+      folding = folding_of(module, arguments_of(module, method, args, kwargs), shape)
+    except NotAMatrix:
+      return None
+  if folding is not None and folding.x:
+    split = len(folding.x)
+    shape = (math.prod(folding.shape[:split]), math.prod(folding.shape[split:]))
+  elif folding is not None:
+    shape = folding.shape
   if not shape:
     shape = _activation_shape(kind, arguments_of(module, method, args, kwargs))
   dotted = ".".join(module.path)
   below = dotted + "."  # a stack's own module is one of its layers
   names = tuple(name[:-1] for name in masks.layer_names(below, stacks))
   stack = masks.stack_shape(below, stacks)
-  site = Site(module.path, method, kind, names, stack, shape, dtype, has_bias, base_path=module.path)
+  site = Site(module.path, method, kind, names, stack, shape, dtype, has_bias, base_path=module.path, folding=folding)
   if kind != "model":
     return site
   base_path = (*module.path, *module.embedding_path)

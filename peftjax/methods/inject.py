@@ -25,7 +25,7 @@ from peftjax.methods.base import Call, Leaves
 from peftjax.methods.bound import Bound
 from peftjax.methods.discovery import arguments_of
 from peftjax.quantize import dequantize, is_quantized
-from peftjax.sites import ARRAY_KINDS, Site
+from peftjax.sites import ARRAY_KINDS, Folding, Site
 
 _Entry = tuple[Actor, Site, Leaves, dict[str, Any]]
 
@@ -95,30 +95,44 @@ def _interceptor(table: Mapping[Any, list[_Entry]], read: set[str] | None) -> Ca
     if not entries:
       return next_fun(*args, **kwargs)
     arguments = arguments_of(module, method_name, args, kwargs)
-    is_array = entries[0][1].kind in ARRAY_KINDS
-    x = next(iter(arguments.values())) if is_array else arguments
+    first = entries[0][1]
+    x: Any
+    if first.kind in ARRAY_KINDS:
+      x, run = _on_array(next_fun, arguments, first.folding)
+    else:
+      x, run = arguments, lambda given: next_fun(**given)
     calls = [
-      (method, site, _leaves(module, method, site, read), _call(module, shared, notes))
+      (method, site, _leaves(module, method, site, read), _call(module, site, shared, notes))
       for method, site, shared, notes in entries
     ]
     base_x = x
     for method, site, leaves, call in calls:
       base_x = method.before(leaves, base_x, site, call)
     deltas: list[jax.Array] = [
-      method.delta(leaves, _float32_base(module), site, call.shared)["kernel"]
+      method.delta(leaves, _float32_base(call), site, call.shared)["kernel"]
       for method, site, leaves, call in calls
       if method.acts_by_delta(site)
     ]
     if deltas:
-      assert not isinstance(base_x, dict)
-      y = _changed_product(module, next_fun, base_x, functools.reduce(jnp.add, deltas))
+      y = _changed_product(module, run, base_x, functools.reduce(jnp.add, deltas), calls[0][3])
     else:
-      y = next_fun(base_x) if is_array else next_fun(**base_x)
+      y = run(base_x)
     for method, site, leaves, call in calls:
       y = method.after(leaves, x, y, site, call)
-    return y
+    return y if first.folding is None else first.folding.unfold_y(y)
 
   return intercept
+
+
+def _on_array(
+  next_fun: Callable[..., Any], arguments: Mapping[str, Any], folding: Folding | None
+) -> tuple[jax.Array, Callable[[Any], Any]]:
+  """(a module's input, its output as a function of that), folded where it has more axes than a matrix."""
+  name, *_ = arguments
+  rest = {other: value for other, value in arguments.items() if other != name}
+  if folding is None:
+    return arguments[name], lambda x: next_fun(x, **rest)
+  return folding.fold_x(arguments[name]), lambda x: folding.fold_y(next_fun(folding.unfold_x(x), **rest))
 
 
 def _kernel(module: nn.Module) -> Any:
@@ -137,23 +151,25 @@ def _quantized_product(module: nn.Dense, x: jax.Array) -> jax.Array:
   return y + module.get_variable("params", "bias").astype(y.dtype) if module.use_bias else y
 
 
-def _float32_base(module: nn.Module) -> Leaves:
-  held = [name for name in ("kernel", "bias") if module.has_variable("params", name)]
-  return {name: dequantize(module.get_variable("params", name)) for name in held}
+def _float32_base(call: Call) -> Leaves:
+  held = {name: call.base(name) for name in ("kernel", "bias")}
+  return {name: leaf.astype(jnp.float32) for name, leaf in held.items() if leaf is not None}
 
 
-def _changed_product(module: nn.Dense, next_fun: Callable[..., Any], x: jax.Array, delta: jax.Array) -> jax.Array:
+def _changed_product(
+  module: Any, run: Callable[[jax.Array], jax.Array], x: jax.Array, delta: jax.Array, call: Call
+) -> jax.Array:
   """A linear module's output with `delta` added to its kernel.
 
   In float32 the sum of the kernels is multiplied once; in fewer bits a small change would be rounded away in that sum,
   so that it is multiplied by itself.
   """
-  kernel = dequantize(module.get_variable("params", "kernel"), module.param_dtype)
+  kernel = call.base("kernel")
   if {kernel.dtype, x.dtype, module.dtype or jnp.dtype(jnp.float32)} != {jnp.dtype(jnp.float32)}:
-    y = next_fun(x)
+    y = run(x)
     return y + x.astype(y.dtype) @ delta.astype(y.dtype)
   y = jnp.dot(x, kernel + delta, precision=module.precision)
-  return y + module.get_variable("params", "bias") if module.use_bias else y
+  return y + call.base("bias") if module.use_bias else y
 
 
 def _leaves(module: nn.Module, method: Actor, site: Site, read: set[str] | None) -> Leaves:
@@ -167,10 +183,12 @@ def _leaves(module: nn.Module, method: Actor, site: Site, read: set[str] | None)
   return held
 
 
-def _call(module: nn.Module, shared: Leaves, notes: dict[str, Any]) -> Call:
+def _call(module: nn.Module, site: Site, shared: Leaves, notes: dict[str, Any]) -> Call:
   def base(name: str) -> Any:
     leaf = module.get_variable("params", name) if module.has_variable("params", name) else None
-    return dequantize(leaf, module.param_dtype) if is_quantized(leaf) else leaf
+    if is_quantized(leaf):
+      return dequantize(leaf, module.param_dtype)
+    return leaf if leaf is None or site.folding is None else site.fold({name: leaf})[name]
 
   def drop(x: jax.Array, rate: float) -> jax.Array:
     if rate == 0.0 or not module.has_rng("dropout"):

@@ -202,7 +202,8 @@ def _image(x: jax.Array, a: jax.Array, dtype: Any, site: Site, call: Call) -> ja
     return jnp.take(a, x, axis=0).astype(dtype)
   if site.kind == "linear":
     return x.astype(dtype) @ a.astype(dtype)
-  if call.module.feature_group_count != 1:
-    raise UserError(f"lora cannot act on {site.name}, a convolution of {call.module.feature_group_count} groups")
+  groups = getattr(call.module, "feature_group_count", 1)
+  if groups != 1:
+    raise UserError(f"lora cannot act on {site.name}, a convolution of {groups} groups")
   thin = call.module.clone(parent=None, features=a.shape[-1], use_bias=False)
-  return thin.apply({"params": {"kernel": a}}, x).astype(dtype)
+  return thin.apply({"params": site.unfold({"kernel": a})}, x).astype(dtype)

@@ -46,7 +46,9 @@ def observe(module: nn.Module, acted: Sequence[Bound], params: masks.Tree, watch
     if place in places:
       arguments = arguments_of(context.module, context.method_name, args, kwargs)
       is_array = places[place].kind in ARRAY_KINDS
-      x = next(iter(arguments.values())) if is_array else arguments
+      x: Any = next(iter(arguments.values())) if is_array else arguments
+      folding = places[place].folding
+      x, y = (x, y) if folding is None else (folding.fold_x(x), folding.fold_y(y))
       found[place] = watching.method.observe(x, y, places[place])
     return y
 

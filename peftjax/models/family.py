@@ -51,7 +51,7 @@ class Family:
   """An architecture family.
 
   Attributes:
-    model_types: config.json's `model_type`s that it covers.
+    model_types: config.json's `model_type`s, or diffusers' `_class_name`s, that it covers.
     parse: config.json as a dict -> the family's config dataclass.
     architectures: Hugging Face class name -> architecture; the first of a task is the one built for it.
     stacks: config -> {dotted path below the bare model: layers}.

@@ -1,4 +1,4 @@
-"""The families by config.json's model_type."""
+"""The families by the name that config.json gives."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from peftjax.errors import UserError, nearest
 from peftjax.models import bert, bloom, gpt2, gpt_neox, llama, opt, t5
 from peftjax.models.config_fields import shown
 from peftjax.models.family import Family
+from peftjax.registry import resolve
+
+NAMES = ("model_type", "_class_name")
+"""The fields of config.json that name a family; the second is diffusers'."""
 
 FAMILIES: dict[str, Family] = {
   model_type: family
@@ -28,17 +32,29 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def family_of(hf_config: Mapping[str, Any]) -> Family:
+def family_of(hf_config: Mapping[str, Any], family: Family | str = "") -> Family:
   """The family of a config.json.
 
+  Args:
+    family: the family itself, its name in `FAMILIES`, or `module:Name` of one's own; empty: what config.json says by
+      its `model_type` or, as diffusers' components do, its `_class_name`.
+
   Raises:
-    UserError: no `model_type`, or one that is not supported.
+    UserError: config.json names none, or one that is not supported.
   """
-  model_type = hf_config.get("model_type")
-  if not model_type:
+  if isinstance(family, Family):
+    return family
+  if family:
+    found = resolve("model.family", family, FAMILIES)
+    if not isinstance(found, Family):
+      raise UserError(f"model.family: {family!r} is {type(found).__name__}; expected a peftjax.models.family.Family")
+    return found
+  field = next((name for name in NAMES if hf_config.get(name)), None)
+  if field is None:
     raise UserError("config.json has no model_type; expected one of " + ", ".join(FAMILIES))
-  if not isinstance(model_type, str):
-    raise UserError(f"config.json: model_type={shown(model_type)}: expected a text")
-  if model_type not in FAMILIES:
-    raise UserError(f"config.json: model_type {model_type!r} is not supported; {nearest(model_type, FAMILIES)}")
-  return FAMILIES[model_type]
+  name = hf_config[field]
+  if not isinstance(name, str):
+    raise UserError(f"config.json: {field}={shown(name)}: expected a text")
+  if name not in FAMILIES:  # config.json is data: it never names code to import
+    raise UserError(f"config.json: {field} {name!r} is not supported; {nearest(name, FAMILIES)}")
+  return FAMILIES[name]

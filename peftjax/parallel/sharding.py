@@ -26,7 +26,7 @@ from peftjax.model import Model
 from peftjax.models.placement import Placement, bringing, placed
 from peftjax.parallel.gathering import in_stages
 from peftjax.parallel.mesh import BATCH_AXES
-from peftjax.sites import Site
+from peftjax.sites import Folding, Site
 
 Axes = tuple[str | None, ...]
 
@@ -142,6 +142,8 @@ def _names(leaf: str, shape: tuple[int, ...], site: Site, ends: tuple[str | None
 
   Where input and output are of one size, a matrix's first axis is the input's and its last the output's.
   """
+  if site.folding is not None and site.folding.x and leaf in ("kernel", "bias"):
+    return _folded_names(leaf, shape, site.folding, ends)
   source, target = site.shape[-2:] if len(site.shape) > 1 and site.kind != "attention" else (site.shape[-1],) * 2
   if len(shape) == 1:
     is_target = shape[0] == target and leaf != "lora_a"
@@ -153,6 +155,18 @@ def _names(leaf: str, shape: tuple[int, ...], site: Site, ends: tuple[str | None
       names[-2] = ends[0]
     if shape[-1] == target and (names[-2] is None or names[-2] != ends[1]):
       names[-1] = ends[1]
+  return tuple(names)
+
+
+def _folded_names(leaf: str, shape: tuple[int, ...], folding: Folding, ends: tuple[str | None, str | None]) -> Axes:
+  """Of a kernel of several axes the first of the input's and the first of the output's have these ends' names."""
+  names: list[str | None] = [None] * len(shape)
+  if leaf == "kernel":
+    names[folding.kernel[0]] = ends[0]
+    if ends[1] != ends[0]:
+      names[folding.kernel[len(folding.x)]] = ends[1]
+  elif ends[1] != EMBED:
+    names[0] = ends[1]
   return tuple(names)
 
 
@@ -201,7 +215,11 @@ def on_mesh(forward: Callable[..., Any], model: Model, mesh: Mesh) -> Callable[.
   ways = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
   placement = Placement(mesh.devices.flat[0].platform, ways, mesh.shape["tensor"])
   hidden = hidden_size(model)
-  ends = {site.path: _ends(site, hidden) for site in model.sites if site.kind in ("linear", "embedding")}
+  ends = {
+    site.path: _ends(site, hidden)
+    for site in model.sites
+    if site.kind in ("linear", "embedding") and site.folding is None
+  }
   # Without recomputation the gathered kernels of all layers would be kept for the backward pass.
   gather = in_stages(mesh) if model.runtime.remat != "none" else None
 

@@ -1,0 +1,87 @@
+"""Models of Linen's own modules, with kernels of more than two axes, as families of one's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from peftjax import masks
+from peftjax.loading import from_config
+from peftjax.model import Model
+from peftjax.models.family import Architecture, Family
+
+LAYERS, HIDDEN = 2, 12
+
+
+class Block(nn.Module):
+  """Attention and a feed-forward network, both of maps over several axes."""
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    x = x + nn.MultiHeadDotProductAttention(num_heads=3, name="attn")(nn.LayerNorm(name="norm1")(x))
+    wide = nn.gelu(nn.DenseGeneral((4, 6), name="fc1")(nn.LayerNorm(name="norm2")(x)))
+    return x + nn.DenseGeneral(HIDDEN, axis=(-2, -1), name="fc2")(wide)
+
+
+class TinyViT(nn.Module):
+  """13 linear maps outside the head: one of patches, six a block."""
+
+  @nn.compact
+  def __call__(self, pixels: jax.Array) -> dict[str, jax.Array]:
+    x = nn.Einsum((4, 3, HIDDEN), "bpxc,xcd->bpd", name="patches")(pixels)
+    for index in range(LAYERS):
+      x = Block(name=f"blocks_{index}")(x)
+    return {"logits": nn.Dense(5, name="head")(x.mean(axis=1))}
+
+
+class Einsums(nn.Module):
+  """Queries, keys and values from one kernel, their axis first; an ellipsis; transposed convolutions of both kinds."""
+
+  @nn.compact
+  def __call__(self, pixels: jax.Array) -> dict[str, jax.Array]:
+    q, k, v = nn.Einsum((3, 4, HIDDEN, 2), "BTD,SNDH->SBTNH", name="qkv")(pixels.reshape(*pixels.shape[:2], -1))
+    y = nn.Einsum((4, 2, HIDDEN), "...NH,NHD->...D", name="out")(q * jnp.tanh(k) + v)
+    y = nn.ConvTranspose(8, (3,), strides=(2,), name="up")(y)
+    y = nn.ConvTranspose(6, (2,), transpose_kernel=True, name="turned")(jnp.tanh(y))
+    return {"logits": nn.Dense(5, name="head")(y.mean(axis=1))}
+
+
+class Normed(nn.Module):
+  """A convolution whose outputs are normalised by statistics that were counted before."""
+
+  @nn.compact
+  def __call__(self, pixels: jax.Array) -> dict[str, jax.Array]:
+    x = nn.Conv(8, (3,), name="conv")(pixels.reshape(*pixels.shape[:2], -1))
+    x = nn.relu(nn.BatchNorm(use_running_average=True, name="bn")(x))
+    return {"logits": nn.Dense(5, name="head")(nn.Dense(HIDDEN, name="dense")(x).mean(axis=1))}
+
+
+def family(module: type[nn.Module]) -> Family:
+  """One's own family of one architecture."""
+  return Family(
+    model_types=("mine",),
+    parse=lambda hf_config: (),
+    architectures={"Mine": Architecture(lambda config, runtime: module(), "classification", head=("head",))},
+    stacks=lambda config: {},
+    inputs=lambda config: {"pixels": jax.ShapeDtypeStruct((1, 6, 4, 3), jnp.float32)},
+  )
+
+
+FAMILIES = {module: family(module) for module in (TinyViT, Einsums, Normed)}
+PIXELS = jnp.asarray(np.random.default_rng(0).normal(size=(3, 6, 4, 3)), jnp.float32)
+
+
+def make(module: type[nn.Module]) -> Model:
+  """The model with random leaves."""
+  model = from_config({"model_type": "mine"}, family=FAMILIES[module])
+  random = np.random.default_rng(7)
+
+  def draw(path: str, leaf: Any) -> jax.Array:
+    noise = random.normal(size=leaf.shape).astype(np.float32)
+    return jnp.asarray(1.0 + 0.1 * np.abs(noise) if path.endswith(("scale", "var")) else 0.3 * noise)
+
+  return model.with_params(masks.unflatten({path: draw(path, x) for path, x in masks.flatten(model.params).items()}))
