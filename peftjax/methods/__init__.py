@@ -38,8 +38,9 @@ from peftjax.methods.mam import MAM
 from peftjax.methods.miss import MiSS
 from peftjax.methods.oft import OFT
 from peftjax.methods.p_tuning import PTuning
+from peftjax.methods.p_tuning_v2 import PTuningV2
 from peftjax.methods.parallel_adapter import ParallelAdapter
-from peftjax.methods.prefix import Prefix, PTuningV2
+from peftjax.methods.prefix import Prefix
 from peftjax.methods.prompt import Prompt
 from peftjax.methods.randlora import RandLoRA
 from peftjax.methods.reft import ReFT

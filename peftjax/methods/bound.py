@@ -13,7 +13,8 @@ from peftjax import masks
 from peftjax.errors import UserError
 from peftjax.methods.actors import Actor, Scaled
 from peftjax.methods.base import BIAS, Context, Method
-from peftjax.methods.per_example import PerExample, Summed
+from peftjax.methods.per_example import PerExample
+from peftjax.methods.stacked import Summed
 from peftjax.sites import Site
 
 

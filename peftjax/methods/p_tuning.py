@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from peftjax.errors import UserError, nearest
 from peftjax.methods.base import Call, Leaves
+from peftjax.methods.lstm import lstm
 from peftjax.methods.prefix import torch_linear
-from peftjax.methods.prompt import VirtualTokens
+from peftjax.methods.virtual_tokens import VirtualTokens
 from peftjax.sites import Site
 
 ENCODERS = ("MLP", "LSTM")
@@ -99,26 +100,10 @@ class PTuning(VirtualTokens):
     for layer in range(self.encoder_num_layers if self.encoder_type == "LSTM" else 0):
       if layer and call is not None:
         x = call.dropout(x, self.encoder_dropout)
-      cells = [_lstm(leaves, f"encoder_lstm_{layer}_{way}_", x, way == "reverse") for way in ("forward", "reverse")]
+      cells = [lstm(leaves, f"encoder_lstm_{layer}_{way}_", x, way == "reverse") for way in ("forward", "reverse")]
       x = jnp.concatenate(cells, axis=-1)
     count = 3 if self.encoder_type == "MLP" else 2
     for index in range(count):
       x = x @ leaves[f"encoder_head_{index}_kernel"] + leaves[f"encoder_head_{index}_bias"]
       x = jax.nn.relu(x) if index < count - 1 else x
     return x
-
-
-def _lstm(leaves: dict[str, Any], prefix: str, x: jax.Array, reverse: bool) -> jax.Array:
-  """One direction of an LSTM layer over [n, in]; gates in torch's order: input, forget, cell, output."""
-  hidden_kernel = leaves[prefix + "hidden_kernel"]
-  driven = x @ leaves[prefix + "input_kernel"] + leaves[prefix + "input_bias"] + leaves[prefix + "hidden_bias"]
-
-  def step(carry: tuple[jax.Array, jax.Array], one: jax.Array) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-    hidden, cell = carry
-    gate_in, gate_forget, candidate, gate_out = jnp.split(one + hidden @ hidden_kernel, 4)
-    cell = jax.nn.sigmoid(gate_forget) * cell + jax.nn.sigmoid(gate_in) * jnp.tanh(candidate)
-    hidden = jax.nn.sigmoid(gate_out) * jnp.tanh(cell)
-    return (hidden, cell), hidden
-
-  zeros = jnp.zeros(hidden_kernel.shape[0], driven.dtype)
-  return jax.lax.scan(step, (zeros, zeros), driven, reverse=reverse)[1]

@@ -9,7 +9,6 @@ of one. Products with them are batched products, so that they cost what one adap
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,24 +17,8 @@ import jax.numpy as jnp
 
 from peftjax.errors import UserError
 from peftjax.methods.base import Call, Leaves, Method
+from peftjax.methods.stacked import Stack, alone, elsewhere
 from peftjax.sites import ARRAY_KINDS, Site, Stream
-
-
-@dataclasses.dataclass(frozen=True)
-class Stack:
-  """A method of which there are several adapters."""
-
-  method: Method
-
-  @property
-  def leaf_names(self) -> tuple[str, ...]:
-    """The method's."""
-    return self.method.leaf_names
-
-  @property
-  def buffer_names(self) -> tuple[str, ...]:
-    """The method's."""
-    return self.method.buffer_names
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -134,7 +117,7 @@ class PerExample(Stack):
   def _map(self, step: Callable[..., Any], leaves: Leaves, call: Call, site: Site, *values: Any) -> Any:
     """step(leaves, call, *values) of every example alone, as a batch of one; the notes it makes are kept for all."""
     size, picked = len(self.ids), jnp.maximum(self.ids, 0)
-    others = _elsewhere(self.method, leaves, call)
+    others = elsewhere(self.method, leaves, call)
     own, shared, others = jax.tree.map(lambda leaf: leaf[picked], (dict(leaves), dict(call.shared), others))
     has_rng = call.module.has_rng("dropout")
     keys = jax.random.split(call.module.make_rng("dropout"), size) if has_rng else None
@@ -148,8 +131,8 @@ class PerExample(Stack):
     def one(own: Leaves, shared: Leaves, others: Leaves, key: Any, row: jax.Array, rows: list[Any]) -> list[Any]:
       leaves_in = [leaf if row is None else row for leaf, row in zip(given, rows)]
       notes = _Notes(call.notes, row, size)
-      alone = _alone(call, own | others, shared, key, notes)
-      result = step(own, alone, *jax.tree.unflatten(treedef, leaves_in))
+      single = alone(call, own | others, shared, key, notes)
+      result = step(own, single, *jax.tree.unflatten(treedef, leaves_in))
       out, out_tree = jax.tree_util.tree_flatten_with_path((result, notes.made))
       places = {id(leaf): index for index, leaf in enumerate(leaves_in)}
       plan[:] = [out_tree, [(path, places.get(id(leaf)), leaf) for path, leaf in out]]
@@ -197,9 +180,9 @@ class PerExample(Stack):
         moved[name] = _where(none, own(x[name]), new[name], 0)
     mask = new.get(stream.mask)
     mask = jnp.ones((len(self.ids), total), jnp.int32) if mask is None else mask
-    alone = x.get(stream.mask)
-    alone = jnp.ones((len(self.ids), length), mask.dtype) if alone is None else alone
-    moved[stream.mask] = _where(none, own(alone), mask, 0)
+    own_mask = x.get(stream.mask)
+    own_mask = jnp.ones((len(self.ids), length), mask.dtype) if own_mask is None else own_mask
+    moved[stream.mask] = _where(none, own(own_mask), mask, 0)
     if stream.positions and hasattr(call.module, "default_positions") and positions is None:
       counted = call.module.default_positions({**new, stream.mask: mask})
       given = x.get(stream.positions)
@@ -207,56 +190,6 @@ class PerExample(Stack):
       if counted is not None and given is not None:
         moved[stream.positions] = _where(none, own(given), counted, 0)
     return moved
-
-
-@dataclasses.dataclass(frozen=True)
-class Summed(Stack):
-  """All of the stacked adapters act at once: y + Σ_a w_a (after_a(x, y) - y).
-
-  Attributes:
-    weights: w, one for each adapter.
-  """
-
-  weights: tuple[float, ...]
-
-  def acts_by_delta(self, site: Site) -> bool:
-    """The method's."""
-    return self.method.acts_by_delta(site)
-
-  def delta(self, leaves: Leaves, base: Leaves, site: Site, shared: Leaves) -> Leaves:
-    """Σ_a w_a delta_a."""
-    changes = jax.vmap(lambda own, common: self.method.delta(own, base, site, common))(dict(leaves), dict(shared))
-    return {name: jnp.tensordot(jnp.asarray(self.weights), change, 1) for name, change in changes.items()}
-
-  def before(self, leaves: Leaves, x: Any, site: Site, call: Call) -> Any:
-    """The input as it is."""
-    if self.method.only_notes:
-      self.method.before({name: leaf[0] for name, leaf in leaves.items()}, x, site, call)
-    return x
-
-  def after(self, leaves: Leaves, x: Any, y: Any, site: Site, call: Call) -> Any:
-    """The output with what every adapter adds to the base's."""
-    if self.acts_by_delta(site) or type(self.method).after is Method.after:
-      return y
-    others = _elsewhere(self.method, leaves, call)
-    count, has_rng = len(self.weights), call.module.has_rng("dropout")
-    keys = jax.random.split(call.module.make_rng("dropout"), count) if has_rng else None
-    before = dict(call.notes)
-
-    def one(own: Leaves, other: Leaves, shared: Leaves, key: Any) -> Any:
-      return self.method.after(own, x, y, site, _alone(call, own | other, shared, key, dict(before)))
-
-    weights = jnp.asarray(self.weights)
-
-    def total(base: Any, each: Any) -> Any:
-      return base + jnp.tensordot(weights.astype(base.dtype), each - base, 1)
-
-    return jax.tree.map(total, y, jax.vmap(one)(dict(leaves), others, dict(call.shared), keys))
-
-
-def _elsewhere(method: Method, leaves: Leaves, call: Call) -> Leaves:
-  """Stacked leaves that the method reads from its module though they are another site's: a tied table's."""
-  return {name: leaf for name in method.leaf_names if name not in leaves and (leaf := call.base(name)) is not None}
 
 
 class _Notes(dict[str, Any]):
@@ -284,22 +217,6 @@ class _Notes(dict[str, Any]):
   def clear(self) -> None:
     """Forgets what is new; what was there goes when the pass is over."""
     self.made.clear()
-
-
-def _alone(call: Call, own: Leaves, shared: Leaves, key: Any, notes: dict[str, Any]) -> Call:
-  """The call as one adapter sees it: its leaves, its dropout."""
-  draws = itertools.count()
-
-  def base(name: str) -> Any:
-    return own[name] if name in own else call.base(name)
-
-  def drop(x: jax.Array, rate: float) -> jax.Array:
-    if rate == 0.0 or key is None:
-      return x
-    keep = jax.random.bernoulli(jax.random.fold_in(key, next(draws)), 1.0 - rate, x.shape)
-    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
-
-  return Call(base=base, shared=shared, dropout=drop, module=call.module, notes=notes)
 
 
 def _parted(x: Any, site: Site) -> tuple[dict[str, Any], Any]:

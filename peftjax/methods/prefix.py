@@ -25,7 +25,8 @@ from peftjax.errors import UserError, nearest
 from peftjax.masks import Patterns
 from peftjax.methods import targets as default_targets
 from peftjax.methods.base import Call, Context, Leaves, Targeted
-from peftjax.methods.prompt import check_ids, check_room, encoded, longest, shifted
+from peftjax.methods.prompt import check_ids, encoded
+from peftjax.methods.virtual_tokens import check_room, longest, shifted
 from peftjax.sites import Site
 
 INITS = ("random", "zero", "text")
@@ -165,23 +166,6 @@ class Prefix(Targeted):
       check_room(self.name, call.module, longest(x, site), self.num_virtual_tokens)
       return shifted(x, call.module, self.num_virtual_tokens, site.streams)
     return attend_to_prefix(x, leaves["prefix_k"], leaves["prefix_v"], call.module)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PTuningV2(Prefix):
-  """P-tuning v2 (Liu et al. 2021, arXiv 2110.07602): deep prompts, a prefix without a network in every layer.
-
-  The paper trains it with a classification head and finds short prompts enough for simple tasks.
-  """
-
-  name: ClassVar[str] = "p_tuning_v2"
-
-  num_virtual_tokens: int = 16
-
-  def __post_init__(self) -> None:
-    super().__post_init__()
-    if self.reparametrize:
-      raise UserError("p_tuning_v2 has no network; use prefix with reparametrize=True")
 
 
 def model_sites(context: Context, attention: Sequence[Site]) -> list[Site]:

@@ -23,7 +23,7 @@ from peftjax.methods import targets as default_targets
 from peftjax.methods.base import MAY_BE_ZERO, Call, Context, Leaves, Targeted, layer_index
 from peftjax.methods.bottleneck import ACTIVATIONS, hidden_of, near_zero
 from peftjax.methods.prefix import attend_to_prefix, torch_linear
-from peftjax.methods.prompt import check_room, longest, shifted
+from peftjax.methods.virtual_tokens import check_room, longest, shifted
 from peftjax.sites import Site
 
 

@@ -14,18 +14,14 @@ import collections
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from peftjax import masks
 from peftjax.model import Model
-from peftjax.models.placement import Placement, bringing, placed
-from peftjax.parallel.gathering import in_stages
-from peftjax.parallel.mesh import BATCH_AXES
 from peftjax.sites import Folding, Site
 
 Axes = tuple[str | None, ...]
@@ -63,7 +59,7 @@ class Layout:
     axes = self.axes.get(owner)
     if axes is None or len(axes) != len(leaf.shape):
       axes = (None,) * len(leaf.shape)
-    return _by_rules(self.mesh, axes, leaf, leading)
+    return by_rules(self.mesh, axes, leaf, leading)
 
   def shardings(self, tree: Any) -> Any:
     """The tree of shardings for a tree of arrays or shapes: parameters, or a whole training state."""
@@ -103,7 +99,7 @@ def layout_of(model: Model, mesh: Mesh) -> Layout:
   axes: dict[str, Axes] = {}
   for site in sorted(model.sites, key=lambda site: len(site.path)):
     prefix = ".".join(site.path) + "."
-    ends = _ends(site, hidden)
+    ends = ends_of(site, hidden)
     for path in [path for path in flat if path.startswith(prefix)]:
       stack = masks.stack_shape(path, model.stacks)
       own = flat[path].shape[len(stack) :]
@@ -121,7 +117,7 @@ def hidden_size(model: Model) -> int:
   return ends.most_common(1)[0][0] if ends else 0
 
 
-def _ends(site: Site, hidden: int) -> tuple[str | None, str | None]:
+def ends_of(site: Site, hidden: int) -> tuple[str | None, str | None]:
   """The logical names of a site's input and output."""
   name = site.names[0]
   if site.kind in ("embedding", "unembedding"):
@@ -180,7 +176,7 @@ def _unnamed(path: str, leaf: Any, stacks: Mapping[str, int], hidden: int) -> Ax
   return tuple(names)
 
 
-def _by_rules(mesh: Mesh, axes: Axes, leaf: Any, leading: int) -> PartitionSpec:
+def by_rules(mesh: Mesh, axes: Axes, leaf: Any, leading: int) -> PartitionSpec:
   """The rules' mesh axes where they divide; where none of them is `fsdp`, that too, on the longest axis it divides.
 
   An axis without a name, such as a rank, is split only where no axis has one.
@@ -201,56 +197,3 @@ def _by_rules(mesh: Mesh, axes: Axes, leaf: Any, leading: int) -> PartitionSpec:
       longest = max(free, key=lambda index: held[index])
       chosen[longest] = (chosen[longest], "fsdp") if chosen[longest] else "fsdp"
   return PartitionSpec(*chosen) if any(chosen) else PartitionSpec()
-
-
-# Activations ------------------------------------------------------------------------------------------------------
-
-
-def on_mesh(forward: Callable[..., Any], model: Model, mesh: Mesh) -> Callable[..., Any]:
-  """A forward pass whose activations stay where the batch lies, so that leaves come to them and not they to leaves.
-
-  Left to itself, the partitioner gathers the batch instead of the leaves wherever a leaf is larger. Inputs and outputs
-  of every linear module are held to [batch over data and fsdp, length over sequence, features over tensor or whole].
-  """
-  ways = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-  placement = Placement(mesh.devices.flat[0].platform, ways, mesh.shape["tensor"])
-  hidden = hidden_size(model)
-  ends = {
-    site.path: _ends(site, hidden)
-    for site in model.sites
-    if site.kind in ("linear", "embedding") and site.folding is None
-  }
-  # Without recomputation the gathered kernels of all layers would be kept for the backward pass.
-  gather = in_stages(mesh) if model.runtime.remat != "none" else None
-
-  def hold(x: jax.Array, name: str | None) -> jax.Array:
-    if x.ndim < 2 or x.shape[0] % ways:
-      return x
-    along = mesh.shape["sequence"]
-    middle = ["sequence" if x.ndim == 3 and along > 1 and x.shape[1] % along == 0 else None] + [None] * (x.ndim - 3)
-    axis = RULES.get(name or "") if name != EMBED else None
-    last = axis if axis and x.shape[-1] % mesh.shape[axis] == 0 else None
-    spec = PartitionSpec(BATCH_AXES, *middle[: x.ndim - 2], last)
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
-
-  def intercept(next_fun: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-    module = context.module
-    if context.method_name != "__call__" or module.scope is None or module.path not in ends or len(args) != 1:
-      return next_fun(*args, **kwargs)
-    source, target = ends[module.path]
-    if isinstance(module, nn.Embed):
-      return hold(next_fun(*args, **kwargs), target)
-    x = hold(args[0], source)
-    if gather is None:
-      return hold(next_fun(x, **kwargs), target)
-    with bringing(lambda kernel: gather(kernel, _by_rules(mesh, (source, target), kernel, 0))):
-      return hold(next_fun(x, **kwargs), target)
-
-  def run(params: masks.Tree, inputs: Mapping[str, Any], rng: jax.Array | None = None) -> Any:
-    with placed(placement):
-      if mesh.size == 1:
-        return forward(params, inputs, rng)
-      with nn.intercept_methods(intercept):
-        return forward(params, inputs, rng)
-
-  return run

@@ -20,7 +20,8 @@ from peftjax.errors import UserError, nearest
 from peftjax.masks import Tree
 from peftjax.model import Model
 from peftjax.parallel import mesh as mesh_lib
-from peftjax.parallel.sharding import Layout, layout_of, on_mesh
+from peftjax.parallel.activations import on_mesh
+from peftjax.parallel.sharding import Layout, layout_of
 from peftjax.train import assemble
 from peftjax.train.checkpoint import Base
 from peftjax.train.fingerprint import digest

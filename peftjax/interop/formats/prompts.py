@@ -15,7 +15,8 @@ from peftjax.methods.base import Context, Leaves, layer_index
 from peftjax.methods.bound import Bound
 from peftjax.methods.llama_adapter import LlamaAdapter
 from peftjax.methods.p_tuning import PTuning
-from peftjax.methods.prefix import Prefix, PTuningV2
+from peftjax.methods.p_tuning_v2 import PTuningV2
+from peftjax.methods.prefix import Prefix
 from peftjax.methods.prompt import Prompt
 from peftjax.sites import Site
 

@@ -1,0 +1,96 @@
+"""Several adapters of one method, their leaves stacked on an axis [A, ...] behind the layers': all of them summed."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from peftjax.methods.base import Call, Leaves, Method
+from peftjax.sites import Site
+
+
+@dataclasses.dataclass(frozen=True)
+class Stack:
+  """A method of which there are several adapters."""
+
+  method: Method
+
+  @property
+  def leaf_names(self) -> tuple[str, ...]:
+    """The method's."""
+    return self.method.leaf_names
+
+  @property
+  def buffer_names(self) -> tuple[str, ...]:
+    """The method's."""
+    return self.method.buffer_names
+
+
+@dataclasses.dataclass(frozen=True)
+class Summed(Stack):
+  """All of the stacked adapters act at once: y + Σ_a w_a (after_a(x, y) - y).
+
+  Attributes:
+    weights: w, one for each adapter.
+  """
+
+  weights: tuple[float, ...]
+
+  def acts_by_delta(self, site: Site) -> bool:
+    """The method's."""
+    return self.method.acts_by_delta(site)
+
+  def delta(self, leaves: Leaves, base: Leaves, site: Site, shared: Leaves) -> Leaves:
+    """Σ_a w_a delta_a."""
+    changes = jax.vmap(lambda own, common: self.method.delta(own, base, site, common))(dict(leaves), dict(shared))
+    return {name: jnp.tensordot(jnp.asarray(self.weights), change, 1) for name, change in changes.items()}
+
+  def before(self, leaves: Leaves, x: Any, site: Site, call: Call) -> Any:
+    """The input as it is."""
+    if self.method.only_notes:
+      self.method.before({name: leaf[0] for name, leaf in leaves.items()}, x, site, call)
+    return x
+
+  def after(self, leaves: Leaves, x: Any, y: Any, site: Site, call: Call) -> Any:
+    """The output with what every adapter adds to the base's."""
+    if self.acts_by_delta(site) or type(self.method).after is Method.after:
+      return y
+    others = elsewhere(self.method, leaves, call)
+    count, has_rng = len(self.weights), call.module.has_rng("dropout")
+    keys = jax.random.split(call.module.make_rng("dropout"), count) if has_rng else None
+    before = dict(call.notes)
+
+    def one(own: Leaves, other: Leaves, shared: Leaves, key: Any) -> Any:
+      return self.method.after(own, x, y, site, alone(call, own | other, shared, key, dict(before)))
+
+    weights = jnp.asarray(self.weights)
+
+    def total(base: Any, each: Any) -> Any:
+      return base + jnp.tensordot(weights.astype(base.dtype), each - base, 1)
+
+    return jax.tree.map(total, y, jax.vmap(one)(dict(leaves), others, dict(call.shared), keys))
+
+
+def elsewhere(method: Method, leaves: Leaves, call: Call) -> Leaves:
+  """Stacked leaves that the method reads from its module though they are another site's: a tied table's."""
+  return {name: leaf for name in method.leaf_names if name not in leaves and (leaf := call.base(name)) is not None}
+
+
+def alone(call: Call, own: Leaves, shared: Leaves, key: Any, notes: dict[str, Any]) -> Call:
+  """The call as one adapter sees it: its leaves, its dropout."""
+  draws = itertools.count()
+
+  def base(name: str) -> Any:
+    return own[name] if name in own else call.base(name)
+
+  def drop(x: jax.Array, rate: float) -> jax.Array:
+    if rate == 0.0 or key is None:
+      return x
+    keep = jax.random.bernoulli(jax.random.fold_in(key, next(draws)), 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+
+  return Call(base=base, shared=shared, dropout=drop, module=call.module, notes=notes)
