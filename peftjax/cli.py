@@ -231,5 +231,6 @@ VERBS: dict[str, Verb] = {
       **{name: "see peftjax.models.sampling.Sampling" for name in SAMPLING_FLAGS},
     },
     ("model", "prompt"),
+    {"other_base": "take the adapter though it was trained on other weights"},
   ),
 }

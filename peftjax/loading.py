@@ -39,6 +39,8 @@ def load(
   quantize: Quantization | str | None = None,
   place: Callable[[Model], Callable[[masks.Tree], masks.Tree]] | None = None,
   family: Family | str = "",
+  other_base: bool = False,
+  new_head: bool = False,
 ) -> Model:
   """A model from a Hugging Face folder of config.json and *.safetensors, or from "packaged:NAME".
 
@@ -52,6 +54,8 @@ def load(
     quantize: int8, int4 or nf4: the kernels of linear modules are quantised one after the other while they are read.
     place: the model, of shapes -> (a tree of shapes -> its shardings): where leaves are to lie as they are read.
     family: one's own family, or `module:Name` of it; empty: what config.json says.
+    other_base: take the adapter though it says that it was trained on other weights.
+    new_head: draw the task's head with `seed` though the checkpoint has one, such as of other labels.
 
   Raises:
     UserError: the folder, the architecture, a key or a shape is not what was expected.
@@ -66,10 +70,10 @@ def load(
   model = from_config(hf_config, dtype, runtime=runtime, quantize=quantize, **settings)
   shardings = None if place is None else place(model)
   params, drawn, errors = pretrained.load_params(
-    folder, model.family, model.params, model.stacks, model.head, seed, shardings, tie
+    folder, model.family, model.params, model.stacks, model.head, seed, shardings, tie, new_head
   )
   model = dataclasses.replace(model, params=params, folder=folder, drawn=tuple(drawn), quantization_errors=errors)
-  return peft.load(model, adapter) if adapter else model
+  return peft.load(model, adapter, other_base=other_base) if adapter else model
 
 
 def _tied_as_in_files(

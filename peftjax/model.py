@@ -70,7 +70,6 @@ class Model:
   bound: tuple[Bound, ...] = ()
   folder: Path | None = None
   drawn: tuple[str, ...] = ()
-  new_head: bool = False
   quantization_errors: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
   # Forward --------------------------------------------------------------------------------------------------------

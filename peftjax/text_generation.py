@@ -140,7 +140,9 @@ def from_flags(flags: Any, show: Callable[[str], None] | None) -> dict[str, Any]
   """
   folder = folder_of(flags.model)
   # One subtree a layer from the start: taking layers out of a stack would hold the model twice.
-  model = load(folder, flags.adapter or None, runtime=Runtime(scan_layers=False))
+  model = load(
+    folder, flags.adapter or None, runtime=Runtime(scan_layers=False), other_base=getattr(flags, "other_base", False)
+  )
   tokenizer = load_tokenizer(folder, max_length=2**30)
   prompt = flags.prompt
   if flags.chat not in ("", "yes", "no"):

@@ -48,6 +48,9 @@ QUICK: dict[str, tuple[str, ...]] = {  # test -> the cases that always run
     "saved-tied", "output-own", "output-tied", "both-own",
   ),
   "oracles/test_vocabulary_peft.py::test_t5s_output_layer_reads_what_was_scaled": ("lora",),
+  "oracles/test_exported_pipeline.py::test_the_pipeline_scores_an_export_as_it_was_trained": (
+    "multi_label_classification-bert", "regression-llama",
+  ),
   "oracles/test_tied.py::test_an_untied_model_computes_the_same": ("granite", "t5"),
   "oracles/test_tied.py::test_an_output_layer_in_the_files_counts_as_in_transformers": (
     "differs-llama", "differs-t5", "equal-t5", "instead-gpt2",

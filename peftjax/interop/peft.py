@@ -167,12 +167,15 @@ def _is_plain(value: Any) -> bool:
 # Loading ----------------------------------------------------------------------------------------------------------
 
 
-def load(model: Model, folder: str | Path, name: str = DEFAULT, inference: bool = False) -> Model:
+def load(
+  model: Model, folder: str | Path, name: str = DEFAULT, inference: bool = False, other_base: bool = False
+) -> Model:
   """The model with the adapter of a PEFT folder added, and its head's values in place of the model's own.
 
   Args:
     name: the adapter's name; PEFT keeps those that are not "default" in a folder of that name inside.
     inference: leave out what only training needs: all that PEFT has no place for.
+    other_base: take it though the adapter says that it was trained on other weights.
 
   Raises:
     UserError: the folder, the config or a tensor is not what was expected; the adapter is for another base model.
@@ -181,6 +184,8 @@ def load(model: Model, folder: str | Path, name: str = DEFAULT, inference: bool 
   config = read_config(folder)
   try:
     ours = read_json(folder / OURS) if (folder / OURS).is_file() else {}
+    if not other_base:
+      _check_base(model, config, ours)
     form = format_of(config, str(ours.get("method")))
     full = checked(config, form)
     check_task(full, model)
@@ -195,6 +200,21 @@ def load(model: Model, folder: str | Path, name: str = DEFAULT, inference: bool 
   except UserError as error:
     base = config.get("base_model_name_or_path")
     raise UserError(f"{folder}: {error}" + (f" (made for {base!r})" if base else "")) from None
+
+
+def _check_base(model: Model, config: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+  """Raises a `UserError` if the adapter's base has other bytes than the model's; PEFT's own adapters do not say."""
+  if model.folder is None or not (model.folder / pretrained.CONFIG).is_file():
+    return
+  wanted, base = ours.get("base_sha256"), config.get("base_model_name_or_path")
+  if wanted is None:
+    if base and Path(str(base)).name != model.folder.name:
+      log.info("the adapter names the base %r, and is put on %s", base, model.folder)
+  elif wanted != pretrained.content_hash(model.folder):
+    raise UserError(
+      f"the adapter was trained on another base: config.json or weights of {model.folder} have another digest than "
+      f"{OURS} notes; give the base that it was trained on, or other_base (model.other_base=True, --other_base)"
+    )
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:

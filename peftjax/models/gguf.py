@@ -7,6 +7,7 @@ in pairs of neighbours (r₀ r_D/2 r₁ ...); Hugging Face's order is the halves
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import mmap
@@ -216,11 +217,24 @@ def tokenizer_files(path: Path) -> dict[str, dict[str, Any]]:
 def prepared(path: Path, cache: Path) -> Path:
   """The model folder of a GGUF file, or of a folder that holds nothing else, made in `cache` the first time."""
   file = path if path.is_file() else next(iter(sorted(path.glob("*.gguf"))))
-  stat = file.stat()
-  folder = cache / f"{file.stem}-{stat.st_size}-{stat.st_mtime_ns}"
+  folder = cache / f"{file.stem}-{_identity(file.resolve())}"
   if not folder.is_dir():
     prepare_folder(file, folder)
   return folder
+
+
+_HEAD_BYTES = 2**24  # more than the fields and the tokenizer of a file
+
+
+def _identity(file: Path) -> str:
+  """What tells a file from all others: where it is, when it was written, and its first and last bytes."""
+  stat = file.stat()
+  digest = hashlib.sha256(repr((str(file), stat.st_ino, stat.st_size, stat.st_mtime_ns)).encode())
+  with file.open("rb") as stream:
+    digest.update(stream.read(_HEAD_BYTES))
+    stream.seek(max(0, stat.st_size - 2**16))
+    digest.update(stream.read())
+  return digest.hexdigest()[:32]
 
 
 def prepare_folder(path: Path, folder: Path) -> None:
@@ -230,7 +244,7 @@ def prepare_folder(path: Path, folder: Path) -> None:
     for name, content in files.items():
       (temporary / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     try:
-      os.link(path, temporary / path.name)
+      os.link(path.resolve(), temporary / path.name)
     except OSError:
       shutil.copyfile(path, temporary / path.name)
 

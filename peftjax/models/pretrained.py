@@ -72,17 +72,31 @@ def weight_files(folder: str | Path) -> list[Path]:
     return [folder / WEIGHTS]
   index = folder / INDEX
   if index.is_file():
-    names = sorted(set(read_json(index).get("weight_map", {}).values()))
-    for name in names:
-      if not (folder / name).is_file():
-        raise UserError(f"{index} names {name!r}, which is not there; the download is incomplete")
-    return [folder / name for name in names]
+    return [folder / name for name in _shard_names(index)]
   files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.gguf"))[:1]
   if not files:
     others = [path.name for path in folder.glob("*.bin")]
     hint = f"; {others[0]} is a pickle, which is never read: convert it to safetensors" if others else ""
     raise UserError(f"{folder} has no *.safetensors{hint}")
   return files
+
+
+def _shard_names(index: Path) -> list[str]:
+  """Names of the files that an index lists, all of them in its folder; a file may be a link, its folder may not."""
+  found = read_json(index).get("weight_map")
+  if not isinstance(found, dict) or not found or not all(isinstance(name, str) for name in found.values()):
+    raise UserError(f"{index}: weight_map: expected an object of tensors and the files that hold them")
+  root = index.parent.resolve()
+  names = sorted(set(found.values()))
+  for name in names:
+    path = Path(name)
+    if path.is_absolute() or ".." in path.parts or not (index.parent / path).parent.resolve().is_relative_to(root):
+      raise UserError(f"{index} names {name!r}, which is not in its folder")
+    if path.suffix != ".safetensors":
+      raise UserError(f"{index} names {name!r}; expected a *.safetensors file")
+    if not (index.parent / path).is_file():
+      raise UserError(f"{index} names {name!r}, which is not there; the download is incomplete")
+  return names
 
 
 @functools.lru_cache(maxsize=16)
@@ -166,6 +180,7 @@ def load_params(
   seed: int = 0,
   place: Callable[[masks.Tree], masks.Tree] | None = None,
   tie: Tie | None = None,
+  new_head: bool = False,
 ) -> tuple[masks.Tree, list[str], dict[str, float]]:
   """(parameters, names of leaves that were drawn, relative errors of quantised leaves) of a model folder.
 
@@ -176,6 +191,7 @@ def load_params(
     place: the tree of shapes -> its shardings: each process reads the parts of its own devices. Leaves that are
       quantised while they are read, and those of GGUF files, are read whole and then laid.
     tie: a table that the files may hold under either of two names.
+    new_head: draw all `fresh` leaves.
 
   Raises:
     UserError: a tensor is missing, is not known, or has another shape.
@@ -186,7 +202,9 @@ def load_params(
   wanted = {name: rename(checkpoint_key(family, name)) for name in expanded(shapes, stacks)}
   _read_elsewhere(folder, family, checkpoint, wanted, tie)
   missing = {name for name, key in wanted.items() if key not in keys}
-  drawn = {name for name in missing if any(name.startswith(prefix + ".") for prefix in fresh)}
+  heads = {name for name in wanted if any(name.startswith(prefix + ".") for prefix in fresh)}
+  drawn = heads if new_head else missing & heads
+  _check_head(folder, family, checkpoint, shapes, {name: wanted[name] for name in heads - drawn})
   if missing - drawn:
     first = sorted(missing - drawn)[0]
     hint = nearest(wanted[first], keys, 1)
@@ -230,6 +248,21 @@ def load_params(
     if kept is not None:
       kept[one] = leaves[path], errors.get(path)
   return masks.unflatten(leaves), sorted(drawn), errors
+
+
+def _check_head(
+  folder: str | Path, family: Family, checkpoint: Tensors, shapes: masks.Tree, wanted: Mapping[str, str]
+) -> None:
+  """Raises a `UserError` if the checkpoint's head is of other labels."""
+  flat = masks.flatten(shapes)
+  for name, key in sorted(wanted.items()):
+    found, implied = checkpoint.shape(key), flat[name].shape
+    axes = checkpoint_axes(family, name, len(found))
+    if (found if axes is None else tuple(found[axis] for axis in axes)) != implied:
+      raise UserError(
+        f"{folder}: the head's {key!r} is for {found[0]} labels, and {implied[-1]} are wanted; "
+        "model.new_head=True draws a new head"
+      )
 
 
 def _read_elsewhere(

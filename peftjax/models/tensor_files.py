@@ -6,7 +6,6 @@ the other, little-endian. Blocks are read rather than mapped: mapped pages would
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,8 +19,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from peftjax.errors import UserError
+from peftjax.files import parse_json
 
 BLOCK_BYTES = 2**24
+MAX_HEADER_BYTES = 10**8  # as the safetensors library has it
 _ALIGNMENT = 64  # of arrays that XLA takes over without a copy
 _DTYPES: dict[str, Any] = {
   "F64": np.float64,
@@ -70,7 +71,12 @@ class Checkpoint:
   """
 
   def __init__(self, files: list[Path]):
-    self._places = {key: place for path in files for key, place in _places(path).items()}
+    self._places: dict[str, _Place] = {}
+    for path in files:
+      for key, place in _places(path).items():
+        if key in self._places:
+          raise UserError(f"{path} and {self._places[key].path} both hold {key!r}")
+        self._places[key] = place
 
   def keys(self) -> list[str]:
     """All tensor names."""
@@ -125,25 +131,44 @@ def _places(path: Path) -> dict[str, _Place]:
     size = path.stat().st_size
     with path.open("rb") as file:
       length = int.from_bytes(file.read(8), "little")
-      if length > size - 8:
+      if length > min(size - 8, MAX_HEADER_BYTES):
         raise ValueError(f"a header of {length} bytes in a file of {size}")
-      header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    start = 8 + length
-    places = {
-      key: _Place(path, np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"]), start + entry["data_offsets"][0])
-      for key, entry in header.items()
-    }
-    end = max((start + entry["data_offsets"][1] for entry in header.values()), default=start)
-    for key, place in places.items():
-      first, last = header[key]["data_offsets"]
-      if last - first != math.prod(place.shape) * place.dtype.itemsize:
+      content = file.read(length)
+    header = _header(content, str(path))
+    start, end, places = 8 + length, 0, {}
+    for key, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+      first, last = entry["data_offsets"]
+      if first != end:
+        raise ValueError(f"{key!r} starts at byte {first}, and the tensor before it ends at {end}")
+      dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"])
+      if last - first != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"{key!r} does not fill its place")
-    if end != size:
-      raise ValueError(f"{size} bytes, expected {end}")
-  except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+      places[key], end = _Place(path, dtype, shape, start + first), last
+    if start + end != size:
+      raise ValueError(f"{size} bytes, expected {start + end}")
+  except (OSError, ValueError) as error:
     raise UserError(f"{path} is no whole safetensors file: {error}") from None
-  return places
+  return {key: places[key] for key in header}
+
+
+def _header(content: bytes, where: str) -> dict[str, dict[str, Any]]:
+  """The entries of a header, each with a dtype that is known, a shape and offsets of whole numbers from 0."""
+  header = parse_json(content, where)
+  if not isinstance(header, dict):
+    raise ValueError("the header is no JSON object")
+  header.pop("__metadata__", None)
+  for key, entry in header.items():
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= set(entry):
+      raise ValueError(f"{key!r} has no dtype, shape and data_offsets")
+    if not isinstance(entry["dtype"], str) or entry["dtype"] not in _DTYPES:
+      raise ValueError(f"{key!r} has dtype {entry['dtype']!r}; known: {', '.join(_DTYPES)}")
+    for name in ("shape", "data_offsets"):
+      values = entry[name]
+      if not isinstance(values, list) or not all(type(one) is int and 0 <= one < 2**63 for one in values):
+        raise ValueError(f"{key!r}: {name}: expected whole numbers from 0")
+    if len(entry["data_offsets"]) != 2 or len(entry["shape"]) > 32:
+      raise ValueError(f"{key!r}: expected two offsets, and at most 32 axes")
+  return header
 
 
 def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:

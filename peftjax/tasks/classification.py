@@ -68,6 +68,8 @@ class Classification(Task):
     self.num_labels = len(label_names) or 1
     self.main_metric = "pearson" if self.regression else "accuracy"
     self.specs = OF_NUMBERS if self.regression else OF_SEVERAL if label_kind == "classes" else OF_ONE
+    kind = "multi_label" if label_kind == "classes" else "single_label"
+    self.problem_type = "regression" if self.regression else f"{kind}_classification"
     self.class_weights = tuple(float(one) for one in class_weights)
 
   @classmethod

@@ -135,7 +135,8 @@ def make_model(
   else:
     if mesh is not None and mesh.size > 1:
       options["place"] = lambda base: layout_of(base, mesh).shardings
-    model = load(section.path, section.adapter or None, section.dtype, seed=config.seed, **options)
+    model = load(section.path, section.adapter or None, section.dtype, seed=config.seed, other_base=section.other_base,
+                 new_head=section.new_head, **options)  # fmt: skip
     if section.adapter:
       return model  # its method is the adapter's
   key = jax.random.fold_in(jax.random.key(config.seed), ADAPTER_KEY)

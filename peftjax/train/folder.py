@@ -48,6 +48,7 @@ class Resolved:
 
   task: str
   label_names: tuple[str, ...]
+  problem_type: str = ""
 
 
 def read_config(folder: Path) -> tuple[ConfigDict, Resolved]:
@@ -66,7 +67,7 @@ def read_config(folder: Path) -> tuple[ConfigDict, Resolved]:
   task, labels = found.get("task"), found.get("label_names")
   if not isinstance(task, str) or not isinstance(labels, tuple) or not all(isinstance(one, str) for one in labels):
     raise UserError(f"{path}: resolved.task and resolved.label_names: expected a text and a list of texts")
-  return _config(path, saved), Resolved(task, labels)
+  return _config(path, saved), Resolved(task, labels, str(found.get("problem_type", "")))
 
 
 def _saved(path: Path) -> dict[str, Any]:

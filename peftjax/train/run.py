@@ -220,6 +220,7 @@ def describe(run: Run) -> dict[str, Any]:
   return {
     "task": run.task.name,
     "label_names": list(run.task.label_names),
+    "problem_type": getattr(run.task, "problem_type", ""),
     "architecture": run.model.architecture,
     "total_steps": run.total_steps,
     "steps_per_epoch": run.loaders.train.steps_per_epoch,

@@ -1,0 +1,61 @@
+"""An adapter knows its base by the base's bytes."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import peftjax
+from peftjax import UserError, cli, loading
+from peftjax.interop import peft
+from peftjax.methods import LoRA
+from tests.models.decoder_models import LLAMA, random_model
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+  for seed, name in enumerate(("base", "other")):
+    random_model(LLAMA, seed).save(tmp_path / name)
+  base = peftjax.load(tmp_path / "base")
+  base.add(LoRA(rank=2), jax.random.key(1)).save_adapter(tmp_path / "adapter")
+  return tmp_path
+
+
+def test_an_adapter_on_another_base_of_equal_shapes_is_refused_unless_asked(folders: Path) -> None:
+  says = r"the adapter was trained on another base: .*other have another digest than peftjax\.json notes"
+  with pytest.raises(UserError, match=says):
+    peftjax.load(folders / "other", adapter=folders / "adapter")
+  asked = peftjax.load(folders / "other", adapter=folders / "adapter", other_base=True)
+  assert [method.name for method in asked.methods] == ["lora"]
+  (folders / "base").rename(folders / "moved")
+  assert peftjax.load(folders / "moved", adapter=folders / "adapter").methods  # the same bytes elsewhere
+  (folders / "moved" / "config.json").write_text((folders / "other" / "config.json").read_text() + " ")
+  with pytest.raises(UserError, match="trained on another base"):
+    peftjax.load(folders / "moved", adapter=folders / "adapter")
+
+
+def test_an_adapter_that_says_nothing_of_its_base_loads_on_any(folders: Path, caplog: pytest.LogCaptureFixture) -> None:
+  (folders / "adapter" / peft.OURS).unlink()
+  with caplog.at_level(logging.INFO, logger="peftjax"):
+    peftjax.load(folders / "other", adapter=folders / "adapter")
+  assert "the adapter names the base" in caplog.text
+
+
+def test_the_command_line_says_how(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+  verb = ["generate", f"--model={folders / 'other'}", f"--adapter={folders / 'adapter'}", "--prompt=a"]
+  assert cli.main(verb) == 2
+  assert "--other_base" in capsys.readouterr().err
+
+
+def test_values_come_back_on_their_base(folders: Path) -> None:
+  base = peftjax.load(folders / "base")
+  model = base.add(LoRA(rank=2), jax.random.key(1))
+  loaded = loading.load(folders / "base", adapter=folders / "adapter")
+  given = {"input_ids": np.arange(3, 12)[None]}
+  np.testing.assert_array_equal(loaded(**given)["logits"], model(**given)["logits"])
+  assert "base_sha256" in json.loads((folders / "adapter" / peft.OURS).read_text())
