@@ -21,6 +21,7 @@ import numpy as np
 from flax import linen as nn
 
 from peftjax import masks
+from peftjax.buffers import variables_of
 from peftjax.errors import UserError
 from peftjax.methods import LoRA
 from peftjax.methods.inject import acting
@@ -95,7 +96,7 @@ def collect(model: Model, names: Iterable[str], batches: Iterable[Mapping[str, A
   def one(params: masks.Tree, batch: Mapping[str, Any]) -> dict[str, Moments]:
     held: dict[str, Moments] = {}
     with nn.intercept_methods(_watch(wanted, batch.get("attention_mask"), held)), acting(model.bound, params) as whole:
-      model.module.apply({"params": whole}, **batch)
+      model.module.apply(variables_of(whole), **batch)
     return held
 
   total: dict[str, Moments] | None = None

@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from peftjax import adding, masks, quantize_model, saving
+from peftjax import adding, buffers, masks, quantize_model, saving
 from peftjax.adapters import merging
 from peftjax.errors import UserError
 from peftjax.interop import peft
@@ -88,7 +88,7 @@ class Model:
     """
     rngs = None if rng is None else {"dropout": rng}
     with acting(self.bound, params, adapter_ids=adapter_ids) as whole:
-      outputs: Any = self.module.apply({"params": whole}, **inputs, rngs=rngs)
+      outputs: Any = self.module.apply(buffers.variables_of(whole), **inputs, rngs=rngs)
     return outputs
 
   def __call__(self, *, adapter_ids: Any = None, **inputs: Any) -> dict[str, Any]:
@@ -159,6 +159,8 @@ class Model:
     """The group of every leaf: the head's is "head"; each method's mask names the rest."""
 
     def mask(name: str, leaf: Any) -> str:
+      if buffers.is_buffer(name):
+        return masks.FROZEN
       if any(name.startswith(prefix + ".") for prefix in self.head) and self.trains_head:
         return HEAD
       return masks.union(*(one.mask for one in self.bound))(name, leaf) if self.bound else masks.FROZEN
@@ -211,7 +213,7 @@ class Model:
   def layer_stacks(self) -> dict[str, int]:
     """The stacks of layers, without those of experts within them."""
     layers = self.family.all_stacks(self.architecture, self.config)
-    return {path: count for path, count in self.stacks.items() if path in layers}
+    return {path: count for path, count in self.stacks.items() if buffers.owner(path) in layers}
 
   def unrolled(self) -> Model:
     """The same model with one subtree a layer instead of stacks, for methods that differ by layer."""
@@ -291,7 +293,7 @@ class _Forward:
 def _jitted(forward: _Forward) -> Any:
   def run(params: masks.Tree, inputs: dict[str, Any], adapter_ids: jax.Array | None) -> dict[str, Any]:
     with acting(forward.bound, params, adapter_ids=adapter_ids) as whole:
-      outputs: Any = forward.module.apply({"params": whole}, **inputs)
+      outputs: Any = forward.module.apply(buffers.variables_of(whole), **inputs)
     return outputs
 
   return jax.jit(run)

@@ -29,6 +29,7 @@ ROOMS = (
   ("data",),
   ("stacks",),
   ("masks", "sites"),
+  ("buffers",),
   ("trees",),
   ("config", "errors", "files", "memory", "outputs", "quantize", "registry"),
 )

@@ -40,7 +40,7 @@ class Own(Method):
     del y
     held = {name: leaf for name in LEAVES if (leaf := call.base(name)) is not None}
     own = {name.removeprefix(PREFIX): leaf for name, leaf in leaves.items()}
-    variables = {"params": {**site.unfold(held), **own}}
+    variables = {**call.module.variables, "params": {**site.unfold(held), **own}}
     if site.folding is None:
       return call.module.clone(parent=None).apply(variables, x)
     return site.folding.fold_y(call.module.clone(parent=None).apply(variables, site.folding.unfold_x(x)))

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from peftjax import masks
+from peftjax import buffers, masks
 from peftjax.methods.folding import NotAMatrix, folding_of
 from peftjax.sites import Site, Stream
 
@@ -34,7 +34,7 @@ _LEAF_MODULES: tuple[tuple[Any, str, str], ...] = (
 def discover(
   module: nn.Module, inputs: Mapping[str, Any], stacks: Mapping[str, int]
 ) -> tuple[masks.Tree, tuple[Site, ...]]:
-  """(parameter shapes, sites) of a module, from shapes alone.
+  """(shapes of its leaves, sites) of a module, from shapes alone; other collections than `params` are buffers.
 
   Args:
     module: any Linen model; modules may declare `sites` (method name -> kind) beside the built-in leaf modules.
@@ -52,7 +52,7 @@ def discover(
 
   with nn.intercept_methods(record):
     variables = jax.eval_shape(lambda key, batch: module.init(key, **batch), jax.random.key(0), dict(inputs))
-  return variables["params"], tuple(_in_context(list(found.values())))
+  return buffers.tree_of(variables), tuple(_in_context(list(found.values())))
 
 
 def _site_of(context: Any, args: Any, kwargs: Any, stacks: Mapping[str, int]) -> Site | None:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from peftjax import masks
+from peftjax.buffers import variables_of
 from peftjax.errors import UserError
 from peftjax.methods.actors import Actor
 from peftjax.methods.attach import leaf_paths
@@ -212,7 +213,7 @@ def check_all_read(module: nn.Module, params: masks.Tree, bound: Sequence[Bound]
 
   def forward(tree: masks.Tree, batch: Mapping[str, Any]) -> Any:
     with acting(bound, tree, read) as whole:
-      return module.apply({"params": whole}, **batch)
+      return module.apply(variables_of(whole), **batch)
 
   jax.eval_shape(forward, params, dict(inputs))
   unread = sorted(leaf_paths(bound, params) - read)

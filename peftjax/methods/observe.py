@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from peftjax import masks
+from peftjax.buffers import variables_of
 from peftjax.methods.attach import note_key
 from peftjax.methods.base import Leaves
 from peftjax.methods.bound import Bound
@@ -53,7 +54,7 @@ def observe(module: nn.Module, acted: Sequence[Bound], params: masks.Tree, watch
     return y
 
   with nn.intercept_methods(watch), acting(acted, params) as whole:
-    module.apply({"params": whole}, **inputs)
+    module.apply(variables_of(whole), **inputs)
   noted = {}
   for site in watching.sites:
     layers = [found.get(_place(site, index), {}) for index in range(len(site.names))]

@@ -6,7 +6,7 @@ from typing import Any
 
 from flax import linen as nn
 
-from peftjax import masks
+from peftjax import buffers, masks
 from peftjax.methods.discovery import discover
 from peftjax.models.family import Family
 from peftjax.models.layers import Runtime
@@ -40,4 +40,6 @@ def _build(
   module = family.architectures[architecture].build(config, runtime)
   stacks = family.stacks_of(architecture, config, runtime)
   shapes, sites = discover(module, family.inputs(config), stacks)
+  if buffers.ROOT in shapes:
+    stacks = buffers.with_stacks(stacks)
   return module, shapes, sites, stacks

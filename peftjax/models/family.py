@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from peftjax import masks
+from peftjax import buffers, masks
 from peftjax.errors import UserError, nearest
 from peftjax.models.config_fields import COMMON, Table
 from peftjax.models.layers import Runtime
@@ -135,11 +135,13 @@ def token_inputs(length: int = 4) -> dict[str, jax.ShapeDtypeStruct]:
 
 # Names and layouts between the tree and a checkpoint --------------------------------------------------------------
 
-_LEAF_NAMES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "scale_offset": "weight"}
+_LEAF_NAMES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "scale_offset": "weight",
+               "mean": "running_mean", "var": "running_var"}  # fmt: skip
 
 
 def checkpoint_key(family: Family, name: str) -> str:
   """Hugging Face's key of a leaf, from its name: ``encoder.layer.0.output.dense.kernel`` -> ``... .weight``."""
+  name = buffers.owner(name)
   for pattern, replacement in family.rename:
     name, hits = re.subn(pattern, replacement, name)
     if hits:

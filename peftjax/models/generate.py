@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from peftjax import memory
+from peftjax.buffers import variables_of
 from peftjax.errors import UserError
 from peftjax.methods.inject import acting
 from peftjax.models import beam_search
@@ -94,7 +95,7 @@ class _Program:
 
   def apply(self, params: Any, variables: Any, method: str, **inputs: Any) -> tuple[jax.Array, Any]:
     """(logits of the next token, the cache) of the module's `prefill` or `step`."""
-    logits, changed = self.module.apply({"params": params, **variables}, **inputs, method=method, mutable=[CACHE])
+    logits, changed = self.module.apply({**variables_of(params), **variables}, **inputs, method=method, mutable=[CACHE])
     return logits, changed[CACHE]
 
 

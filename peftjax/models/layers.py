@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from peftjax.buffers import BATCH_STATS
 from peftjax.errors import UserError, nearest
 from peftjax.models import cudnn
 from peftjax.models.placement import current, product
@@ -331,7 +332,7 @@ def stack_of(
     return _Unrolled(block, each, per_layer)
   stack = nn.scan(
     block,
-    variable_axes={"params": 0, CACHE: 0},
+    variable_axes={"params": 0, BATCH_STATS: 0, CACHE: 0},
     split_rngs={"params": True, "dropout": True},
     in_axes=(0, nn.broadcast) if per_layer else nn.broadcast,
     length=length,

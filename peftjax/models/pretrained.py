@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from peftjax import masks
+from peftjax.buffers import is_buffer
 from peftjax.errors import UserError, nearest
 from peftjax.files import read_json
 from peftjax.models.family import Family, checkpoint_axes, checkpoint_key, expanded
@@ -209,8 +210,9 @@ def load_params(
     first = sorted(missing - drawn)[0]
     hint = nearest(wanted[first], keys, 1)
     raise UserError(f"{folder} lacks {len(missing - drawn)} tensors, such as {wanted[first]!r}; {hint}")
+  passed_over = (*family.unused, r"(.*\.)?num_batches_tracked")  # by which torch weighs means over all batches
   unknown = [
-    key for key in keys - set(wanted.values()) if not any(re.fullmatch(pattern, key) for pattern in family.unused)
+    key for key in keys - set(wanted.values()) if not any(re.fullmatch(pattern, key) for pattern in passed_over)
   ]
   if unknown:
     raise UserError(
@@ -356,9 +358,9 @@ def _read_into(target: np.ndarray, name: str, key: str, family: Family, checkpoi
 def draw(name: str, shape: tuple[int, ...], dtype: Any, key: jax.Array, std: float = 0.02) -> jax.Array:
   """A fresh leaf, as Hugging Face initialises: N(0, std²), biases zero, normalisation scales one."""
   kind = name.rpartition(".")[2]
-  if kind in ("bias", "scale_offset"):
+  if kind in ("bias", "scale_offset") or (kind == "mean" and is_buffer(name)):
     return jnp.zeros(shape, dtype)
-  if kind == "scale":
+  if kind == "scale" or is_buffer(name):
     return jnp.ones(shape, dtype)
   return (std * jax.random.normal(jax.random.fold_in(key, zlib.crc32(name.encode())), shape)).astype(dtype)
 

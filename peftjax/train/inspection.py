@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from peftjax import masks
+from peftjax.buffers import is_buffer
 from peftjax.model import HEAD, Model
 from peftjax.quantize import kind_of, tree_bytes
 from peftjax.train import assemble
@@ -41,7 +42,7 @@ def report(model: Model) -> dict[str, Any]:
   Returns:
     `trainable`: all parameters that train; `adapter`: those the method adds or frees outside the head; `head`: the
     task's head where it trains; `total`: all parameters, added ones included; `percent`: 100 · trainable / total;
-    `buffers`: values that a method keeps beside them and that are no parameters, such as drawn indices or projections;
+    `buffers`: values beside them that are no parameters, such as a method's drawn indices or batch statistics;
     `peft_total`: the total as Hugging Face PEFT counts it, which holds a second copy of every module it saves whole;
     `groups`: parameters by group; `bytes`: of their leaves, buffers included, with scales of quantised leaves;
     `leaves`: the rows.
@@ -83,7 +84,8 @@ def report(model: Model) -> dict[str, Any]:
 
 def _buffers(model: Model) -> set[str]:
   names = {name for method in model.methods for name in method.buffer_names}
-  return {path for path in model.adapter_paths() if path.rpartition(".")[2] in names}
+  added = {path for path in model.adapter_paths() if path.rpartition(".")[2] in names}
+  return added | {path for path in masks.flatten(model.params) if is_buffer(path)}
 
 
 def _patterns(model: Model) -> dict[str, str]:
