@@ -162,6 +162,11 @@ def _shared(one: str, other: str) -> int:
   return next((place for place, (left, right) in pairs if left != right), min(len(one), len(other)))
 
 
+def has_chat_template(folder: str | Path) -> bool:
+  """Whether a model folder brings a chat template; raises `UserError` as `load_chat_template` does of a damaged one."""
+  return bool(_sources(Path(folder)))
+
+
 def load_chat_template(folder: str | Path) -> ChatTemplate:
   """The template of a model folder: ``chat_template.jinja``, or in ``tokenizer_config.json``.
 

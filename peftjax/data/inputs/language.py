@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from peftjax.data.inputs.base import IGNORED, Batch, Shapes, Sizes, weight_and_index
-from peftjax.data.inputs.chat import ChatTemplate, encode_chat, load_chat_template
+from peftjax.data.inputs.chat import ChatTemplate, encode_chat, has_chat_template, load_chat_template
 from peftjax.data.inputs.collating import Collate, padded, token_shapes
 from peftjax.data.inputs.tokenizing import Tokenizer
 from peftjax.data.sources.types import Example, Header
@@ -45,8 +45,8 @@ class Form:
 
   def fingerprint(self) -> str:
     """Of all that decides the tokens."""
-    source = self.chat.source if self.chat else ""
-    return hashlib.sha256(repr((self.prefix, self.separator, source)).encode()).hexdigest()
+    chat = (self.chat.source, sorted(self.chat.variables.items())) if self.chat else ""
+    return hashlib.sha256(repr((self.prefix, self.separator, chat)).encode()).hexdigest()
 
 
 def form_of(data: ConfigDict, folder: str | Path) -> Form:
@@ -58,13 +58,8 @@ def form_of(data: ConfigDict, folder: str | Path) -> Form:
   if data.format not in FORMATS:
     raise UserError(f"data.format={data.format!r}; {nearest(data.format, FORMATS)}")
   chat = None
-  if data.format == "chat":
+  if data.format == "chat" or (data.format == "auto" and has_chat_template(folder)):
     chat = load_chat_template(folder)
-  elif data.format == "auto":
-    try:
-      chat = load_chat_template(folder)
-    except UserError:  # a model without a template
-      chat = None
   return Form(data.prefix, data.separator, chat)
 
 

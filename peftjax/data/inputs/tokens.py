@@ -110,13 +110,20 @@ class Tokens(Input):
     return self.collate_rows.sizes(examples)
 
   def fingerprint(self) -> str:
-    return self.collate_rows.fingerprint()
+    return f"{self.collate_rows.fingerprint()}{self._day}"
+
+  @property
+  def _day(self) -> str:
+    """The date that a chat template writes into every conversation; empty: it writes none."""
+    chat = self.form.chat
+    reads_it = chat is not None and chat.knows_the_date and bool({"source", "messages"} & set(self.header.fields))
+    return f" {chat.now:%Y-%m-%d}" if chat is not None and reads_it else ""
 
   def training(self) -> Input:
     return PackedTokens(self) if self.data.packing else self
 
   def identity(self) -> dict[str, Any]:
-    return {"tokenizer": self.fingerprint(), "data.buckets": list(self.buckets)}
+    return {"tokenizer": self.collate_rows.fingerprint(), "data.buckets": list(self.buckets)}
 
   def check(self, model: Model) -> None:
     self.tokenizer.check_fits(int(model.hf_config["vocab_size"]))
@@ -136,7 +143,7 @@ class Tokens(Input):
         f"data.max_length={longest}: none of the {count:,} training examples has a response left when cut there; "
         "raise it, or try data.format='plain' if a chat template fills the rows"
       )
-    lines = []
+    lines = [f"train: the chat template writes the date into every conversation:{self._day}"] if self._day else []
     lost = "words lose their tags, being cut off or unknown to the tokenizer"
     if has_responses:
       lost = "examples have no response left and teach nothing; raise data.max_length"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import transformers
 
 from peftjax import config as configs
 from peftjax.data import Form, form_of, load_tokenizer
+from peftjax.data.inputs.chat import ChatTemplate
 from peftjax.data.inputs.language import CausalCollate, Seq2SeqCollate
 from peftjax.data.inputs.tokenizer_training import main, train_tokenizer
 from peftjax.data.inputs.tokenizing import IGNORED
@@ -142,3 +144,23 @@ def test_the_command_writes_a_folder_to_start_from(tmp_path, capsys, monkeypatch
   assert "did you mean 'bpe'" in capsys.readouterr().err
   with pytest.raises(UserError, match="the bytes and special tokens alone are 259"):
     train_tokenizer([row["source"] for row in reversals(3)], 100)
+
+
+def test_a_damaged_template_is_no_missing_one(tmp_path):
+  (tmp_path / "tokenizer_config.json").write_text('{"chat_template": [{"name": "rag", "template": "x"}]}')
+  with pytest.raises(UserError, match="has chat templates called rag, and none called default"):
+    form_of(configs.default().data, tmp_path)
+
+
+def test_a_template_that_writes_the_date_is_told_and_measured_anew_each_day(tokenizer, tmp_path, monkeypatch):
+  monkeypatch.setenv("PEFTJAX_CACHE", str(tmp_path / "cache"))
+  source = "{{ strftime_now('%d %b %Y') }}{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
+  config = configs.load(
+    "", [f"data.name={reversal_data(tmp_path / 'data')}", "data.max_length=64", "task.name=causal_lm"]
+  )
+  first, second = (
+    text_loaders(config, tokenizer, form=Form(chat=ChatTemplate(source, now=datetime(2024, 2, day)))) for day in (3, 4)
+  )
+  assert "train: the chat template writes the date into every conversation: 2024-02-03" in first.train.notes
+  assert first.inputs.fingerprint() != second.inputs.fingerprint()
+  second.train.set_state(first.train.get_state())
