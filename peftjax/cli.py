@@ -28,6 +28,8 @@ SAMPLING_FLAGS = (
   "top_k",
   "top_p",
   "repetition_penalty",
+  "no_repeat_ngram_size",
+  "min_new_tokens",
   "num_beams",
   "length_penalty",
 )

@@ -30,6 +30,7 @@ from peftjax.methods.base import Context
 from peftjax.methods.bound import Bound, bind
 from peftjax.methods.inject import acting
 from peftjax.models.building import build
+from peftjax.models.concrete import check_ids
 from peftjax.models.family import Family
 from peftjax.models.layers import Runtime
 from peftjax.quantize import is_quantized
@@ -92,7 +93,12 @@ class Model:
     return outputs
 
   def __call__(self, *, adapter_ids: Any = None, **inputs: Any) -> dict[str, Any]:
-    """The outputs for arrays given by name, as `forward` without dropout, compiled."""
+    """The outputs for arrays given by name, as `forward` without dropout, compiled.
+
+    Raises:
+      UserError: ids that the model does not embed, more tokens than it has positions.
+    """
+    check_ids(self.config, inputs)
     ids = None if adapter_ids is None else self.checked_ids(adapter_ids)
     return _jitted(self.forward_key)(self.params, {name: jnp.asarray(value) for name, value in inputs.items()}, ids)
 

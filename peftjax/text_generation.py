@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from peftjax.data.batching import subset
 from peftjax.data.inputs.chat import load_chat_template
+from peftjax.data.inputs.language import Form
 from peftjax.data.inputs.prompts import Prompt, prompt_of
 from peftjax.data.inputs.tokenizing import Tokenizer, load_tokenizer
 from peftjax.data.inputs.tokens import Tokens
@@ -20,6 +21,7 @@ from peftjax.errors import UserError
 from peftjax.files import read_json
 from peftjax.loading import folder_of, load
 from peftjax.model import Model
+from peftjax.models.family import SEQ2SEQ_LM
 from peftjax.models.generate import Generator, generate, trimmed
 from peftjax.models.layers import Runtime
 from peftjax.models.sampling import Sampling
@@ -144,6 +146,7 @@ def from_flags(flags: Any, show: Callable[[str], None] | None) -> dict[str, Any]
     folder, flags.adapter or None, runtime=Runtime(scan_layers=False), other_base=getattr(flags, "other_base", False)
   )
   tokenizer = load_tokenizer(folder, max_length=2**30)
+  tokenizer.check_fits(int(model.config.vocab_size))
   prompt = flags.prompt
   if flags.chat not in ("", "yes", "no"):
     raise UserError(f"generate --chat: expected yes or no, got {flags.chat!r}")
@@ -152,8 +155,10 @@ def from_flags(flags: Any, show: Callable[[str], None] | None) -> dict[str, Any]
     messages = [*system, {"role": "user", "content": prompt}]
     prompt = load_chat_template(folder).render(messages, asks_for_answer=True)
     ids = tokenizer.encode_with_places(prompt)[0]
-  else:
+  elif model.task == SEQ2SEQ_LM:
     ids = tokenizer.encode([prompt]).ids[0].tolist()
+  else:
+    ids = Form(separator="").prompt_ids(tokenizer, prompt)
   sampling = sampling_of(flags, end_ids(folder, model.hf_config), tokenizer.pad_id)
   if flags.seed and not flags.seed.isdigit():
     raise UserError(f"generate --seed: expected a whole number, got {flags.seed!r}")
@@ -171,7 +176,8 @@ def sampling_of(flags: Any, eos_ids: tuple[int, ...], pad_id: int) -> Sampling:
     UserError: a flag is no number.
   """
   kinds: dict[str, type] = {"max_new_tokens": int, "temperature": float, "top_k": int, "top_p": float,
-                            "repetition_penalty": float, "num_beams": int, "length_penalty": float}  # fmt: skip
+                            "repetition_penalty": float, "no_repeat_ngram_size": int, "min_new_tokens": int,
+                            "num_beams": int, "length_penalty": float}  # fmt: skip
   given: dict[str, Any] = {}
   for name, kind in kinds.items():
     text = getattr(flags, name, "")

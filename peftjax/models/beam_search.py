@@ -15,14 +15,18 @@ import jax
 import jax.numpy as jnp
 
 from peftjax.models.kv_cache import take_rows
-from peftjax.models.sampling import Sampling
+from peftjax.models.sampling import Sampling, processed, with_token
 
 _LOW = -1e9
 State = dict[str, Any]
 
 
 def search(
-  step: Callable[[Any, jax.Array], tuple[jax.Array, Any]], logits_BxV: jax.Array, cache: Any, sampling: Sampling
+  step: Callable[[Any, jax.Array], tuple[jax.Array, Any]],
+  logits_BxV: jax.Array,
+  cache: Any,
+  before: tuple[jax.Array, jax.Array],
+  sampling: Sampling,
 ) -> jax.Array:
   """int32[B, N]: the best sequence of each row, filled up with `pad_id`.
 
@@ -30,6 +34,7 @@ def search(
     step: (cache, tokens int32[B * K]) -> (logits [B * K, V] of the next token, cache).
     logits_BxV: of the first token.
     cache: of the prompts, B rows.
+    before: what the answers continue, B rows: the tokens seen and the history that `processed` takes.
   """
   rows, vocabulary = logits_BxV.shape
   beams, length = sampling.num_beams, sampling.max_new_tokens
@@ -45,6 +50,8 @@ def search(
     "finished_scores": jnp.full((rows, beams), _LOW),
     "is_finished": jnp.zeros((rows, beams), bool),
     "can_improve": jnp.ones(rows, bool),
+    "seen": jnp.repeat(before[0], beams, axis=0),
+    "history": jnp.repeat(before[1], beams, axis=0),
   }
 
   def is_going(state: State) -> jax.Array:
@@ -52,10 +59,12 @@ def search(
     return going & ~state["is_finished"].all() if sampling.early_stopping else going
 
   def one(state: State) -> State:
+    count = state["count"]
     state, tokens, parents = _extend(state, sampling, vocabulary)
     at = (jnp.arange(rows)[:, None] * beams + parents).reshape(-1)
+    seen, history = with_token(state["seen"][at], state["history"][at], tokens.reshape(-1), count, sampling)
     logits, cache = step(take_rows(state["cache"], at), tokens.reshape(-1))
-    return {**state, "cache": cache, "logits": logits.astype(jnp.float32)}
+    return {**state, "cache": cache, "logits": logits.astype(jnp.float32), "seen": seen, "history": history}
 
   return jax.lax.while_loop(is_going, one, state)["finished"][:, 0]
 
@@ -65,8 +74,9 @@ def _extend(state: State, sampling: Sampling, vocabulary: int) -> tuple[State, j
   rows, beams, length = state["running"].shape
   count = state["count"]
   candidates = max(2, 1 + len(sampling.eos_ids)) * beams  # enough that `beams` of them do not end
-  log_probs = jax.nn.log_softmax(state["logits"], axis=-1).reshape(rows, beams, vocabulary)
-  total = (log_probs + state["running_scores"][:, :, None]).reshape(rows, -1)
+  log_probs = jax.nn.log_softmax(state["logits"], axis=-1)
+  log_probs = processed(log_probs, state["seen"], state["history"], count, sampling)
+  total = (log_probs.reshape(rows, beams, vocabulary) + state["running_scores"][:, :, None]).reshape(rows, -1)
   scores_BxC, at = jax.lax.top_k(total, candidates)
   parents, tokens = at // vocabulary, (at % vocabulary).astype(jnp.int32)
   sequences_BxCxN = _pick(state["running"], parents).at[:, :, count].set(tokens)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from peftjax.errors import UserError
+from peftjax.models.concrete import check_length
 from peftjax.models.config_fields import (
   ANY_ID,
   COMMON,
@@ -27,7 +28,7 @@ from peftjax.models.config_fields import (
   Field,
   Only,
   Table,
-  choose,
+  fields_for,
 )
 from peftjax.models.family import (
   ENCODER,
@@ -67,6 +68,11 @@ class BertConfig:
   def head_dropout(self) -> float:
     """Dropout rate before the classifier."""
     return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
+
+  @property
+  def position_rows(self) -> int:
+    """Rows of the table of positions."""
+    return self.max_position_embeddings
 
   @property
   def first_position(self) -> int:
@@ -268,6 +274,7 @@ class BertModel(nn.Module, HasSites):
 
   def positions(self, input_ids: jax.Array) -> jax.Array | None:
     """RoBERTa counts tokens that are no padding, from the padding id on; BERT counts all from 0 (None)."""
+    check_length(input_ids.shape[1], self.position_limit)
     if self.config.model_type == "bert":
       return None
     is_token = (input_ids != self.config.pad_token_id).astype(jnp.int32)
@@ -276,6 +283,7 @@ class BertModel(nn.Module, HasSites):
   def default_positions(self, inputs: Mapping[str, Any]) -> jax.Array:
     """int[B, L] that `from_embeds` counts for these inputs of its own."""
     batch, length = inputs["embeds"].shape[:2]
+    check_length(length, self.position_limit)
     return jnp.broadcast_to(jnp.arange(length) + self.config.first_position, (batch, length))
 
   @property
@@ -445,7 +453,7 @@ def _parse(hf_config: Mapping[str, Any]) -> BertConfig:
   model_type = str(hf_config["model_type"])
   given = (BERT_TABLE if model_type == "bert" else ROBERTA_TABLE).values(hf_config)
   given["pad_token_id"] = given["pad_token_id"] or 0  # BERT itself reads none
-  config = BertConfig(**choose(given, BertConfig), model_type=model_type)
+  config = BertConfig(**fields_for(given, BertConfig), model_type=model_type)
   check_heads(config.hidden_size, config.num_attention_heads)
   activation(config.hidden_act)
   if model_type == "roberta" and not 0 <= given["pad_token_id"] < config.max_position_embeddings - 1:

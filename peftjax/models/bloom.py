@@ -27,7 +27,7 @@ from peftjax.models.config_fields import (
   VOCABULARY,
   Field,
   Table,
-  choose,
+  fields_for,
 )
 from peftjax.models.decoder import (
   BareDecoder,
@@ -201,7 +201,7 @@ TABLE = COMMON | Table(
 
 
 def _parse(hf_config: Mapping[str, Any]) -> BloomConfig:
-  config = BloomConfig(**choose(TABLE.values(hf_config), BloomConfig))
+  config = BloomConfig(**fields_for(TABLE.values(hf_config), BloomConfig))
   check_heads(config.hidden_size, config.n_head)
   return config
 

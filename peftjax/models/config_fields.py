@@ -240,7 +240,7 @@ def shown(value: Any) -> str:
   return text if len(text) <= 60 else text[:57] + "..."
 
 
-def choose(table_values: Mapping[str, Any], config_class: Any, **renamed: str) -> dict[str, Any]:
+def fields_for(table_values: Mapping[str, Any], config_class: Any, **renamed: str) -> dict[str, Any]:
   """The values that a config dataclass has fields for; `renamed`: its field -> the table's name."""
   known = {field.name for field in dataclasses.fields(config_class)}
   found = {name: value for name, value in table_values.items() if name in known}

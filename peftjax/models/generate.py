@@ -22,17 +22,19 @@ from peftjax.buffers import variables_of
 from peftjax.errors import UserError
 from peftjax.methods.inject import acting
 from peftjax.models import beam_search
+from peftjax.models.concrete import check_ids
 from peftjax.models.family import CAUSAL_LM, SEQ2SEQ_LM
 from peftjax.models.kv_cache import grow
 from peftjax.models.layers import CACHE
-from peftjax.models.sampling import Sampling, choose
+from peftjax.models.sampling import Sampling, choose, processed, with_token
 
 if TYPE_CHECKING:
   from peftjax.model import Model
 
 State = dict[str, Any]
 """Between steps: "cache"; "logits" f32[B, V] of the next token; "tokens" int32[B, N]; "count" of them that are there;
-"done" bool[B]; "seen" bool[B, V]; "key"; "chosen": each row's adapter, where the model holds several."""
+"done" bool[B]; "seen" bool[B, V] and "history" int32[B, P] as `processed` takes them; "key"; "chosen": each row's
+adapter, where the model holds several."""
 
 _LENGTH_STEP = 32  # prompts are padded, and tokens made room for, in steps of this, so that few programs are compiled
 
@@ -156,15 +158,18 @@ class Generator:
       "count": jnp.int32(0),
       "done": jnp.zeros(rows, bool),
       "seen": self._seen(inputs, logits.shape[-1]),
+      "history": self._history(inputs),
       "key": jax.random.key(0) if key is None else key,
     }
 
   def search(self, prompts: Sequence[Sequence[int]], adapter_ids: Sequence[int] | None = None) -> np.ndarray:
     """int32[B, N]: the best sequence of each row by beam search."""
     chosen = self._chosen(adapter_ids, len(prompts))
-    logits, cache = _prefill(self._program, self._params, *self._inputs(prompts), chosen)
+    inputs, room = self._inputs(prompts)
+    logits, cache = _prefill(self._program, self._params, inputs, room, chosen)
     of_beams = None if chosen is None else jnp.repeat(chosen, self.sampling.num_beams)
-    return np.asarray(_search(self._program, self._params, logits, cache, of_beams))
+    before = (self._seen(inputs, logits.shape[-1]), self._history(inputs))
+    return np.asarray(_search(self._program, self._params, logits, cache, before, of_beams))
 
   @property
   def _program(self) -> _Program:
@@ -182,12 +187,15 @@ class Generator:
     """(the inputs of `prefill`, how many slots to make room for)."""
     if not prompts or not all(len(prompt) for prompt in prompts):
       raise UserError("generate: every prompt needs at least one token")
+    for prompt in prompts:
+      check_ids(self.model.config, {"input_ids": np.asarray(prompt)})
+    check_ids(self.model.config, {"input_ids": np.asarray(self.sampling.eos_ids, np.int32)})
     is_decoder = self.model.task == CAUSAL_LM
     length, room = (_rounded(count) for count in (max(map(len, prompts)), self.sampling.max_new_tokens))
     limit = getattr(self.model.module, "position_limit", None)
     if limit is not None and length + room > limit:
       length, room = max(map(len, prompts)), self.sampling.max_new_tokens
-    ids = np.full((len(prompts), length), self.sampling.pad_id, np.int32)
+    ids = np.zeros((len(prompts), length), np.int32)  # the padding token may be none that is embedded
     mask = np.zeros((len(prompts), length), np.int32)
     for row, prompt in enumerate(prompts):
       at = slice(length - len(prompt), None) if is_decoder else slice(0, len(prompt))
@@ -201,10 +209,22 @@ class Generator:
   def _seen(self, inputs: dict[str, jax.Array], vocabulary: int) -> jax.Array:
     if self.sampling.repetition_penalty == 1.0:
       return jnp.zeros((inputs["input_ids"].shape[0], 0), bool)
-    ids = inputs.get("decoder_input_ids", inputs["input_ids"])
-    is_token = jnp.ones_like(ids, bool) if "decoder_input_ids" in inputs else inputs["attention_mask"].astype(bool)
+    ids, is_token = self._before(inputs)
     rows = jnp.arange(ids.shape[0])[:, None]
     return jnp.zeros((ids.shape[0], vocabulary), bool).at[rows, ids].max(is_token)
+
+  def _history(self, inputs: dict[str, jax.Array]) -> jax.Array:
+    """int32[B, P]: what the answer continues, with room for it."""
+    if not self.sampling.no_repeat_ngram_size:
+      return jnp.zeros((inputs["input_ids"].shape[0], 0), jnp.int32)
+    ids, is_token = self._before(inputs)
+    return jnp.pad(jnp.where(is_token, ids, -1), ((0, 0), (0, self.sampling.max_new_tokens)), constant_values=-1)
+
+  def _before(self, inputs: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """(ids that stand before the answer, which of them are tokens): a prompt, or the decoder's start."""
+    if "decoder_input_ids" in inputs:
+      return inputs["decoder_input_ids"], jnp.ones_like(inputs["decoder_input_ids"], bool)
+    return inputs["input_ids"], inputs["attention_mask"].astype(bool)
 
 
 def _rounded(count: int) -> int:
@@ -232,12 +252,11 @@ def _advance(program: _Program, params: Any, state: State, limit: int) -> State:
   with acting(program.bound, params, adapter_ids=state["chosen"]) as whole:
 
     def one(state: State) -> State:
-      token = choose(jax.random.fold_in(state["key"], state["count"]), state["logits"], state["seen"], sampling)
+      scores = processed(state["logits"], state["seen"], state["history"], state["count"], sampling)
+      token = choose(jax.random.fold_in(state["key"], state["count"]), scores, sampling)
       token = jnp.where(state["done"], sampling.pad_id, token)
       logits, cache = program.apply(whole, {CACHE: state["cache"]}, "step", input_ids=token[:, None])
-      seen = state["seen"]
-      if seen.shape[1]:
-        seen = seen.at[jnp.arange(token.shape[0]), token].set(True)
+      seen, history = with_token(state["seen"], state["history"], token, state["count"], sampling)
       return {
         "cache": cache,
         "logits": logits.astype(jnp.float32),
@@ -245,6 +264,7 @@ def _advance(program: _Program, params: Any, state: State, limit: int) -> State:
         "count": state["count"] + 1,
         "done": state["done"] | (token[:, None] == ends).any(axis=1),
         "seen": seen,
+        "history": history,
         "key": state["key"],
         "chosen": state["chosen"],
       }
@@ -253,10 +273,17 @@ def _advance(program: _Program, params: Any, state: State, limit: int) -> State:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _search(program: _Program, params: Any, logits: jax.Array, cache: Any, chosen: jax.Array | None) -> jax.Array:
+def _search(
+  program: _Program,
+  params: Any,
+  logits: jax.Array,
+  cache: Any,
+  before: tuple[jax.Array, jax.Array],
+  chosen: jax.Array | None,
+) -> jax.Array:
   with acting(program.bound, params, adapter_ids=chosen) as whole:
 
     def step(cache: Any, tokens: jax.Array) -> tuple[jax.Array, Any]:
       return program.apply(whole, {CACHE: cache}, "step", input_ids=tokens[:, None])
 
-    return beam_search.search(step, logits, cache, program.sampling)
+    return beam_search.search(step, logits, cache, before, program.sampling)

@@ -25,7 +25,7 @@ from peftjax.models.config_fields import (
   Field,
   Only,
   Table,
-  choose,
+  fields_for,
 )
 from peftjax.models.decoder import (
   BareDecoder,
@@ -63,6 +63,11 @@ class GPT2Config:
   tie_word_embeddings: bool = True
   pad_token_id: int | None = None
   num_labels: int = 2
+
+  @property
+  def position_rows(self) -> int:
+    """The positions that may be given."""
+    return self.position_limit
 
   @property
   def position_limit(self) -> int:
@@ -217,7 +222,7 @@ TABLE = COMMON | Table(
 
 
 def _parse(hf_config: Mapping[str, Any]) -> GPT2Config:
-  config = GPT2Config(**choose(TABLE.values(hf_config), GPT2Config))
+  config = GPT2Config(**fields_for(TABLE.values(hf_config), GPT2Config))
   check_heads(config.n_embd, config.n_head)
   activation(config.activation_function)
   return config

@@ -30,7 +30,7 @@ from peftjax.models.config_fields import (
   VOCABULARY,
   Field,
   Table,
-  choose,
+  fields_for,
 )
 from peftjax.models.decoder import (
   BareDecoder,
@@ -72,6 +72,11 @@ class NeoXConfig:
   num_labels: int = 2
   position_limit: int | None = None
   """How many positions there are, of GPT-J; NeoX rotates by any."""
+
+  @property
+  def position_rows(self) -> int | None:
+    """The positions that may be given."""
+    return self.position_limit
 
 
 class NeoXAttention(nn.Module, HasSites):
@@ -325,7 +330,7 @@ def _parse_neox(hf_config: Mapping[str, Any]) -> NeoXConfig:
       raise UserError(f"config.json: {name}={given[name]:g}: of this model transformers reads {other}, {entry[name]}")
   rope = parse_rope(entry, given, hidden // heads, 10000.0, partial=True)
   activation(given["hidden_act"])
-  return NeoXConfig(rope=rope, **choose(given, NeoXConfig))
+  return NeoXConfig(rope=rope, **fields_for(given, NeoXConfig))
 
 
 GPTJ_TABLE = COMMON | Table(
@@ -375,7 +380,7 @@ def _parse_gptj(hf_config: Mapping[str, Any]) -> NeoXConfig:
       f"config.json: rotary_dim={rotated}: expected an even number up to {hidden // heads}, a head's size"
     )
   activation(given["activation_function"])
-  fields = choose(given, NeoXConfig, **_GPTJ_NAMES)
+  fields = fields_for(given, NeoXConfig, **_GPTJ_NAMES)
   return NeoXConfig(rope=Rope(rotated), intermediate_size=given["n_inner"] or 4 * hidden, **fields)
 
 

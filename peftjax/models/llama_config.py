@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from peftjax.errors import UserError
-from peftjax.models.config_fields import choose
+from peftjax.models.config_fields import fields_for
 from peftjax.models.layers import activation
 from peftjax.models.llama_fields import TABLES
 from peftjax.models.rope import Rope, parse_rope, settings
@@ -107,7 +107,7 @@ def parse(hf_config: Mapping[str, Any]) -> LlamaConfig:
   model_type = str(hf_config["model_type"])
   given = TABLES[model_type].values(hf_config)
   layers, heads, hidden = (given[name] for name in ("num_hidden_layers", "num_attention_heads", "hidden_size"))
-  found = choose(given, LlamaConfig)
+  found = fields_for(given, LlamaConfig)
   found["model_type"] = model_type
   found["head_dim"] = given["head_dim"] or max(hidden // heads, 1)
   found["num_key_value_heads"] = given["num_key_value_heads"] or heads

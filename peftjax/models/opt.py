@@ -25,7 +25,7 @@ from peftjax.models.config_fields import (
   Field,
   Only,
   Table,
-  choose,
+  fields_for,
 )
 from peftjax.models.decoder import (
   BareDecoder,
@@ -65,6 +65,11 @@ class OPTConfig:
   final_norm: bool = True
   pad_token_id: int | None = 1
   num_labels: int = 2
+
+  @property
+  def position_rows(self) -> int:
+    """The positions that may be given."""
+    return self.position_limit
 
   @property
   def position_limit(self) -> int:
@@ -228,7 +233,7 @@ def _parse(hf_config: Mapping[str, Any]) -> OPTConfig:
   given = TABLE.values(hf_config)
   given["word_embed_proj_dim"] = given["word_embed_proj_dim"] or given["hidden_size"]
   given["final_norm"] = given["do_layer_norm_before"] and not given["_remove_final_layer_norm"]
-  config = OPTConfig(**choose(given, OPTConfig))
+  config = OPTConfig(**fields_for(given, OPTConfig))
   check_heads(config.hidden_size, config.num_attention_heads)
   activation(config.activation_function)
   return config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,10 @@ class Sampling:
     temperature: logits are divided by it; 0: always the likeliest token.
     top_k: draw among this many likeliest tokens; 0: among all.
     top_p: draw among the likeliest tokens that together have at least this probability.
-    repetition_penalty: logits of tokens that have occurred are divided by it if positive, multiplied if negative.
+    repetition_penalty: logits of tokens that have occurred are divided by it if positive, multiplied if negative; under
+      beam search log-probabilities, as Hugging Face does it.
+    no_repeat_ngram_size: no sequence of so many tokens occurs twice in prompt and answer; 0: any may.
+    min_new_tokens: no token that ends a sequence comes before so many others.
     eos_ids: tokens that end a sequence.
     pad_id: what stands after the end.
     num_beams: with 2 or more, beam search for the likeliest sequence instead.
@@ -32,6 +36,8 @@ class Sampling:
   top_k: int = 0
   top_p: float = 1.0
   repetition_penalty: float = 1.0
+  no_repeat_ngram_size: int = 0
+  min_new_tokens: int = 0
   eos_ids: tuple[int, ...] = ()
   pad_id: int = 0
   num_beams: int = 1
@@ -39,15 +45,71 @@ class Sampling:
   early_stopping: bool = False
 
   def __post_init__(self) -> None:
-    for name, least in (("max_new_tokens", 1), ("temperature", 0), ("top_k", 0), ("num_beams", 1)):
-      if getattr(self, name) < least:
-        raise UserError(f"generate.{name}: expected at least {least}, got {getattr(self, name)}")
+    least = {"max_new_tokens": 1, "temperature": 0, "top_k": 0, "num_beams": 1, "no_repeat_ngram_size": 0}
+    for name, bound in {**least, "min_new_tokens": 0}.items():
+      if not bound <= getattr(self, name) < 2**31:
+        raise UserError(f"generate.{name}: expected at least {bound}, got {getattr(self, name)}")
     if not 0.0 < self.top_p <= 1.0:
       raise UserError(f"generate.top_p: expected a share in (0, 1], got {self.top_p}")
-    if self.repetition_penalty <= 0.0:
+    if not 0.0 < self.repetition_penalty < math.inf:
       raise UserError(f"generate.repetition_penalty: expected a positive number, got {self.repetition_penalty}")
+    if not math.isfinite(self.length_penalty):
+      raise UserError(f"generate.length_penalty: expected a finite number, got {self.length_penalty}")
+    if self.min_new_tokens > self.max_new_tokens:
+      raise UserError(f"generate.min_new_tokens={self.min_new_tokens}: more than max_new_tokens={self.max_new_tokens}")
     if self.num_beams > 1 and self.temperature > 0.0:
       raise UserError("generate.num_beams: beam search does not sample; leave temperature at 0")
+
+
+def processed(
+  scores_BxV: jax.Array, seen_BxV: jax.Array, history_BxP: jax.Array, count: jax.Array, sampling: Sampling
+) -> jax.Array:
+  """Scores of the next token after the rules that look back, in Hugging Face's order.
+
+  Args:
+    seen_BxV: bool, which tokens have occurred; not looked at without a penalty.
+    history_BxP: int32, prompt and answer so far, in slots of which the last `max_new_tokens` are the answer's; -1 where
+      there is no token. Not looked at unless sequences may not repeat.
+    count: how many tokens the answer has.
+  """
+  scores = penalised(scores_BxV, seen_BxV, sampling.repetition_penalty)
+  if sampling.no_repeat_ngram_size:
+    size = history_BxP.shape[1] - sampling.max_new_tokens + count
+    scores = jnp.where(repeating(history_BxP, size, sampling.no_repeat_ngram_size, scores.shape[1]), -jnp.inf, scores)
+  if sampling.min_new_tokens and sampling.eos_ids:
+    is_end = jnp.zeros(scores.shape[1], bool).at[jnp.asarray(sampling.eos_ids)].set(True)
+    scores = jnp.where(is_end & (count < sampling.min_new_tokens), -jnp.inf, scores)
+  return scores
+
+
+def repeating(history_BxP: jax.Array, size: jax.Array, length: int, vocabulary: int) -> jax.Array:
+  """bool[B, V]: the tokens that would make the last `length` of a history the same as some before.
+
+  Args:
+    size: slots of the history that are in use; -1 within them is no token, and equal to none.
+  """
+  slots, most = jnp.arange(history_BxP.shape[1]), history_BxP.shape[1]
+  matches = (slots + length <= size) & (history_BxP >= 0)
+  for back in range(length - 1):
+    ahead = history_BxP[:, jnp.minimum(slots + back, most - 1)]
+    last = jax.lax.dynamic_slice_in_dim(history_BxP, jnp.maximum(size - length + 1 + back, 0), 1, axis=1)
+    matches &= (ahead == last) & (ahead >= 0)
+  following = history_BxP[:, jnp.minimum(slots + length - 1, most - 1)]
+  rows = jnp.arange(history_BxP.shape[0])[:, None]
+  matches &= (following >= 0) & (size >= length)
+  return jnp.zeros((history_BxP.shape[0], vocabulary), bool).at[rows, jnp.maximum(following, 0)].max(matches)
+
+
+def with_token(
+  seen_BxV: jax.Array, history_BxP: jax.Array, tokens_B: jax.Array, count: jax.Array, sampling: Sampling
+) -> tuple[jax.Array, jax.Array]:
+  """What `processed` looks back at, after each row's token number `count` of its answer."""
+  if seen_BxV.shape[1]:
+    seen_BxV = seen_BxV.at[jnp.arange(len(tokens_B)), tokens_B].set(True)
+  if history_BxP.shape[1]:
+    at = history_BxP.shape[1] - sampling.max_new_tokens + count
+    history_BxP = history_BxP.at[:, at].set(tokens_B)
+  return seen_BxV, history_BxP
 
 
 def penalised(logits_BxV: jax.Array, seen_BxV: jax.Array, penalty: float) -> jax.Array:
@@ -74,9 +136,9 @@ def narrowed(logits_BxV: jax.Array, sampling: Sampling) -> jax.Array:
   return logits
 
 
-def choose(key: jax.Array, logits_BxV: jax.Array, seen_BxV: jax.Array, sampling: Sampling) -> jax.Array:
+def choose(key: jax.Array, logits_BxV: jax.Array, sampling: Sampling) -> jax.Array:
   """int32[B]: the next token of each row. A row's draw depends on the key and the row's place in the batch alone."""
-  logits = penalised(logits_BxV.astype(jnp.float32), seen_BxV, sampling.repetition_penalty)
+  logits = logits_BxV.astype(jnp.float32)
   if sampling.temperature == 0.0:
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
   keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(logits.shape[0]))

@@ -26,7 +26,7 @@ from peftjax.models.config_fields import (
   Field,
   Only,
   Table,
-  choose,
+  fields_for,
   whole,
 )
 from peftjax.models.family import ENCODER, SEQ2SEQ_LM, TEXT_CLASSIFICATION, Architecture, Family
@@ -314,15 +314,15 @@ def _parse(hf_config: Mapping[str, Any]) -> T5Config:
     given["scale_decoder_outputs"] = False
   elif given["scale_decoder_outputs"] is None:
     given["scale_decoder_outputs"] = given["tie_word_embeddings"]
-  if given["relative_attention_max_distance"] <= given["relative_attention_num_buckets"] // 4:
+  if given["relative_attention_max_distance"] <= given["relative_attention_num_buckets"] // 2:
     raise UserError(
-      f"config.json: relative_attention_max_distance={given['relative_attention_max_distance']}: expected more than a "
-      f"quarter of relative_attention_num_buckets, {given['relative_attention_num_buckets']}"
+      f"config.json: relative_attention_max_distance={given['relative_attention_max_distance']}: expected more than "
+      f"half of relative_attention_num_buckets, {given['relative_attention_num_buckets']}"
     )
   parts = given["feed_forward_proj"].split("-")
   if len(parts) > 2 or (len(parts) == 2 and parts[0] != "gated"):
     raise UserError(f"config.json: feed_forward_proj={given['feed_forward_proj']!r}: expected ACT or gated-ACT")
-  config = T5Config(**choose(given, T5Config))
+  config = T5Config(**fields_for(given, T5Config))
   activation(config.hidden_act)
   return config
 

@@ -83,6 +83,24 @@ def buckets(config: T5Config, bidirectional: bool, queries_L: jax.Array, keys_S:
   return found + jnp.where(relative > 0, half, 0) if bidirectional else found
 
 
+_LARGEST = float(np.finfo(np.float16).max) - 1000
+
+
+def is_half(runtime: Runtime) -> bool:
+  """Whether activations are float16, in which T5's overflow: the residual stream and `wo` are then float32."""
+  return jnp.dtype(runtime.compute_dtype or runtime.dtype) == jnp.float16
+
+
+def _inner(runtime: Runtime) -> Runtime:
+  """How a stack's layers run: in float16 their inputs, float32 states after a normalisation, are cast back."""
+  return dataclasses.replace(runtime, compute_dtype=jnp.float16) if is_half(runtime) else runtime
+
+
+def _finite(branch: jax.Array) -> jax.Array:
+  """A sublayer's output; what overflowed in float16 is its largest number, as Hugging Face clamps."""
+  return jnp.clip(branch, -_LARGEST, _LARGEST) if branch.dtype == jnp.float16 else branch
+
+
 class T5Attention(nn.Module, HasSites):
   """Attention to the sequence itself, or of a decoder to the encoder's states."""
 
@@ -131,7 +149,8 @@ class T5FeedForward(nn.Module):
       self.wi_0, self.wi_1 = dense(config.d_ff, use_bias=False), dense(config.d_ff, use_bias=False)
     else:
       self.wi = dense(config.d_ff, use_bias=False)
-    self.wo = dense(config.d_model, use_bias=False)
+    wide = dataclasses.replace(self.runtime, dtype=jnp.float32, compute_dtype=jnp.float32)
+    self.wo = (wide if is_half(self.runtime) else self.runtime).dense(config.d_model, use_bias=False)
     self.dropout = Dropout(self.runtime.rate(config.dropout_rate))
 
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -206,9 +225,9 @@ class T5Block(nn.Module, HasSites):
     return self.layer("DenseReluDense", x)
 
   def __call__(self, x: jax.Array, frame: Frame) -> tuple[jax.Array, jax.Array | None]:
-    x = x + self.attention_branch(x, frame)
+    x = x + _finite(self.attention_branch(x, frame))
     if self.is_decoder:
-      x = x + self.cross_attention_branch(x, frame)
+      x = x + _finite(self.cross_attention_branch(x, frame))
     x = x + self.mlp_branch(x)
     return x, x if self.runtime.output_hidden_states else None
 
@@ -221,7 +240,7 @@ class T5Stack(nn.Module):
   is_decoder: bool
 
   def setup(self) -> None:
-    config, runtime = self.config, self.runtime
+    config, runtime = self.config, _inner(self.runtime)
     length = config.num_decoder_layers if self.is_decoder else config.num_layers
     self.block = stack_of(T5Block, (config, runtime, self.is_decoder), length, runtime)
     # Checkpoints keep it in the first block; there it would make the blocks differ.
@@ -239,7 +258,7 @@ class T5Stack(nn.Module):
     values = self.relative_attention_bias(jnp.arange(count))
     chosen = jax.nn.one_hot(found, count, dtype=values.dtype)
     bias = jnp.einsum("lsn,nh->hls", chosen, values, precision=jax.lax.Precision.HIGHEST)[None]
-    embedded = self.dropout(embeds)
+    embedded = self.dropout(embeds.astype(jnp.float32) if is_half(self.runtime) else embeds)
     hidden, layers = self.block(embedded, {**frame, "bias": bias})
     hidden = self.dropout(self.final_layer_norm(hidden))
     if layers is None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from peftjax import methods
+from peftjax.errors import UserError
 from peftjax.models.generate import generate
 from peftjax.models.sampling import Sampling, narrowed, penalised
 from tests.models.decoder_models import with_method
@@ -100,6 +101,60 @@ def test_beams_of_a_decoder(tmp_path):
   theirs, ours = load_pair(test_llama.config_of("qwen3"), tmp_path / "model")
   found = generate(ours, PROMPTS, Sampling(max_new_tokens=10, num_beams=3))
   assert found == tokens_of_theirs(theirs, PROMPTS, 10, num_beams=3)
+
+
+RULES = {
+  "penalty": {"repetition_penalty": 1.4},
+  "ngram": {"no_repeat_ngram_size": 2},
+  "single": {"no_repeat_ngram_size": 1},
+  "least": {"min_new_tokens": 6, "eos_token_id": [9, 17, 30]},
+  "ends": {"eos_token_id": list(range(3, 33, 3))},
+  "all": {"repetition_penalty": 0.8, "no_repeat_ngram_size": 3, "min_new_tokens": 4, "eos_token_id": [9, 21, 44]},
+}
+_RULED = {}
+
+
+def ruled_pair(kind, folder):
+  if kind not in _RULED:
+    module, head = (test_t5, "Seq2SeqLM") if kind == "t5" else (test_llama, "CausalLM")
+    _RULED[kind] = load_pair(module.config_of(kind), folder, kind=head)
+  return _RULED[kind]
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("name", [one if one == "all" else pytest.param(one, marks=pytest.mark.slow) for one in RULES])
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_rules_that_look_back(kind, name, beams, tmp_path):
+  theirs, ours = ruled_pair(kind, tmp_path / "model")
+  rules, prompts = RULES[name], [[7, 30, 7, 30, 7], [40, 41, 42, 6, 40, 41, 50]]
+  ends = tuple(rules.get("eos_token_id", ()))
+  mine = {key: value for key, value in rules.items() if key != "eos_token_id"}
+  found = generate(ours, prompts, Sampling(max_new_tokens=14, num_beams=beams, eos_ids=ends, **mine))
+  for row, prompt in zip(found, prompts):
+    (expected,) = tokens_of_theirs(theirs, [prompt], 14, num_beams=beams, **rules)
+    stop = next((at + 1 for at, token in enumerate(expected) if token in ends), len(expected))
+    assert row == expected[:stop]
+
+
+@pytest.mark.parametrize(
+  ("given", "said"),
+  [
+    ({"min_new_tokens": 9, "max_new_tokens": 8}, "min_new_tokens=9: more than max_new_tokens=8"),
+    ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size: expected at least 0"),
+    ({"repetition_penalty": float("inf")}, "expected a positive number"),
+    ({"length_penalty": float("nan")}, "expected a finite number"),
+  ],
+)
+def test_rules_that_make_no_sense_are_refused(given, said):
+  with pytest.raises(UserError, match=said):
+    Sampling(**given)
+
+
+def test_prompts_and_ends_that_the_model_does_not_embed_are_refused(tmp_path):
+  _, ours = ruled_pair("llama", tmp_path / "model")
+  for prompt, sampling in (([3, 61], Sampling()), ([-1], Sampling()), ([3], Sampling(eos_ids=(99,)))):
+    with pytest.raises(UserError, match="the model has 61, from 0 to 60"):
+      generate(ours, [prompt], sampling)
 
 
 def test_sampling_cuts_as_transformers_does():

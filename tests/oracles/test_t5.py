@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 
+import peftjax
 from peftjax import masks
 from peftjax.models.layers import Runtime
 from peftjax.models.t5_layers import T5Config, bucket_table
@@ -61,8 +62,6 @@ def untied(folder):
 
 
 def test_an_output_layer_of_its_own_is_found_and_saved_though_the_config_says_tied(tmp_path):
-  import peftjax
-
   theirs = untied(tmp_path / "model")
   ours = peftjax.load(tmp_path / "model", runtime=Runtime(output_hidden_states=True))
   assert "lm_head.kernel" in masks.flatten(ours.params)
@@ -95,3 +94,27 @@ def test_buckets_equal_transformers(bidirectional):
   distances = torch.arange(config.relative_attention_max_distance + 1)
   expected = transformers.models.t5.modeling_t5.T5Attention._relative_position_bucket(-distances, bidirectional)
   np.testing.assert_array_equal(bucket_table(config, bidirectional), expected.numpy())
+
+
+def test_float16_keeps_its_states_finite_where_transformers_does(tmp_path):
+  made = random_model(config_of("t5-silu"), kind="Seq2SeqLM")
+  with torch.no_grad():
+    for name, value in made.named_parameters():
+      if ".wi_" in name:
+        value.mul_(20)
+      if name.endswith("wo.weight"):
+        value.mul_(1000)  # the feed-forward network's output passes 65504, which float16 ends at
+  made.save_pretrained(tmp_path / "model")
+  theirs = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "model", dtype=torch.float16).eval()
+  ours = peftjax.load(tmp_path / "model", dtype="float16")
+  inputs, mask = batch()
+  expected = run_theirs(theirs, **inputs).logits.float().numpy()[mask.astype(bool)]
+  found = np.asarray(ours(**inputs)["logits"], np.float32)[mask.astype(bool)]
+  exact = np.asarray(peftjax.load(tmp_path / "model")(**inputs)["logits"])[mask.astype(bool)]
+  scale = np.abs(exact).max()
+  assert np.abs(found - exact).max() < 1.5 * np.abs(expected - exact).max() + 1e-3 * scale
+  assert np.abs(found - exact).max() < 0.02 * scale
+  kernels = {path: leaf.dtype for path, leaf in masks.flatten(ours.params).items()}
+  assert {path for path, dtype in kernels.items() if dtype == np.float32} == {
+    f"{half}.block.layer.{at}.DenseReluDense.wo.kernel" for half, at in (("encoder", 1), ("decoder", 2))
+  }
