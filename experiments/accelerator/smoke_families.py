@@ -45,7 +45,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 def check(checks: Any) -> None:
   """Every family, with padding on the right and, for decoders, on the left."""
-  for name in FAMILIES:
+  for name in reversed(FAMILIES):
     for side in ("right", "left") if name in ("llama", "gpt2") else ("right",):
       checks.attempt(f"{name}, padded on the {side}", one, name, side)
 

@@ -9,19 +9,20 @@ from typing import Any
 from peftjax import config as config_lib
 
 
-def check(checks: Any, out: Path, model: str) -> None:
+def check(checks: Any, out: Path, model: str, data: str) -> None:
   """LoRA and full fine-tuning in bfloat16."""
   for name, rate in (("lora", 1e-3), ("full", 1e-4)):
-    checks.attempt(f"train {name}", trained, name, rate, out, model)
+    checks.attempt(f"train {name}", trained, name, rate, out, model, data)
 
 
-def trained(name: str, rate: float, out: Path, model: str) -> Any:
+def trained(name: str, rate: float, out: Path, model: str, data: str) -> Any:
   """Scores on the validation split, compilations, step times."""
   from peftjax.train.loop import train
 
   config = config_lib.default()
   if model:
     config.model.path = model
+  config.data.name = data
   config.model.compute_dtype = "bfloat16"
   with config.unlocked():
     config.method = {"name": name} | ({"targets": "all-linear"} if name == "lora" else {})

@@ -40,7 +40,7 @@ FIELDS: dict[str, Field] = {
     (), "patterns of modules that stay as they are; head and output layer always do", item=_NAME
   ),
   "model.compute_dtype": Field("", "of matrix products; empty: as stored", choices=("", *_DTYPES)),
-  "model.attention": Field("auto", "backend of attention", choices=("auto", "xla", "heads")),
+  "model.attention": Field("auto", "backend of attention", choices=("auto", "xla", "heads", "cudnn")),
   "model.remat": Field(
     "minimal",
     "what the backward pass recomputes: none, minimal (all but matrix products), full",

@@ -3,7 +3,8 @@
 What it takes, and what falls back to the other backends (`reason`): it computes in bfloat16 or float16, with heads of
 at most 256 numbers (128 before Hopper) in steps of 8, and neither drops nor caps weights. Masks of any kind are given
 to it as a bias: padding on either side, segments, windows. Where the caller says that no token sees a later one, the
-blocks above the diagonal are skipped as well.
+blocks above the diagonal are skipped as well. Its rule for `jax.vmap` takes no bias that all heads share, so programs
+of many runs at once (`placement.mapped`) compute masked attention without it.
 
 Shapes are in the names: B batch, L query length, S key length, H query heads, K key heads, D head size.
 """
@@ -41,10 +42,12 @@ def reason(
     return "the logits are capped"
   if drops:
     return "weights are dropped, with a key of this step"
-  if bias is not None:
-    return "a bias that may train is added"
-  if mask is not None and (length % 2 or slots % 2):
-    return f"a mask of {length} x {slots}: even sizes are possible"
+  if bias is not None and jax.__version_info__ < (0, 11):
+    return "before jax 0.11 a bias that is masked gets no gradient"
+  if (mask is not None or bias is not None) and (length % 2 or slots % 2):
+    return f"a mask or bias of {length} x {slots}: even sizes are possible"
+  if current().mapped and (mask is not None or bias is not None):
+    return "a mask or bias of many runs at once"
   if length == 1:
     return "one query"
   return ""
@@ -55,6 +58,7 @@ def attention(
   k_BxSxKxD: jax.Array,
   v_BxSxKxD: jax.Array,
   mask: jax.Array | None,
+  bias: jax.Array | None,
   scale: float,
   causal: bool,
 ) -> jax.Array:
@@ -68,8 +72,10 @@ def attention(
     mask = None  # nothing in it depends on the rows: it is the diagonal
   if mask is not None:
     mask = jnp.broadcast_to(mask, (*mask.shape[:2], length, slots))
+  if bias is not None:
+    bias = jnp.broadcast_to(bias, (*bias.shape[:2], length, slots)).astype(q_BxLxHxD.dtype)
   return jax.nn.dot_product_attention(
-    q_BxLxHxD, k_BxSxKxD, v_BxSxKxD, mask=mask, scale=scale, is_causal=causal, implementation="cudnn"
+    q_BxLxHxD, k_BxSxKxD, v_BxSxKxD, bias, mask, scale=scale, is_causal=causal, implementation="cudnn"
   )
 
 

@@ -25,7 +25,6 @@ REMAT_POLICIES = {
   "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   "full": jax.checkpoint_policies.nothing_saveable,
 }
-_UNROLLED = 48  # layers up to which a GPU's program is no loop, which copies what it keeps into stacks and out again
 _LONG = 1024  # tokens from which the weights of all heads at once are what fills a device's memory
 ATTENTION_BACKENDS = ("auto", "xla", "heads", "cudnn")
 ACTIVATIONS = {
@@ -199,7 +198,7 @@ def attention(
   if backend in ("auto", "cudnn"):
     if not cudnn.reason(q_BxLxHxD, k_BxSxKxD, mask, bias, softcap, drop):
       causal = causal and q_BxLxHxD.shape[1] == k_BxSxKxD.shape[1]
-      return cudnn.attention(q_BxLxHxD, k_BxSxKxD, v_BxSxKxD, mask, scale, causal)
+      return cudnn.attention(q_BxLxHxD, k_BxSxKxD, v_BxSxKxD, mask, bias, scale, causal)
     shortest = _LONG if recompute else 128 if current().platform == "cpu" else math.inf
     backend = "heads" if q_BxLxHxD.shape[1] >= shortest else "xla"
   if backend == "heads" and not drop:
@@ -323,10 +322,9 @@ def stack_of(
   """
   policy = None if runtime.remat == "none" else REMAT_POLICIES[runtime.remat]
   scanned = runtime.scan_layers and alike
-  unroll = length if scanned and current().platform == "gpu" and length <= _UNROLLED else 1
   if policy is not None:
-    # In a loop the body is compiled once and cannot be merged with its recomputation.
-    block = nn.remat(block, policy=policy, prevent_cse=not scanned or unroll > 1)
+    # Under scan the loop body is compiled once and cannot be merged with its recomputation.
+    block = nn.remat(block, policy=policy, prevent_cse=not scanned)
   if not scanned:
     each = tuple(args) if not alike else (tuple(args),) * length
     return _Unrolled(block, each, per_layer)
@@ -336,6 +334,5 @@ def stack_of(
     split_rngs={"params": True, "dropout": True},
     in_axes=(0, nn.broadcast) if per_layer else nn.broadcast,
     length=length,
-    unroll=unroll,
   )
   return stack(*args)

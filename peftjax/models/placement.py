@@ -19,20 +19,24 @@ class Placement:
     platform: "cpu", "gpu" or "tpu"; empty: JAX's default backend.
     batch: parts that the batch is split into.
     heads: parts that attention heads are split into.
+    mapped: whether it is one of many runs that `jax.vmap` computes at once.
   """
 
   platform: str = ""
   batch: int = 1
   heads: int = 1
+  mapped: bool = False
 
 
 _current: ContextVar[Placement | None] = ContextVar("placement", default=None)
+_mapped: ContextVar[bool] = ContextVar("mapped", default=False)
 
 
 def current() -> Placement:
   """The placement of the program that is being traced; where none is set, that of JAX's default device."""
   found = _current.get() or Placement()
-  return found if found.platform else dataclasses.replace(found, platform=_default_platform())
+  platform = found.platform or _default_platform()
+  return dataclasses.replace(found, platform=platform, mapped=found.mapped or _mapped.get())
 
 
 def _default_platform() -> str:
@@ -59,6 +63,16 @@ def bringing(kernel: Callable[[jax.Array], jax.Array]) -> Iterator[None]:
     yield
   finally:
     _brought.reset(token)
+
+
+@contextlib.contextmanager
+def mapped() -> Iterator[None]:
+  """What is traced within the block is one of many runs that `jax.vmap` computes at once."""
+  token = _mapped.set(True)
+  try:
+    yield
+  finally:
+    _mapped.reset(token)
 
 
 @contextlib.contextmanager

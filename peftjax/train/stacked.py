@@ -25,12 +25,13 @@ from peftjax.errors import UserError
 from peftjax.masks import Tree
 from peftjax.methods.attach import leaf_paths
 from peftjax.model import Model
+from peftjax.models.placement import mapped
 from peftjax.parallel.mesh import put_tree
 from peftjax.train.compiling import Cost
 from peftjax.train.fingerprint import fingerprints
 from peftjax.train.run import Run
 from peftjax.train.state import TrainState
-from peftjax.train.step import TrainStep
+from peftjax.train.step import Batch, Metrics, TrainStep
 
 
 class DoNotFit(UserError):
@@ -109,7 +110,13 @@ class Stacked:
   def step(self) -> TrainStep:
     """One update of every run, not yet compiled; states and batches have the runs as their first axis."""
     axes = masks.unflatten({**dict.fromkeys(self.shared), **dict.fromkeys(self.own, 0)})
-    return jax.vmap(self.widest.step(), in_axes=(0, axes, 0))
+    each = jax.vmap(self.widest.step(), in_axes=(0, axes, 0))
+
+    def step(state: TrainState, frozen: Tree, batch: Batch) -> tuple[TrainState, Metrics]:
+      with mapped():
+        return each(state, frozen, batch)
+
+    return step
 
   @functools.cached_property
   def _shapes(self) -> list[TrainState]:
