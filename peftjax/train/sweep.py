@@ -13,13 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
 from peftjax.config import OPEN
 from peftjax.errors import UserError, nearest
-from peftjax.masks import flatten
 from peftjax.train.together import train_together
 from peftjax.train.watch import Diverged
 
@@ -30,7 +30,7 @@ def grid(config: ConfigDict) -> dict[str, ConfigDict]:
   Raises:
     UserError: a field that does not exist, or values that are no tuple of different ones.
   """
-  fields = flatten(config.sweep.to_dict())
+  fields = dict(sorted(flatten_dict(config.sweep.to_dict(), sep=".").items()))
   for name, values in fields.items():
     if not isinstance(values, tuple) or not values or len(set(map(str, values))) != len(values):
       raise UserError(f"sweep.{name}={values!r}: expected different values, such as (0, 1, 2)")
