@@ -29,6 +29,7 @@ from jax.experimental import multihost_utils
 from peftjax.errors import UserError, nearest
 from peftjax.masks import Tree, flatten, unflatten
 from peftjax.train import manifest
+from peftjax.train.faults import is_passing
 from peftjax.train.fingerprint import fingerprints
 from peftjax.train.state import TrainState
 
@@ -89,8 +90,9 @@ class Checkpoints:
     return sorted(self._manager.all_steps())
 
   def whole(self) -> list[int]:
-    """The steps whose checkpoint is on the disk now, ascending."""
-    return sorted(step for step in self.steps() if (self.folder / str(step)).is_dir())
+    """The steps whose checkpoint is on the disk now, ascending; Orbax forgets one that is to go before it is gone."""
+    places = self.folder.iterdir() if self.folder.is_dir() else ()
+    return sorted(int(place.name) for place in places if place.name.isdigit() and place.is_dir())
 
   def save(self, state: TrainState, position: Any, base: Base) -> None:
     """Starts saving under the state's step; returns once the state may be donated again.
@@ -140,7 +142,7 @@ class Checkpoints:
       base: of this run; a checkpoint of another base is refused.
 
     Raises:
-      UserError: another base, other leaves, shapes or dtypes, too little memory, or all checkpoints are damaged.
+      UserError: another base, other leaves, shapes or dtypes; the machine cannot read now; all checkpoints are damaged.
     """
     steps, damaged = self.steps(), []
     for step in reversed(steps):
@@ -148,9 +150,9 @@ class Checkpoints:
         found = self._restore(step, like, base)
       except UserError:
         raise
-      except MemoryError:
-        raise UserError(f"{self.folder / str(step)}: too little memory to restore it") from None
       except Exception as error:
+        if is_passing(error):
+          raise UserError(f"{self.folder / str(step)} cannot be read now: {_first_line(error)}") from None
         log.warning("checkpoint %d is damaged and passed over: %s", step, _first_line(error))
         damaged.append(step)
         continue

@@ -12,6 +12,15 @@ _SIGNS = ("no space left", "disk quota", "file too large", "read-only file syste
           "transport endpoint")  # fmt: skip
 
 
+_PASSING = ("too many open files", "cannot allocate memory", "stale file handle", "transport endpoint", "timed out",
+            "temporarily unavailable")  # fmt: skip
+
+
+def is_passing(error: BaseException) -> bool:
+  """Whether an error says nothing of the file that was read: the machine had no handle, memory or connection left."""
+  return isinstance(error, MemoryError) or any(one in str(error).lower() for one in _PASSING)
+
+
 @contextlib.contextmanager
 def told(what: str, steps: Callable[[], list[int]]) -> Iterator[None]:
   """A fault of the machine in the block becomes one line that names the checkpoint that stays.

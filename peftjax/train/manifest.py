@@ -24,11 +24,12 @@ from orbax.checkpoint._src.metadata.checkpoint import step_metadata_file_path
 from orbax.checkpoint._src.path.atomicity import AtomicRenameTemporaryPath
 
 from peftjax.errors import UserError
+from peftjax.train.faults import is_passing
 
 NAME = "manifest"
-_WHOLE, _MISSING, _SIZE, _BYTES, _UNREADABLE, _FORBIDDEN = range(6)
+_WHOLE, _MISSING, _SIZE, _BYTES, _UNREADABLE, _FORBIDDEN, _NOT_NOW = range(7)
 _REASONS = ("", "is missing", "has another size than was saved", "has other bytes than were saved", "cannot be read",
-            "may not be read by this user")  # fmt: skip
+            "may not be read by this user", "cannot be read now, as too much is open or in memory")  # fmt: skip
 
 
 def write(folder: Path) -> None:
@@ -54,10 +55,14 @@ def verify(folder: Path, items: Iterable[str] = ()) -> bool:
     UserError: a file may not be read.
   """
   exists = (folder / NAME).is_file()
-  entries = _entries(folder) if exists else []
+  broken = _BYTES
+  try:
+    entries = _entries(folder) if exists else []
+  except OSError as error:
+    entries, broken = None, _NOT_NOW if is_passing(error) else _UNREADABLE
   chosen = set(items)
   files = [entry for entry in entries or () if not chosen or entry[2].partition("/")[0] in chosen]
-  found = (len(files), _WHOLE) if entries is not None else (-1, _BYTES)
+  found = (len(files), _WHOLE) if entries is not None else (-1, broken)
   for place in _share([size for _, size, _ in files]):
     digest, size, path = files[place]
     if reason := _compare(folder / path, digest, size):
@@ -68,7 +73,7 @@ def verify(folder: Path, items: Iterable[str] = ()) -> bool:
     found, exists = min((place, reason) for place, reason, _ in everyone.tolist()), bool(everyone[:, 2].all())
   place, reason = found
   name = files[place][2] if 0 <= place < len(files) else NAME
-  if reason == _FORBIDDEN:
+  if reason in (_FORBIDDEN, _NOT_NOW):
     raise UserError(f"{folder / name} {_REASONS[reason]}")
   if reason:
     raise ValueError(f"{name} {_REASONS[reason]}")
@@ -97,10 +102,7 @@ def _complete(store: object, temporary: Path, final: Path) -> None:
 
 def _entries(folder: Path) -> list[tuple[str, int, str]] | None:
   """(digest, bytes, path) of each file, or None if the manifest itself is damaged."""
-  try:
-    first, _, body = (folder / NAME).read_bytes().partition(b"\n")
-  except OSError:
-    return None
+  first, _, body = (folder / NAME).read_bytes().partition(b"\n")
   if first != hashlib.sha256(body).hexdigest().encode():
     return None
   try:
@@ -136,8 +138,8 @@ def _compare(path: Path, digest: str, size: int) -> int:
     return _MISSING
   except PermissionError:
     return _FORBIDDEN
-  except OSError:
-    return _UNREADABLE
+  except OSError as error:
+    return _NOT_NOW if is_passing(error) else _UNREADABLE
 
 
 def _digest(path: Path) -> str:
