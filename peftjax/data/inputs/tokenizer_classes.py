@@ -190,7 +190,7 @@ BUILT: dict[str, TokenizerClass] = {
     resets_flags=True,
   ),
   "Qwen3_5Tokenizer": TokenizerClass(
-    tokens=_QWEN, build=pipelines.byte_level(normalizers.NFC(), pipelines.QWEN3_5_WORDS), files=_PIECES
+    tokens=_QWEN, build=pipelines.byte_level(normalizers.NFC(), pipelines.QWEN3_5_WORDS)
   ),
   "LlamaTokenizer": TokenizerClass(
     tokens=_spelt(unk="<unk>", bos="<s>", eos="</s>"),
