@@ -8,11 +8,9 @@
 #   attention     attention's backends by length
 #   profile       where a step's time goes
 #   methods       every method against LoRA
-#   sweeps        many runs as one program
-#   idle          the share of a real training loop in which the device waits for the host
 #
-# SHAPES (by commas) limits `prepare` and `steps`, PROFILE `profile`; SMOKE_SECONDS and STEPS_SECONDS limit time; MODEL is a folder
-# of a MiniLM where the package is not at hand; PYTHON is the interpreter. Nothing needs a network.
+# SHAPES (by commas) limits `prepare` and `steps`, PROFILE `profile`; SMOKE_SECONDS and STEPS_SECONDS limit time; MODEL is
+# a folder of a MiniLM and DATA a set of reviews where the packages are not at hand. Nothing needs a network.
 set -uo pipefail
 out=${1:?folder}; shift
 python=${PYTHON:-python3}
@@ -44,9 +42,7 @@ print(device_name(), versions())" ;;
       done ;;
     methods) "$python" -m experiments.benchmarks.methods --shape="${METHODS_SHAPE:-bert-base}" --precision=bfloat16 --processes=8 \
       --steps=10 --cache="$cache" --log="$out/logs/methods.log" --patience="${METHODS_SECONDS:-150}" --out="$out/methods.json" ;;
-    sweeps) "$python" -m experiments.benchmarks.sweeps --cache="$cache" --out="$out/sweeps.json" ;;
-    idle) "$python" -m experiments.benchmarks.host --model="${MODEL:-}" --out="$out/host.json" ;;
-    *) [[ -f $1 ]] && "$python" "$1" || echo "no section $1" ;;
+    *) echo "no section $1" ;;
   esac
 }
 

@@ -9,7 +9,6 @@ platform has it: with the causal mask alone, and with right padding and packed s
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks.measuring import in_turns, is_accelerator, matmul_peak, record, summary
+from experiments.benchmarks.measuring import command_of, in_turns, is_accelerator, matmul_peak, record, summary
 from peftjax.models import cudnn
 from peftjax.models.layers import attention
 
@@ -83,7 +82,7 @@ def main() -> None:
     flops = 3 * 4 * max(tokens // length, 1) * length**2 / 2 * heads * 64
     row = {"length": length, "rows": max(tokens // length, 1), "flops": flops}
     rows.append(row | {"seconds": {name: summary(values) for name, values in times.items()}})
-    found = {"command": " ".join(["python -m experiments.benchmarks.attention", *sys.argv[1:]]), "dtype": dtype}
+    found = {"command": command_of("experiments.benchmarks.attention"), "dtype": dtype}
     found |= {"heads": heads, "kv_heads": kv_heads, "head_size": 64, "tokens": tokens, "rows": rows}
     record("attention", found, flags.out)
     print(length, {name: f"{summary(values)['median'] * 1e3:.3f} ms" for name, values in times.items()}, flush=True)

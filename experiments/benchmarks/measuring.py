@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -82,6 +83,12 @@ def matmul_peak(dtype: str, size: int = 0, rounds: int = 5) -> float:
   steps = 20 if is_accelerator() else 3
   best = min(seconds_of(lambda: multiply(a, b), steps) for _ in range(rounds))
   return 2 * size**3 / best
+
+
+def command_of(module: str) -> str:
+  """The command line of this process, without the flags that say where files lie and how long to wait."""
+  local = ("--cache", "--log", "--out", "--budget", "--patience", "--model")
+  return " ".join([f"python -m {module}", *(one for one in sys.argv[1:] if not one.startswith(local))])
 
 
 def record(name: str, found: Mapping[str, Any], out: str) -> None:

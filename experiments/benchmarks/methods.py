@@ -14,7 +14,7 @@ import os
 import sys
 from typing import Any
 
-from experiments.benchmarks.measuring import in_turns, matmul_peak, record, summary
+from experiments.benchmarks.measuring import command_of, in_turns, matmul_peak, record, summary
 from experiments.benchmarks.shapes import find
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -99,7 +99,7 @@ def main() -> None:
     for shard in shards
     if shard
   ]
-  found: dict[str, Any] = {"command": " ".join(["python -m experiments.benchmarks.methods", *sys.argv[1:]])}
+  found: dict[str, Any] = {"command": command_of("experiments.benchmarks.methods")}
   found |= {"shape": flags.shape, "precision": flags.precision, "rows": [], "failed": {}}
   ready = []
   for process in processes:

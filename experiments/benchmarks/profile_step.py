@@ -13,14 +13,13 @@ import collections
 import gzip
 import json
 import re
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from experiments.benchmarks.measuring import is_accelerator, record, seconds_of
+from experiments.benchmarks.measuring import command_of, is_accelerator, record, seconds_of
 from experiments.benchmarks.ours import Ours, use_cache
 from experiments.benchmarks.rival import lora
 from experiments.benchmarks.shapes import find
@@ -103,7 +102,7 @@ def main() -> None:
   flags = parser.parse_args()
   use_cache(flags.cache)
   found = profile(flags.shape, flags.method, flags.precision, flags.steps)
-  found["command"] = " ".join(["python -m experiments.benchmarks.profile_step", *sys.argv[1:]])
+  found["command"] = command_of("experiments.benchmarks.profile_step")
   record("profile_step", found, flags.out)
   print(f"{flags.shape} {flags.method}: {found['seconds'] * 1e3:.2f} ms a step, idle {found['idle']}", flush=True)
   for row in found["rows"][:14]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import time
 from typing import Any
 
@@ -159,7 +158,7 @@ def main() -> None:
   if flags.prepare:
     prepare(flags)
     return
-  from experiments.benchmarks.measuring import matmul_peak, record
+  from experiments.benchmarks.measuring import command_of, matmul_peak, record
 
   os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
   peak = matmul_peak(flags.precision)
@@ -169,7 +168,7 @@ def main() -> None:
   def report(case: dict[str, Any], found: dict[str, Any]) -> None:
     rows.append({**case, **found})
     settings = {key: getattr(flags, key) for key in ("size", "precision", "compiled", "turns", "rounds", "steps")}
-    made = {"command": " ".join(["python -m experiments.benchmarks.training_steps", *sys.argv[1:]]), **settings}
+    made = {"command": command_of("experiments.benchmarks.training_steps"), **settings}
     record("training_steps", {**made, "matmul_flops_per_second": peak, "rows": table(rows, peak)}, flags.out)
     short = {key: found.get(key) for key in ("failed", "loss", "peak_bytes", "started", "prepared")}
     seconds = found.get("seconds") or []

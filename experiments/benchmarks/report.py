@@ -1,0 +1,266 @@
+"""docs/performance.md and its plots, written from what the benchmarks recorded.
+
+    python -m experiments.benchmarks.report                              from experiments/accelerator/record
+    python -m experiments.benchmarks.report --record=runs/benchmarks     from figures of one's own
+
+A figure is never typed: tables come from the JSON files, and what has no file, or failed, is named as not run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("svg")
+from matplotlib import pyplot as plt
+
+from peftjax.files import write_text
+
+ROOT = Path(__file__).parents[2]
+RECORD = ROOT / "experiments" / "accelerator" / "record"
+COMMANDS = {
+  "training_steps": "training steps against torch + PEFT",
+  "attention": "attention's backends by length",
+  "methods": "every method against LoRA",
+  "profile_step": "where a step's time goes",
+}
+Found = Mapping[str, Any]
+
+
+def main() -> None:
+  """Writes the page."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--record", default=str(RECORD))
+  parser.add_argument("--out", default=str(ROOT / "docs" / "performance.md"))
+  flags = parser.parse_args()
+  record = {path.stem: json.loads(path.read_text()) for path in sorted(Path(flags.record).glob("*.json"))}
+  write_text(Path(flags.out), page(record, Path(flags.out).parent / "images"))
+
+
+def page(record: Mapping[str, Found], images: Path) -> str:
+  """The page's text; its plots are written into `images`."""
+  parts = [INTRODUCTION]
+  sections: dict[str, Callable[[Found, Path], str]] = {
+    "environment": environment,
+    "training_steps": training_steps,
+    "attention": attention,
+    "methods": methods_table,
+    "smoke": smoke,
+  }
+  parts += [write(record[name], images) for name, write in sections.items() if name in record]
+  parts += [profile(found) for name, found in record.items() if name.startswith("profile_")]
+  return "\n".join([*parts, missing(record), COMMANDS_TEXT]).rstrip() + "\n"
+
+
+def environment(found: Found, images: Path) -> str:
+  """The device and its peaks."""
+  del images
+  peaks = ", ".join(f"{rate / 1e12:.0f} TFLOP/s in {dtype}" for dtype, rate in found["matmul_flops_per_second"].items())
+  versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+  return (
+    f"## The device\n\n{found['device']}. Products of two 8,192 × 8,192 matrices of random numbers ran at {peaks} "
+    f"(JAX computes float32 products in TF32 there, unless it is asked for more). {versions}.\n"
+  )
+
+
+def training_steps(found: Found, images: Path) -> str:
+  """Step times, throughput ratios, memory."""
+  lines = ["| model | method | rival | ms a step (least to most) | tokens/s | utilisation | peak memory, GiB |"]
+  lines.append("|---|---|---|---|---|---|---|")
+  drawn, failed = [], []
+  for row in found["rows"]:
+    for rival, one in row["rivals"].items():
+      if "seconds" not in one:
+        failed.append(f"{row['shape']} {row['method']} with {rival}")
+        continue
+      times = one["seconds"]
+      lines.append(
+        f"| {row['shape']} | {row['method']} | {rival} | {milli(times['median'])} ({milli(times['least'])} to "
+        f"{milli(times['most'])}) | {one['tokens_per_second']:,.0f} | {one['utilisation']:.2f} | "
+        f"{one['peak_bytes'] / 2**30:.1f} |"
+      )
+    if "speedup" in row:
+      drawn.append((f"{row['shape']}\n{row['method']}", row["speedup"], row.get("memory")))
+  plot_ratios(drawn, images / "performance_training_steps.svg", str(found["device"]))
+  ratios = "; ".join(
+    f"{name.replace(chr(10), ' ')} {speed:.2f} × as fast with {memory:.2f} of its memory"
+    for name, speed, memory in drawn
+  )
+  not_run = f"\nNot measured in this run: {', '.join(failed)}.\n" if failed else ""
+  return (
+    f"## Training steps against torch + PEFT\n\n{found['device']}, {found['precision']}. "
+    f"Forward pass, loss, backward pass, clipping and AdamW; LoRA of rank 8 on all linear modules of the layers; what "
+    f"trains is float32, a frozen base bfloat16. `torch` is eager. peftjax against it: {ratios}.\n\n"
+    f"![Throughput over torch's](images/performance_training_steps.svg)\n\n" + "\n".join(lines) + "\n\n"
+    f"*Utilisation* is the FLOPs that the model needs, none twice, over the time and the matmul peak of the same run "
+    f"({found['matmul_flops_per_second'] / 1e12:.0f} TFLOP/s). Each rival ran alone on the device, in a process of its "
+    f"own: {found['rounds']} rounds of {found['steps']} steps. Memory is the allocators' own peak. Limits: random "
+    f"weights and full rows; one machine; eager torch is held up by its host at small batches, and where "
+    f"`torch.compile` was not reached it may be the faster peer.\n{not_run}\n"
+    f"    {found['command']}\n"
+  )
+
+
+def attention(found: Found, images: Path) -> str:
+  """Milliseconds by length and backend."""
+  names = list(dict.fromkeys(name for row in found["rows"] for name in row["seconds"]))
+  lines = ["| length | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
+  for row in found["rows"]:
+    cells = [milli(row["seconds"][name]["median"]) if name in row["seconds"] else "" for name in names]
+    lines.append(f"| {row['length']} | " + " | ".join(cells) + " |")
+  figure, axes = plt.subplots(figsize=(7, 3.6))
+  for name in names:
+    rows = [row for row in found["rows"] if name in row["seconds"]]
+    axes.plot([row["length"] for row in rows], [1e3 * row["seconds"][name]["median"] for row in rows], "o-", label=name)
+  axes.set(xscale="log", yscale="log", xlabel="tokens in a sequence", ylabel="milliseconds", title=str(found["device"]))
+  axes.set_xticks([row["length"] for row in found["rows"]], [f"{row['length']:,}" for row in found["rows"]])
+  axes.minorticks_off()
+  axes.legend(frameon=False, fontsize=8)
+  save(figure, images / "performance_attention.svg")
+  each = [row["seconds"] for row in found["rows"]]
+  biased = [one["cudnn, padded"]["median"] / one["cudnn, causal"]["median"] for one in each if "cudnn, padded" in one]
+  return (
+    f"## Attention by length\n\n{found['device']}, {found['dtype']}: milliseconds of the gradient of one attention, "
+    f"{found['heads']} query heads on {found['kv_heads']} key heads of {found['head_size']}, {found['tokens']:,} "
+    f"tokens in a batch.\n\n![Attention by length](images/performance_attention.svg)\n\n" + "\n".join(lines) + "\n\n"
+    "`auto` takes `cudnn` on CUDA devices for bfloat16 and float16 (`peftjax/models/cudnn.py` says when it does not: "
+    "dropped or capped weights, odd sizes with a mask, masks of many runs at once, float32). Padding and segments go "
+    f"in as a bias, which took {min(biased):.1f} to {max(biased):.1f} times as long as the causal mask alone.\n\n"
+    f"    {found['command']}\n"
+  )
+
+
+def methods_table(found: Found, images: Path) -> str:
+  """Each method's time over LoRA's."""
+  del images
+  lines = ["| method | time over LoRA's | FLOPs over LoRA's | temporary bytes over LoRA's |", "|---|---|---|---|"]
+  for row in sorted(found["rows"], key=lambda row: row["over_lora"]["median"]):
+    ratio = row["over_lora"]
+    lines.append(
+      f"| {row['method']} | {ratio['median']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f}) | "
+      f"{row['flops_over_lora']:.2f} | {row['temp_over_lora']:.2f} |"
+    )
+  title = f"## Every method against LoRA\n\n{found['device']}, {found['shape']}, {found['precision']}.\n\n"
+  return title + "\n".join(lines) + f"\n\n    {found['command']}\n"
+
+
+def smoke(found: Found, images: Path) -> str:
+  """What was checked on the device."""
+  del images
+  from peftjax.methods import METHODS
+
+  lines = []
+  for section, checks in found["sections"].items():
+    passed = sum(check["passed"] for check in checks)
+    worst = max(
+      (check.get("float32", 0.0) for check in checks if isinstance(check.get("float32"), float)), default=None
+    )
+    extra = f"; float32 apart by at most {worst:.1e}" if worst else ""
+    lines.append(f"- {section}: {passed} of {len(checks)} checks passed{extra}")
+    lines += [f"  - failed: {one['check']}: {one.get('error', '')[:110]}" for one in checks if not one["passed"]]
+  done = {check["check"] for check in found["sections"].get("methods", ())}
+  left = [name for name in sorted(METHODS) if name not in done]
+  not_run = f"\nNot reached in the time there was: {', '.join(left)}.\n" if left else ""
+  return (
+    f"## Checked on the device\n\n{found['device']}: methods against the same on the CPU (float32 in full precision, "
+    "and bfloat16), families against transformers on torch, attention against float32, with gradients.\n\n"
+    + "\n".join(lines) + f"\n{not_run}\n    python -m experiments.accelerator.smoke --out=runs/smoke\n"
+  )  # fmt: skip
+
+
+def profile(found: Found) -> str:
+  """The kernels of a step."""
+  kinds = {
+    "matrix products": ("nvjet", "gemm", "cutlass", "sgemm"),
+    "the fused kernel of attention": ("sdpa", "cudnn"),
+    "copies between stacks of layers and their parts": ("memcpy", "dynamic_update_slice", "loop_broadcast"),
+  }
+  sums = dict.fromkeys([*kinds, "element by element and sums"], 0.0)
+  for row in found["rows"]:
+    name = next((kind for kind, words in kinds.items() if any(word in row["name"] for word in words)), None)
+    sums[name or "element by element and sums"] += row["milliseconds_a_step"]
+  lines = [f"- {name}: {one:.1f} ms" for name, one in sorted(sums.items(), key=lambda item: -item[1]) if one]
+  return (
+    f"## Profile of {found['shape']}, {found['method']}\n\n{found['device']}, {found['precision']}: "
+    f"{1e3 * found['seconds']:.1f} ms a step, steps dispatched one after the other; the device had nothing to do "
+    f"{100 * found['idle']:.1f}% of the time. The {len(found['rows'])} costliest kernels, "
+    f"{sum(row['milliseconds_a_step'] for row in found['rows']):.1f} ms together:\n\n" + "\n".join(lines) + "\n\n"
+    f"    {found['command']}\n"
+  )
+
+
+def missing(record: Mapping[str, Found]) -> str:
+  """Benchmarks without figures."""
+  have = {str(found.get("benchmark", name)) for name, found in record.items()}
+  left = [f"{what} (`experiments/benchmarks/{name}.py`)" for name, what in COMMANDS.items() if name not in have]
+  return f"## Not run\n\n{'; '.join(left) if left else 'Nothing that has a command'}.\n{KNOWN}"
+
+
+def plot_ratios(rows: list[tuple[str, float, float | None]], path: Path, device: str) -> None:
+  """Throughput over the better peer's, and memory over its."""
+  figure, axes = plt.subplots(figsize=(7, 3.2))
+  places = range(len(rows))
+  axes.bar([place - 0.2 for place in places], [row[1] for row in rows], 0.38, label="throughput over torch's")
+  axes.bar([place + 0.2 for place in places], [row[2] or 0 for row in rows], 0.38, label="memory over torch's")
+  axes.axhline(1.0, color="grey", linewidth=0.8)
+  axes.set_xticks(list(places), [row[0] for row in rows], fontsize=8)
+  axes.set_title(device, fontsize=9)
+  axes.legend(frameon=False, fontsize=8)
+  save(figure, path)
+
+
+def save(figure: Any, path: Path) -> None:
+  """Writes a figure; equal figures are equal files."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with plt.rc_context({"svg.hashsalt": "peftjax", "svg.fonttype": "none"}):
+    figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
+  plt.close(figure)
+
+
+def milli(seconds: float) -> str:
+  """Milliseconds with as many digits as mean something."""
+  return f"{1e3 * seconds:.2f}" if seconds < 0.01 else f"{1e3 * seconds:.1f}"
+
+
+INTRODUCTION = """# Performance
+
+How fast a step is, against what people would pick instead, and where its time goes. This page is written by
+`python -m experiments.benchmarks.report` from recorded figures; every table has the command that measures it anew, on
+whatever device there is. Times are of accelerators alone: on a CPU, which other work shares, only ratios count.
+"""
+KNOWN = """
+What changed after these figures, and was not measured on the device again:
+
+- T5's relative bias is a product now. Its lookup's gradient added [512, 512] numbers to 32 rows in bfloat16, which is
+  the suspected cause of the T5-large step's time.
+- The check of many runs at once failed because cuDNN's rule for `jax.vmap` takes no mask that all heads share; such
+  programs now mask without it.
+- Embedded rows are chosen before they are converted, so that their gradients add up in the table's dtype.
+
+Tried without a figure: a scan over the layers that is unrolled whole would save the copies between stacks that the
+profiles show. Its compilation, beside the other checks, did not end within three minutes, so the layers stay a loop.
+The share of a whole `train` in which the device waits for the host was not measured: the profiles' share is of steps
+dispatched one after the other, without a loader.
+"""
+COMMANDS_TEXT = """
+## Commands
+
+    python -m experiments.benchmarks.training_steps --size=small   # a CPU: BERT-base, GPT-2, a 135M LLaMA, T5-small
+    python -m experiments.benchmarks.training_steps --size=large   # one accelerator of 80 GB
+    python -m experiments.benchmarks.attention
+    python -m experiments.benchmarks.methods --shape=bert-base
+    python -m experiments.benchmarks.profile_step --shape=llama-1b --method=lora
+    python -m experiments.accelerator.smoke
+    experiments/accelerator/run_all.sh OUT environment smoke prepare steps attention profile methods
+
+The CPU's table of ratios has its command above and no figures yet.
+"""
+
+
+if __name__ == "__main__":
+  main()
