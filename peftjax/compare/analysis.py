@@ -17,9 +17,9 @@ from peftjax.compare.records import Bytes, Parameters, Record, StepCost
 from peftjax.compare.scores import averages_to, unpack_scores
 from peftjax.compare.search import Choice
 from peftjax.compare.statistics import LEVEL, Pooled
-from peftjax.compare.stored import Stored
-from peftjax.compare.timing import StepTimes, Timing
+from peftjax.stored import Stored
 from peftjax.tasks.metric import Metric
+from peftjax.train.timing import StepTimes, Timing
 
 FEW_SEEDS = 5  # with fewer, rows lend each other what they tell of the spread of seeds
 NOT_PEFT = ("full", "head", "last_k", "frozen")  # methods that are the reference or a baseline

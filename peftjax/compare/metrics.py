@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from peftjax.compare.stored import made
+from peftjax.stored import made
 from peftjax.tasks.metric import Metric
 
 SHARE = Metric("share", "per-example", share=True)  # of what is counted by a study itself

@@ -18,11 +18,11 @@ import numpy as np
 
 from peftjax.compare.metrics import spec_of, specs_in
 from peftjax.compare.scores import pack_scores
-from peftjax.compare.stored import Stored
 from peftjax.compare.trials import Trial, changes, fingerprint, plain_config
 from peftjax.data.extra_sets import shifted_names
 from peftjax.errors import UserError
 from peftjax.files import read_json, write_text
+from peftjax.stored import Stored
 from peftjax.tasks.metric import Metric
 from peftjax.train.rows import read_rows
 

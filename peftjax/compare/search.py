@@ -22,13 +22,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from peftjax.compare.metrics import spec_of, specs_in
-from peftjax.compare.sharing import Leases
-from peftjax.compare.stored import Stored
 from peftjax.compare.trainer import RunOutcome, Trainer
 from peftjax.compare.trials import fingerprint, plain_config, row_config, rows_of, sizes_of
 from peftjax.errors import UserError
 from peftjax.files import read_json, write_text
+from peftjax.leases import Leases
 from peftjax.methods import METHODS
+from peftjax.stored import Stored
 from peftjax.train.watch import Diverged
 
 Say = Callable[[str], None]

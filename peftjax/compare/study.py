@@ -15,7 +15,7 @@
 
 The same command again goes on where it stopped: finished trials are kept, a trial under way goes on from
 its checkpoint. Started several times at once, on one host or on many with one D, it divides the trials
-(`peftjax.compare.sharing`).
+(`peftjax.leases`).
 """
 
 from __future__ import annotations
@@ -31,21 +31,22 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from peftjax.compare import analysis, claims, dimensions, records, timing
+from peftjax.compare import analysis, claims, dimensions, records
 from peftjax.compare import formatting as fmt
 from peftjax.compare.analysis import Summary
 from peftjax.compare.budget import within_budget
 from peftjax.compare.records import Record
 from peftjax.compare.report import page, table
 from peftjax.compare.search import Choice, changes_of, search_rows
-from peftjax.compare.sharing import Leases
-from peftjax.compare.timing import Timing
 from peftjax.compare.trainer import Trainer
 from peftjax.compare.training import JaxTrainer
 from peftjax.compare.trials import Trial, in_groups, is_frozen, plain_config, sizes_of, trials_of
 from peftjax.errors import UserError
 from peftjax.files import write_text
+from peftjax.leases import Leases
 from peftjax.registry import only_trusted
+from peftjax.train import timing
+from peftjax.train.timing import Timing
 from peftjax.train.watch import Diverged
 
 

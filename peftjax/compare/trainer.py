@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ml_collections import ConfigDict
 
+from peftjax.train.timing import Step
+
 if TYPE_CHECKING:
   from peftjax.compare.dimensions.base import Dimension
 
-Step = Callable[[], object]  # takes one optimizer step and returns when it is done
 Measured = dict[str, Any] | None | Exception  # None where there is nothing to measure
 RunOutcome = Mapping[str, Any] | Exception  # a run's summary, or why it has none
 

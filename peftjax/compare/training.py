@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from peftjax import config as config_lib
 from peftjax import masks, outputs
 from peftjax.compare.dimensions.base import Dimension, Trained
-from peftjax.compare.trainer import Measured, RunOutcome, Step
+from peftjax.compare.trainer import Measured, RunOutcome
 from peftjax.compare.trials import FROZEN, buildable, is_frozen
 from peftjax.errors import UserError
 from peftjax.files import read_json, write_text
@@ -31,6 +31,7 @@ from peftjax.train.signals import PREEMPTED, EndRequests, Preempted
 from peftjax.train.splits import score_split
 from peftjax.train.stacked import DoNotFit
 from peftjax.train.summary import metrics_spec, versions
+from peftjax.train.timing import Step
 
 
 class JaxTrainer:

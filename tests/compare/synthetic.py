@@ -9,7 +9,7 @@ from scipy import special
 
 from peftjax.compare import analysis, records
 from peftjax.compare.scores import pack_scores
-from peftjax.compare.stored import plain
+from peftjax.stored import plain
 from peftjax.tasks.metric import Metric
 
 ACCURACY = Metric("accuracy", "per-example", share=True, value="correct")

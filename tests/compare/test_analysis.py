@@ -6,12 +6,13 @@ import json
 import numpy as np
 import pytest
 
-from peftjax.compare import analysis, claims, records, timing
+from peftjax.compare import analysis, claims, records
 from peftjax.compare.analysis import Question, Summary
 from peftjax.compare.claims.verdict import VERDICTS
 from peftjax.compare.scores import averages_to, pack_scores, unpack_scores
 from peftjax.tasks import make
 from peftjax.tasks.metric import Metric
+from peftjax.train import timing
 from tests.compare import synthetic
 
 

@@ -6,7 +6,8 @@ import itertools
 
 import pytest
 
-from peftjax.compare.dimensions import energy
+from peftjax.compare.dimensions import energy as dimension
+from peftjax.train import energy
 from tests.compare.synthetic import measured, summary_of
 
 
@@ -60,7 +61,7 @@ def test_flops_stand_in_and_are_called_so(tmp_path):
 
 
 def record(row, **found):
-  return measured(row, energy.NAME, **found)
+  return measured(row, dimension.NAME, **found)
 
 
 def summary():
@@ -69,7 +70,7 @@ def summary():
 
 def test_the_report_never_calls_flops_energy():
   own = [record("full", unit="flops", value=310), record("lora", unit="flops", value=200)]
-  section = energy.section(energy.summarize(own, summary()), own, summary())
+  section = dimension.section(dimension.summarize(own, summary()), own, summary())
   assert "not measured" in section.heading and section.columns[1] == "FLOPs a step"
   assert "not energy" in section.sentences[0] and "joules" not in " ".join(section.sentences).lower()
   assert section.plots[0].draw(True) is not None
@@ -78,9 +79,9 @@ def test_the_report_never_calls_flops_energy():
 def test_joules_only_where_every_row_has_them():
   joules = {"unit": "joules", "value": 3.0, "steps": 9, "watts": 40.0, "zones": ["package-0"]}
   own = [record("full", **joules), record("lora", **(joules | {"value": 1.5}))]
-  found = energy.summarize(own, summary())
+  found = dimension.summarize(own, summary())
   assert found["unit"] == "joules" and found["rows"][1]["ratio"] == 0.5
-  section = energy.section(found, own, summary())
+  section = dimension.section(found, own, summary())
   assert section.rows[1][:3] == ("lora/seed-0", "1.5 J", "0.50×") and "idle power" in section.sentences[0]
-  mixed = energy.summarize([own[0], record("lora", unit="flops", value=200)], summary())
+  mixed = dimension.summarize([own[0], record("lora", unit="flops", value=200)], summary())
   assert mixed["unit"] == "flops" and [one["value"] for one in mixed["rows"]] == [300, 200]

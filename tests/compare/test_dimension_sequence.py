@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from peftjax import config as config_lib
-from peftjax.compare.dimensions import sequence
+from peftjax.compare.dimensions import sequence as dimension
 from peftjax.errors import UserError
-from peftjax.train import loop
+from peftjax.train import loop, sequence
 from tests.compare.synthetic import measured, summary_of
 from tests.train.conftest import BAD, GOOD, PLAIN, write_model
 
@@ -116,10 +116,10 @@ def test_section():
       matrix = [[0.9, None], [last + 0.01 * seed, 0.85]]
       held = {"tasks": ["csv:a/films.csv", "packaged:tweets"], "metric": "accuracy", "keep": False, "matrix": matrix}
       held |= {"examples": [9, 9], **sequence.figures(matrix)}
-      own.append(measured(row, sequence.NAME, seed, **held))
-  found = sequence.summarize(own, summary)
+      own.append(measured(row, dimension.NAME, seed, **held))
+  found = dimension.summarize(own, summary)
   assert found["matrix"]["full"][1] == [pytest.approx(0.505), pytest.approx(0.85)]
   assert found["matrix"]["full"][0][1] is None
-  section = sequence.section(found, own, summary)
+  section = dimension.section(found, own, summary)
   assert "films and tweets" in section.sentences[0] and section.rows[0][-1] == "+40.0"
   assert all(plot.draw(narrow) is not None for plot in section.plots for narrow in (True, False))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from peftjax import methods
 from peftjax.compare.dimensions import inference, switching
+from peftjax.train import serving
 from tests.adapters import cases
 from tests.compare.synthetic import measured, summary_of
 from tests.methods import tiny
@@ -18,7 +19,7 @@ def lora(seed, **changes):
 
 
 def test_lora_costs_more_beside_the_base_and_nothing_merged():
-  found = inference.overhead(lora(0), inputs(), rounds=3)
+  found = serving.overhead(lora(0), inputs(), rounds=3)
   flops = found["flops"]
   assert flops["unmerged"] > flops["base"] == flops["merged"]
   assert found["ratio"]["merged"]["estimate"] > 0 and found["reason"] == ""
@@ -28,14 +29,14 @@ def test_lora_costs_more_beside_the_base_and_nothing_merged():
 
 def test_what_cannot_merge_says_so():
   model = tiny.added(methods.Prompt(num_virtual_tokens=2))
-  found = inference.overhead(model, tiny.batch(size=2, length=7), rounds=1)
+  found = serving.overhead(model, tiny.batch(size=2, length=7), rounds=1)
   assert found["flops"]["merged"] is None and found["ratio"]["merged"] is None and found["difference"] is None
   assert "cannot be merged" in found["reason"] and found["flops"]["unmerged"] > found["flops"]["base"]
   assert (found["rows"], found["length"]) == (2, 7)
 
 
 def test_switching_compiles_nothing_and_a_mixed_batch_equals_each_alone():
-  found = switching.switch(lora(0), lora(1), inputs(), switches=4)
+  found = serving.switch(lora(0), lora(1), inputs(), switches=4)
   assert found["compilations"] == 0 and found["equal"] and found["mixed_difference"] < 1e-5
   assert 0 < found["switch_seconds"] < found["switched_seconds"]
 
@@ -43,14 +44,14 @@ def test_switching_compiles_nothing_and_a_mixed_batch_equals_each_alone():
 def test_a_mixed_batch_that_is_refused_says_why():
   base = cases.toy()
   one, other = (base.add(methods.Full()) for _ in range(2))
-  found = switching.switch(one, other, inputs(), switches=2)
+  found = serving.switch(one, other, inputs(), switches=2)
   assert found["equal"] is None and "shares nothing" in found["reason"] and found["compilations"] == 0
 
 
 def test_compilations_are_counted():
   import jax
 
-  with switching.compilations() as seen:
+  with serving.compilations() as seen:
     jax.jit(lambda x: x * len("counted"))(inputs()["x"])
   assert seen
 

@@ -9,7 +9,6 @@ import pytest
 
 from peftjax.compare import analysis, claims
 from peftjax.compare.claims import accuracy, learning
-from peftjax.compare.claims import forgetting as on_forgetting
 from peftjax.compare.dimensions import convergence, data_efficiency, forgetting, shift
 from peftjax.compare.report import page
 from peftjax.compare.scores import pack_scores
@@ -21,7 +20,6 @@ METHODS = {name: synthetic.METHODS[name] for name in ("full", "head", "lora")}
 QUESTION = analysis.Question()
 FROM_DIMENSIONS = (
   *learning.RULES,
-  *on_forgetting.RULES,
   *(name for name in accuracy.RULES if "far" in name or "niche" in name),
   "modular-switch",
   "inference-complexity",

@@ -11,11 +11,12 @@ import pytest
 from matplotlib.text import Text
 
 from peftjax import config as config_lib
-from peftjax.compare import analysis, claims, timing, trials
+from peftjax.compare import analysis, claims, trials
 from peftjax.compare.analysis import Question
 from peftjax.compare.drawing.looks import looks
 from peftjax.compare.drawing.pareto import pareto
 from peftjax.compare.report import answer, page, sections, table
+from peftjax.train import timing
 from tests.compare import synthetic
 
 MANY = synthetic.METHODS | {

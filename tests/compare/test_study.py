@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from peftjax import config as config_lib
-from peftjax.compare.stored import plain
 from peftjax.compare.study import run_study
 from peftjax.errors import UserError
+from peftjax.stored import plain
 from tests.compare.synthetic import SPECS
 
 ACCURACY = {"full": 0.85, "head": 0.7, "lora": 0.83}

@@ -15,13 +15,13 @@ from importlib import resources
 from typing import Any
 
 from peftjax.compare.analysis import Summary
-from peftjax.compare.claims import accuracy, costs, forgetting, learning
+from peftjax.compare.claims import accuracy, costs, learning
 from peftjax.compare.claims.verdict import UNTESTABLE, Rule, Verdict, untestable
 from peftjax.compare.records import Record
 
 PAGE = "docs/published_figures.md"
 
-RULES: dict[str, Rule] = {**accuracy.RULES, **costs.RULES, **learning.RULES, **forgetting.RULES}
+RULES: dict[str, Rule] = {**accuracy.RULES, **costs.RULES, **learning.RULES}
 
 NEEDS = {
   "pet-performance-gap": "a study on a hard generation task, scored by what the model writes (task.generate)",

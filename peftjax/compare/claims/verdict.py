@@ -13,7 +13,7 @@ from peftjax.compare.dimensions.convergence import Updates
 from peftjax.compare.dimensions.data_efficiency import AtSize
 from peftjax.compare.dimensions.shift import Away
 from peftjax.compare.records import Record
-from peftjax.compare.stored import Stored
+from peftjax.stored import Stored
 
 SUPPORTED, CONTRADICTED, INCONCLUSIVE = "supported", "contradicted", "inconclusive"
 UNTESTABLE = "not testable here"

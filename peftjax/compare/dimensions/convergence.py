@@ -16,7 +16,7 @@ from peftjax.compare.dimensions.base import Dimension, Json, Plot, Section, at_s
 from peftjax.compare.drawing import lines
 from peftjax.compare.records import Record
 from peftjax.compare.statistics import LEVEL
-from peftjax.compare.stored import Stored
+from peftjax.stored import Stored
 
 NAME = "convergence"
 SHARE = 0.95  # of the reference's gain

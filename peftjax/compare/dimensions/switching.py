@@ -1,23 +1,16 @@
-"""Switching between two trained adapters on one base, and batches in which every example has its own.
+"""Switching between two trained adapters on one base, and batches in which every example has its own
+(`peftjax.train.serving`).
 
 The two adapters are those of two seeds of a row; where only one seed is there, the second is the first as it was
-before training. Measured are the seconds of putting the other adapter on, how many programs XLA compiled meanwhile, and
-how far a mixed batch's outputs are from what each adapter, and the base, gives alone.
+before training.
 """
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-
-from peftjax import adapters
-from peftjax.adapters.adapter import check_one_base
 from peftjax.compare import formatting as fmt
 from peftjax.compare.analysis import Summary
 from peftjax.compare.dimensions.base import ROW, Dimension, Json, Plot, Section, Trained, by_row
@@ -25,92 +18,13 @@ from peftjax.compare.dimensions.inference import ROWS
 from peftjax.compare.dimensions.told import refusal
 from peftjax.compare.drawing.rows import Line, marked
 from peftjax.compare.records import Record
-from peftjax.errors import UserError
 from peftjax.masks import combine
 from peftjax.model import Model
 from peftjax.train.finished import restored
 from peftjax.train.folder import read_config
+from peftjax.train.serving import SWITCHES, switch
 
 NAME = "switching"
-SWITCHES = 12
-EQUAL = 1e-4  # a mixed batch is equal within this share of its largest output: sums are taken in another order
-
-
-@contextlib.contextmanager
-def compilations() -> Iterator[list[str]]:
-  """Fills a list with an entry for each program that XLA compiles, or fetches from its cache, within the block."""
-  seen: list[str] = []
-
-  def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
-    if event.endswith("backend_compile_duration"):
-      seen.append(event)
-
-  jax.monitoring.register_event_duration_secs_listener(listen)
-  try:
-    yield seen
-  finally:
-    jax.monitoring.unregister_event_duration_listener(listen)
-
-
-def switch(one: Model, other: Model, inputs: Mapping[str, Any], switches: int = SWITCHES) -> Json:
-  """Two models of one base, each with an adapter of the same settings.
-
-  Returns:
-    "switch_seconds", of putting an adapter on, "forward_seconds", of a forward pass by itself, and "switched_seconds",
-    of one with a switch before it: medians; "compilations" during all switches; "mixed_difference", the largest of a
-    mixed batch's outputs from each adapter's alone, over the largest output, and "equal", whether it is below `EQUAL`;
-    both None where the batch is refused, with its "reason".
-
-  Raises:
-    UserError: the two do not have one base.
-  """
-  check_one_base([one, other])
-  bank = adapters.Bank(adapters.disabled(one)).add("first", one).add("second", other)
-  for name in bank.names:
-    jax.block_until_ready(bank.use(name)(**inputs))
-  putting, whole, alone = [], [], []
-  with compilations() as compiled:
-    for number in range(switches):
-      start = time.perf_counter()
-      model = bank.use(bank.names[number % 2])
-      put = time.perf_counter()
-      jax.block_until_ready(model(**inputs))
-      done = time.perf_counter()
-      jax.block_until_ready(model(**inputs))
-      putting.append(put - start)
-      whole.append(done - start)
-      alone.append(time.perf_counter() - done)
-  found: Json = {
-    "switch_seconds": float(np.median(putting)),
-    "switched_seconds": float(np.median(whole)),
-    "forward_seconds": float(np.median(alone)),
-    "compilations": len(compiled),
-    "mixed_difference": None,
-    "equal": None,
-    "reason": "",
-  }
-  try:
-    difference = _mixed_difference(bank, inputs)
-  except UserError as error:
-    return found | {"reason": str(error)}
-  return found | {"mixed_difference": float(f"{difference:.3g}"), "equal": difference < EQUAL}
-
-
-def _mixed_difference(bank: Any, inputs: Mapping[str, Any]) -> float:
-  names: list[str | None] = ["first", "second", None]
-  rows = int(next(iter(inputs.values())).shape[0])
-  each = [names[row % 3] for row in range(rows)]
-  together = _first(bank.mixed()(**inputs, adapter_ids=bank.ids(each)))
-  alone = {name: _first(bank.use(*([name] if name else []))(**inputs)) for name in dict.fromkeys(each)}
-  wanted = np.stack([alone[name][row] for row, name in enumerate(each)])
-  return float(np.abs(together - wanted).max() / max(np.abs(wanted).max(), 1e-30))
-
-
-def _first(outputs: Mapping[str, Any]) -> np.ndarray:
-  return np.asarray(outputs["logits"] if "logits" in outputs else next(iter(outputs.values())), np.float64)
-
-
-# The dimension ----------------------------------------------------------------------------------------------------
 
 
 def measure(trained: Trained) -> Json:

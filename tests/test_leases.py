@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from peftjax.compare import sharing
-from peftjax.compare.sharing import Leases
+from peftjax import leases
+from peftjax.leases import Leases
 
 ROOT = Path(__file__).parents[2]
 
@@ -100,7 +100,7 @@ def test_failures_of_others_are_told_from_older_ones(tmp_path):
 WORKER = """
 import sys, time
 from pathlib import Path
-from peftjax.compare.sharing import Leases
+from peftjax.leases import Leases
 folder, slow = Path(sys.argv[1]), float(sys.argv[2])
 with Leases(folder, patience=30.0).shared(list("abcdefgh"), str, poll=0.02) as items:
   for item in items:
@@ -126,4 +126,4 @@ def test_processes_divide_the_work_and_replace_one_that_is_killed(tmp_path):
 
 
 def test_processes_are_known_by_their_start():
-  assert sharing._since(os.getpid()) and not sharing._since(2**22 + 1)
+  assert leases._since(os.getpid()) and not leases._since(2**22 + 1)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from peftjax.compare import timing
+from peftjax.train import timing
 
 
 def test_every_row_takes_every_round_in_turns():

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from scipy import stats
 
-from peftjax.compare.stored import Stored
-from peftjax.compare.trainer import Step
+from peftjax.stored import Stored
+
+Step = Callable[[], object]  # takes one optimizer step and returns when it is done
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
