@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from peftjax import masks
+from peftjax.composite import INDEX, component, components, compose, in_component, part_path
 from peftjax.errors import UserError, nearest
+from peftjax.files import read_json
 from peftjax.interop import peft
 from peftjax.model import Model
 from peftjax.models import gguf, pretrained
@@ -27,7 +29,7 @@ _DTYPES = ("float32", "bfloat16", "float16")
 
 
 def load(
-  path: str | Path,
+  path: str | Path | Mapping[str, str | Path],
   adapter: str | Path | None = None,
   dtype: str = "float32",
   *,
@@ -43,6 +45,9 @@ def load(
   new_head: bool = False,
 ) -> Model:
   """A model from a Hugging Face folder of config.json and *.safetensors, or from "packaged:NAME".
+
+  Several models as one (`peftjax.composite`) come from a folder with model_index.json and a folder for each component,
+  or from {component: path}.
 
   Args:
     adapter: a Hugging Face PEFT adapter folder to add.
@@ -60,6 +65,11 @@ def load(
   Raises:
     UserError: the folder, the architecture, a key or a shape is not what was expected.
   """
+  if isinstance(path, Mapping) or is_index_folder(path):
+    if task or num_labels or label_names or family:
+      raise UserError("model.path: a head and a family belong to one component; load it and `compose` the models")
+    whole = _load_components(path, dtype, runtime=runtime, seed=seed, quantize=quantize, place=place)
+    return _with_adapters(whole, Path(adapter)) if adapter else whole
   folder = folder_of(path)
   hf_config = pretrained.read_config(folder)
   family = family_of(hf_config, family)
@@ -74,6 +84,40 @@ def load(
   )
   model = dataclasses.replace(model, params=params, folder=folder, drawn=tuple(drawn), quantization_errors=errors)
   return peft.load(model, adapter, other_base=other_base) if adapter else model
+
+
+def is_index_folder(path: str | Path) -> bool:
+  """Whether it is a folder of components."""
+  folder = Path(path).expanduser()
+  return (folder / INDEX).is_file() and not (folder / pretrained.CONFIG).is_file()
+
+
+def _load_components(path: str | Path | Mapping[str, str | Path], dtype: str, **options: Any) -> Model:
+  if isinstance(path, Mapping):
+    return compose({name: load(one, dtype=dtype, **options) for name, one in path.items()})
+  folder = Path(path).expanduser()
+  index = read_json(folder / INDEX)
+  listed = [name for name, what in index.items() if isinstance(what, list) and any(what)]
+  missing = [name for name in listed if not (folder / name).is_dir()]
+  if missing:
+    raise UserError(f"{folder / INDEX} lists {missing[0]!r}, and there is no such folder; the download is incomplete")
+  models = [name for name in listed if (folder / name / pretrained.CONFIG).is_file()]  # others are tokenizers and such
+  return compose({name: load(folder / name, dtype=dtype, **options) for name in models}, index)
+
+
+def _with_adapters(model: Model, folder: Path) -> Model:
+  """The composite with the adapters that stand in the folder under its components' names."""
+  found = [name for name in components(model) if (folder / name / peft.CONFIG).is_file()]
+  if not found:
+    raise UserError(f"{folder} has no folder of an adapter for any of {', '.join(components(model))}")
+  for name in found:
+    part = peft.load(component(model, name), folder / name)
+    for one in part.bound:
+      model = model.add(in_component(one, name))
+    shared = frozenset(one.shared_path for one in part.bound)
+    values = {part_path(path, name, shared): leaf for path, leaf in masks.flatten(part.params).items()}
+    model = model.with_params(masks.unflatten({**masks.flatten(model.params), **values}))
+  return model
 
 
 def _tied_as_in_files(

@@ -23,7 +23,6 @@ from flax import linen as nn
 from peftjax import adding, buffers, masks, quantize_model, saving
 from peftjax.adapters import merging
 from peftjax.errors import UserError
-from peftjax.interop import peft
 from peftjax.methods import Method
 from peftjax.methods.attach import leaf_paths, penalty
 from peftjax.methods.base import Context
@@ -100,7 +99,7 @@ class Model:
     """
     check_ids(self.config, inputs)
     ids = None if adapter_ids is None else self.checked_ids(adapter_ids)
-    return _jitted(self.forward_key)(self.params, {name: jnp.asarray(value) for name, value in inputs.items()}, ids)
+    return _jitted(self.forward_key)(self.params, _arrays(inputs), ids)
 
   def checked_ids(self, adapter_ids: Any) -> jax.Array:
     """int[B]: each example's adapter of those that the model holds, -1 for none.
@@ -279,11 +278,15 @@ class Model:
 
   def save_adapter(self, folder: str | Path, overwrite: bool = False) -> None:
     """Writes the methods' leaves and what else trains as a Hugging Face PEFT adapter; `overwrite` as in `save`."""
-    peft.save(self, folder, overwrite)
+    saving.save_adapter(self, folder, overwrite)
 
   def with_params(self, params: masks.Tree) -> Model:
     """The model with other values of the same leaves."""
     return dataclasses.replace(self, params=params)
+
+
+def _arrays(inputs: Mapping[str, Any]) -> dict[str, Any]:
+  return {name: _arrays(one) if isinstance(one, Mapping) else jnp.asarray(one) for name, one in inputs.items()}
 
 
 @dataclasses.dataclass(frozen=True)

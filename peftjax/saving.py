@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 
+from peftjax.composite import INDEX, component, components, is_composite
 from peftjax.errors import UserError
+from peftjax.files import write_text
+from peftjax.interop import peft
 from peftjax.models import writing
+from peftjax.models.components import COMPOSITE
 from peftjax.quantize_model import dequantize_leaves
 
 if TYPE_CHECKING:
@@ -19,6 +24,31 @@ def save(model: Model, folder: str | Path, overwrite: bool = False) -> None:
   """See `Model.save`."""
   if model.adapter_paths():
     raise UserError("the model has separate adapter leaves; use model.merge().save() or model.save_adapter()")
+  if is_composite(model):
+    _save_components(model, Path(folder), overwrite)
+    return
   hf_config = {**model.hf_config, "architectures": [model.architecture]}
   tensors = writing.to_checkpoint(model.family, dequantize_leaves(model.params, jnp.float32), model.stacks)
   writing.save(folder, *model.family.saved(model.config, hf_config, tensors), model.folder, overwrite)
+
+
+def _save_components(model: Model, folder: Path, overwrite: bool) -> None:
+  """A folder for each component, and then the list of them: without it there is no model to be read."""
+  folder.mkdir(parents=True, exist_ok=True)
+  if (folder / INDEX).is_file() and not overwrite:
+    raise UserError(f"{folder} holds a model already; give overwrite=True, or another folder")
+  for name in components(model):
+    save(component(model, name), folder / name, overwrite)
+  write_text(folder / INDEX, json.dumps(model.hf_config[COMPOSITE], indent=2, sort_keys=True) + "\n")
+
+
+def save_adapter(model: Model, folder: str | Path, overwrite: bool = False) -> None:
+  """See `Model.save_adapter`."""
+  if not is_composite(model):
+    peft.save(model, folder, overwrite)
+    return
+  acted_on = [name for name in components(model) if component(model, name).bound]
+  if not acted_on:
+    raise UserError("the model has no adapter to save")
+  for name in acted_on:
+    peft.save(component(model, name), Path(folder) / name, overwrite)

@@ -23,7 +23,7 @@ ROOMS = (
   ("",),  # peftjax itself, the public names
   ("loading",),
   ("model",),
-  ("adding", "saving", "vocabulary", "adapters", "interop"),
+  ("adding", "saving", "composite", "vocabulary", "adapters", "interop"),
   ("models", "quantize_model"),
   ("methods",),
   ("data",),

@@ -73,7 +73,7 @@ class Family:
   parse: Callable[[Mapping[str, Any]], Any]
   architectures: Mapping[str, Architecture]
   stacks: Callable[[Any], dict[str, int]]
-  inputs: Callable[[Any], dict[str, jax.ShapeDtypeStruct]]
+  inputs: Callable[[Any], dict[str, Any]]
   table: Table = COMMON
   unused: tuple[str, ...] = ()
   untransposed: tuple[str, ...] = ()

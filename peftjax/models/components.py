@@ -1,0 +1,95 @@
+"""Several models as one: a dict of components under one module, with one tree and names that begin with the component.
+
+{"query": {"encoder": ...}, "passage": {"encoder": ...}}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flax import linen as nn
+
+from peftjax.models.family import Architecture, Family
+from peftjax.models.layers import Runtime
+
+COMPOSITE = "composite"
+CLASS_NAME = "Composite"
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """One component: its family and architecture, its config as parsed and as config.json has it, where it came from."""
+
+  family: Family
+  architecture: str
+  config: Any
+  hf_config: Mapping[str, Any]
+  folder: Path | None = None
+
+
+class Components(nn.Module):
+  """Models under their names.
+
+  Inputs: name of a component -> its inputs by name; components that are not named do not run.
+  Outputs: name -> outputs.
+  """
+
+  parts: tuple[tuple[str, Any, Any], ...]
+  runtime: Runtime
+
+  def setup(self) -> None:
+    for name, build, config in self.parts:
+      setattr(self, name, build(config, self.runtime))
+
+  def __call__(self, **inputs: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: getattr(self, name)(**given) for name, given in inputs.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class CompositeFamily(Family):
+  """What components declare, under their names.
+
+  Attributes:
+    parts: name -> component.
+  """
+
+  parts: Mapping[str, Part] = dataclasses.field(default_factory=dict)
+
+  def stacks_of(self, architecture: str, config: Any, runtime: Runtime) -> dict[str, int]:
+    return {
+      f"{name}.{path}": count
+      for name, part in self.parts.items()
+      for path, count in part.family.stacks_of(part.architecture, part.config, runtime).items()
+    }
+
+  def all_stacks(self, architecture: str, config: Any) -> dict[str, int]:
+    return {
+      f"{name}.{path}": count
+      for name, part in self.parts.items()
+      for path, count in part.family.all_stacks(part.architecture, part.config).items()
+    }
+
+
+def composite_family(parts: Mapping[str, Part]) -> CompositeFamily:
+  """The family of one composite model."""
+  heads = [f"{name}.{head}" for name, part in parts.items() for head in _of(part).head]
+
+  def build(config: Any, runtime: Runtime) -> nn.Module:
+    del config
+    return Components(tuple((name, _of(part).build, part.config) for name, part in parts.items()), runtime)
+
+  return CompositeFamily(
+    model_types=(COMPOSITE,),
+    parse=lambda hf_config: None,
+    architectures={CLASS_NAME: Architecture(build, COMPOSITE, head=tuple(heads))},
+    stacks=lambda config: {},
+    inputs=lambda config: {name: part.family.inputs(part.config) for name, part in parts.items()},
+    parts=dict(parts),
+  )
+
+
+def _of(part: Part) -> Architecture:
+  return part.family.architectures[part.architecture]
