@@ -24,16 +24,16 @@ class Actor(Protocol):
     """And those that do not."""
 
   def before(self, leaves: Leaves, x: Any, site: Site, call: Call) -> Any:
-    """As a method's."""
+    """The input that the base gets."""
 
   def after(self, leaves: Leaves, x: Any, y: Any, site: Site, call: Call) -> Any:
-    """As a method's."""
+    """The output, from the original input and the base's output."""
 
   def acts_by_delta(self, site: Site) -> bool:
-    """As a method's."""
+    """Whether the base's product is taken with `delta` added to its kernel."""
 
   def delta(self, leaves: Leaves, base: Leaves, site: Site, shared: Leaves) -> Leaves:
-    """As a method's."""
+    """float32 changes of the base module's leaves, by name."""
 
 
 def changes_input(method: Method) -> bool:
@@ -64,12 +64,12 @@ class Scaled:
 
   @property
   def leaf_names(self) -> tuple[str, ...]:
-    """The method's."""
+    """The leaves that the method reads and that train."""
     return self.method.leaf_names
 
   @property
   def buffer_names(self) -> tuple[str, ...]:
-    """The method's."""
+    """Those that it reads and that do not train."""
     return self.method.buffer_names
 
   def before(self, leaves: Leaves, x: Any, site: Site, call: Call) -> Any:

@@ -37,7 +37,7 @@ class PerExample(Stack):
     return False
 
   def delta(self, leaves: Leaves, base: Leaves, site: Site, shared: Leaves) -> Leaves:
-    """None."""
+    """Raises a `UserError`: examples differ in their weights."""
     raise UserError(f"{self.method.name}: a batch of several adapters is no change of the weights; use one of them")
 
   def before(self, leaves: Leaves, x: Any, site: Site, call: Call) -> Any:
@@ -211,7 +211,7 @@ class _Notes(dict[str, Any]):
     self.made[name] = value
 
   def get(self, name: str, default: Any = None) -> Any:
-    """As a dict's."""
+    """The note of this name, or `default`."""
     return self[name] if name in self.made or name in self.outer else default
 
   def clear(self) -> None:

@@ -21,12 +21,12 @@ class Stack:
 
   @property
   def leaf_names(self) -> tuple[str, ...]:
-    """The method's."""
+    """The leaves that the method reads and that train."""
     return self.method.leaf_names
 
   @property
   def buffer_names(self) -> tuple[str, ...]:
-    """The method's."""
+    """Those that it reads and that do not train."""
     return self.method.buffer_names
 
 
@@ -41,7 +41,7 @@ class Summed(Stack):
   weights: tuple[float, ...]
 
   def acts_by_delta(self, site: Site) -> bool:
-    """The method's."""
+    """Whether the method acts by its change of the weights."""
     return self.method.acts_by_delta(site)
 
   def delta(self, leaves: Leaves, base: Leaves, site: Site, shared: Leaves) -> Leaves:
