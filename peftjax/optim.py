@@ -12,14 +12,18 @@ whose peaks differ (`with_peaks`), and nothing is compiled again.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from peftjax.config.checking import check_value
+from peftjax.config.field import Field
+from peftjax.config.table import FIELDS
 from peftjax.errors import UserError, nearest
 from peftjax.galore import scale_by_galore
 from peftjax.masks import FROZEN, Tree, flatten, stack_shape, unflatten
@@ -28,6 +32,9 @@ SCHEDULES = ("constant", "linear", "cosine")
 OPTIMIZERS = ("adamw", "sgd", "adafactor", "lion", "galore")
 GROUP_FIELDS = ("learning_rate", "learning_rate_multiplier", "weight_decay", "schedule", "warmup")
 UNDECAYED = ("bias", "scale", "magnitude", "ia3_l")  # leaves that are no matrices, whatever their shape
+
+_MULTIPLIER = Field(1.0, "times the group's rate", above=0)
+_LARGEST = float(np.finfo(np.float32).max)
 
 Schedule = Callable[[jax.Array], jax.Array]
 
@@ -198,13 +205,12 @@ def group_settings(
   method_groups: Mapping[str, Mapping[str, Any]] | None = None,
   learning_rate: float = 0.0,
 ) -> dict[str, GroupSettings]:
-  """Group -> what it trains with: the user's fields for the group, else the method's, else the config's own."""
-  for group, fields in config.groups.items():
-    if group not in groups:
-      raise UserError(f"optim.groups: no leaf trains in a group {group!r}; {nearest(group, groups)}")
-    for field in fields:
-      if field not in GROUP_FIELDS:
-        raise UserError(f"optim.groups.{group}: no field {field!r}; {nearest(field, GROUP_FIELDS)}")
+  """Group -> what it trains with: the user's fields for the group, else the method's, else the config's own.
+
+  Raises:
+    UserError: an unknown group or field, a value out of its range, a rate that is no positive float32.
+  """
+  check_settings(config, groups)
   found = {}
   for group in sorted(groups):
     user = dict(config.groups.get(group, {}))
@@ -212,13 +218,38 @@ def group_settings(
     rate = config.learning_rate or method.get("learning_rate") or learning_rate
     rate *= method.get("learning_rate_multiplier", 1.0)
     rate = user.get("learning_rate", rate) * user.get("learning_rate_multiplier", 1.0)
-    if rate <= 0:
-      raise UserError(f"optim.learning_rate: {rate} for the group {group!r}; expected a positive number")
+    if rate > _LARGEST or np.float32(rate) <= 0:
+      raise UserError(f"optim.learning_rate: {rate:g} for the group {group!r}; expected a positive number")
     rest = {
       field: user.get(field, method.get(field, config[field])) for field in ("weight_decay", "schedule", "warmup")
     }
     found[group] = GroupSettings(learning_rate=float(rate), **rest)
   return found
+
+
+def check_settings(config: ConfigDict, groups: Collection[str]) -> None:
+  """Checks `config.optim`: the ranges of its fields, and of those that it has for single groups.
+
+  Args:
+    groups: those that train.
+
+  Raises:
+    UserError: an unknown group or field, or a value out of its range.
+  """
+  for name, value in config.items():
+    if f"optim.{name}" in FIELDS:
+      check_value(f"optim.{name}", value, FIELDS[f"optim.{name}"])
+  if not hasattr(config.groups, "items"):
+    raise UserError(f"optim.groups={config.groups!r}: expected groups, such as {{'head': {{'learning_rate': 5e-3}}}}")
+  for group, fields in config.groups.items():
+    if group not in groups:
+      raise UserError(f"optim.groups: no leaf trains in a group {group!r}; {nearest(group, groups)}")
+    if not hasattr(fields, "items"):
+      raise UserError(f"optim.groups.{group}={fields!r}: expected fields, such as {{'learning_rate': 5e-3}}")
+    for field, value in fields.items():
+      if field not in GROUP_FIELDS:
+        raise UserError(f"optim.groups.{group}: no field {field!r}; {nearest(field, GROUP_FIELDS)}")
+      check_value(f"optim.groups.{group}.{field}", value, FIELDS.get(f"optim.{field}", _MULTIPLIER))
 
 
 def _one_group(
@@ -242,12 +273,29 @@ def _direction(config: ConfigDict, stacks: Mapping[str, int]) -> optax.GradientT
   if config.name == "galore":
     adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
     settings = (config.galore_rank, config.galore_every, config.galore_scale)
-    return scale_by_galore(adam, *settings, stacks, lambda name, leaf: name.endswith("kernel"))
+    return scale_by_galore(adam, *settings, stacks, _is_kernel)
   if config.name == "adafactor":
     return per_layer(
       optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms()), stacks
     )
   raise UserError(f"optim.name: no optimizer {config.name!r}; {nearest(config.name, OPTIMIZERS)}")
+
+
+def check_projects(config: ConfigDict, trainable: Tree, stacks: Mapping[str, int]) -> None:
+  """Raises `UserError` if GaLore is asked for and projects no leaf, so that it would be plain Adam."""
+  if config.name != "galore":
+    return
+  sides = [min(leaf.shape[-2:]) for name, leaf in flatten(trainable).items()
+           if _is_kernel(name, leaf) and len(leaf.shape) - len(stack_shape(name, stacks)) == 2]  # fmt: skip
+  longest = max(sides, default=0)
+  if longest <= config.galore_rank:
+    hint = f"choose at most {longest - 1}" if longest > 1 else "choose another optimizer"
+    raise UserError(f"optim.galore_rank={config.galore_rank}: no kernel that trains is larger on both sides; {hint}")
+
+
+def _is_kernel(name: str, leaf: Any) -> bool:
+  del leaf
+  return name.endswith("kernel")
 
 
 class _PerLayerState(NamedTuple):

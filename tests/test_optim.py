@@ -57,6 +57,39 @@ def test_every_update_of_a_schedule_moves(name):
   assert all(0 < float(schedule(jnp.int32(step))) <= 1 for step in range(7))
 
 
+@pytest.mark.parametrize("name", optim.SCHEDULES)
+@pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.parametrize("warmup", [0.0, 0.3, 0.5, 0.99])
+def test_schedules_of_few_updates(name, steps, warmup):
+  """Also where all updates are warming up: every one moves, the rate is never above its peak, and rises first."""
+  schedule = optim.make_schedule(name, steps, warmup)
+  shares = [float(schedule(jnp.int32(step))) for step in range(steps)]
+  assert all(0 < share <= 1 for share in shares)
+  rising = round(warmup * steps)
+  np.testing.assert_allclose(shares[:rising], [(step + 1) / rising for step in range(rising)], rtol=1e-6)
+  assert shares[min(rising, steps - 1)] == 1.0
+
+
+def test_no_clipping_is_no_clipping():
+  params = tree()
+  grads = jax.tree.map(lambda leaf: 1e3 * jnp.ones_like(leaf), params)
+  moved = {}
+  for norm in (0.0, 1e9):
+    transform = optim.make_optimizer(optim_config(name="sgd", clip_norm=norm), labels(params), 10)
+    moved[norm], _ = run(transform, params, grads)
+  jax.tree.map(np.testing.assert_array_equal, moved[0.0], moved[1e9])
+
+
+def test_galore_projects_something():
+  params = {"dense": {"kernel": jnp.ones((6, 9)), "bias": jnp.ones(9)}, "layer": {"kernel": jnp.ones((2, 4, 5))}}
+  optim.check_projects(optim_config(name="galore", galore_rank=5), params, {"layer": 2})
+  optim.check_projects(optim_config(name="adamw", galore_rank=500), params, {"layer": 2})
+  with pytest.raises(UserError, match=r"optim\.galore_rank=6: no kernel that trains .*; choose at most 5"):
+    optim.check_projects(optim_config(name="galore", galore_rank=6), params, {"layer": 2})
+  with pytest.raises(UserError, match="choose another optimizer"):
+    optim.check_projects(optim_config(name="galore"), {"dense": {"bias": jnp.ones(9)}}, {})
+
+
 def test_groups_have_their_own_rates_and_decay():
   params, grads = tree(), tree(1)
   config = optim_config(name="sgd", weight_decay=0.5)
@@ -156,10 +189,22 @@ def test_sweep_over_rates_is_a_vmap_over_states():
   [
     ({"name": "adamm"}, "did you mean 'adamw'"),
     ({"schedule": "cosin"}, "did you mean 'cosine'"),
-    ({"warmup": 1.5}, "share of all steps"),
+    ({"warmup": 1.5}, r"optim\.warmup=1\.5: expected a number from 0 to below 1"),
+    ({"clip_norm": -1.0}, r"optim\.clip_norm=-1\.0: expected a finite number of at least 0"),
+    ({"b2": 1.0}, r"optim\.b2=1\.0"),
+    ({"eps": 0.0}, r"optim\.eps=0\.0"),
+    ({"weight_decay": float("nan")}, r"optim\.weight_decay=nan"),
+    ({"learning_rate": 1e300}, "1e\\+300 for the group"),
+    ({"learning_rate": 1e-60}, "1e-60 for the group"),
+    ({"groups": {"head": {"warmup": 1.0}}}, r"optim\.groups\.head\.warmup=1\.0"),
+    ({"groups": {"head": {"schedule": "cosinus"}}}, "did you mean 'cosine'"),
+    ({"groups": {"head": {"weight_decay": "none"}}}, r"optim\.groups\.head\.weight_decay='none'"),
+    ({"groups": {"head": {"learning_rate_multiplier": 0.0}}}, "expected a finite number above 0"),
+    ({"groups": {"head": 3}}, r"optim\.groups\.head=3: expected fields"),
     ({"groups": {"hed": {"learning_rate": 1.0}}}, "did you mean 'head'"),
     ({"groups": {"head": {"learning_rat": 1.0}}}, "did you mean 'learning_rate'"),
-    ({"groups": {"head": {"learning_rate": -1.0}}}, "expected a positive number"),
+    ({"groups": {"head": {"learning_rate": -1.0}}}, "expected a finite number of at least 0"),
+    ({"groups": {"head": {"learning_rate": 0.0}}}, "expected a positive number"),
   ],
 )
 def test_mistakes_are_named(fields, message):

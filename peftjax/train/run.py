@@ -112,6 +112,7 @@ def program(config: ConfigDict, task: tasks.Task, model: Model, mesh: Mesh, tota
   if not jax.tree.leaves(groups):
     raise UserError(f"method {config.method.name!r} leaves nothing to train")
   method_groups = group_rates(model)
+  optim.check_projects(config.optim, masks.partition(model.params, labels)[0], model.stacks)
   optimizer = optim.make_optimizer(config.optim, groups, total_steps, method_groups, stacks=model.stacks)
   return Program(
     config=config,
