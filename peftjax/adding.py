@@ -19,6 +19,7 @@ from peftjax.methods.inject import check_all_read
 from peftjax.methods.observe import observe
 from peftjax.methods.settings import check
 from peftjax.models import pretrained
+from peftjax.quantize import is_quantized
 from peftjax.quantize_model import check_frozen
 from peftjax.sites import Site
 from peftjax.stacks import unstack
@@ -55,7 +56,27 @@ def add(model: Model, methods: Method | Sequence[Method], key: jax.Array | None 
     params = laid(model.params, observed=observed)
   whole = (*model.bound, *bound)
   check_all_read(model.module, params, whole, model.example_inputs)
-  return dataclasses.replace(model, params=params, bound=whole)
+  return _with_float32(dataclasses.replace(model, params=params, bound=whole))
+
+
+def _with_float32(model: Model) -> Model:
+  """The model with what trains in float32, whatever the base's dtype: small updates round to nothing in fewer bits.
+
+  The forward pass converts such leaves to the compute dtype.
+  """
+  if model.runtime.trains_as_stored:
+    return model
+  groups = masks.flatten(model.labels())
+
+  def wide(path: str, leaf: Any) -> Any:
+    if groups[path] == masks.FROZEN or is_quantized(leaf) or not jnp.issubdtype(leaf.dtype, jnp.floating):
+      return leaf
+    if leaf.dtype.itemsize >= 4:
+      return leaf
+    return jax.ShapeDtypeStruct(leaf.shape, jnp.float32) if model.is_abstract else leaf.astype(jnp.float32)
+
+  flat = masks.flatten(model.params)
+  return model.with_params(masks.unflatten({path: wide(path, leaf) for path, leaf in flat.items()}))
 
 
 def _may_be_large(bound: Sequence[Bound]) -> bool:

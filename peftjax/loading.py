@@ -153,6 +153,8 @@ def from_config(
   if dtype not in _DTYPES:
     raise UserError(f"model.dtype: unknown {dtype!r}; {nearest(dtype, _DTYPES)}")
   runtime = dataclasses.replace(runtime or Runtime(), dtype=jnp.dtype(dtype))
+  if dtype != "float32" and runtime.compute_dtype is None:  # what trains is float32 all the same
+    runtime = dataclasses.replace(runtime, compute_dtype=jnp.dtype(dtype))
   family = family_of(hf_config, family)
   architecture = family.architecture(hf_config, task)
   hf_config = _with_labels(hf_config, family.architectures[architecture], num_labels, label_names)

@@ -51,6 +51,13 @@ QUICK: dict[str, tuple[str, ...]] = {  # test -> the cases that always run
   "oracles/test_exported_pipeline.py::test_the_pipeline_scores_an_export_as_it_was_trained": (
     "multi_label_classification-bert", "regression-llama",
   ),
+  "train/test_low_precision.py::test_what_trains_is_float32_and_what_does_not_is_as_stored": (
+    "full-bfloat16", "saved-float16",
+  ),
+  "train/test_low_precision.py::test_a_bfloat16_model_of_float32_leaves_computes_in_bfloat16": (
+    "bert", "mixtral", "t5",
+  ),
+  "train/test_low_precision.py::test_thirty_updates_over_a_bfloat16_base_follow_the_float32_run": ("full",),
   "oracles/test_tied.py::test_an_untied_model_computes_the_same": ("granite", "t5"),
   "oracles/test_tied.py::test_an_output_layer_in_the_files_counts_as_in_transformers": (
     "differs-llama", "differs-t5", "equal-t5", "instead-gpt2",

@@ -34,6 +34,7 @@ FIELDS: dict[str, Field] = {
   "model.other_base": Field(False, "take model.adapter though it was trained on other weights than model.path's"),
   "model.new_head": Field(False, "draw the task's head though the checkpoint has one, such as of other labels"),
   "model.dtype": Field("float32", "how base leaves are stored", choices=_DTYPES),
+  "model.trains_as_stored": Field(False, "what trains of the base stays in model.dtype, in place of float32"),
   "model.quantize": Field("", "kernels of the frozen base; empty: as dtype says", choices=("", "int8", "int4", "nf4")),
   "model.quantize_block": Field(64, "inputs that share a scale", least=1, most=2**16),
   "model.quantize_exclude": Field(

@@ -51,6 +51,7 @@ class Runtime:
     remat: "none", or a key of `REMAT_POLICIES`: what the backward pass of each layer recomputes.
     scan_layers: homogeneous layers are one stacked, scanned layer.
     dropout: rate that replaces every rate of config.json; None keeps them.
+    trains_as_stored: what trains of the base stays in the dtype of its leaves, in place of float32.
     output_hidden_states: also return the hidden states of all layers, "hidden_states" [layers + 1, B, L, hidden].
   """
 
@@ -61,6 +62,7 @@ class Runtime:
   scan_layers: bool = True
   dropout: float | None = None
   output_hidden_states: bool = False
+  trains_as_stored: bool = False
 
   def __post_init__(self) -> None:
     if self.dropout is not None and not 0.0 <= self.dropout < 1.0:

@@ -80,6 +80,7 @@ def runtime(config: ConfigDict) -> Runtime:
     remat=section.remat,
     scan_layers=section.scan_layers,
     dropout=None if section.dropout < 0 else section.dropout,
+    trains_as_stored=section.trains_as_stored,
   )
 
 

@@ -17,6 +17,7 @@ import pytest
 from peftjax import config as config_lib
 from peftjax import masks, methods, optim
 from peftjax.loading import from_config
+from peftjax.models.layers import Runtime
 
 ANCHORS = {row["id"]: row for row in json.loads(Path("tests/published/memory_anchors.json").read_text())}
 LEFT_OUT = {"deberta_xxl_lora_r16_qv": "DeBERTa is none of the families"}
@@ -87,8 +88,8 @@ COUNTS = {
 
 
 def parts(hf_config, method, dtype="float32"):
-  """(trainable, frozen, labels of the trainable), of shapes."""
-  model = from_config(hf_config, dtype).add(method)
+  """(trainable, frozen, labels of the trainable), of shapes; what is published trains in the dtype of its leaves."""
+  model = from_config(hf_config, dtype, runtime=Runtime(trains_as_stored=True)).add(method)
   labels = model.labels()
   trainable, frozen = masks.partition(model.params, labels)
   return trainable, frozen, labels
