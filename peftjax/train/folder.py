@@ -48,6 +48,8 @@ class Resolved:
 
   task: str
   label_names: tuple[str, ...]
+  head: str
+  num_labels: int
   problem_type: str = ""
 
 
@@ -67,7 +69,10 @@ def read_config(folder: Path) -> tuple[ConfigDict, Resolved]:
   task, labels = found.get("task"), found.get("label_names")
   if not isinstance(task, str) or not isinstance(labels, tuple) or not all(isinstance(one, str) for one in labels):
     raise UserError(f"{path}: resolved.task and resolved.label_names: expected a text and a list of texts")
-  return _config(path, saved), Resolved(task, labels, str(found.get("problem_type", "")))
+  head, count = found.get("head", task), found.get("num_labels", max(len(labels), 1))  # earlier versions wrote neither
+  if not isinstance(head, str) or not isinstance(count, int) or count < 0:
+    raise UserError(f"{path}: resolved.head and resolved.num_labels: expected a text and a number of classes")
+  return _config(path, saved), Resolved(task, labels, head, count, str(found.get("problem_type", "")))
 
 
 def _saved(path: Path) -> dict[str, Any]:

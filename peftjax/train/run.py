@@ -74,10 +74,11 @@ class Program:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run(Program):
-  """A run that is ready to start.
+class Run:
+  """A run that is ready to start: a program, and the values that go through it.
 
   Attributes:
+    program: what is compiled.
     loaders: the data.
     trainable, frozen: the two parts of the parameters, laid on the mesh.
     base: the model that the method was added to.
@@ -85,6 +86,7 @@ class Run(Program):
     notes: lines for the log.
   """
 
+  program: Program
   loaders: data_lib.Loaders
   trainable: Tree
   frozen: Tree
@@ -94,6 +96,45 @@ class Run(Program):
   notes: tuple[str, ...] = ()
 
   @property
+  def config(self) -> ConfigDict:
+    """As given."""
+    return self.program.config
+
+  @property
+  def task(self) -> tasks.Task:
+    """Loss, predictions and metrics."""
+    return self.program.task
+
+  @property
+  def model(self) -> Model:
+    """With the method added."""
+    return self.program.model
+
+  @property
+  def mesh(self) -> Mesh:
+    """Devices."""
+    return self.program.mesh
+
+  @property
+  def layout(self) -> Layout:
+    """How leaves lie on the devices."""
+    return self.program.layout
+
+  @property
+  def total_steps(self) -> int:
+    """Updates in the whole run."""
+    return self.program.total_steps
+
+  @property
+  def forward(self) -> ModelForward:
+    """The model's forward pass on the mesh."""
+    return self.program.forward
+
+  def step(self) -> TrainStep:
+    """One update, not yet compiled."""
+    return self.program.step()
+
+  @property
   def evaluated(self) -> tuple[str, ...]:
     """The splits that every evaluator is asked for, before the first or after the last step."""
     before = self.eval_splits if self.config.train.eval_first else ()
@@ -101,8 +142,9 @@ class Run(Program):
 
   def start(self) -> TrainState:
     """The state before the first update, laid on the mesh."""
-    place = self.layout.shardings(jax.eval_shape(self.init, self.trainable))
-    return jax.jit(self.init, out_shardings=place)(self.trainable)
+    init = self.program.init
+    place = self.layout.shardings(jax.eval_shape(init, self.trainable))
+    return jax.jit(init, out_shardings=place)(self.trainable)
 
 
 def program(config: ConfigDict, task: tasks.Task, model: Model, mesh: Mesh, total_steps: int) -> Program:
@@ -146,7 +188,7 @@ def resolve(config: ConfigDict) -> Run:
   trainable, frozen = masks.partition(model.params, model.labels())
   notes = [*loaders.train.notes, *made.layout.notes(model.params)]
   return Run(
-    **{field.name: getattr(made, field.name) for field in dataclasses.fields(Program)},
+    program=made,
     loaders=loaders,
     trainable=mesh_lib.put_tree(trainable, made.layout.shardings(trainable)),
     frozen=mesh_lib.put_tree(frozen, made.layout.shardings(frozen)),
@@ -220,12 +262,14 @@ def describe(run: Run) -> dict[str, Any]:
   """What the config's open fields became: the "resolved" section of config.json."""
   return {
     "task": run.task.name,
+    "head": run.task.head,
+    "num_labels": run.task.num_labels,
     "label_names": list(run.task.label_names),
     "problem_type": getattr(run.task, "problem_type", ""),
     "architecture": run.model.architecture,
     "total_steps": run.total_steps,
     "steps_per_epoch": run.loaders.train.steps_per_epoch,
-    "groups": {group: dataclasses.asdict(one) for group, one in run.settings.items()},
+    "groups": {group: dataclasses.asdict(one) for group, one in run.program.settings.items()},
     "base": dataclasses.asdict(run.base),
     "mesh": dict(run.mesh.shape),
   }

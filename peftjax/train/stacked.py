@@ -71,7 +71,8 @@ class Stacked:
         flat = {name: leaf for name, leaf in flat.items() if name in added}
       frozen.append(flat)
       shapes = jax.eval_shape(lambda tree: tree, (run.frozen, run.model.params))
-      runs.append(dataclasses.replace(run, frozen=shapes[0], model=run.model.with_params(shapes[1])))
+      program = dataclasses.replace(run.program, model=run.model.with_params(shapes[1]))
+      runs.append(dataclasses.replace(run, frozen=shapes[0], program=program))
     if any(run.model.methods != runs[0].model.methods for run in runs):
       _check_widths(runs)
       frozen = [{**flat, **_free_leaves(run.model)} for run, flat in zip(runs, frozen)]

@@ -1,0 +1,106 @@
+"""The example of docs/adding_a_modality.md, from outside the package: trained, killed, resumed and studied."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from peftjax import cli
+from peftjax import config as configs
+from peftjax.train import assemble, finished, loop
+from peftjax.train import run as run_lib
+from peftjax.train.checkpoint import Checkpoints
+
+ROOT = Path(__file__).parent.parent
+EXAMPLE = ROOT / "examples" / "spectra"
+SHORT = ("train.steps=12", "train.save_every=4", "train.log_every=2", "train.eval_every=6", "train.tensorboard=False")
+
+# Dies as step 7 has been dispatched: the newest checkpoint is that of step 4, and later rows are on disk.
+KILLED = """
+import os, signal
+from peftjax import cli
+from peftjax.train.watch import Watch
+
+plain = Watch.dispatched
+
+def dispatched(self, step, *rest, **more):
+  if step == 7:
+    os.kill(os.getpid(), signal.SIGKILL)
+  return plain(self, step, *rest, **more)
+
+Watch.dispatched = dispatched
+cli.main({verb!r})
+"""
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+  monkeypatch.setenv("PEFTJAX_CACHE", str(tmp_path / "cache"))
+
+
+def config_of(*overrides):
+  return configs.load(str(EXAMPLE / "config.py"), (*SHORT, *overrides))
+
+
+def test_the_page_shows_the_files():
+  page = (ROOT / "docs" / "adding_a_modality.md").read_text()
+  shown = dict(re.findall(r"```python\n# examples/spectra/(\w+)\.py\n(.*?)```", page, re.DOTALL))
+  assert set(shown) == {f"spectra_{part}" for part in ("source", "input", "task", "evaluator")}
+  for name, code in shown.items():
+    whole = (EXAMPLE / f"{name}.py").read_text()
+    assert whole.endswith(code) and len(whole.splitlines()) < 75, name
+
+
+def test_every_verb_means_the_same_and_nothing_is_measured(tmp_path):
+  config = config_of()
+  run = run_lib.resolve(config)
+  setting = assemble.setting(config)
+  assert setting.task.name == run.task.name and setting.task.label_names == ("blue", "green", "red")
+  assert run.loaders.train.measured is None and not (tmp_path / "cache" / "lengths").exists()
+  batch = next(run.loaders.train)
+  spec = setting.inputs().batch_spec(24)
+  assert {name: (one.shape, one.dtype) for name, one in batch.items()} == {
+    name: (one.shape, one.dtype) for name, one in spec.items()
+  }
+
+
+def test_it_trains_and_is_evaluated_and_resumes_to_the_same_bytes(tmp_path):
+  """Augmentation and the loss draw random numbers; a kill between two steps changes none of them."""
+  whole, parts = tmp_path / "whole", tmp_path / "parts"
+  summary = loop.train(config_of(), whole)
+  assert summary["main_metric"] == "accuracy" and summary["metrics_spec"]["far"]["higher_is_better"] is False
+  assert set(summary["metrics"]["test"]) == {"loss", "accuracy", "far"}
+  assert (whole / "far-test.json").is_file()
+  plain = loop.train(config_of("input.noise=0.0"), tmp_path / "plain")
+  assert plain["train"]["loss"] != summary["train"]["loss"]
+
+  verb = ["train", f"--config={EXAMPLE / 'config.py'}", f"--workdir={parts}", *(f"--config.{one}" for one in SHORT)]
+  environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+  killed = subprocess.run([sys.executable, "-c", KILLED.format(verb=verb)], env=environment, check=False)
+  assert killed.returncode == -9
+  with Checkpoints(parts / "checkpoints") as checkpoints:
+    assert checkpoints.steps() == [4]
+  loop.train(config_of(), parts)
+  for name in ("metrics.jsonl", "predictions-test.npz", "far-test.json"):
+    assert (parts / name).read_bytes() == (whole / name).read_bytes(), name
+  evaluated = finished.evaluate_run(parts)["metrics"]["test"]
+  assert evaluated["far"] == summary["metrics"]["test"]["far"]
+  assert evaluated["accuracy"] == pytest.approx(summary["metrics"]["test"]["accuracy"])
+
+
+def test_it_is_studied(tmp_path, capsys):
+  flags = [f"--config.{one}" for one in (*SHORT, "compare.seeds=(0,)", "compare.dimensions=('overfitting',)")]
+  code = cli.main(["compare", f"--config={EXAMPLE / 'config.py'}", f"--workdir={tmp_path / 'study'}", "--json", *flags])
+  assert code == 0, capsys.readouterr().err
+  records = [json.loads(line) for line in (tmp_path / "study" / "results.jsonl").read_text().splitlines()]
+  assert {record["row"] for record in records} == {"full", "lora"}
+  rows = json.loads(capsys.readouterr().out)["rows"]
+  assert all(0 <= row["low"] < row["estimate"] < row["high"] <= 1 for row in rows)  # from the examples of one seed
+  page = (tmp_path / "study" / "report.html").read_text()
+  assert "tokens of a row" not in page
