@@ -81,6 +81,11 @@ def _dispatch(arguments: list[str]) -> int:
   if not arguments or arguments[0] in ("-h", "--help"):
     print(_overview())
     return 0
+  if arguments[0] == "--version":
+    from peftjax import __version__
+
+    print(f"peftjax {__version__}")
+    return 0
   name, *rest = arguments
   if name not in VERBS:
     raise UserError(f"no verb {name!r}; {nearest(name, VERBS)}")

@@ -32,16 +32,17 @@ def _of_containers() -> Iterable[int]:
 def check(needed: int, what: str) -> None:
   """Raises `UserError` if `what` needs more bytes than this process can have."""
   if needed > (most := limit()):
-    raise UserError(f"{what}: needs {_shown(needed)} of memory, and there are {_shown(most)} on this machine")
+    raise UserError(f"{what}: needs {shown(needed)} of memory, and there are {shown(most)} on this machine")
 
 
-def _shown(size: float) -> str:
-  """
-  >>> _shown(3 * 2**29), _shown(512)
-  ('1.5 GiB', '512.0 bytes')
+def shown(size: float) -> str:
+  """A number of bytes, in the greatest binary unit that it reaches.
+
+  >>> shown(3 * 2**29), shown(2**20), shown(512)
+  ('1.5 GiB', '1.0 MiB', '512 bytes')
   """
   units = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"]
   while size >= 1024 and len(units) > 1:
     size /= 1024
     del units[0]
-  return f"{size:,.1f} {units[0]}"
+  return f"{size:,.0f} bytes" if units[0] == "bytes" else f"{size:,.1f} {units[0]}"

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from peftjax import cli
+from peftjax import __version__, cli
 from peftjax.data import packages
 from tests.train.conftest import config, material
 
@@ -54,6 +54,11 @@ def test_one_line_and_exit_code_2(arguments, expected, capsys):
   assert captured.out == ""
   assert len(captured.err.splitlines()) == 1
   assert expected in captured.err
+
+
+def test_the_version(capsys):
+  assert cli.main(["--version"]) == 0
+  assert capsys.readouterr().out == f"peftjax {__version__}\n"
 
 
 def test_help_lists_the_verbs(capsys):

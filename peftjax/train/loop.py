@@ -12,6 +12,7 @@ D/summary.json       written last: the run is finished
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,8 @@ def train(config: ConfigDict, workdir: str | Path, resolve: Resolve = run_lib.re
     # A finished run
     folder_lib.check_same_run(folder, config)
     if (summary := folder_lib.finished_summary(folder)) is not None:
+      if writes:
+        print(folder_lib.already_finished(folder, summary), file=sys.stderr)
       return summary
 
     # Data, task, model, method, optimizer

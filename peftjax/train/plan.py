@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from peftjax import masks, tasks
+from peftjax import masks, memory, tasks
 from peftjax.data import Header, make_input
 from peftjax.errors import UserError
 from peftjax.loading import folder_of
@@ -225,12 +225,12 @@ def show(result: dict[str, Any], console: Console) -> None:
     f"{where}: {result['devices']} × {result['device_kind']}, mesh "
     + ", ".join(f"{axis} {size}" for axis, size in result["mesh"].items())
   )
-  table = Table("per device", "GiB", box=None, header_style="bold", pad_edge=False)
+  table = Table("per device", "", box=None, header_style="bold", pad_edge=False)
   for kind, size in result["arguments_by_kind"].items():
-    table.add_row(f"  {kind}", f"{size / 2**30:.3f}")
+    table.add_row(f"  {kind}", memory.shown(size))
   for kind in ("arguments", "temp", "total"):
-    table.add_row(kind, "-" if each[kind] is None else f"{each[kind] / 2**30:.3f}")
-  table.add_row("limit", f"{limit / 2**30:.3f}")
+    table.add_row(kind, "-" if each[kind] is None else memory.shown(each[kind]))
+  table.add_row("limit", memory.shown(limit))
   console.print(table)
   verdict = "fits" if result["fits"] else "does not fit"
   seconds = result["compile_seconds"]
@@ -247,4 +247,4 @@ def show(result: dict[str, Any], console: Console) -> None:
   for row in result.get("tried", ()):
     state = "fits" if row["fits"] else "does not fit"
     size = row["bytes_per_device"]["total"] or row["bytes_per_device"]["arguments"]
-    console.print(f"tried {' '.join(row['overrides'])}: {size / 2**30:.3f} GiB, {state}")
+    console.print(f"tried {' '.join(row['overrides'])}: {memory.shown(size)}, {state}")

@@ -55,13 +55,16 @@ def test_a_run_and_its_files(config, tmp_path, capsys):
   assert captured.out == "" and "step 12 of 12" in captured.err and "\x1b" not in captured.err
 
 
-def test_a_finished_run_is_not_run_again(config, tmp_path, material):
+def test_a_finished_run_is_not_run_again(config, tmp_path, material, capsys):
   data = tmp_path / "gone.csv"
   shutil.copy(material / "reviews.csv", data)
   config.data.name = f"csv:{data}"
   first = loop.train(config, tmp_path / "run")
   data.unlink()
+  capsys.readouterr()
   assert loop.train(config, tmp_path / "run") == first
+  said = capsys.readouterr().err
+  assert said.startswith("already finished, with step 12 in ") and "--config.model.adapter=START" in said
   config.train.keep = 5  # decides nothing that is computed
   assert loop.train(config, tmp_path / "run") == first
 
