@@ -63,7 +63,9 @@ def untied(model: Model) -> Model:
   def with_layer(params: masks.Tree) -> masks.Tree:
     flat = masks.flatten(params)
     new = {path: leaf for path, leaf in masks.flatten(shapes).items() if path.startswith(f"{module.head_name}.")}
-    flat |= {path: jnp.zeros(leaf.shape, leaf.dtype) for path, leaf in new.items()}
+    flat = {**{path: jnp.zeros(leaf.shape, leaf.dtype) for path, leaf in new.items()}, **flat}
+    if bias := getattr(module, "tied_bias", ""):  # it stands in the output layer now
+      flat[f"{module.head_name}.bias"] = flat.pop(bias)
     flat[output_path(model)] = flat[".".join((*site.path, "embedding"))].T
     return masks.unflatten(flat)
 

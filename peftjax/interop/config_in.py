@@ -14,7 +14,14 @@ from peftjax.interop.formats.base import COMMON, Config, Format
 from peftjax.interop.leaves import base_names, module_names
 from peftjax.methods.base import Method, Targeted, layer_index
 from peftjax.methods.linear import ends_with
-from peftjax.models.family import CAUSAL_LM, ENCODER, SEQ2SEQ_LM, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION
+from peftjax.models.family import (
+  CAUSAL_LM,
+  ENCODER,
+  QUESTION_ANSWERING,
+  SEQ2SEQ_LM,
+  TEXT_CLASSIFICATION,
+  TOKEN_CLASSIFICATION,
+)
 
 if TYPE_CHECKING:
   from peftjax.model import Model
@@ -22,6 +29,7 @@ if TYPE_CHECKING:
 TASK_TYPES = {
   TEXT_CLASSIFICATION: "SEQ_CLS",
   TOKEN_CLASSIFICATION: "TOKEN_CLS",
+  QUESTION_ANSWERING: "QUESTION_ANS",
   CAUSAL_LM: "CAUSAL_LM",
   SEQ2SEQ_LM: "SEQ_2_SEQ_LM",
   ENCODER: "FEATURE_EXTRACTION",

@@ -1,4 +1,4 @@
-"""BERT (Devlin et al. 2018, arXiv 1810.04805) and RoBERTa (Liu et al. 2019, arXiv 1907.11692) encoders with heads."""
+"""BERT (Devlin et al. 2018, arXiv 1810.04805) and RoBERTa (Liu et al. 2019, arXiv 1907.11692): the encoder."""
 
 from __future__ import annotations
 
@@ -30,15 +30,7 @@ from peftjax.models.config_fields import (
   Table,
   fields_for,
 )
-from peftjax.models.family import (
-  ENCODER,
-  TEXT_CLASSIFICATION,
-  TOKEN_CLASSIFICATION,
-  Architecture,
-  Family,
-  check_heads,
-  token_inputs,
-)
+from peftjax.models.family import check_heads
 from peftjax.models.layers import Dropout, Runtime, activation, attention, padding_mask, stack_of
 from peftjax.sites import HasSites, Stream
 
@@ -58,8 +50,9 @@ class BertConfig:
   max_position_embeddings: int = 512
   type_vocab_size: int = 2
   layer_norm_eps: float = 1e-12
-  pad_token_id: int = 0
+  pad_token_id: int | None = 0
   classifier_dropout: float | None = None
+  tie_word_embeddings: bool = True
   num_labels: int = 2
   model_type: str = "bert"
   """"bert", or "roberta", whose positions start after the padding id and whose sequence head has its own layer."""
@@ -77,7 +70,12 @@ class BertConfig:
   @property
   def first_position(self) -> int:
     """The first token's position; RoBERTa counts on from the padding id."""
-    return 0 if self.model_type == "bert" else self.pad_token_id + 1
+    return 0 if self.model_type == "bert" else (self.pad_token_id or 0) + 1
+
+
+def untaught(vectors: jax.Array, ids: jax.Array, pad: int | None) -> jax.Array:
+  """Vectors [..., hidden] that were looked up; those of the padding id take no gradient, as in torch's tables."""
+  return vectors if pad is None else jnp.where((ids == pad)[..., None], jax.lax.stop_gradient(vectors), vectors)
 
 
 class BertEmbeddings(nn.Module):
@@ -95,7 +93,10 @@ class BertEmbeddings(nn.Module):
     self.dropout = Dropout(runtime.rate(config.hidden_dropout_prob))
 
   def __call__(self, embeds: jax.Array, token_type_ids: jax.Array, position_ids: jax.Array) -> jax.Array:
-    x = embeds + self.token_type_embeddings(token_type_ids) + self.position_embeddings(position_ids)
+    positions = self.position_embeddings(position_ids)
+    if self.config.model_type != "bert":
+      positions = untaught(positions, position_ids, self.config.pad_token_id)
+    x = embeds + self.token_type_embeddings(token_type_ids) + positions
     return self.dropout(self.LayerNorm(x))
 
 
@@ -225,7 +226,7 @@ class BertPooler(nn.Module):
     return jnp.tanh(self.dense(hidden[:, 0]))
 
 
-_TOKENS = Stream(
+TOKENS = Stream(
   ids="input_ids",
   mask="attention_mask",
   positions="position_ids",
@@ -245,7 +246,7 @@ class BertModel(nn.Module, HasSites):
   runtime: Runtime
   add_pooling_layer: bool = True
   sites: ClassVar = {"from_embeds": "model"}
-  streams: ClassVar = (_TOKENS,)
+  streams: ClassVar = (TOKENS,)
 
   def setup(self) -> None:
     self.embeddings = BertEmbeddings(self.config, self.runtime)
@@ -270,15 +271,16 @@ class BertModel(nn.Module, HasSites):
 
   def embed(self, input_ids: jax.Array) -> jax.Array:
     """Word embeddings alone, [B, L, hidden]."""
-    return self.embeddings.word_embeddings(input_ids)
+    return untaught(self.embeddings.word_embeddings(input_ids), input_ids, self.config.pad_token_id)
 
   def positions(self, input_ids: jax.Array) -> jax.Array | None:
     """RoBERTa counts tokens that are no padding, from the padding id on; BERT counts all from 0 (None)."""
     check_length(input_ids.shape[1], self.position_limit)
     if self.config.model_type == "bert":
       return None
-    is_token = (input_ids != self.config.pad_token_id).astype(jnp.int32)
-    return jnp.cumsum(is_token, axis=1) * is_token + self.config.pad_token_id
+    pad = self.config.first_position - 1
+    is_token = (input_ids != pad).astype(jnp.int32)
+    return jnp.cumsum(is_token, axis=1) * is_token + pad
 
   def default_positions(self, inputs: Mapping[str, Any]) -> jax.Array:
     """int[B, L] that `from_embeds` counts for these inputs of its own."""
@@ -314,103 +316,6 @@ class BertModel(nn.Module, HasSites):
     if layers is not None:
       outputs["hidden_states"] = jnp.concatenate([embedded[None], layers])
     return outputs
-
-
-class RobertaClassificationHead(nn.Module):
-  """Dense, tanh, projection of the first position."""
-
-  config: BertConfig
-  runtime: Runtime
-
-  def setup(self) -> None:
-    self.dense = self.runtime.dense(self.config.hidden_size)
-    self.out_proj = self.runtime.dense(self.config.num_labels)
-    self.dropout = Dropout(self.runtime.rate(self.config.head_dropout))
-
-  def __call__(self, hidden: jax.Array) -> jax.Array:
-    return self.out_proj(self.dropout(jnp.tanh(self.dense(self.dropout(hidden[:, 0])))))
-
-
-class _WithHead(nn.Module, HasSites):
-  """An encoder under its Hugging Face name ("bert", "roberta") and what is computed from its outputs."""
-
-  config: BertConfig
-  runtime: Runtime
-  sites: ClassVar = {"from_embeds": "model"}
-  streams: ClassVar = (_TOKENS,)
-  pooled: ClassVar[bool] = False
-
-  def setup(self) -> None:
-    encoder = BertModel(self.config, self.runtime, add_pooling_layer=self.pooled and self.config.model_type == "bert")
-    setattr(self, self.config.model_type, encoder)
-    self.add_head()
-
-  @property
-  def embedding_path(self) -> tuple[str, ...]:
-    """Where the word embeddings stand in the tree."""
-    return (self.config.model_type, "embeddings", "word_embeddings")
-
-  def default_positions(self, inputs: Mapping[str, Any]) -> jax.Array:
-    """The encoder's."""
-    return getattr(self, self.config.model_type).default_positions(inputs)
-
-  @property
-  def position_limit(self) -> int:
-    """How many tokens have a learned position."""
-    return self.config.max_position_embeddings - self.config.first_position
-
-  def __call__(self, input_ids: jax.Array, **inputs: Any) -> dict[str, jax.Array]:
-    encoder = getattr(self, self.config.model_type)
-    if inputs.get("position_ids") is None:
-      inputs["position_ids"] = encoder.positions(input_ids)
-    return self.from_embeds(encoder.embed(input_ids), **inputs)
-
-  def from_embeds(
-    self,
-    embeds: jax.Array,
-    attention_mask: jax.Array | None = None,
-    token_type_ids: jax.Array | None = None,
-    position_ids: jax.Array | None = None,
-  ) -> dict[str, jax.Array]:
-    encoder = getattr(self, self.config.model_type)
-    outputs = encoder.from_embeds(embeds, attention_mask, token_type_ids, position_ids)
-    return {**outputs, "logits": self.head(outputs)}
-
-
-class BertForSequenceClassification(_WithHead):
-  """One label a sequence: "logits" [B, labels]."""
-
-  pooled: ClassVar[bool] = True
-
-  def add_head(self) -> None:
-    """Creates the classifier."""
-    self.classifier: nn.Module
-    if self.config.model_type == "bert":
-      self.classifier = self.runtime.dense(self.config.num_labels)
-      self.dropout = Dropout(self.runtime.rate(self.config.head_dropout))
-    else:
-      self.classifier = RobertaClassificationHead(self.config, self.runtime)
-
-  def head(self, outputs: dict[str, jax.Array]) -> jax.Array:
-    """Logits from the encoder's outputs."""
-    if self.config.model_type == "bert":
-      return self.classifier(self.dropout(outputs["pooler_output"]))
-    return self.classifier(outputs["last_hidden_state"])
-
-
-class BertForTokenClassification(_WithHead):
-  """One label a token: "logits" [B, L, labels]."""
-
-  streams: ClassVar = (dataclasses.replace(_TOKENS, outputs={**_TOKENS.outputs, "logits": 1}),)
-
-  def add_head(self) -> None:
-    """Creates the classifier."""
-    self.classifier = self.runtime.dense(self.config.num_labels)
-    self.dropout = Dropout(self.runtime.rate(self.config.head_dropout))
-
-  def head(self, outputs: dict[str, jax.Array]) -> jax.Array:
-    """Logits from the encoder's outputs."""
-    return self.classifier(self.dropout(outputs["last_hidden_state"]))
 
 
 # Checkpoints ------------------------------------------------------------------------------------------------------
@@ -449,10 +354,14 @@ ROBERTA_TABLE = BERT_TABLE | Table(
 )
 
 
-def _parse(hf_config: Mapping[str, Any]) -> BertConfig:
+def parse(hf_config: Mapping[str, Any]) -> BertConfig:
+  """The config of a config.json.
+
+  Raises:
+    UserError: a field of another type or out of range, or one that asks for what is not computed here.
+  """
   model_type = str(hf_config["model_type"])
   given = (BERT_TABLE if model_type == "bert" else ROBERTA_TABLE).values(hf_config)
-  given["pad_token_id"] = given["pad_token_id"] or 0  # BERT itself reads none
   config = BertConfig(**fields_for(given, BertConfig), model_type=model_type)
   check_heads(config.hidden_size, config.num_attention_heads)
   activation(config.hidden_act)
@@ -462,31 +371,3 @@ def _parse(hf_config: Mapping[str, Any]) -> BertConfig:
       f"{config.max_position_embeddings}"
     )
   return config
-
-
-def _architectures(name: str, prefix: str) -> dict[str, Architecture]:
-  return {
-    f"{name}Model": Architecture(BertModel, ENCODER),
-    f"{name}ForSequenceClassification": Architecture(
-      BertForSequenceClassification, TEXT_CLASSIFICATION, prefix, ("classifier",)
-    ),
-    f"{name}ForTokenClassification": Architecture(
-      BertForTokenClassification, TOKEN_CLASSIFICATION, prefix, ("classifier",)
-    ),
-  }
-
-
-def _family(name: str, model_type: str, table: Table, unused: tuple[str, ...]) -> Family:
-  return Family(
-    model_types=(model_type,),
-    table=table,
-    parse=_parse,
-    architectures=_architectures(name, model_type),
-    stacks=lambda config: {"encoder.layer": config.num_hidden_layers},
-    inputs=lambda config: token_inputs(),
-    unused=(*unused, r"(.*\.)?embeddings\.position_ids", r"(.*\.)?pooler\.dense\.(weight|bias)", r"classifier\..*"),
-  )
-
-
-BERT = _family("Bert", "bert", BERT_TABLE, (r"cls\..*",))
-ROBERTA = _family("Roberta", "roberta", ROBERTA_TABLE, (r"lm_head\..*",))

@@ -21,6 +21,8 @@ from peftjax.models.layers import Runtime
 ENCODER = "encoder"
 TEXT_CLASSIFICATION = "text_classification"
 TOKEN_CLASSIFICATION = "token_classification"
+QUESTION_ANSWERING = "question_answering"
+MASKED_LM = "masked_lm"
 CAUSAL_LM = "causal_lm"
 SEQ2SEQ_LM = "seq2seq_lm"
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from peftjax.errors import UserError, nearest
-from peftjax.models import bert, bloom, gpt2, gpt_neox, llama, opt, t5
+from peftjax.models import bert_heads, bloom, gpt2, gpt_neox, llama, opt, t5
 from peftjax.models.config_fields import shown
 from peftjax.models.family import Family
 from peftjax.registry import resolve
@@ -17,8 +17,8 @@ NAMES = ("model_type", "_class_name")
 FAMILIES: dict[str, Family] = {
   model_type: family
   for family in (
-    bert.BERT,
-    bert.ROBERTA,
+    bert_heads.BERT,
+    bert_heads.ROBERTA,
     bloom.BLOOM,
     gpt2.GPT2,
     gpt_neox.GPTJ,

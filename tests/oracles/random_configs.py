@@ -80,7 +80,9 @@ def _encoder(draw: Draw, name: str) -> Case:
     "chunk_size_feed_forward": draw.choice([0, 0, 1]),
     "pad_token_id": draw.randint(0, 4) if name == "Roberta" else draw.choice([0, 0, None, 3]),
   }
-  return draw.choice(["Model", "ForSequenceClassification", "ForTokenClassification"]), given, _unchanged
+  endings = ["Model", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM"]
+  ending = draw.choice(endings)
+  return ending, {**given, "num_labels": 2} if "Question" in ending else given, _unchanged
 
 
 def _gpt2(draw: Draw, name: str) -> Case:
@@ -422,7 +424,8 @@ def _theirs(
       outputs = made(**{key: torch.tensor(value) for key, value in inputs.items()})
   except Exception as error:  # whatever transformers raises is its way of refusing
     return f"{type(error).__name__}: {error}"[:200]
-  keys = [key for key in ("logits", "last_hidden_state", "pooler_output") if key in outputs]
+  names = ("logits", "start_logits", "end_logits", "last_hidden_state", "pooler_output")
+  keys = [key for key in names if key in outputs]
   return inputs, {key: outputs[key].numpy() for key in keys}
 
 
