@@ -17,7 +17,8 @@ MINUS = "−"
 
 
 def score(value: float | None, metric: Metric) -> str:
-  """
+  """In percent if the metric is a share, else to three decimals.
+
   >>> accuracy, pearson = Metric("accuracy", "per-example", share=True), Metric("pearson", "corpus")
   >>> score(0.8371, accuracy), score(0.8371, pearson), score(-0.8371, pearson)
   ('83.7', '0.837', '−0.837')
@@ -28,7 +29,8 @@ def score(value: float | None, metric: Metric) -> str:
 
 
 def signed(value: float | None, metric: Metric) -> str:
-  """
+  """The same with its sign; none where it rounds to zero.
+
   >>> accuracy = Metric("accuracy", "per-example", share=True)
   >>> signed(-0.0171, accuracy), signed(0.0171, accuracy), signed(0.00001, accuracy)
   ('−1.7', '+1.7', '0.0')
@@ -90,7 +92,8 @@ def size(count: float | None) -> str:
 
 
 def short(count: float | None) -> str:
-  """
+  """A count in three digits and a letter.
+
   >>> short(769), short(147456), short(22_714_370)
   ('769', '147k', '22.7M')
   """
@@ -112,7 +115,8 @@ def trimmed(text: str) -> str:
 
 
 def whole(count: float | None) -> str:
-  """
+  """A count in full.
+
   >>> whole(22714370)
   '22,714,370'
   """
@@ -134,7 +138,8 @@ def percent(value: float | None) -> str:
 
 
 def ratio(value: float | None) -> str:
-  """
+  """Times the reference.
+
   >>> ratio(0.6702), ratio(None)
   ('0.67×', '–')
   """
@@ -142,7 +147,8 @@ def ratio(value: float | None) -> str:
 
 
 def seconds(value: float | None) -> str:
-  """
+  """A duration.
+
   >>> seconds(0.1234), seconds(2.5), seconds(93.0), seconds(7260)
   ('123 ms', '2.50 s', '1 min 33 s', '2 h 1 min')
   """
@@ -157,7 +163,8 @@ def seconds(value: float | None) -> str:
 
 
 def rate(value: float | None) -> str:
-  """
+  """A learning rate.
+
   >>> rate(0.001), rate(3e-05), rate(0.005)
   ('1e-3', '3e-5', '5e-3')
   """
@@ -190,7 +197,8 @@ def _seeds(seeds: list[str]) -> str:
 
 
 def names(items: Sequence[str]) -> str:
-  """
+  """A list in words.
+
   >>> names(["a"]), names(["a", "b", "c"])
   ('a', 'a, b and c')
   """

@@ -9,8 +9,9 @@ from ml_collections import ConfigDict
 
 from peftjax import config as config_lib
 from peftjax.compare.dimensions import memory
-from peftjax.compare.dimensions.memory import Shape
+from peftjax.train import residuals
 from peftjax.train.assemble import setting
+from peftjax.train.residuals import Shape
 from tests.compare.synthetic import measured, summary_of
 from tests.methods import tiny
 
@@ -38,7 +39,7 @@ def config(folder, **method):
 def ledgers(folder):
   known = {"4x4": 11, "4x8": 12, "2x8": 13}
   return {
-    name: memory.ledger(setting(config(folder, **method)), known, SHAPES)
+    name: residuals.ledger(setting(config(folder, **method)), known, SHAPES)
     for name, method in {"full": {"name": "full"}, "lora": {"name": "lora", "rank": 2}}.items()
   }
 
@@ -73,16 +74,16 @@ def test_residuals_grow_with_the_batch_and_faster_with_the_length(ledgers):
 
 def test_the_largest_step_is_compiled_where_nothing_is_known(folder):
   made = config(folder, name="lora", rank=2)
-  found = memory.ledger(setting(made), shapes=(Shape(1, 4), Shape(2, 4)))
+  found = residuals.ledger(setting(made), shapes=(Shape(1, 4), Shape(2, 4)))
   assert found["shapes"][0]["temporary"] is None and found["shapes"][1]["temporary"] > 0
   assert found["remat"] == "minimal"
 
 
 def test_shapes_come_from_what_training_compiled(folder):
   made = setting(config(folder, name="full"))
-  around = memory.shapes_around(made, ("4x3", "4x5", "4x6", "4x8", "9x7"))
+  around = residuals.shapes_around(made, ("4x3", "4x5", "4x6", "4x8", "9x7"))
   assert around == [Shape(4, 3), Shape(4, 6), Shape(4, 8), Shape(1, 8), Shape(2, 8)]
-  assert memory.shapes_around(made)[:3] == [Shape(4, 2), Shape(4, 4), Shape(4, 8)]
+  assert residuals.shapes_around(made)[:3] == [Shape(4, 2), Shape(4, 4), Shape(4, 8)]
 
 
 def test_section(ledgers):

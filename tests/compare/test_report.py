@@ -13,8 +13,8 @@ from matplotlib.text import Text
 from peftjax import config as config_lib
 from peftjax.compare import analysis, claims, trials
 from peftjax.compare.analysis import Question
-from peftjax.compare.drawing.looks import looks
 from peftjax.compare.drawing.pareto import pareto
+from peftjax.compare.drawing.svg import looks
 from peftjax.compare.report import answer, page, sections, table
 from peftjax.train import timing
 from tests.compare import synthetic

@@ -1,16 +1,7 @@
-"""The memory of a training step: what it is given, what its backward pass keeps, and what the compiler adds.
-
-    arguments    exact: the frozen base, what trains, the optimizer's state, the batch
-    residuals    exact: arrays that the forward pass leaves for the backward pass and that are no arguments, under each
-                 remat policy (`peftjax.train.residuals`)
-    temporary    of the compiled step (`memory_analysis`): residuals as the compiler keeps them, gradients, buffers
-
-All of it follows from shapes, at batches and lengths around the trial's own; nothing is trained or run.
-"""
+"""The memory of a training step against batch and length (`peftjax.train.residuals`)."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,76 +13,10 @@ from peftjax.compare.dimensions.base import ROW, Dimension, Json, Plot, Section,
 from peftjax.compare.drawing import lines
 from peftjax.compare.drawing.rows import Line, marked
 from peftjax.compare.records import Record
-from peftjax.train.assemble import Setting, setting
-from peftjax.train.residuals import argument_bytes, residual_bytes, shape_program, temporary_bytes
+from peftjax.train.assemble import setting
+from peftjax.train.residuals import KINDS, REMATS, ledger
 
 NAME = "memory"
-REMATS = ("none", "minimal", "full")
-KINDS = ("base", "adapter", "optimizer", "batch")
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-  """A batch, or a micro-batch where updates are accumulated: its rows, and their length (0 for inputs of one size)."""
-
-  rows: int
-  length: int = 0
-
-
-def shapes_around(found: Setting, compiled: Sequence[str] = ()) -> list[Shape]:
-  """Up to three lengths of whole batches, and the longest of them with a half and a quarter of its rows.
-
-  Args:
-    compiled: shapes such as "32x64" that training compiled; its shortest, middle and longest batch are taken.
-  """
-  train, longest = found.config.train, max(found.inputs().training().buckets, default=0)
-  rows = train.batch_size // train.accumulate
-  lengths = [0]
-  if longest:
-    known = [tuple(int(part) for part in shape.split("x")) for shape in compiled if shape.count("x") == 1]
-    lengths = sorted({length for count, length in known if count == train.batch_size})
-    if len(lengths) < 3:
-      lengths = sorted({max(longest // part, 1) for part in (4, 2, 1)})
-    lengths = [lengths[0], lengths[len(lengths) // 2], lengths[-1]]
-  fewer = [Shape(max(rows // part, 1), lengths[-1]) for part in (4, 2)]
-  return list(dict.fromkeys([*(Shape(rows, length) for length in lengths), *fewer]))
-
-
-def ledger(found: Setting, temporary: Mapping[str, int] | None = None, shapes: Sequence[Shape] = ()) -> Json:
-  """The ledger of a method over shapes of a batch.
-
-  Args:
-    found: of a trial.
-    temporary: bytes of compiled steps that are known, by the shape of their batch, such as "32x64"; where the largest
-      shape's are not among them, that step is compiled.
-    shapes: of batches; without any, those of `shapes_around`.
-
-  Returns:
-    "remat", the config's; "shapes": {"rows", "length", "arguments" {kind: bytes}, "residuals" {remat: bytes},
-    "temporary" (bytes, or None where the step was not compiled)}.
-  """
-  known, inputs, own = dict(temporary or {}), found.inputs().training(), shape_program(found)
-  wanted = list(shapes) or shapes_around(found, tuple(known))
-  programs = {remat: shape_program(found, remat) for remat in REMATS}
-  largest = max(wanted, key=lambda shape: (shape.rows * max(shape.length, 1), shape.length))
-  accumulate, rows = found.config.train.accumulate, []
-  for shape in wanted:
-    whole = shape.rows * accumulate
-    batch, micro = (inputs.batch_spec(count, shape.length) for count in (whole, shape.rows))
-    added = known.get(f"{whole}x{shape.length}")
-    rows.append(
-      {
-        "rows": shape.rows,
-        "length": shape.length,
-        "arguments": argument_bytes(own, batch),
-        "residuals": {remat: residual_bytes(program, micro) for remat, program in programs.items()},
-        "temporary": temporary_bytes(own, batch) if added is None and shape == largest else added,
-      }
-    )
-  return {"remat": str(found.config.model.remat), "shapes": rows}
-
-
-# The dimension ----------------------------------------------------------------------------------------------------
 
 
 def measure(trained: Trained) -> Json:

@@ -86,7 +86,7 @@ def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summar
         f"{NAME}-intruders",
         "Intruder dimensions",
         "Sum over matrices; small strokes are single seeds.",
-        lambda narrow: marked(counted, summary, "intruder dimensions", narrow, at=0.0),
+        lambda narrow: marked(counted, summary, "intruder dimensions", narrow, from_zero=lambda value: f"{value:g}"),
       ),
     ),
     columns=("run", "matrices", "effective rank", "‖ΔW‖ / ‖W‖", "intruders"),

@@ -11,8 +11,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from peftjax.compare import formatting as fmt
 from peftjax.compare.analysis import Summary
-from peftjax.compare.drawing.looks import looks
-from peftjax.compare.drawing.svg import INK, MUTED, PAPER, font_size, frame, log_ticks, new_figure, text_size
+from peftjax.compare.drawing.svg import INK, MUTED, PAPER, font_size, frame, log_ticks, looks, new_figure, text_size
 
 Point = tuple[float, float, float, float]  # x, y, and the ends of its interval or band
 

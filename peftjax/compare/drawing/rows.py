@@ -14,8 +14,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from peftjax.compare import formatting as fmt
 from peftjax.compare.analysis import SeedEstimate, Summary
-from peftjax.compare.drawing.looks import looks
-from peftjax.compare.drawing.svg import BAND, MUTED, PAPER, font_size, log_ticks, rows_figure
+from peftjax.compare.drawing.svg import BAND, MUTED, PAPER, font_size, log_ticks, looks, rows_figure
 
 Show = Callable[[float], str]
 

@@ -6,6 +6,7 @@ colours are those of Okabe and Ito (2008) less yellow, which is too light on whi
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 from collections.abc import Callable, Sequence
@@ -18,6 +19,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from peftjax.compare.analysis import Summary
+
 VARIABLES = {  # a stand-in colour -> the page's variable
   "#0a0b01": "--ink",
   "#0a0b02": "--muted",
@@ -28,6 +31,8 @@ VARIABLES = {  # a stand-in colour -> the page's variable
 }
 INK, MUTED, GRID, BAND, PAPER = list(VARIABLES)[:5]
 SERIES = list(VARIABLES)[5:]
+MARKERS = ("s", "D", "^", "v", "h", "<", ">", "p", "8")  # of all but the reference and the baseline
+LINES = ("-", "--", ":", "-.")
 
 STYLE: dict[Any, Any] = {
   "font.family": "DejaVu Sans",
@@ -46,6 +51,30 @@ STYLE: dict[Any, Any] = {
   "axes.facecolor": "none",
   "svg.fonttype": "none",
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+  """Of one row."""
+
+  color: str
+  marker: str
+  line: str
+
+
+def looks(summary: Summary) -> dict[str, Look]:
+  """The reference is ink, the baseline grey, the others have the palette's colours in the order of the rows."""
+  found, number = {}, 0
+  for row in summary.rows:
+    if row.row == summary.reference:
+      found[row.row] = Look(INK, "o", "-")
+    elif row.row == summary.baseline:
+      found[row.row] = Look(MUTED, "o", "--")
+    else:
+      turn, color = divmod(number, len(SERIES))
+      found[row.row] = Look(SERIES[color], MARKERS[number % len(MARKERS)], LINES[turn % len(LINES)])
+      number += 1
+  return found
 
 
 def svg(figure: Figure, name: str, label: str) -> str:
