@@ -174,8 +174,11 @@ def test_groups_of_the_optimizer(fuzz, count):
 
   def act(given: dict[str, Any]) -> None:
     config = configs.default().optim
-    with config.unlocked():
-      config.groups = given
+    try:
+      with config.unlocked():
+        config.groups = given
+    except ValueError:  # a ConfigDict refuses keys with dots where a config file sets them
+      return
     for one in optim.group_settings(config, {"head", "adapter"}, learning_rate=1e-3).values():
       optim.make_schedule(one.schedule, 10, one.warmup)
 
