@@ -14,7 +14,7 @@ from peftjax import config as config_lib
 from peftjax import masks, methods, tasks
 from peftjax.loading import from_config, initialise
 from peftjax.models.layers import Runtime
-from peftjax.parallel import gathering, hosts, sharding
+from peftjax.parallel import activations, gathering, hosts, sharding
 from peftjax.parallel import mesh as mesh_lib
 from peftjax.train import run as run_lib
 from peftjax.train.compiling import CompiledStep
@@ -138,7 +138,7 @@ def main(which, models):
   assert len(jax.devices()) == 8
   if which == "staged":  # as on a slice whose chips form a cube of two planes of four
     used = []
-    sharding.in_stages = lambda mesh: used.append(mesh) or gathering.two_stages(mesh, 4)
+    activations.in_stages = lambda mesh: used.append(mesh) or gathering.two_stages(mesh, 4)
     rows = [row(name, method, MESHES[1], "full") for name, method in zip(models, ("full", "lora"))]
     assert used
     print(json.dumps(rows))
