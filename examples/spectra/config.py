@@ -1,6 +1,6 @@
 """Spectra, which the package knows nothing of, on a small encoder that starts from nothing.
 
-peftjax train --config=examples/spectra/config.py --workdir=runs/spectra      13 s on 2 CPU cores: accuracy ACC
+peftjax train --config=examples/spectra/config.py --workdir=runs/spectra
 peftjax compare --config=examples/spectra/config.py --workdir=runs/spectra_study
 """
 
