@@ -14,10 +14,10 @@ import jax
 from ml_collections import ConfigDict
 
 from peftjax import masks, outputs
-from peftjax.data.inputs.tokenizing import load_tokenizer
+from peftjax.data.inputs.tokens import padding_id
 from peftjax.data.packages import cache_folder
 from peftjax.errors import UserError, nearest
-from peftjax.files import read_json, write_text
+from peftjax.files import write_text
 from peftjax.model import Model
 from peftjax.parallel.mesh import make_mesh, put_tree
 from peftjax.parallel.sharding import Layout, layout_of
@@ -136,18 +136,9 @@ def _as_pipelines_read_it(folder: Path, model: Model) -> Model:
   problem = folder_lib.read_config(folder)[1].problem_type
   found: dict[str, Any] = {"problem_type": problem} if problem and model.head else {}
   if model.hf_config.get("pad_token_id") is None and model.folder is not None and model.head:
-    found |= _padding(model.folder)
+    padding = padding_id(model.folder)
+    found |= {} if padding is None else {"pad_token_id": padding}
   return dataclasses.replace(model, hf_config={**model.hf_config, **found})
-
-
-def _padding(folder: Path) -> dict[str, int]:
-  """{"pad_token_id": id} of the padding token that the tokenizer's files name; {} where they name none."""
-  for path in (folder / "tokenizer_config.json", folder / "special_tokens_map.json"):
-    token = read_json(path).get("pad_token") if path.is_file() else None
-    token = token.get("content") if isinstance(token, dict) else token
-    if isinstance(token, str) and (index := load_tokenizer(folder, 1).id_of(token)) is not None:
-      return {"pad_token_id": index}
-  return {}
 
 
 def _on_these_devices(config: ConfigDict) -> ConfigDict:

@@ -9,7 +9,7 @@ import pytest
 import tokenizers
 import torch
 import transformers
-from tokenizers import models, pre_tokenizers
+from tokenizers import models, pre_tokenizers, processors
 
 from peftjax import cli
 
@@ -25,6 +25,8 @@ def base(folder: Path, family: str) -> Path:
   vocabulary = {word: index for index, word in enumerate(("<s>", "<unk>", "<pad>", *WORDS))}
   made = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
   made.pre_tokenizer = pre_tokenizers.Whitespace()
+  if family == "llama":  # as published ones, which open every text
+    made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
   folder.mkdir()
   made.save(str(folder / "tokenizer.json"))
   names = {"bos_token": "<s>", "unk_token": "<unk>", "pad_token": "<pad>"}

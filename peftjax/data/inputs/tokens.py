@@ -15,6 +15,7 @@ from peftjax.data.inputs.base import Batch, Input, Random, Shapes, Sizes
 from peftjax.data.inputs.collating import Collate
 from peftjax.data.inputs.language import UNCUT, CausalCollate, Form, form_of
 from peftjax.data.inputs.packing import PackedPlan, PackedReader, packed_spec, pieces_of
+from peftjax.data.inputs.tokenizer_folder import read_tokenizer, special_tokens
 from peftjax.data.inputs.tokenizing import Tokenizer, load_tokenizer
 from peftjax.data.measuring import Measured
 from peftjax.data.reading import Share
@@ -200,3 +201,12 @@ def check_positions(model: Model, max_length: int) -> None:
     raise UserError(
       f"data.max_length={max_length}{beside}: the model has {limit} positions; {max(limit - virtual, 0)} tokens fit"
     )
+
+
+def padding_id(folder: Path) -> int | None:
+  """The id of the padding token that the tokenizer's files in a model folder name; None where they name none."""
+  if not any((folder / name).is_file() for name in ("tokenizer_config.json", "special_tokens_map.json")):
+    return None
+  token = special_tokens(folder).get("pad_token")
+  index: int | None = None if token is None else read_tokenizer(folder).fast.token_to_id(token)
+  return index
