@@ -120,16 +120,16 @@ SHAPES: dict[str, dict[str, Shape]] = {
     "t5-large": Shape(t5(1024, 4096, 24, 16), "seq2seq_lm", 16, 512, _T5_TARGETS, targets=128),
   },
   "tiny": {  # to try the benchmarks themselves
-    "bert": Shape(
+    "tiny-bert": Shape(
       {**BERT, "vocab_size": 99, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
        "num_attention_heads": 2}, "text_classification", 2, 16, _BERT_TARGETS,
     ),
-    "llama": Shape(llama(32, 64, 2, 4, 2, 99), "causal_lm", 2, 16, _LLAMA_TARGETS),
-    "gpt2": Shape(
+    "tiny-llama": Shape(llama(32, 64, 2, 4, 2, 99), "causal_lm", 2, 16, _LLAMA_TARGETS),
+    "tiny-gpt2": Shape(
       {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": 99, "n_embd": 32, "n_layer": 2,
        "n_head": 2}, "causal_lm", 2, 16, ("c_attn", "c_proj", "c_fc"),
     ),
-    "t5": Shape(t5(32, 64, 2, 2), "seq2seq_lm", 2, 16, _T5_TARGETS, targets=8),
+    "tiny-t5": Shape(t5(32, 64, 2, 2), "seq2seq_lm", 2, 16, _T5_TARGETS, targets=8),
   },
 }  # fmt: skip
 
