@@ -15,9 +15,9 @@ from peftjax.errors import UserError
 from peftjax.methods import Method, expand
 from peftjax.methods.attach import attach
 from peftjax.methods.bound import Bound, bind
-from peftjax.methods.inject import check_all_read
 from peftjax.methods.observe import observe
 from peftjax.methods.settings import check
+from peftjax.methods.usage import check_all_used
 from peftjax.models import pretrained
 from peftjax.quantize import is_quantized
 from peftjax.quantize_model import check_frozen
@@ -55,7 +55,7 @@ def add(model: Model, methods: Method | Sequence[Method], key: jax.Array | None 
       memory.check(made, f"{' + '.join(one.method.name for one in bound)}: the leaves that it adds")
     params = laid(model.params, observed=observed)
   whole = (*model.bound, *bound)
-  check_all_read(model.module, params, whole, model.example_inputs)
+  check_all_used(model.module, params, whole, model.example_inputs)
   return _with_float32(dataclasses.replace(model, params=params, bound=whole))
 
 

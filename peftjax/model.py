@@ -156,7 +156,7 @@ class Model:
       key: for the new leaves; default `jax.random.key(0)`.
 
     Raises:
-      UserError: a pattern without match, a leaf that two methods add, a leaf that is never read.
+      UserError: a pattern without match, a leaf that two methods add, a leaf that does nothing.
     """
     return adding.add(self, methods, key)
 

@@ -176,6 +176,26 @@ def test_a_leaf_that_is_never_read_is_refused():
     make().add(Stray())
 
 
+@pytest.mark.parametrize("act", [lambda y, leaf: y, lambda y, leaf: y + 0.0 * leaf, lambda y, leaf: y + (leaf - leaf)])
+def test_a_leaf_that_is_read_and_not_used_is_refused(act):
+  @dataclasses.dataclass(frozen=True, kw_only=True)
+  class Idle(LoRA):
+    leaf_names = ("lora_a", "lora_b", "extra")
+
+    def create(self, key, site, base):
+      return {**super().create(key, site, base), "extra": jnp.zeros(site.shape[-1])}
+
+    def after(self, leaves, x, y, site, call):
+      return act(super().after(leaves, x, y, site, call), leaves["extra"])
+
+  for model in (make(), make().unrolled()):
+    with pytest.raises(UserError, match=r"lora: no output of the model depends on its leaf '.*query\.extra' \(nor"):
+      model.add(Idle())
+  Frozen = dataclasses.make_dataclass("Frozen", (), bases=(Idle,), frozen=True, kw_only=True)
+  Frozen.leaf_names, Frozen.buffer_names = ("lora_a", "lora_b"), ("extra",)
+  make().add(Frozen())
+
+
 def test_a_model_with_adapters_is_not_saved_as_a_whole(tmp_path):
   with pytest.raises(UserError, match="merge"):
     make().add(LoRA()).save(tmp_path / "out")

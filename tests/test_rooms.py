@@ -31,7 +31,7 @@ ROOMS = (
   ("masks", "sites"),
   ("buffers",),
   ("trees",),
-  ("config", "errors", "files", "memory", "outputs", "quantize", "registry", "stored", "leases"),
+  ("config", "dataflow", "errors", "files", "memory", "outputs", "quantize", "registry", "stored", "leases"),
 )
 
 MODULES = {

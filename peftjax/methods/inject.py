@@ -18,10 +18,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from peftjax import masks
-from peftjax.buffers import variables_of
 from peftjax.errors import UserError
 from peftjax.methods.actors import Actor
-from peftjax.methods.attach import leaf_paths
 from peftjax.methods.base import Call, Leaves
 from peftjax.methods.bound import Bound
 from peftjax.methods.discovery import arguments_of
@@ -198,29 +196,3 @@ def _call(module: nn.Module, site: Site, shared: Leaves, notes: dict[str, Any]) 
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
 
   return Call(base=base, shared=shared, dropout=drop, module=module, notes=notes)
-
-
-def check_all_read(module: nn.Module, params: masks.Tree, bound: Sequence[Bound], inputs: Mapping[str, Any]) -> None:
-  """Raises a `UserError` if a leaf that a method added is never read in the forward pass."""
-  shapes = {path: (leaf.shape, leaf.dtype) for path, leaf in masks.flatten(params).items()}
-  try:
-    key = hash((module, repr(bound), tuple(shapes.items()), tuple(inputs.items())))
-  except TypeError:  # a module's setting that cannot be hashed
-    key = None
-  if key is not None and key in _all_read:
-    return
-  read: set[str] = set()
-
-  def forward(tree: masks.Tree, batch: Mapping[str, Any]) -> Any:
-    with acting(bound, tree, read) as whole:
-      return module.apply(variables_of(whole), **batch)
-
-  jax.eval_shape(forward, params, dict(inputs))
-  unread = sorted(leaf_paths(bound, params) - read)
-  if unread:
-    raise UserError(f"{len(unread)} adapter leaves are never read in a forward pass, such as {unread[0]!r}")
-  if key is not None:
-    _all_read.add(key)
-
-
-_all_read: set[int] = set()  # what was found in order once in this process: tracing takes long
