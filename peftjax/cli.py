@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from rich.console import Console
@@ -188,8 +188,20 @@ def _export(parsed: argparse.Namespace, overrides: list[str]) -> int:
 
   if overrides or parsed.config:
     raise UserError("peftjax export: the config is the run's own, in its workdir; it takes no --config")
-  result = finished.export(parsed.workdir, parsed.format, parsed.out, parsed.overwrite, _trusted(parsed))
-  return _finish(parsed, result, lambda console: console.print(f"wrote {result['out']} ({result['bytes']:,} bytes)"))
+  result = finished.export(
+    parsed.workdir, parsed.format, parsed.out, parsed.overwrite, _trusted(parsed), not parsed.unchecked
+  )
+  return _finish(parsed, result, lambda console: console.print("\n".join(_exported(result))))
+
+
+def _exported(result: Mapping[str, Any]) -> list[str]:
+  lines = [f"wrote {result['out']} ({result['bytes']:,} bytes)"]
+  if found := result["merging"]:
+    kept, least = (f"{100 * (1 - found[name]):.3g} %" for name in ("mean_error", "largest_error"))
+    lines.append(
+      f"merging kept {kept} of the change, rounding took the rest; least at {found['largest_error_at']}: {least}"
+    )
+  return lines
 
 
 def _generate(parsed: argparse.Namespace, overrides: list[str]) -> int:
@@ -222,7 +234,10 @@ VERBS: dict[str, Verb] = {
     _export,
     {"workdir": "folder of the run", "format": "peft or merged", "out": "folder to write", **TRUST},
     ("workdir", "format", "out"),
-    {"overwrite": "replace files of the same names that were not written by peftjax"},
+    {
+      "overwrite": "replace files of the same names that were not written by peftjax",
+      "unchecked": "merge without comparing each module's outputs before and after",
+    },
   ),
   "generate": Verb(
     "text from a language model",

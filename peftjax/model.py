@@ -56,6 +56,8 @@ class Model:
     folder: where it was loaded from.
     drawn: names of leaves that were not in the checkpoint (a new head).
     quantization_errors: dotted path of each quantised leaf -> its relative error, where the float leaf was at hand.
+    merge_errors: dotted path of each leaf that was merged into fewer than 32 bits -> share of the change that rounding
+      took.
   """
 
   module: nn.Module
@@ -71,6 +73,7 @@ class Model:
   folder: Path | None = None
   drawn: tuple[str, ...] = ()
   quantization_errors: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  merge_errors: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
   # Forward --------------------------------------------------------------------------------------------------------
 
@@ -255,15 +258,18 @@ class Model:
 
   # Leaving --------------------------------------------------------------------------------------------------------
 
-  def merge(self) -> Model:
+  def merge(self, check: bool = True) -> Model:
     """The model with its methods' changes folded into the base's leaves in float32, and no adapter left.
 
     A quantised base becomes the float32 arrays that it stands for, with the changes; `quantized` rounds them again.
 
+    Args:
+      check: compare what each module computes before and after, on a few random rows.
+
     Raises:
-      UserError: a method is not a change of the base's weights.
+      UserError: a method is not a change of the base's weights, or its `delta` is another than it acts by.
     """
-    return merging.merge(self)
+    return merging.merge(self, check)
 
   def save(self, folder: str | Path, overwrite: bool = False) -> None:
     """Writes config.json and safetensors in Hugging Face's format beside what is there, and copies the tokenizer along.

@@ -103,6 +103,19 @@ def _spread(x: jax.Array, axes: tuple[int, ...], sizes: tuple[int, ...]) -> jax.
 
 
 @dataclasses.dataclass(frozen=True)
+class Example:
+  """One call of a site as the model was traced, by which the site runs without the model.
+
+  Attributes:
+    module: a copy of the module that belongs to no model; of one layer.
+    arguments: of the call by name, the input first, arrays as shapes.
+  """
+
+  module: Any
+  arguments: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
 class Site:
   """A place in a model where a method may act.
 
@@ -122,6 +135,7 @@ class Site:
     streams: of a model site: what runs through it; of another: which of these runs through it, if that is known.
     folding: how the module's arrays read as a matrix's, where they have more axes; None: as they are.
     hidden: the size of the hidden states around it, as the block or the model that it is in declares it; 0: unknown.
+    example: a call of it, of sites whose input and output are one array each; None where none was traced.
   """
 
   path: tuple[str, ...]
@@ -136,6 +150,7 @@ class Site:
   streams: tuple[Stream, ...] = ()
   hidden: int = 0
   folding: Folding | None = None
+  example: Example | None = dataclasses.field(default=None, compare=False, repr=False)
 
   @property
   def leaf_path(self) -> tuple[str, ...]:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from peftjax import masks
+from peftjax.adapters import verifying
 from peftjax.adapters.abilities import check
 from peftjax.adapters.adapter import Adapter, disabled
 from peftjax.errors import UserError
@@ -28,25 +31,56 @@ from peftjax.vocabulary import OUTPUT, output_path, tied_site, untied
 if TYPE_CHECKING:
   from peftjax.model import Model
 
+log = logging.getLogger(__name__)
+
 _BASE_LEAVES = ("kernel", "bias", "embedding", "scale")
 
 
-def merge(model: Model) -> Model:
+def merge(model: Model, check: bool = True) -> Model:
   """The model with its methods' changes folded into the base's leaves in float32, and no adapter left.
 
   A quantised base becomes the float32 arrays that it stands for, with the changes; `quantized` rounds them again. An
   output layer that is tied to the word embeddings becomes one of its own if a method acts on one of the two alone.
 
+  `merge_errors` of the result says of each changed leaf of fewer than 32 bits which share of its change rounding took.
+
+  Args:
+    check: compare each site's output with its module merged to that with the methods beside it (`verifying`); nothing
+      is compared while JAX traces.
+
   Raises:
-    UserError: a method is not a change of the base's weights.
+    UserError: a method is not a change of the base's weights, or its `delta` is not the change that it makes.
   """
   is_split = acts_on_one_use(model)
   changes = deltas(model, own_output=is_split)
   base = untied(disabled(model)) if is_split else disabled(model)
   flat = masks.flatten(dequantize_leaves(base.params, jnp.float32))
+  can_check = not verifying.is_traced(model.params)
+  errors = {}
   for path, change in changes.items():
-    flat[path] = (flat[path].astype(jnp.float32) + change).astype(flat[path].dtype)
-  return dataclasses.replace(base, params=masks.unflatten(flat), quantization_errors={})
+    exact = flat[path].astype(jnp.float32) + change
+    flat[path] = exact.astype(flat[path].dtype)
+    if can_check and flat[path].dtype.itemsize < 4:
+      errors[path] = verifying.lost(exact, flat[path], change)
+  merged = dataclasses.replace(base, params=masks.unflatten(flat), quantization_errors={}, merge_errors=errors)
+  if check and can_check:
+    verifying.check_merged(model, merged, changes, output_path(model) if is_split else "")
+  _warn_of_rounding(merged)
+  return merged
+
+
+def _warn_of_rounding(merged: Model) -> None:
+  """Says so where the leaves' dtype cannot hold most of the change."""
+  worst = max(merged.merge_errors, key=lambda path: merged.merge_errors[path], default="")
+  mean = float(np.mean(list(merged.merge_errors.values()) or [0.0]))
+  if mean > 0.5:
+    dtype = masks.flatten(merged.params)[worst].dtype
+    log.warning(
+      "merging kept %.0f %% of the change: it is too small for %s, most of all at %s; load the base in float32",
+      100 * (1 - mean),
+      dtype,
+      worst,
+    )
 
 
 def acts_on_one_use(model: Model) -> bool:

@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from peftjax import buffers, masks
 from peftjax.methods.folding import NotAMatrix, folding_of
-from peftjax.sites import Site, Stream
+from peftjax.sites import ARRAY_KINDS, Example, Site, Stream
 
 _LEAF_MODULES: tuple[tuple[Any, str, str], ...] = (
   (nn.Dense, "linear", "kernel"),
@@ -71,10 +71,11 @@ def _site_of(context: Any, args: Any, kwargs: Any, stacks: Mapping[str, int]) ->
     kind, shape, dtype = "unembedding", tuple(module.embedding.shape), module.embedding.dtype
   if kind is None:
     return None
+  arguments = arguments_of(module, method, args, kwargs)
   folding = None
   if isinstance(module, nn.DenseGeneral | nn.Einsum | nn.ConvTranspose):
     try:
-      folding = folding_of(module, arguments_of(module, method, args, kwargs), shape)
+      folding = folding_of(module, arguments, shape)
     except NotAMatrix:
       return None
   if folding is not None and folding.x:
@@ -83,17 +84,27 @@ def _site_of(context: Any, args: Any, kwargs: Any, stacks: Mapping[str, int]) ->
   elif folding is not None:
     shape = folding.shape
   if not shape:
-    shape = _activation_shape(kind, arguments_of(module, method, args, kwargs))
+    shape = _activation_shape(kind, arguments)
   dotted = ".".join(module.path)
   below = dotted + "."  # a stack's own module is one of its layers
   names = tuple(name[:-1] for name in masks.layer_names(below, stacks))
   stack = masks.stack_shape(below, stacks)
-  site = Site(module.path, method, kind, names, stack, shape, dtype, has_bias, base_path=module.path, folding=folding)
+  example = _example(module, arguments) if kind in ARRAY_KINDS else None
+  site = Site(
+    module.path, method, kind, names, stack, shape, dtype, has_bias, module.path, folding=folding, example=example
+  )
   if kind != "model":
     return site
   base_path = (*module.path, *module.embedding_path)
   streams: tuple[Stream, ...] = tuple(module.streams) or (Stream(),)
   return dataclasses.replace(site, base_path=base_path, streams=streams)
+
+
+def _example(module: nn.Module, arguments: Mapping[str, Any]) -> Example:
+  shapes = jax.tree.map(
+    lambda one: jax.ShapeDtypeStruct(one.shape, one.dtype) if isinstance(one, jax.Array) else one, dict(arguments)
+  )
+  return Example(module.clone(parent=None, name=None), shapes)
 
 
 def _in_context(sites: list[Site]) -> list[Site]:

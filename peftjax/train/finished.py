@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import json
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,17 +103,24 @@ def restored(workdir: str | Path, run: Run) -> masks.Tree:
 
 
 def export(
-  workdir: str | Path, form: str, out: str | Path, overwrite: bool = False, trust: Collection[str] = ()
+  workdir: str | Path,
+  form: str,
+  out: str | Path,
+  overwrite: bool = False,
+  trust: Collection[str] = (),
+  check: bool = True,
 ) -> dict[str, Any]:
   """Writes a run's adapter ("peft") or its merged model ("merged") in Hugging Face's format.
 
   Args:
     overwrite: replace files of the same names that were not written here.
     trust: as of `load_model`.
+    check: of `Model.merge`.
 
   Returns:
-    {"out", "format", "step", "bytes", "quantization"}: the last are the relative errors (`quantize_model.summary`) of a
-    quantised base, {} without one; a merged model has them too, as it is made of what the base stands for.
+    {"out", "format", "step", "bytes", "quantization", "merging"}: "quantization" are the relative errors
+    (`quantize_model.summary`) of a quantised base, {} without one; a merged model has them too, as it is made of what
+    the base stands for. "merging" is the same of the shares of the change that rounding took, {} in float32.
 
   Raises:
     UserError: an unknown format; as `load_model` and `outputs.written`; the method cannot be written so.
@@ -122,13 +129,22 @@ def export(
     raise UserError(f"--format={form}: {nearest(form, FORMATS)}")
   _, step, model = load_model(workdir, trust)
   model = _as_pipelines_read_it(Path(workdir), model)
+  losses: Mapping[str, float] = {}
   if form == "peft":
     model.save_adapter(out, overwrite)
   else:
-    model.merge().save(out, overwrite)
+    merged = model.merge(check)
+    merged.save(out, overwrite)
+    losses = merged.merge_errors
   size = outputs.size_of(out, "adapter" if form == "peft" else "model")
-  rounding = summary(model.quantization_errors)
-  return {"out": str(out), "format": form, "step": step, "bytes": size, "quantization": rounding}
+  return {
+    "out": str(out),
+    "format": form,
+    "step": step,
+    "bytes": size,
+    "quantization": summary(model.quantization_errors),
+    "merging": summary(losses),
+  }
 
 
 def _as_pipelines_read_it(folder: Path, model: Model) -> Model:
