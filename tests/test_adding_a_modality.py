@@ -14,7 +14,6 @@ import pytest
 from peftjax import cli
 from peftjax import config as configs
 from peftjax.train import assemble, finished, loop
-from peftjax.train import run as run_lib
 from peftjax.train.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parent.parent
@@ -59,7 +58,7 @@ def test_the_page_shows_the_files():
 
 def test_every_verb_means_the_same_and_nothing_is_measured(tmp_path):
   config = config_of()
-  run = run_lib.resolve(config)
+  run = loop.make_run(config)
   setting = assemble.setting(config)
   assert setting.task.name == run.task.name and setting.task.label_names == ("blue", "green", "red")
   assert run.loaders.train.measured is None and not (tmp_path / "cache" / "lengths").exists()

@@ -26,7 +26,8 @@ from peftjax.train.compiling import CompiledStep
 from peftjax.train.evaluators import Leaves
 from peftjax.train.evaluators.predict import Predict
 from peftjax.train.flops import flops_of
-from peftjax.train.run import Run, resolve
+from peftjax.train.loop import make_run
+from peftjax.train.run import Run
 from peftjax.train.signals import PREEMPTED, EndRequests, Preempted
 from peftjax.train.splits import score_split
 from peftjax.train.stacked import DoNotFit
@@ -65,7 +66,7 @@ class JaxTrainer:
 
   def step(self, config: ConfigDict) -> Step:
     """A trial's own step, as its training compiled it, on its first batch over and over."""
-    run = resolve(config)
+    run = make_run(config)
     batch = put_batch(run.mesh, next(run.loaders.train))
     state = run.start()
     compiled = CompiledStep(run.step(), run.mesh, state, run.frozen, lambda _: None)
@@ -81,7 +82,7 @@ class JaxTrainer:
     """FLOPs of the matrix products in one update, on a batch of the greatest length; traced, not compiled."""
     config = copy.deepcopy(config)
     config.data.buckets = ()
-    run = resolve(config)
+    run = make_run(config)
     traced = jax.jit(run.step()).trace(run.start(), run.frozen, next(run.loaders.train))
     return float(flops_of(traced.jaxpr))
 
@@ -127,12 +128,12 @@ def score_frozen(config: ConfigDict, folder: Path) -> dict[str, Any]:
   update, without trainable parameters, gradients and adapter.
 
   Raises:
-    UserError: as `train.run.resolve`.
+    UserError: as `train.loop.make_run`.
   """
   if (folder / "summary.json").is_file():
     return read_json(folder / "summary.json")
   folder.mkdir(parents=True, exist_ok=True)
-  run = resolve(buildable(config))
+  run = make_run(buildable(config))
   leaves = Leaves(run.trainable, run.frozen)
   metrics = {split: score_split(run, (Predict(run),), split, leaves, folder, "eval") for split in run.final_splits}
   lines = [json.dumps({"step": 0, "split": split, **scores}) + "\n" for split, scores in metrics.items()]

@@ -28,7 +28,8 @@ from peftjax.train import evaluators as evaluators_lib
 from peftjax.train import folder as folder_lib
 from peftjax.train.checkpoint import Base, Checkpoints
 from peftjax.train.compiling import use_cache
-from peftjax.train.run import Run, base_hash, resolve
+from peftjax.train.loop import make_run
+from peftjax.train.run import Run, base_hash
 from peftjax.train.splits import score_split
 
 FORMATS = ("peft", "merged")
@@ -78,7 +79,7 @@ def evaluate_run(workdir: str | Path, splits: Sequence[str] = (), trust: Collect
 def _evaluate_run(folder: Path, splits: Sequence[str]) -> dict[str, Any]:
   config = _on_these_devices(folder_lib.read_config(folder)[0])
   use_cache(str(cache_folder("compiled")))
-  run = resolve(config)
+  run = make_run(config)
   for split in splits:
     if split not in run.loaders.evals:
       raise UserError(f"no split {split!r} to evaluate; {nearest(split, run.loaders.evals)}")

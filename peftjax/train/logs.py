@@ -10,6 +10,8 @@ import statistics
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
+
 from peftjax.train.display import Display
 from peftjax.train.events import EventFile
 from peftjax.train.rows import Row, RowFile
@@ -32,7 +34,8 @@ class RunLog:
     self._silent = silent
     self._total = run.total_steps
     self._batch_size = config.batch_size
-    self._window: list[tuple[float, int]] = []  # seconds and tokens of the steps since the last timing row
+    self._inputs = run.loaders.inputs
+    self._window: list[tuple[float, int]] = []  # seconds and places of the steps since the last timing row
     if silent:
       return
     last = start or -1  # a run that starts anew also evaluates step 0 anew
@@ -57,9 +60,9 @@ class RunLog:
       finally:
         self._events.close()
 
-  def step_took(self, seconds: float, tokens: int) -> None:
+  def step_took(self, seconds: float, batch: Mapping[str, np.ndarray]) -> None:
     """Remembers the time of one step that nothing else (compiling, saving, evaluating) fell into."""
-    self._window.append((seconds, tokens))
+    self._window.append((seconds, self._inputs.places(batch)))
 
   def is_last(self, step: int) -> bool:
     """Whether a step is the run's last."""
@@ -83,8 +86,10 @@ class RunLog:
       timing = {
         "step_seconds": round(statistics.median(seconds), 6),
         "examples_per_second": round(self._batch_size * len(seconds) / sum(seconds), 2),
-        "tokens_per_second": round(sum(tokens for _, tokens in self._window) / sum(seconds), 1),
       }
+      if self._inputs.unit:
+        places = sum(count for _, count in self._window)
+        timing[f"{self._inputs.unit}s_per_second"] = round(places / sum(seconds), 1)
       self._timing.write({"step": step, **timing})
       for name, value in timing.items():
         self._event(f"timing/{name}", value, step)

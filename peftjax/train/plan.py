@@ -20,11 +20,8 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from peftjax import masks, memory, tasks
-from peftjax.data import Header, make_input
+from peftjax import masks, memory
 from peftjax.errors import UserError
-from peftjax.loading import folder_of
-from peftjax.model import Model
 from peftjax.parallel import mesh as mesh_lib
 from peftjax.parallel.topology import limit_bytes, topology_devices
 from peftjax.train import assemble
@@ -92,6 +89,7 @@ def compiled_for(config: ConfigDict, devices: list[Any], arguments: bool = False
   setting = assemble.setting(config)
   if setting.task is None:
     raise UserError(f"task.name: {config.model.path!r} is a bare encoder; set the task that it is to be trained for")
+  run_lib.check_batches(config, setting.inputs())
   model = setting.model(abstract=True)
   program = run_lib.program(config, setting.task, model, mesh, config.train.steps or 1000)
   trainable, frozen = (_laid(program.layout.shardings, tree) for tree in masks.partition(model.params, model.labels()))
@@ -145,14 +143,6 @@ def compiled_for(config: ConfigDict, devices: list[Any], arguments: bool = False
 def _uneven_note(config: ConfigDict, uneven: int) -> list[str]:
   size = config.train.eval_batch_size
   return [f"training on this mesh needs another train.eval_batch_size, such as {size}"] if uneven else []
-
-
-def batch_shapes(config: ConfigDict, model: Model, task: tasks.Task) -> dict[str, jax.ShapeDtypeStruct]:
-  """The arrays of the longest training batch of a task, whatever the data."""
-  del model
-  header = Header("", task=task.name, label_names=task.label_names, fields=task.fields)
-  made = make_input(config, header, task, folder_of(config.model.path))
-  return made.training().batch_spec(config.train.batch_size)
 
 
 def _laid(shardings: Callable[[Any], Any], tree: Any) -> Any:

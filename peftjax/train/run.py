@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -22,14 +22,18 @@ from peftjax.model import Model
 from peftjax.parallel import mesh as mesh_lib
 from peftjax.parallel.activations import on_mesh
 from peftjax.parallel.sharding import Layout, layout_of
-from peftjax.train import assemble
 from peftjax.train.checkpoint import Base
 from peftjax.train.fingerprint import digest
 from peftjax.train.spikes import watch_loss
 from peftjax.train.state import TrainState, init_state
 from peftjax.train.step import ModelForward, TrainStep, make_loss, make_train_step
 
-_BYTES_OF_A_TOKEN = 12  # of a batch on the host: its id, its mask, its label
+
+class Optimizer(NamedTuple):
+  """How the trainable leaves are updated: the transform, and what each group trains with."""
+
+  transform: optax.GradientTransformation
+  settings: Mapping[str, optim.GroupSettings]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +46,7 @@ class Program:
     model: with the method added; its leaves may be shapes.
     mesh: devices.
     layout: how leaves lie on them.
-    groups: the group of every trainable leaf.
-    settings: group -> learning rate, weight decay and schedule.
-    optimizer: over the trainable part.
+    optimizer: over the trainable part, with the learning rate, weight decay and schedule of every group.
     total_steps: updates in the whole run.
   """
 
@@ -53,9 +55,7 @@ class Program:
   model: Model
   mesh: Mesh
   layout: Layout
-  groups: Tree
-  settings: Mapping[str, optim.GroupSettings]
-  optimizer: optax.GradientTransformation
+  optimizer: Optimizer
   total_steps: int
 
   @property
@@ -66,11 +66,11 @@ class Program:
   def step(self) -> TrainStep:
     """One update, not yet compiled."""
     loss = make_loss(self.forward, self.task, self.model.penalty)
-    return make_train_step(loss, self.optimizer, self.config.train.accumulate)
+    return make_train_step(loss, self.optimizer.transform, self.config.train.accumulate)
 
   def init(self, trainable: Tree) -> TrainState:
     """The state before the first update; traceable."""
-    return init_state(trainable, self.optimizer, self.config.seed)
+    return init_state(trainable, self.optimizer.transform, self.config.seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +94,22 @@ class Run:
   eval_splits: tuple[str, ...] = ()
   final_splits: tuple[str, ...] = ()
   notes: tuple[str, ...] = ()
+
+  @staticmethod
+  def of(program: Program, loaders: data_lib.Loaders) -> Run:
+    """The run of a program, whose model has its weights, over some data."""
+    config, model, shardings = program.config, program.model, program.layout.shardings
+    trainable, frozen = masks.partition(model.params, model.labels())
+    return Run(
+      program=program,
+      loaders=loaders,
+      trainable=mesh_lib.put_tree(trainable, shardings(trainable)),
+      frozen=mesh_lib.put_tree(frozen, shardings(frozen)),
+      base=Base(str(config.model.path), base_hash(model)),
+      eval_splits=tuple(split for split in ("validation", RETAINED) if split in loaders.evals),
+      final_splits=final_splits(config, loaders),
+      notes=(*loaders.train.notes, *program.layout.notes(model.params)),
+    )
 
   @property
   def config(self) -> ConfigDict:
@@ -149,54 +165,25 @@ class Run:
 
 def program(config: ConfigDict, task: tasks.Task, model: Model, mesh: Mesh, total_steps: int) -> Program:
   """The program of a model, whose leaves may be shapes."""
-  labels = model.labels()
-  groups = masks.partition(labels, labels)[0]
-  if not jax.tree.leaves(groups):
-    raise UserError(f"method {config.method.name!r} leaves nothing to train")
-  method_groups = group_rates(model)
-  optim.check_projects(config.optim, masks.partition(model.params, labels)[0], model.stacks)
-  optimizer = optim.make_optimizer(config.optim, groups, total_steps, method_groups, stacks=model.stacks)
-  return Program(
-    config=config,
-    task=task,
-    model=model,
-    mesh=mesh,
-    layout=layout_of(model, mesh),
-    groups=groups,
-    settings=optim.group_settings(config.optim, set(jax.tree.leaves(groups)), method_groups),
-    optimizer=watch_loss(model.transformed(optimizer, total_steps), config.train.get("spike", 0.0)),
-    total_steps=total_steps,
-  )
+  optimizer = optimizer_of(config, model, total_steps)
+  return Program(config, task, model, mesh, layout_of(model, mesh), optimizer, total_steps)
 
 
-def resolve(config: ConfigDict) -> Run:
-  """Opens the data, loads the model, adds the method and divides the parameters.
+def optimizer_of(config: ConfigDict, model: Model, total_steps: int) -> Optimizer:
+  """The optimizer of what trains in a model, whose leaves may be shapes.
 
   Raises:
-    UserError: whatever in the config, the data or the model does not fit, in one line.
+    UserError: nothing trains; as `optim.make_optimizer`.
   """
-  mesh = mesh_lib.make_mesh(config.mesh)
-  check_sizes(config, mesh)
-  dataset = data_lib.open_as(config.data.name, config.data)
-  setting = assemble.setting(config, dataset, trains=True)
-  assert setting.task is not None
-  loaders = data_lib.make_loaders(config, dataset, setting.inputs, *mesh_lib.process_share(mesh))
-  model = setting.model(mesh=mesh)
-  loaders.inputs.check(model)
-  base = Base(str(config.model.path), base_hash(model))
-  made = program(config, setting.task, model, mesh, count_steps(config, loaders.train.steps_per_epoch))
-  trainable, frozen = masks.partition(model.params, model.labels())
-  notes = [*loaders.train.notes, *made.layout.notes(model.params)]
-  return Run(
-    program=made,
-    loaders=loaders,
-    trainable=mesh_lib.put_tree(trainable, made.layout.shardings(trainable)),
-    frozen=mesh_lib.put_tree(frozen, made.layout.shardings(frozen)),
-    base=base,
-    eval_splits=tuple(split for split in ("validation", RETAINED) if split in loaders.evals),
-    final_splits=final_splits(config, loaders),
-    notes=tuple(notes),
-  )
+  labels = model.labels()
+  groups, _ = masks.partition(labels, labels)
+  if not jax.tree.leaves(groups):
+    raise UserError(f"method {config.method.name!r} leaves nothing to train")
+  rates = group_rates(model)
+  optim.check_projects(config.optim, masks.partition(model.params, labels)[0], model.stacks)
+  plain = optim.make_optimizer(config.optim, groups, total_steps, rates, stacks=model.stacks)
+  transform = watch_loss(model.transformed(plain, total_steps), config.train.get("spike", 0.0))
+  return Optimizer(transform, optim.group_settings(config.optim, set(jax.tree.leaves(groups)), rates))
 
 
 def final_splits(config: ConfigDict, loaders: data_lib.Loaders) -> tuple[str, ...]:
@@ -245,17 +232,20 @@ def base_hash(model: Model) -> str:
 
 
 def check_sizes(config: ConfigDict, mesh: Mesh) -> None:
-  """Raises `UserError` if batches do not divide as the config and the mesh want, or a choice is unknown."""
+  """Raises `UserError` if batches do not divide as the config and the mesh want."""
   train = config.train
   if train.accumulate < 1 or train.batch_size % train.accumulate:
     raise UserError(f"train.accumulate={train.accumulate} does not divide train.batch_size={train.batch_size}")
   mesh_lib.check_batch_size(mesh, "train.batch_size / train.accumulate", train.batch_size // train.accumulate)
   mesh_lib.check_batch_size(mesh, "train.eval_batch_size", train.eval_batch_size)
-  for name in ("batch_size", "eval_batch_size"):
-    rows, length = train[name], config.data.max_length
-    memory.check(_BYTES_OF_A_TOKEN * rows * length, f"train.{name}={rows} with data.max_length={length}: one batch")
-  if train.nonfinite not in ("stop", "skip"):
-    raise UserError(f"train.nonfinite={train.nonfinite!r}: expected 'stop' or 'skip'")
+
+
+def check_batches(config: ConfigDict, inputs: data_lib.Input) -> None:
+  """Raises `UserError` if a batch of these inputs does not fit into this machine's memory."""
+  for name, reading in (("batch_size", inputs.training()), ("eval_batch_size", inputs)):
+    rows, length = config.train[name], reading.length_setting
+    needed = sum(math.prod(one.shape) * one.dtype.itemsize for one in reading.batch_spec(rows).values())
+    memory.check(needed, f"train.{name}={rows}{f' with {length}' if length else ''}: one batch")
 
 
 def describe(run: Run) -> dict[str, Any]:
@@ -269,7 +259,7 @@ def describe(run: Run) -> dict[str, Any]:
     "architecture": run.model.architecture,
     "total_steps": run.total_steps,
     "steps_per_epoch": run.loaders.train.steps_per_epoch,
-    "groups": {group: dataclasses.asdict(one) for group, one in run.program.settings.items()},
+    "groups": {group: dataclasses.asdict(one) for group, one in run.program.optimizer.settings.items()},
     "base": dataclasses.asdict(run.base),
     "mesh": dict(run.mesh.shape),
   }

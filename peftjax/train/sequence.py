@@ -40,7 +40,8 @@ from peftjax.tasks.metric import Metric
 from peftjax.train import loop
 from peftjax.train.evaluate import evaluate, make_predict
 from peftjax.train.finished import restored
-from peftjax.train.run import Run, resolve
+from peftjax.train.loop import make_run
+from peftjax.train.run import Run
 
 Matrix = Sequence[Sequence[float | None]]  # [after task, on task]
 
@@ -94,7 +95,7 @@ def train_in_turn(config: ConfigDict, names: Sequence[str], folder: Path, keep: 
   for index, one in enumerate(configs):
     place = folder / str(index)
     run = _going_on(one, runs, trained if not keep else [])
-    summary = loop.train(one, place, resolve=lambda _, run=run: run)  # type: ignore[misc]
+    summary = loop.train(one, place, make_run=lambda _, run=run: run)  # type: ignore[misc]
     runs.append(run)
     trained.append(restored(place, run))
     matrix.append(_row(place, summary, runs, trained, configs, keep))
@@ -122,7 +123,7 @@ def _on(config: ConfigDict, name: str) -> ConfigDict:
 
 def _going_on(config: ConfigDict, runs: Sequence[Run], trained: Sequence[Tree]) -> Run:
   """The run of the next task, with the leaves that go on from the last one."""
-  run = resolve(config)
+  run = make_run(config)
   if "test" not in run.loaders.evals:
     raise UserError(f"compare.sequence: {config.data.name!r} has no test split")
   if not trained:

@@ -76,7 +76,7 @@ def summarize(run: Run, state: TrainState, folder: Path, costs: Mapping[str, Cos
     "task": run.task.name,
     "seed": int(run.config.seed),
     "examples": {"train": run.loaders.train.examples, **run.loaders.dataset.splits},
-    "learning_rates": {group: one.learning_rate for group, one in run.program.settings.items()},
+    "learning_rates": {group: one.learning_rate for group, one in run.program.optimizer.settings.items()},
     "devices": f"{jax.device_count()} {jax.devices()[0].device_kind}",
     "versions": versions(),
   }

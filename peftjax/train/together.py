@@ -10,8 +10,7 @@ runs up to rounding; only dropout draws other numbers where a run's own batch wo
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,46 +19,37 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from peftjax import config as config_lib
 from peftjax.data.packages import cache_folder
 from peftjax.errors import UserError
 from peftjax.files import write_text
 from peftjax.models.pretrained import reading_once
 from peftjax.parallel.hosts import ending_together
 from peftjax.parallel.mesh import put_batch
-from peftjax.train import evaluators as evaluators_lib
-from peftjax.train import folder as folder_lib
-from peftjax.train import run as run_lib
-from peftjax.train.checkpoint import Checkpoints
+from peftjax.train import evaluators
 from peftjax.train.checks import check_moved, check_unchanged
-from peftjax.train.compiling import CompiledStep, Cost, Costs, use_cache
+from peftjax.train.compiling import CompiledStep, Cost, use_cache
 from peftjax.train.display import Display
-from peftjax.train.faults import told
 from peftjax.train.fingerprint import fingerprints
-from peftjax.train.logs import RunLog
-from peftjax.train.run import Run
-from peftjax.train.signals import PREEMPTED, EndRequests, Preempted
-from peftjax.train.splits import SplitScores
+from peftjax.train.loop import MakeRun, make_run
+from peftjax.train.session import Session, Summary, end_early
+from peftjax.train.signals import EndRequests
 from peftjax.train.stacked import Stacked, member
 from peftjax.train.state import TrainState
 from peftjax.train.step import Metrics
-from peftjax.train.summary import finish
-from peftjax.train.watch import Diverged, Watch, due
-
-Summary = dict[str, Any]
+from peftjax.train.watch import Diverged, due
 
 DIVERGED = "diverged.txt"  # in the folder of a run whose loss was not finite: why it takes no more part
 
 
 def train_together(
-  configs: Sequence[ConfigDict], folders: Sequence[str | Path], resolve: Callable[[ConfigDict], Run] = run_lib.resolve
+  configs: Sequence[ConfigDict], folders: Sequence[str | Path], make_run: MakeRun = make_run
 ) -> list[Summary | Diverged]:
   """Trains, or goes on with, the run of each config in its folder.
 
   Args:
     configs: alike but for seed, data, learning rates and what the method leaves free.
     folders: one for each.
-    resolve: what makes a `Run` of a config.
+    make_run: what makes a `Run` of a config.
 
   Returns:
     Each run's summary, with "together", the number of runs that its program held; a `Diverged` for a run whose loss was
@@ -69,42 +59,33 @@ def train_together(
     UserError: as `loop.train`; `stacked.DoNotFit` if the runs do not fit in one program.
     Preempted: after SIGTERM or SIGINT; all is saved.
   """
-  for config in configs:
-    config_lib.check(config)
-  places = [Path(folder) for folder in folders]
-  if len(places) != len(configs) or len({place.resolve() for place in places}) != len(places):
-    raise UserError(f"{len(configs)} runs need as many different folders, got {len(places)}")
-  writes = jax.process_index() == 0
-  outcomes: dict[int, Summary | Diverged] = {}
+  if len(folders) != len(configs) or len({Path(folder).resolve() for folder in folders}) != len(folders):
+    raise UserError(f"{len(configs)} runs need as many different folders, got {len(folders)}")
+  sessions = [_Session(config, folder) for config, folder in zip(configs, folders)]
+  outcomes: dict[_Session, Summary | Diverged] = {}
   with contextlib.ExitStack() as held:
-    for index, (config, place) in enumerate(zip(configs, places)):
-      held.enter_context(folder_lib.only_run(place, writes))
-      folder_lib.check_same_run(place, config)
-      if (summary := folder_lib.finished_summary(place)) is not None:
-        outcomes[index] = summary
-    open_ = [index for index in range(len(configs)) if index not in outcomes]
-    if open_:
+    for one in sessions:
+      held.enter_context(one)
+    if open_ := [one for one in sessions if one.finished is None]:
       use_cache(str(cache_folder("compiled")))
       with reading_once():
-        program = Stacked.of(resolve(configs[index]) for index in open_)
-      found = _train(program, [places[index] for index in open_], held, writes)
-      outcomes |= dict(zip(open_, found))
-  return [outcomes[index] for index in range(len(configs))]
+        program = Stacked.of(make_run(one.config) for one in open_)
+      outcomes = dict(zip(open_, _train(program, open_)))
+  return [one.finished or outcomes[one] for one in sessions]
 
 
-@dataclasses.dataclass
-class _Member:
-  """A run under way in the program."""
+class _Session(Session):
+  """The session of one of several runs: it may end by diverging while the others go on."""
 
-  run: Run
-  folder: Path
-  checkpoints: Checkpoints
-  watch: Watch
-  scores: SplitScores
   diverged: Diverged | None = None
 
+  def begin(self, start: int, together: int = 1) -> int:
+    if (ended := self.folder / DIVERGED).is_file():
+      self.diverged = Diverged(ended.read_text(encoding="utf-8").strip())
+    return super().begin(start, together)
+
   def watched(self, step: int, metrics: Metrics, batch: Mapping[str, np.ndarray]) -> None:
-    """Logs a step, unless the run ended by diverging."""
+    """Logs a step, unless the run has ended."""
     if self.diverged is not None:
       return
     try:
@@ -118,8 +99,8 @@ class _Member:
 class _Late:
   """Fetches the metrics of all runs one step late, in one transfer."""
 
-  def __init__(self, members: Sequence[_Member], display: Display, total: int):
-    self._members, self._display, self._total = members, display, total
+  def __init__(self, sessions: Sequence[_Session], display: Display):
+    self._sessions, self._display = sessions, display
     self._held: tuple[int, Any, Sequence[Any]] | None = None
 
   def dispatched(self, step: int, metrics: Any, batches: Sequence[Any], clean: bool) -> None:
@@ -135,7 +116,7 @@ class _Late:
       return
     (step, metrics, batches), self._held = self._held, None
     host = jax.device_get(metrics)
-    for index, one in enumerate(self._members):
+    for index, one in enumerate(self._sessions):
       one.watched(step, _at(host, index), batches[index])
     loss = float(np.nanmean(host["loss"]))
     self._display.update(step, loss, None)
@@ -143,126 +124,94 @@ class _Late:
 
   def restart_clock(self) -> None:
     """Leaves the time until the next step out of the step times."""
-    for one in self._members:
+    for one in self._sessions:
       one.watch.restart_clock()
 
 
-def _train(
-  program: Stacked, folders: Sequence[Path], held: contextlib.ExitStack, writes: bool
-) -> list[Summary | Diverged]:
+def _train(program: Stacked, sessions: Sequence[_Session]) -> list[Summary | Diverged]:
   first, count = program.runs[0], len(program.runs)
-  config, total, mesh = first.config.train, first.total_steps, first.mesh
-  evaluators = evaluators_lib.make(program.widest)
-  for run in program.runs:
-    evaluators_lib.check(evaluators, run.loaders.evals, run.evaluated)
+  config, total = first.config.train, first.total_steps
+  scorers = evaluators.make(program.widest)
+  for one, run in zip(sessions, program.runs):
+    one.open(run, scorers)
   frozen_prints = fingerprints(program.frozen)
 
-  # State: the newest step that all have a checkpoint of, or else the start
-  checkpoints = [
-    held.enter_context(Checkpoints(folder / "checkpoints", run.config.train.keep))
-    for run, folder in zip(program.runs, folders)
-  ]
-  held.enter_context(ending_together())
-  state, start = _restored(program, checkpoints)
-  saved = checkpoints[0].whole
+  with contextlib.ExitStack() as held:
+    held.enter_context(ending_together())
+    requests = held.enter_context(EndRequests())
 
-  # Files
-  display = held.enter_context(contextlib.closing(Display(start, total, shown=writes)))
-  members = []
-  for run, folder, kept in zip(program.runs, folders, checkpoints):
-    if writes:
-      folder_lib.write_config(folder, run.config, run_lib.describe(run))
-    log = held.enter_context(RunLog(folder, start, run, silent=not writes, shown=False))
-    watch = Watch(run.config, log, run.loaders.train.examples, together=count)
-    ended = folder / DIVERGED
-    diverged = Diverged(ended.read_text(encoding="utf-8").strip()) if ended.is_file() else None
-    members.append(
-      _Member(run, folder, kept, watch, SplitScores(run, evaluators, folder if writes else None, log), diverged)
-    )
-  requests = held.enter_context(EndRequests())
-  display.say(f"{count} runs in one program, from step {start} of {total}")
-  for note in dict.fromkeys(note for run in program.runs for note in run.notes):
-    display.say(note)
+    # State: the newest step that all have a checkpoint of, or else the start
+    state, start = _restored(program, sessions)
+    display = held.enter_context(contextlib.closing(Display(start, total, shown=jax.process_index() == 0)))
+    for one in sessions:
+      one.begin(start, together=count)
+    display.say(f"{count} runs in one program, from step {start} of {total}")
+    for note in dict.fromkeys(note for run in program.runs for note in run.notes):
+      display.say(note)
 
-  # Loop
-  costs = [Costs(one.folder, lambda _: None, writes) for one in members]
+    # Loop
+    def compiled(cost: Cost) -> None:
+      display.say(f"compiled the step for {cost.shape} in {cost.compile_seconds:.1f} s: {cost.flops / 1e9:.1f} GFLOP")
+      for one in sessions:
+        one.costs.add(program.cost_of_one(cost))
 
-  def compiled(cost: Cost) -> None:
-    display.say(f"compiled the step for {cost.shape} in {cost.compile_seconds:.1f} s: {cost.flops / 1e9:.1f} GFLOP")
-    for one in costs:
-      one.add(program.cost_of_one(cost))
+    step = CompiledStep(program.step(), first.mesh, state, program.frozen, compiled, together=True)
+    for index, one in enumerate(sessions):
+      if one.diverged is None:
+        one.evaluate_before(start, member(state.trainable, index), program.frozen_of(index))
+    watch = _Late(sessions, display)
+    for number in range(start + 1, total + 1):
+      batches = [one.next_batch() for one in sessions]
+      before = jax.tree.map(jnp.copy, state.trainable) if number == 1 else None
+      stacked = _stacked(batches, first.loaders.inputs.fills)
+      state, metrics = step(state, program.frozen, put_batch(first.mesh, stacked, together=True))
+      watch.dispatched(number, metrics, batches, clean=not step.just_compiled)
+      if before is not None:
+        for index in range(count):
+          check_moved(member(before, index), member(state.trainable, index), _at(metrics, index))
 
-  step = CompiledStep(program.step(), mesh, state, program.frozen, compiled, together=True)
-  if start == 0 and config.eval_first:
-    for index, one in enumerate(members):
-      one.scores.before(member(state.trainable, index), program.frozen_of(index))
-  if 0 < start < total and due(start, config.eval_every):  # saved, then ended before they were evaluated
-    _evaluate(program, members, start, state)
-  late = _Late(members, display, total)
-  for number in range(start + 1, total + 1):
-    with told("reading the data", saved):
-      batches = [next(one.run.loaders.train) for one in members]
-    before = jax.tree.map(jnp.copy, state.trainable) if number == 1 else None
-    stacked = _stacked(batches, first.loaders.inputs.fills)
-    state, metrics = step(state, program.frozen, put_batch(mesh, stacked, together=True))
-    late.dispatched(number, metrics, batches, clean=not step.just_compiled)
-    if before is not None:
-      for index in range(count):
-        check_moved(member(before, index), member(state.trainable, index), _at(metrics, index))
+      last, ending = number == total, requests.any(sessions[0].checkpoints, number)
+      if last or ending or due(number, config.save_every):
+        watch.fetch()
+        for index, one in enumerate(sessions):
+          one.save(program.narrowed(state, index))
+        watch.restart_clock()
+      if ending and not last:
+        end_early(sessions, number, display)
+      if not last and due(number, config.eval_every):
+        watch.fetch()
+        _evaluate(program, sessions, number, state)
+        watch.restart_clock()
 
-    last, ending = number == total, requests.any(checkpoints[0], number)
-    if last or ending or due(number, config.save_every):
-      late.fetch()
-      with told("saving", saved):
-        for index, one in enumerate(members):
-          one.checkpoints.save(program.narrowed(state, index), one.run.loaders.train.get_state(), one.run.base)
-      late.restart_clock()
-    if ending and not last:
-      with told("saving", saved):
-        for one in members:
-          one.checkpoints.wait()
-      display.say(f"saved after step {number}; the same command goes on")
-      raise Preempted(PREEMPTED)
-    if not last and due(number, config.eval_every):
-      late.fetch()
-      _evaluate(program, members, number, state)
-      late.restart_clock()
+    # The last states are on disk before anything is made of them
+    for one in sessions:
+      one.wait()
+    _evaluate(program, sessions, total, state)
 
-  # The last states are on disk before anything is made of them
-  with told("saving", saved):
-    for one in members:
-      one.checkpoints.wait()
-  _evaluate(program, members, total, state)
-
-  # Finish: the promises, then the summaries
-  check_unchanged(frozen_prints, fingerprints(program.frozen))
-  return [
-    one.diverged or finish(one.run, program.narrowed(state, index), one.folder, cost.by_shape, writes, together=count)
-    for index, (one, cost) in enumerate(zip(members, costs))
-  ]
+    # Finish: the promises, then the summaries
+    check_unchanged(frozen_prints, fingerprints(program.frozen))
+    return [
+      one.diverged or one.finish(program.narrowed(state, index), together=count) for index, one in enumerate(sessions)
+    ]
 
 
-def _evaluate(program: Stacked, members: Sequence[_Member], step: int, state: TrainState) -> None:
-  for index, one in enumerate(members):
+def _evaluate(program: Stacked, sessions: Sequence[_Session], step: int, state: TrainState) -> None:
+  for index, one in enumerate(sessions):
     if one.diverged is None:
-      one.scores.after(step, member(state.trainable, index), program.frozen_of(index))
+      one.evaluate(step, member(state.trainable, index), program.frozen_of(index))
 
 
-def _restored(program: Stacked, checkpoints: Sequence[Checkpoints]) -> tuple[TrainState, int]:
+def _restored(program: Stacked, sessions: Sequence[_Session]) -> tuple[TrainState, int]:
   """The newest step that all runs have a checkpoint of, or the start."""
-  newest = max(set.intersection(*(set(kept.steps()) for kept in checkpoints)), default=0)
-  for kept in checkpoints:
-    kept.drop_after(newest)
+  kept = [one.checkpoints for one in sessions]
+  newest = max(set.intersection(*(set(one.steps()) for one in kept)), default=0)
+  for one in kept:
+    one.drop_after(newest)
   if not newest:
     return program.start(), 0
-  states = []
-  for run, kept in zip(program.runs, checkpoints):
-    found = kept.restore(run.start(), run.base)
-    assert found is not None
-    states.append(found[0])
-    run.loaders.train.set_state(found[1])
+  states = [one.restored(run.start()) for one, run in zip(sessions, program.runs)]
   if len({int(state.step) for state in states}) > 1:  # one's newest was damaged
-    return _restored(program, checkpoints)
+    return _restored(program, sessions)
   return program.stack(states), int(states[0].step)
 
 

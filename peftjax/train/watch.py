@@ -27,13 +27,12 @@ class Watch:
   Args:
     config: `train.log_every` and `train.nonfinite` say what is logged and when to stop.
     log: where to.
-    examples: in an epoch.
     together: runs that every step trains at once; each is given its share of the time.
   """
 
-  def __init__(self, config: ConfigDict, log: RunLog, examples: int, together: int = 1):
+  def __init__(self, config: ConfigDict, log: RunLog, together: int = 1):
     self._every, self._stop = config.train.log_every, config.train.nonfinite == "stop"
-    self._log, self._examples, self._together = log, examples, together
+    self._log, self._together = log, together
     self._held: tuple[int, Metrics, Mapping[str, np.ndarray]] | None = None
     self._clock: float | None = None
 
@@ -68,7 +67,7 @@ class Watch:
     seen = {name: _number(metrics[name]) for name in ("loss", "grad_norm")}
     now = time.perf_counter()
     if self._clock is not None:
-      self._log.step_took((now - self._clock) / self._together, _tokens(batch))
+      self._log.step_took((now - self._clock) / self._together, batch)
     self._clock = now
     self._log.progress(step, seen["loss"])
     if not metrics["finite"]:
@@ -89,11 +88,6 @@ class Watch:
 def due(count: int, every: int) -> bool:
   """Whether something that happens `every` so many steps (0: never) happens after step `count`."""
   return every > 0 and count % every == 0
-
-
-def _tokens(batch: Mapping[str, np.ndarray]) -> int:
-  segments = batch.get("segment_ids")
-  return int(np.sum(batch.get("attention_mask", 0))) if segments is None else int(np.sum(np.asarray(segments) > 0))
 
 
 def _plain(value: Any) -> Any:

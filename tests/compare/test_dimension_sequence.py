@@ -11,7 +11,7 @@ import pytest
 from peftjax import config as config_lib
 from peftjax.compare.dimensions import sequence as dimension
 from peftjax.errors import UserError
-from peftjax.train import loop, sequence
+from peftjax.train import checkpoint, sequence
 from tests.compare.synthetic import measured, summary_of
 from tests.train.conftest import BAD, GOOD, PLAIN, write_model
 
@@ -72,7 +72,7 @@ def test_a_chain_resumes_after_a_kill(config, tasks, tmp_path, monkeypatch):
   matrix = whole["matrix"]
   assert [[cell is None for cell in row] for row in matrix] == [[False, True, True], [False, False, True], [False] * 3]
 
-  saved, calls = loop.Checkpoints.save, []
+  saved, calls = checkpoint.Checkpoints.save, []
 
   def dies(self, state, position, base):
     saved(self, state, position, base)
@@ -81,7 +81,7 @@ def test_a_chain_resumes_after_a_kill(config, tasks, tmp_path, monkeypatch):
     if len(calls) == 5:  # in the second task
       raise KeyboardInterrupt
 
-  monkeypatch.setattr(loop.Checkpoints, "save", dies)
+  monkeypatch.setattr(checkpoint.Checkpoints, "save", dies)
   with pytest.raises(KeyboardInterrupt):
     sequence.train_in_turn(config, names, tmp_path / "killed")
   assert (tmp_path / "killed/0/sequence.json").is_file() and not (tmp_path / "killed/1/summary.json").is_file()

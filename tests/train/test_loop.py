@@ -14,7 +14,7 @@ import pytest
 from peftjax import masks
 from peftjax.data.loader import TrainLoader
 from peftjax.errors import UserError
-from peftjax.train import finished, loop, run, splits, watch
+from peftjax.train import finished, loop, splits, watch
 from peftjax.train.rows import read_rows
 from tests.train.conftest import write_model
 
@@ -143,10 +143,10 @@ def test_a_folder_with_another_run_is_left_alone(config, tmp_path):
 
 
 def interrupted(at_step):
-  """A `resolve` whose data sends SIGTERM to this process before a step."""
+  """A `make_run` whose data sends SIGTERM to this process before a step."""
 
-  def resolve(config):
-    resolved = run.resolve(config)
+  def make_run(config):
+    resolved = loop.make_run(config)
     plain = type(resolved.loaders.train).__next__
 
     class Loader(type(resolved.loaders.train)):
@@ -158,7 +158,7 @@ def interrupted(at_step):
     resolved.loaders.train.__class__ = Loader
     return resolved
 
-  return resolve
+  return make_run
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(config, tmp_path):

@@ -9,8 +9,7 @@ import pytest
 from peftjax import config as configs
 from peftjax.config import default
 from peftjax.errors import UserError
-from peftjax.train import assemble, folder, inspection, plan
-from peftjax.train import run as run_lib
+from peftjax.train import assemble, folder, inspection, loop, plan
 from tests.data.language_folders import LLAMA, language_folder, reversal_data
 from tests.data.tiny import jsonl
 from tests.train.conftest import write_model
@@ -58,7 +57,7 @@ def config_of(model, name, *overrides):
 )
 def test_inspect_and_plan_mean_what_train_trains(models, data, model, name, task, labels):
   config = config_of(models[model], data[name])
-  run = run_lib.resolve(config)
+  run = loop.make_run(config)
   counts = inspection.inspect(config)
   assert counts | {"notes": []} == inspection.report(run.model) | {"notes": []}
   setting = assemble.setting(config)
@@ -128,7 +127,7 @@ def test_labels_by_the_config_alone(models):
 def test_every_verb_says_the_same_of_a_mistake(models, data, model, name, override, message):
   config = config_of(models[model], data[name], override)
   with pytest.raises(UserError, match=message):
-    run_lib.resolve(config)
+    loop.make_run(config)
   if "set it" in message:  # a bare encoder may be looked at
     assert assemble.setting(config).task is None
     message = "is a bare encoder; set the task"

@@ -16,7 +16,7 @@ from peftjax import methods
 from peftjax.errors import UserError
 from peftjax.masks import flatten
 from peftjax.models import pretrained
-from peftjax.train import finished, loop, run, stacked, together
+from peftjax.train import finished, loop, stacked, together
 from peftjax.train.flops import flops_of
 from peftjax.train.rows import read_rows
 from peftjax.train.watch import Diverged
@@ -49,7 +49,7 @@ def variants(config, **method):
 def interrupted_once(at_step):
   """As `interrupted`, by the data of the first run alone: a second signal would end the process at once."""
   resolves = iter([interrupted(at_step)])
-  return lambda config: next(resolves, run.resolve)(config)
+  return lambda config: next(resolves, loop.make_run)(config)
 
 
 def trained(folder):
@@ -159,9 +159,9 @@ def test_the_base_is_held_once_and_the_cost_is_that_of_the_runs(config, tmp_path
   for seed in range(16):
     configs.append(copy.deepcopy(config))
     configs[-1].seed = seed
-  program = stacked.Stacked.of(run.resolve(each) for each in configs)
+  program = stacked.Stacked.of(loop.make_run(each) for each in configs)
   assert not program.own and len(program.shared) > 20
-  one = run.resolve(configs[0])
+  one = loop.make_run(configs[0])
   batch = next(one.loaders.train)
   many = {name: np.stack([array] * 16) for name, array in batch.items()}
   costs = []
@@ -192,11 +192,11 @@ def test_the_base_is_read_once(config, monkeypatch, quantize):
     pretrained, "_read_into", lambda target, name, *rest: (read.append(name), real(target, name, *rest))
   )
   with pretrained.reading_once():
-    runs = [run.resolve(each) for each in configs]
+    runs = [loop.make_run(each) for each in configs]
   assert len(read) == len(set(read)) > 20
   monkeypatch.undo()
   for each, one in zip(configs, runs):
-    alone = run.resolve(each)
+    alone = loop.make_run(each)
     jax.tree.map(np.testing.assert_array_equal, one.model.params, alone.model.params)
     assert one.model.quantization_errors == alone.model.quantization_errors
 

@@ -28,7 +28,8 @@ from peftjax.model import Model
 from peftjax.tasks.base import model_inputs
 from peftjax.train.evaluate import Predict, evaluate, make_predict
 from peftjax.train.finished import restored
-from peftjax.train.run import Run, resolve
+from peftjax.train.loop import make_run
+from peftjax.train.run import Run
 
 TRIAL, ROW = "trial", "row"  # what a dimension is measured for: each trial, or a row's first seed at its largest size
 
@@ -54,7 +55,7 @@ class Trained:
   @functools.cached_property
   def run(self) -> Run:
     """Data, task, model and partition, as before the first update: ``run.trainable`` is where training began."""
-    return resolve(buildable(self.config))
+    return make_run(buildable(self.config))
 
   @functools.cached_property
   def trainable(self) -> Tree:

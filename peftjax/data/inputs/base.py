@@ -56,6 +56,7 @@ class Input:
   Attributes:
     settings: fields of `config.input` -> their defaults.
     fills: array -> what its places are filled with where an example is shorter than its row; 0 without.
+    unit: what one place of a row holds, such as "token" or "frame"; "" for inputs of one size.
     config: the run's.
     header: of the data.
     task: what the batches are for.
@@ -65,6 +66,7 @@ class Input:
 
   settings: ClassVar[Mapping[str, Any]] = {}
   fills: ClassVar[Mapping[str, Any]] = {"labels": IGNORED}
+  unit: ClassVar[str] = ""
 
   def __init__(self, config: ConfigDict, header: Header, task: Task, folder: Path | None = None):
     given = {name: value for name, value in config.input.items() if name != "name"}
@@ -100,6 +102,16 @@ class Input:
     """The places that an example needs; None for inputs of one size."""
     del example
     return None
+
+  def places(self, batch: Mapping[str, np.ndarray]) -> int:
+    """How many of a batch's places hold something (`unit`s), for the log's rate; not asked of inputs without a unit."""
+    del batch
+    return 0
+
+  @property
+  def length_setting(self) -> str:
+    """The setting that says the greatest length, with its value, for messages; "" for inputs of one size."""
+    return ""
 
   def fingerprint(self) -> str:
     """Hex digest, equal where equal examples (and random numbers) give equal batches."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,8 @@ class Tokens(Input):
   Attributes:
     data: `config.data`, where its settings stand.
   """
+
+  unit = "token"
 
   def __init__(
     self,
@@ -109,6 +111,14 @@ class Tokens(Input):
 
   def sizes(self, examples: Sequence[Example]) -> Sizes:
     return self.collate_rows.sizes(examples)
+
+  def places(self, batch: Mapping[str, np.ndarray]) -> int:
+    segments = batch.get("segment_ids")
+    return int(np.sum(batch.get("attention_mask", 0))) if segments is None else int(np.sum(np.asarray(segments) > 0))
+
+  @property
+  def length_setting(self) -> str:
+    return f"data.max_length={self.data.max_length}"
 
   def fingerprint(self) -> str:
     return f"{self.collate_rows.fingerprint()}{self._day}"

@@ -1,0 +1,172 @@
+"""A run under way in its folder: the lease on it, checkpoints, log, evaluations, and how it ends.
+
+Both trainers hold sessions: `loop` one, `together` one for each run of its program.
+
+    with Session(config, folder) as session:     # the folder is this run's alone
+      session.finished                           # its summary, where there is nothing left to do
+      session.open(run, evaluators)              # the folder's checkpoints
+      session.begin(step)                        # its files; rows after the step are dropped
+      session.next_batch(), session.save(state), session.evaluate(step, state.trainable, run.frozen) ...
+      session.finish(state)                      # summary.json
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from peftjax import config as config_lib
+from peftjax.masks import Tree
+from peftjax.train import evaluators as evaluators_lib
+from peftjax.train import folder as folder_lib
+from peftjax.train.checkpoint import Checkpoints
+from peftjax.train.compiling import Costs
+from peftjax.train.evaluators import Evaluator
+from peftjax.train.faults import told
+from peftjax.train.logs import RunLog
+from peftjax.train.run import Run, describe
+from peftjax.train.signals import PREEMPTED, Preempted
+from peftjax.train.splits import SplitScores
+from peftjax.train.state import TrainState
+from peftjax.train.summary import finish
+from peftjax.train.watch import Watch, due
+
+Summary = dict[str, Any]
+
+
+class Session:
+  """One run in its folder, from the lease to the summary. Use as a context manager.
+
+  Args:
+    config: of the run.
+    folder: its own; made if it is not there.
+
+  Attributes:
+    finished: the run's summary, if it has ended already.
+    run: from `open` on.
+    checkpoints: from `open` on.
+    log, costs, watch: from `begin` on.
+
+  Raises:
+    UserError: a mistake in the config; the folder cannot be written, or holds another run, or one that another process
+      trains.
+  """
+
+  run: Run
+  checkpoints: Checkpoints
+  log: RunLog
+  costs: Costs
+  watch: Watch
+  _scores: SplitScores
+
+  def __init__(self, config: ConfigDict, folder: str | Path):
+    config_lib.check(config)
+    self.config, self.folder = config, Path(folder)
+    self.finished: Summary | None = None
+    self._writes = jax.process_index() == 0
+    self._held = contextlib.ExitStack()
+
+  def __enter__(self) -> Session:
+    with contextlib.ExitStack() as held:
+      held.enter_context(folder_lib.only_run(self.folder, self._writes))
+      folder_lib.check_same_run(self.folder, self.config)
+      self.finished = folder_lib.finished_summary(self.folder)
+      self._held = held.pop_all()
+    return self
+
+  def __exit__(self, *error: Any) -> None:
+    self._held.__exit__(*error)
+
+  def say_finished(self) -> None:
+    """Says that there is nothing to do, and how the run could go on."""
+    if self.finished is not None and self._writes:
+      print(folder_lib.already_finished(self.folder, self.finished), file=sys.stderr)
+
+  def open(self, run: Run, evaluators: Sequence[Evaluator]) -> None:
+    """Opens the checkpoints of the run that the config became.
+
+    Raises:
+      UserError: an evaluation that is due after the last update would fail.
+    """
+    evaluators_lib.check(evaluators, run.loaders.evals, run.evaluated)
+    self.run, self._evaluators = run, evaluators
+    self.checkpoints = self._held.enter_context(Checkpoints(self.folder / "checkpoints", run.config.train.keep))
+
+  def restored(self, state: TrainState) -> TrainState:
+    """The state of the newest undamaged checkpoint, with the data at its position; `state` if there is none."""
+    if (found := self.checkpoints.restore(state, self.run.base)) is None:
+      return state
+    self.run.loaders.train.set_state(found[1])
+    return found[0]
+
+  def begin(self, start: int, together: int = 1) -> int:
+    """Writes config.json, opens the files that grow, and says where the run is; returns `start`.
+
+    Args:
+      start: the step that the run goes on after; what an earlier attempt wrote of later ones is dropped.
+      together: runs that each step trains at once; of several, none shows its own progress.
+    """
+    if self._writes:
+      folder_lib.write_config(self.folder, self.config, describe(self.run))
+    alone, folder = together == 1, self.folder if self._writes else None
+    self.log = self._held.enter_context(RunLog(self.folder, start, self.run, silent=not self._writes, shown=alone))
+    self.costs = Costs(self.folder, self.log.say, self._writes)
+    self.watch = Watch(self.config, self.log, together)
+    self._scores = SplitScores(self.run, self._evaluators, folder, self.log)
+    where = "going on after" if start else "starting at"
+    self.log.say(f"{where} step {start} of {self.run.total_steps} in {self.folder}")
+    for note in self.run.notes:
+      self.log.say(note)
+    return start
+
+  def evaluate_before(self, start: int, trainable: Tree, frozen: Tree) -> None:
+    """What is due before the first update; or of a step that was saved, and the run then ended before it was scored."""
+    if start == 0 and self.config.train.eval_first:
+      self._scores.before(trainable, frozen)
+    if 0 < start < self.run.total_steps and due(start, self.config.train.eval_every):
+      self._scores.after(start, trainable, frozen)
+
+  def next_batch(self) -> Mapping[str, np.ndarray]:
+    """The next training batch; a fault of the machine is one line."""
+    with told("reading the data", self.checkpoints.whole):
+      return next(self.run.loaders.train)
+
+  def save(self, state: TrainState) -> None:
+    """Starts saving the state with the data's position; it may be donated once this returns."""
+    with told("saving", self.checkpoints.whole):
+      self.checkpoints.save(state, self.run.loaders.train.get_state(), self.run.base)
+
+  def wait(self) -> None:
+    """Until what was saved is on disk."""
+    with told("saving", self.checkpoints.whole):
+      self.checkpoints.wait()
+
+  def evaluate(self, step: int, trainable: Tree, frozen: Tree) -> None:
+    """Scores the splits that are due after a step."""
+    self._scores.after(step, trainable, frozen)
+
+  def finish(self, state: TrainState, **more: Any) -> Summary:
+    """Writes the summary, with which the run counts as finished, and returns it; see `summary.finish`."""
+    return finish(self.run, state, self.folder, self.costs.by_shape, self._writes, **more)
+
+
+def end_early(sessions: Sequence[Session], step: int, log: Any) -> NoReturn:
+  """Ends runs that were asked to end and are being saved.
+
+  Args:
+    log: says so.
+
+  Raises:
+    Preempted: always.
+  """
+  for one in sessions:
+    one.wait()
+  log.say(f"saved after step {step}; the same command goes on")
+  raise Preempted(PREEMPTED)
