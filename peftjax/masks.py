@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +24,7 @@ import jax
 import numpy as np
 
 from peftjax.errors import UserError, nearest
+from peftjax.patterns import full_match
 from peftjax.quantize import is_quantized, tree_bytes
 from peftjax.trees import Tree, flatten, only, refilled
 from peftjax.trees import combine as combine
@@ -87,15 +87,8 @@ def matches(patterns: Patterns, name: str) -> bool:
   True
   """
   if isinstance(patterns, str):
-    return _regex(patterns).fullmatch(name) is not None
+    return full_match(patterns, name)
   return any(_entry_matches(entry, name) for entry in patterns)
-
-
-def _regex(pattern: str) -> re.Pattern[str]:
-  try:
-    return re.compile(pattern)
-  except re.error as error:
-    raise UserError(f"the pattern {pattern!r} is no regular expression: {error}") from None
 
 
 def _entry_matches(entry: str, name: str) -> bool:

@@ -160,10 +160,11 @@ def from_flags(flags: Any, show: Callable[[str], None] | None) -> dict[str, Any]
   else:
     ids = Form(separator="").prompt_ids(tokenizer, prompt)
   sampling = sampling_of(flags, end_ids(folder, model.hf_config), tokenizer.pad_id)
-  if flags.seed and not flags.seed.isdigit():
-    raise UserError(f"generate --seed: expected a whole number, got {flags.seed!r}")
+  seed = flags.seed or "0"
+  if not (seed.isascii() and seed.isdigit() and len(seed) <= 10 and int(seed) < 2**32):
+    raise UserError(f"generate --seed: expected a whole number from 0 to {2**32 - 1:,}, got {flags.seed!r}")
   on_text = None if show is None else lambda row, piece: show(piece)
-  key = jax.random.key(int(flags.seed or 0))
+  key = jax.random.key(int(seed))
   stop = (flags.stop,) if flags.stop else ()
   (text,) = complete(model, tokenizer, [ids], sampling, stop=stop, key=key, on_text=on_text)
   return {"text": text, "prompt": prompt}

@@ -31,7 +31,20 @@ ROOMS = (
   ("masks", "sites"),
   ("buffers",),
   ("trees",),
-  ("config", "dataflow", "errors", "files", "memory", "outputs", "quantize", "registry", "stored", "leases"),
+  (
+    "config",
+    "dataflow",
+    "errors",
+    "files",
+    "kinds",
+    "memory",
+    "outputs",
+    "patterns",
+    "quantize",
+    "registry",
+    "stored",
+    "leases",
+  ),
 )
 
 MODULES = {

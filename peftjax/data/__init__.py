@@ -10,12 +10,17 @@ Batches:                        make_loaders, Loaders, TrainLoader, EvalLoader
 
 from __future__ import annotations
 
-from peftjax.data.inputs import Input, make_input
+import sys
+
+from peftjax.data.inputs import Input, chat, collating, language, make_input, packing, tokenizing
 from peftjax.data.inputs.language import Form, form_of
 from peftjax.data.inputs.tokenizing import Tokenizer, load_tokenizer
 from peftjax.data.loader import EvalLoader, Loaders, TrainLoader, make_loaders
 from peftjax.data.packages import fetch, model_folder
 from peftjax.data.sources import Dataset, Header, Source, header_of, open_as, open_data
+
+for _moved in (chat, collating, language, packing, tokenizing):  # scripts import them by the names they had here
+  sys.modules[_moved.__name__.replace(".inputs.", ".")] = _moved
 
 __all__ = [
   "Dataset",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from peftjax import masks, methods
 from peftjax.errors import UserError, nearest
 from peftjax.interop import rules
+from peftjax.interop.config_kinds import check_config
 from peftjax.interop.formats import FORMATS
 from peftjax.interop.formats.base import COMMON, Config, Format
 from peftjax.interop.leaves import base_names, module_names
@@ -65,8 +66,10 @@ def checked(config: Mapping[str, Any], form: Format) -> Config:
   """The config with PEFT's defaults for the keys it lacks.
 
   Raises:
-    UserError: a key that is not known, or one with a meaning that is not supported and that is not at its default.
+    UserError: a key that is not known, a value of another type, or a key with a meaning that is not supported and that
+      is not at its default.
   """
+  check_config(config, form.defaults, "adapter_config.json")
   known = {*form.defaults, *COMMON, *_OBSOLETE}
   for key, value in config.items():
     if key not in known:

@@ -46,8 +46,10 @@ def write_adapter(model: Model, one: Bound, form: Format, *, shapes: bool = Fals
   """The tensors of a method's leaves.
 
   Args:
-    shapes: arrays of the right shape and dtype whose values do not matter, without reading the leaves.
+    shapes: arrays of the right shape and dtype whose values do not matter, without reading the leaves; where one tensor
+      is one leaf they take no memory.
   """
+  whole = np.asarray if shapes else np.ascontiguousarray
   layers, shared = _layers(model, one, shapes), _shared(model, one, shapes)
   method = form.saved_as(one.method) if form.saved_as else one.method
   if form.leaves_as:
@@ -59,10 +61,10 @@ def write_adapter(model: Model, one: Bound, form: Format, *, shapes: bool = Fals
     for leaf, tensor in form.tensors(method, site).items():
       if leaf in layers[name]:
         key = f"{form.prefix}{module_key(model, site.names[0])}.{tensor.key}"
-        tensors[key] = np.ascontiguousarray(tensor.out(layers[name][leaf]))
+        tensors[key] = whole(tensor.out(layers[name][leaf]))
   for leaf, tensor in form.shared(method).items():
     if leaf in shared:
-      tensors[f"base_model.{tensor.key}"] = np.ascontiguousarray(tensor.out(shared[leaf]))
+      tensors[f"base_model.{tensor.key}"] = whole(tensor.out(shared[leaf]))
   return tensors
 
 

@@ -14,10 +14,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -26,6 +28,7 @@ from peftjax.errors import UserError, nearest
 from peftjax.files import read_json
 from peftjax.interop import rules, tables
 from peftjax.interop.config_in import TASK_TYPES, check_task, checked, format_of, method_of
+from peftjax.interop.config_kinds import check_ours
 from peftjax.interop.config_out import Written, config_of
 from peftjax.interop.formats import FORMATS
 from peftjax.interop.formats.base import Format, Tensors
@@ -183,7 +186,7 @@ def load(
   folder = Path(folder).expanduser() / ("" if name == DEFAULT else name)
   config = read_config(folder)
   try:
-    ours = read_json(folder / OURS) if (folder / OURS).is_file() else {}
+    ours = _read_ours(folder)
     if not other_base:
       _check_base(model, config, ours)
     form = format_of(config, str(ours.get("method")))
@@ -195,7 +198,10 @@ def load(
     method = method_of(full, form, model, whole=whole)
     if whole:
       method = _with_settings(method, ours.get("settings") or {})
-    added = _filled(model.add(method), form, full, tensors)
+    shaped = model.with_params(jax.eval_shape(lambda tree: tree, model.params)).add(method)
+    _check_size(shaped, form, folder)
+    fitting, places = _fitting(shaped, form, full, tensors)  # before any leaf is made
+    added = _filled(model.add(method), form, fitting, places)
     return _with_own_leaves(added, form, folder) if form.has_more(method) else added
   except UserError as error:
     base = config.get("base_model_name_or_path")
@@ -234,6 +240,14 @@ def read_config(folder: str | Path) -> dict[str, Any]:
   return read_json(folder / CONFIG)
 
 
+def _read_ours(folder: Path) -> dict[str, Any]:
+  """What peftjax.json says; PEFT's own adapters have none."""
+  path = folder / OURS
+  ours = read_json(path) if path.is_file() else {}
+  check_ours(ours, OURS)
+  return ours
+
+
 def implied_head(folder: str | Path, task: str) -> tuple[str, list[str], int]:
   """(task, names of the labels, their number) of an adapter's head, for a base without one.
 
@@ -247,8 +261,8 @@ def implied_head(folder: str | Path, task: str) -> tuple[str, list[str], int]:
     return "", [], 0
   for key, value in _read_tensors(folder / WEIGHTS).items():
     if key.endswith(("classifier.weight", "classifier.out_proj.weight", "score.weight", "qa_outputs.weight")):
-      labels = read_json(folder / OURS).get("id2label") if (folder / OURS).is_file() else None
-      names = [labels[str(index)] for index in range(len(labels))] if labels else []
+      labels = _read_ours(folder).get("id2label") or {}
+      names = [labels.get(str(index), "") for index in range(len(labels))]
       return heads.pop(), names if len(names) == len(value) else [], len(value)
   return "", [], 0
 
@@ -285,7 +299,27 @@ def _with_own_leaves(added: Model, form: Format, folder: Path) -> Model:
   return trained
 
 
-def _filled(added: Model, form: Format, config: Mapping[str, Any], tensors: Tensors) -> Model:
+def _check_size(shaped: Model, form: Format, folder: Path) -> None:
+  """Raises a `UserError` if leaves that are converted to be compared are far larger than the files."""
+  method = shaped.bound[-1].method
+  if form.write is None and (form.saved_as is None or form.saved_as(method) is method):
+    return
+  flat = masks.flatten(shaped.params)
+  needed = sum(4 * math.prod(flat[path].shape) for path in shaped.adapter_paths())
+  held = sum((folder / name).stat().st_size for name in (WEIGHTS, OUR_WEIGHTS) if (folder / name).is_file())
+  if needed > 16 * held + 2**26:
+    raise UserError(f"{CONFIG} implies {needed:,} bytes of leaves, and the files hold {held:,}")
+
+
+def _fitting(added: Model, form: Format, config: Mapping[str, Any], tensors: Tensors) -> tuple[Tensors, dict[str, str]]:
+  """(the tensors, one for each leaf; {key: name} of the base's among them) if all are what the config implies.
+
+  Args:
+    added: the model with the method, or its shapes.
+
+  Raises:
+    UserError: a tensor is missing, is not implied, or has another shape.
+  """
   one = added.bound[-1]
   tensors = tables.without_copies(added, form, form.unpack(one, dict(config), tensors))
   places = _base_places(added, one, form, config, set(tensors))
@@ -293,7 +327,11 @@ def _filled(added: Model, form: Format, config: Mapping[str, Any], tensors: Tens
   base = base_shapes(added, places.values())
   shapes |= {key: base[name] for key, name in places.items()}
   _check_keys(tensors, shapes)
-  leaves = read_adapter(added, one, form, tensors)
+  return tensors, places
+
+
+def _filled(added: Model, form: Format, tensors: Tensors, places: Mapping[str, str]) -> Model:
+  leaves = read_adapter(added, added.bound[-1], form, tensors)
   leaves |= put_base(added, {name: tensors[key] for key, name in places.items()})
   return added.with_params(masks.unflatten({**masks.flatten(added.params), **leaves}))
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from peftjax import masks
+from peftjax.patterns import full_match
 
 # Modules that PEFT adds to modules_to_save by itself for a task type; a model has one of them.
 TASK_HEADS: dict[str, tuple[str, ...]] = {
@@ -26,7 +27,7 @@ def is_targeted(config: Mapping[str, Any], name: str) -> bool:
   exclude, targets = config.get("exclude_modules"), config.get("target_modules")
   if exclude and _names(exclude, name):
     return False
-  if any(re.match(rf"(^|.*\.){entry}($|\..*)", name) for entry in config.get("modules_to_save") or ()):
+  if any(full_match(rf"(^|.*\.){entry}($|\..*)", name) for entry in config.get("modules_to_save") or ()):
     return False
   if not targets or not _names(targets, name):
     return False
@@ -39,7 +40,7 @@ def is_targeted(config: Mapping[str, Any], name: str) -> bool:
 
 def _names(entries: str | Iterable[str], name: str) -> bool:
   if isinstance(entries, str):
-    return re.fullmatch(entries, name) is not None
+    return full_match(entries, name)
   return any(name == entry or name.endswith("." + entry) for entry in entries)
 
 
@@ -48,8 +49,9 @@ def _layer_index(patterns: str | list[str] | None, name: str) -> int | None:
     match = re.match(r".*?\.[^.]*\.(\d+)\.", name)
     return int(match[1]) if match else None
   for pattern in [patterns] if isinstance(patterns, str) else patterns:
-    if match := re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", name):
-      return int(match[1])
+    for number in re.finditer(r"\.(\d+)(?=\.)", name):
+      if full_match(rf"(?:^|.*?\.){pattern}", name[: number.start()]):
+        return int(number[1])
   return None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Self
 
@@ -14,6 +13,7 @@ from peftjax import masks
 from peftjax.errors import UserError, nearest
 from peftjax.methods import targets as default_targets
 from peftjax.methods.base import Call, Context, Targeted
+from peftjax.patterns import full_match
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ def check_patterns(what: str, patterns: Iterable[str], names: list[str]) -> None
 
 def ends_with(pattern: str, name: str) -> bool:
   """Whether a regular expression matches a dotted name from some component to its end."""
-  return re.match(rf"(.*\.)?({pattern})$", name) is not None
+  return full_match(rf"(.*\.)?({pattern})$", name)
 
 
 def by_pattern(patterns: Mapping[str, Any], name: str, default: Any) -> Any:

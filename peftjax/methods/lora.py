@@ -190,6 +190,8 @@ def _fresh(init: str, key: jax.Array, features_in: int, features_out: int, rank:
 
 
 def _principal(init: str, kernel: jax.Array, rank: int, scale: float) -> tuple[jax.Array, jax.Array]:
+  if rank > min(kernel.shape):
+    raise UserError(f"lora.rank={rank}: init={init!r} has at most {min(kernel.shape)} directions of a kernel to take")
   if init == "olora":
     q, r = jnp.linalg.qr(kernel.T)
     return r[:rank].T, q[:, :rank].T

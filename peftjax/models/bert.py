@@ -11,17 +11,16 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from peftjax.errors import UserError
+from peftjax.kinds import FLAG, NAME
 from peftjax.models.concrete import check_length
 from peftjax.models.config_fields import (
   ANY_ID,
   COMMON,
   EPSILON,
   FEATURES,
-  FLAG,
   HEADS,
   IDS,
   LAYERS,
-  NAME,
   POSITIONS,
   RATE,
   VOCABULARY,

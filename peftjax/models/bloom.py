@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from peftjax.kinds import FLAG
 from peftjax.models.config_fields import (
   COMMON,
   EPSILON,
   FEATURES,
-  FLAG,
   HEADS,
   IDS,
   LAYERS,

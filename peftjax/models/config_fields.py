@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from peftjax.errors import UserError
+from peftjax.kinds import NAME, Kind, Unfit, list_of, number, shown, value_of, whole
 
 # The largest values that are taken, far above what has been published, so that no array of a config.json that was
 # made up can reach 2^63 elements and no loop over layers takes longer than a second.
@@ -19,73 +20,6 @@ MOST_LAYERS = 2**12
 MOST_HEADS = 2**13
 MOST_FEATURES = 2**20
 MOST_IDS = 2**31 - 1
-
-
-class Unfit(ValueError):
-  """What was expected instead of a value."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Kind:
-  """A type with its range.
-
-  Attributes:
-    check: value of JSON -> value to use; raises `Unfit`.
-    optional: null is a value too.
-  """
-
-  check: Callable[[Any], Any]
-  optional: bool = False
-
-  def __call__(self, value: Any) -> Any:
-    return None if value is None and self.optional else self.check(value)
-
-  @property
-  def or_null(self) -> Kind:
-    """The same, where null means that there is none."""
-    return dataclasses.replace(self, optional=True)
-
-
-def whole(least: int, most: int) -> Kind:
-  """A whole number from `least` to `most`."""
-
-  def check(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-      raise Unfit(f"a whole number from {least} to {most}")
-    return value
-
-  return Kind(check)
-
-
-def number(
-  least: float | None = None, most: float | None = None, *, above: float | None = None, below: float | None = None
-) -> Kind:
-  """A finite number within bounds."""
-  bounds = {"of at least": least, "of at most": most, "above": above, "below": below}
-  expected = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
-
-  def check(value: Any) -> float:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not abs(value) < 1e38:  # float32 holds no larger one
-      raise Unfit(f"a finite number {expected}".strip())
-    fits = (least is None or value >= least, most is None or value <= most, above is None or value > above)
-    if not all(fits) or not (below is None or value < below):
-      raise Unfit(f"a number {expected}")
-    return float(value)
-
-  return Kind(check)
-
-
-def _flag(value: Any) -> bool:
-  if not isinstance(value, bool):
-    raise Unfit("true or false")
-  return value
-
-
-def _name(value: Any) -> str:
-  if not isinstance(value, str):
-    raise Unfit("a text")
-  return value
 
 
 def _ids(value: Any) -> int | tuple[int, ...]:
@@ -98,23 +32,6 @@ def _ids(value: Any) -> int | tuple[int, ...]:
   return found
 
 
-def list_of(kind: Kind, most: int = MOST_LAYERS) -> Kind:
-  """A list of values of one kind."""
-
-  def check(value: Any) -> tuple[Any, ...]:
-    if not isinstance(value, list | tuple) or len(value) > most:
-      raise Unfit(f"a list of at most {most} values")
-    return tuple(kind(one) for one in value)
-
-  return Kind(check)
-
-
-def _settings(value: Any) -> dict[str, Any]:
-  if not isinstance(value, Mapping):
-    raise Unfit("an object")
-  return dict(value)
-
-
 def _label_names(value: Any) -> dict[str, str]:
   if not isinstance(value, Mapping) or not value or len(value) > MOST_FEATURES:
     raise Unfit("an object of label names by their number")
@@ -123,9 +40,6 @@ def _label_names(value: Any) -> dict[str, str]:
   return {str(key): str(name) for key, name in value.items()}
 
 
-FLAG = Kind(_flag)
-NAME = Kind(_name)
-SETTINGS = Kind(_settings)
 LABEL_NAMES = Kind(_label_names)
 VOCABULARY = whole(1, MOST_IDS)
 POSITIONS = whole(1, MOST_IDS)
@@ -225,19 +139,7 @@ def _spelled(hf_config: Mapping[str, Any], spellings: Mapping[str, str]) -> dict
 def _value(name: str, given: Mapping[str, Any], field: Field) -> Any:
   if name not in given:
     return field.default
-  try:
-    return field.kind(given[name])
-  except Unfit as error:
-    raise UserError(f"config.json: {name}={shown(given[name])}: expected {error}") from None
-
-
-def shown(value: Any) -> str:
-  """A value of JSON for an error's line, shortened."""
-  try:
-    text = json.dumps(value)
-  except (TypeError, ValueError, RecursionError):
-    text = type(value).__name__
-  return text if len(text) <= 60 else text[:57] + "..."
+  return value_of("config.json", name, given[name], field.kind)
 
 
 def fields_for(table_values: Mapping[str, Any], config_class: Any, **renamed: str) -> dict[str, Any]:
@@ -251,7 +153,7 @@ def fields_for(table_values: Mapping[str, Any], config_class: Any, **renamed: st
 _NOT_HERE = "is not computed here"
 COMMON = Table(
   read={
-    "architectures": Field(list_of(NAME).or_null),
+    "architectures": Field(list_of(NAME, what="names").or_null),
     "id2label": Field(LABEL_NAMES.or_null),
     "num_labels": Field(FEATURES.or_null),
     "initializer_range": Field(SPREAD, 0.02),

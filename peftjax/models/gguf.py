@@ -8,6 +8,7 @@ in pairs of neighbours (r₀ r_D/2 r₁ ...); Hugging Face's order is the halves
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import math
 import mmap
@@ -20,6 +21,9 @@ from typing import Any
 import numpy as np
 
 from peftjax.errors import UserError, nearest
+from peftjax.kinds import FLAG, NAME, Kind, list_of, whole
+from peftjax.models.config_fields import EPSILON, FEATURES, HEADS, LAYERS, POSITIONS, POSITIVE
+from peftjax.models.gguf_file import MOST_ENTRIES, GGUFFile
 from peftjax.models.tensor_files import BLOCK_BYTES, Block
 from peftjax.outputs import new_folder
 
@@ -44,6 +48,7 @@ _LAYER_NAMES = {
 }
 _NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 _CONTROL, _USER_DEFINED = 3, 4  # kinds of tokens
+_ID = whole(0, 2**31 - 1)
 
 # tokenizer.ggml.pre -> how text is split before byte-level BPE; Hugging Face's names of the steps.
 _DIGITS = {"type": "Digits", "individual_digits": True}
@@ -65,48 +70,62 @@ class GGUFCheckpoint:
   """The tensors of a GGUF file under Hugging Face's keys, dequantised when read."""
 
   def __init__(self, path: Path):
-    reader = _open(path)
-    _, _, self._interleaved = _architecture(reader, path)
-    heads = _metadata(reader, "llama.attention.head_count")
-    self._heads = {"q_proj": heads, "k_proj": _metadata(reader, "llama.attention.head_count_kv", heads)}
-    self._file = reader.data
-    found = {tensor.name: tensor for tensor in reader.tensors}
-    reader.fields.clear()  # each token and merge is an object of its own there: a fifth of a small model's bytes
-    if "rope_freqs.weight" in found:
+    self._file = _open(path)
+    _, _, self._interleaved = _architecture(self._file)
+    self._heads = {}
+    if self._interleaved:
+      heads = self._file.field("llama.attention.head_count", HEADS)
+      self._heads = {"q_proj": heads, "k_proj": self._file.field("llama.attention.head_count_kv", HEADS, heads)}
+    if "rope_freqs.weight" in self._file.tensors:
       raise UserError(
         f"{path}: its rope frequencies are a table, which config.json cannot say; use the original weights"
       )
-    self._tensors = {_hugging_face_key(name): tensor for name, tensor in found.items()}
+    self._names = {_hugging_face_key(name): name for name in self._file.tensors}
 
   def keys(self) -> list[str]:
     """All tensor names."""
-    return list(self._tensors)
+    return list(self._names)
 
   def shape(self, key: str) -> tuple[int, ...]:
     """A tensor's shape, without reading it."""
-    return tuple(int(size) for size in reversed(self._tensors[key].shape))
+    return self._file.tensors[self._names[key]].shape
 
   def blocks(self, key: str) -> Iterator[Block]:
     """A tensor's rows as float32, up to `BLOCK_BYTES` of them at a time, but q and k as a whole."""
-    from gguf import dequantize
-
-    tensor, shape = self._tensors[key], self.shape(key)
-    stored = tensor.data.reshape(shape[0], -1) if len(shape) > 1 else tensor.data
+    name, shape = self._names[key], self.shape(key)
+    stored, kind = self._file.stored(name), self._file.tensors[name].kind
     is_pairs = self._interleaved and key.endswith((".q_proj.weight", ".k_proj.weight"))
     width = 4 * math.prod(shape[1:])
     step = shape[0] if is_pairs or len(shape) == 1 else max(1, BLOCK_BYTES // width)
     for start in range(0, shape[0], step):
       rows = slice(start, min(start + step, shape[0]))
-      block = np.asarray(dequantize(stored[rows], tensor.tensor_type), np.float32).reshape(-1, *shape[1:])
+      block = self._floats(key, stored if len(shape) == 1 else stored[rows], kind).reshape(-1, *shape[1:])
       if is_pairs:
-        block = halves_of(block, int(self._heads[key.split(".")[-2]]))
+        block = self._halves(key, block)
       yield rows, block
     self._forget()
+
+  def _floats(self, key: str, stored: np.ndarray, kind: int) -> np.ndarray:
+    from gguf import GGMLQuantizationType, dequantize
+
+    quantization = GGMLQuantizationType(kind)
+    try:
+      return np.asarray(dequantize(np.ascontiguousarray(stored), quantization), np.float32)
+    except NotImplementedError:
+      raise UserError(f"{self._file.path}: {key!r} is {quantization.name}, which cannot be read as floats") from None
+
+  def _halves(self, key: str, rows: np.ndarray) -> np.ndarray:
+    heads = self._heads[key.split(".")[-2]]
+    if len(rows) % (2 * heads):
+      raise UserError(
+        f"{self._file.path}: the {len(rows)} rows of {key!r} do not divide into pairs among {heads} heads"
+      )
+    return halves_of(rows, heads)
 
   def _forget(self) -> None:
     """Gives the pages of the mapped file back, so that they do not pile up."""
     if hasattr(mmap, "MADV_DONTNEED"):
-      self._file._mmap.madvise(mmap.MADV_DONTNEED)
+      self._file.data._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
 
 
 def halves_of(rows: np.ndarray, heads: int) -> np.ndarray:
@@ -119,41 +138,43 @@ def read_config(path: Path) -> dict[str, Any]:
   """What a config.json for the file's model would say.
 
   Raises:
-    UserError: no GGUF file, or of an architecture that is not known.
+    UserError: no GGUF file, of an architecture that is not known, or a field is missing or of another kind.
   """
-  reader = _open(path)
-  model_type, class_name, _ = _architecture(reader, path)
-  name = _metadata(reader, "general.architecture")
+  file = _open(path)
+  model_type, class_name, _ = _architecture(file)
+  name = file.field("general.architecture", NAME)
 
-  def field(key: str, default: Any = None) -> Any:
-    return _metadata(reader, f"{name}.{key}", default)
+  def field(key: str, kind: Kind, *default: Any) -> Any:
+    return file.field(f"{name}.{key}", kind, *default)
 
-  tensors = {tensor.name for tensor in reader.tensors}
-  heads = int(field("attention.head_count"))
+  if "token_embd.weight" not in file.tensors:
+    raise UserError(f"{path}: no tensor 'token_embd.weight'; {nearest('token_embd.weight', file.tensors, 1)}")
+  heads, width = field("attention.head_count", HEADS), field("embedding_length", FEATURES)
+  positions = field("context_length", POSITIONS)
   config = {
     "architectures": [class_name],
     "model_type": model_type,
-    "vocab_size": next(int(tensor.shape[-1]) for tensor in reader.tensors if tensor.name == "token_embd.weight"),
-    "hidden_size": int(field("embedding_length")),
-    "intermediate_size": int(field("feed_forward_length")),
-    "num_hidden_layers": int(field("block_count")),
+    "vocab_size": file.tensors["token_embd.weight"].shape[0],
+    "hidden_size": width,
+    "intermediate_size": field("feed_forward_length", FEATURES),
+    "num_hidden_layers": field("block_count", LAYERS),
     "num_attention_heads": heads,
-    "num_key_value_heads": int(field("attention.head_count_kv", heads)),
-    "head_dim": int(field("attention.key_length", int(field("embedding_length")) // heads)),
-    "max_position_embeddings": int(field("context_length")),
-    "rms_norm_eps": round(float(field("attention.layer_norm_rms_epsilon")), 12),
-    "rope_theta": float(field("rope.freq_base", 10000.0)),
-    "tie_word_embeddings": "output.weight" not in tensors,
+    "num_key_value_heads": field("attention.head_count_kv", HEADS, heads),
+    "head_dim": field("attention.key_length", FEATURES, width // heads),
+    "max_position_embeddings": positions,
+    "rms_norm_eps": round(field("attention.layer_norm_rms_epsilon", EPSILON), 12),
+    "rope_theta": field("rope.freq_base", POSITIVE, 10000.0),
+    "tie_word_embeddings": "output.weight" not in file.tensors,
     "hidden_act": "silu",
   }
-  if field("rope.scaling.type", "none") != "none":
+  if (scaling := field("rope.scaling.type", NAME, "none")) != "none":
     config["rope_scaling"] = {
-      "rope_type": field("rope.scaling.type"),
-      "factor": float(field("rope.scaling.factor", 1.0)),
-      "original_max_position_embeddings": int(field("rope.scaling.original_context_length", field("context_length"))),
+      "rope_type": scaling,
+      "factor": field("rope.scaling.factor", POSITIVE, 1.0),
+      "original_max_position_embeddings": field("rope.scaling.original_context_length", POSITIONS, positions),
     }
   for ours, theirs in (("bos_token_id", "bos"), ("eos_token_id", "eos"), ("pad_token_id", "padding")):
-    config[ours] = _metadata(reader, f"tokenizer.ggml.{theirs}_token_id")
+    config[ours] = file.field(f"tokenizer.ggml.{theirs}_token_id", _ID, None)
   return config
 
 
@@ -161,18 +182,26 @@ def tokenizer_files(path: Path) -> dict[str, dict[str, Any]]:
   """{"tokenizer.json": ..., "tokenizer_config.json": ...} of the tokenizer and chat template within a GGUF file.
 
   Raises:
-    UserError: a tokenizer that is no byte-level BPE, or that splits text in a way that is not known.
+    UserError: a tokenizer that is no byte-level BPE, or that splits text in a way that is not known; a field is missing
+      or of another kind.
   """
-  reader = _open(path)
-  kind, split = (_metadata(reader, f"tokenizer.ggml.{name}", "") for name in ("model", "pre"))
+  file = _open(path)
+  kind, split = (file.field(f"tokenizer.ggml.{name}", NAME, "") for name in ("model", "pre"))
   if kind != "gpt2":
     raise UserError(
       f"{path}: its tokenizer is {kind!r}, and only byte-level BPE (gpt2) can be read; bring tokenizer.json"
     )
   if split not in _SPLITS:
-    raise UserError(f"{path}: unknown way to split text {split!r}; {nearest(str(split), _SPLITS)}")
-  tokens = _metadata(reader, "tokenizer.ggml.tokens")
-  kinds = _metadata(reader, "tokenizer.ggml.token_type")
+    raise UserError(f"{path}: unknown way to split text {split!r}; {nearest(split, _SPLITS)}")
+  tokens = file.field("tokenizer.ggml.tokens", list_of(NAME, MOST_ENTRIES))
+  kinds = file.field("tokenizer.ggml.token_type", list_of(whole(0, 255), MOST_ENTRIES))
+  merges = [merge.split(" ") for merge in file.field("tokenizer.ggml.merges", list_of(NAME, MOST_ENTRIES))]
+  if len(tokens) != len(kinds):
+    raise UserError(f"{path}: tokenizer.ggml.token_type has {len(kinds)} entries for {len(tokens)} tokens")
+  if len(set(tokens)) != len(tokens):
+    raise UserError(f"{path}: tokenizer.ggml.tokens has a token twice")
+  if any(len(parts) != 2 for parts in merges):
+    raise UserError(f"{path}: tokenizer.ggml.merges: expected two tokens with a space between them in each entry")
   added = [
     {"id": index, "content": token, "special": kind == _CONTROL, "single_word": False, "lstrip": False,
      "rstrip": False, "normalized": False}
@@ -189,17 +218,18 @@ def tokenizer_files(path: Path) -> dict[str, dict[str, Any]]:
     "byte_fallback": False,
     "ignore_merges": split == "llama-bpe",
     "vocab": {token: index for index, token in enumerate(tokens)},
-    "merges": [merge.split(" ") for merge in _metadata(reader, "tokenizer.ggml.merges")],
+    "merges": merges,
   }
-  settings: dict[str, Any] = {"add_bos_token": bool(_metadata(reader, "tokenizer.ggml.add_bos_token", False))}
+  settings: dict[str, Any] = {"add_bos_token": file.field("tokenizer.ggml.add_bos_token", FLAG, False)}
   for name, theirs in (("bos_token", "bos"), ("eos_token", "eos"), ("unk_token", "unknown"), ("pad_token", "padding")):
-    index = _metadata(reader, f"tokenizer.ggml.{theirs}_token_id")
+    index = file.field(f"tokenizer.ggml.{theirs}_token_id", whole(0, len(tokens) - 1), None)
     if index is not None:
       settings[name] = tokens[index]
-  start = _metadata(reader, "tokenizer.ggml.bos_token_id")
-  template = _metadata(reader, "tokenizer.chat_template")
-  if template:
+  if settings["add_bos_token"] and "bos_token" not in settings:
+    raise UserError(f"{path}: tokenizer.ggml.add_bos_token, and no tokenizer.ggml.bos_token_id says which it is")
+  if template := file.field("tokenizer.chat_template", NAME, ""):
     settings["chat_template"] = template
+  start = settings.get("bos_token", "")
   tokenizer = {
     "version": "1.0",
     "truncation": None,
@@ -207,7 +237,7 @@ def tokenizer_files(path: Path) -> dict[str, dict[str, Any]]:
     "added_tokens": added,
     "normalizer": None,
     "pre_tokenizer": _pre_tokenizer(_SPLITS[split]),
-    "post_processor": _post_processor(tokens[start], start) if settings["add_bos_token"] else None,
+    "post_processor": _post_processor(start, tokens.index(start)) if settings["add_bos_token"] else None,
     "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
     "model": model,
   }
@@ -279,24 +309,14 @@ def _hugging_face_key(name: str) -> str:
   return name
 
 
-def _open(path: Path) -> Any:
-  try:
-    from gguf import GGUFReader
-  except ModuleNotFoundError:
-    raise UserError("reading GGUF needs the package gguf: pip install gguf") from None
-  try:
-    return GGUFReader(path)
-  except (OSError, ValueError, IndexError, KeyError) as error:
-    raise UserError(f"{path} is no whole GGUF file: {error}") from None
+def _open(path: Path) -> GGUFFile:
+  if importlib.util.find_spec("gguf") is None:
+    raise UserError("reading GGUF needs the package gguf: pip install gguf")
+  return GGUFFile(path)
 
 
-def _architecture(reader: Any, path: Path) -> tuple[str, str, bool]:
-  name = str(_metadata(reader, "general.architecture", ""))
+def _architecture(file: GGUFFile) -> tuple[str, str, bool]:
+  name = file.field("general.architecture", NAME, "")
   if name not in _ARCHITECTURES:
-    raise UserError(f"{path}: GGUF architecture {name!r} is not supported; {nearest(name, _ARCHITECTURES)}")
+    raise UserError(f"{file.path}: GGUF architecture {name!r} is not supported; {nearest(name, _ARCHITECTURES)}")
   return _ARCHITECTURES[name]
-
-
-def _metadata(reader: Any, key: str, default: Any = None) -> Any:
-  field = reader.get_field(key)
-  return default if field is None else field.contents()

@@ -10,15 +10,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from peftjax.kinds import FLAG, NAME
 from peftjax.models.config_fields import (
   COMMON,
   EPSILON,
   FEATURES,
-  FLAG,
   HEADS,
   IDS,
   LAYERS,
-  NAME,
   POSITIONS,
   RATE,
   VOCABULARY,

@@ -14,15 +14,14 @@ import jax
 from flax import linen as nn
 
 from peftjax.errors import UserError
+from peftjax.kinds import FLAG, NAME
 from peftjax.models.config_fields import (
   COMMON,
   EPSILON,
   FEATURES,
-  FLAG,
   HEADS,
   IDS,
   LAYERS,
-  NAME,
   POSITIONS,
   POSITIVE,
   RATE,

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from peftjax.kinds import FLAG, NAME, list_of, whole
 from peftjax.models.config_fields import (
   ANY_ID,
   COMMON,
   EPSILON,
   FEATURES,
-  FLAG,
   HEADS,
   IDS,
   LAYERS,
-  NAME,
   POSITIONS,
   POSITIVE,
   RATE,
@@ -22,8 +21,6 @@ from peftjax.models.config_fields import (
   Field,
   Only,
   Table,
-  list_of,
-  whole,
 )
 from peftjax.models.rope import TABLE as ROPE
 

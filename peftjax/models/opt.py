@@ -9,15 +9,14 @@ from typing import Any, ClassVar
 import jax
 from flax import linen as nn
 
+from peftjax.kinds import FLAG, NAME
 from peftjax.models.config_fields import (
   ANY_ID,
   COMMON,
   FEATURES,
-  FLAG,
   HEADS,
   IDS,
   LAYERS,
-  NAME,
   POSITIONS,
   RATE,
   SPREAD,

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from peftjax.errors import UserError, nearest
+from peftjax.kinds import shown
 from peftjax.models import bert_heads, bloom, gpt2, gpt_neox, llama, opt, t5
-from peftjax.models.config_fields import shown
 from peftjax.models.family import Family
 from peftjax.registry import resolve
 

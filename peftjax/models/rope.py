@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from peftjax.errors import UserError, nearest
-from peftjax.models.config_fields import FLAG, NAME, POSITIONS, POSITIVE, REAL, SETTINGS, SHARE, Field, Table
+from peftjax.kinds import FLAG, NAME, SETTINGS
+from peftjax.models.config_fields import POSITIONS, POSITIVE, REAL, SHARE, Field, Table
 
 KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
 

@@ -11,15 +11,14 @@ import numpy as np
 from flax import linen as nn
 
 from peftjax.errors import UserError
+from peftjax.kinds import FLAG, NAME, whole
 from peftjax.models.config_fields import (
   ANY_ID,
   COMMON,
   EPSILON,
   FEATURES,
-  FLAG,
   HEADS,
   LAYERS,
-  NAME,
   RATE,
   SPREAD,
   VOCABULARY,
@@ -27,7 +26,6 @@ from peftjax.models.config_fields import (
   Only,
   Table,
   fields_for,
-  whole,
 )
 from peftjax.models.family import ENCODER, SEQ2SEQ_LM, TEXT_CLASSIFICATION, Architecture, Family
 from peftjax.models.kv_cache import frame_of, place

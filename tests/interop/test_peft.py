@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from peftjax.interop import peft, rules
 from peftjax.interop.formats import FORMATS
 from peftjax.methods import LoRA
 from peftjax.model import Model
+from tests.fuzz.harness import REFUSED, outcome_of
 
 CONFIG = {
   "model_type": "bert",
@@ -357,8 +359,8 @@ def test_one_method_with_modules_that_train_along(base: Model, tmp_path: Path) -
 @pytest.mark.parametrize(
   ("values", "says"),
   [
-    ({"r": "5"}, "method.rank=5: expected a whole number"),
-    ({"use_rslora": "yes"}, "method.rslora=yes: expected True or False"),
+    ({"r": "5"}, 'adapter_config.json: r="5": expected a finite number'),
+    ({"r": 2.5}, "method.rank=2.5: expected a whole number"),
   ],
 )
 def test_values_of_the_wrong_type(values: dict[str, Any], says: str, base: Model, folder: Path) -> None:
@@ -366,3 +368,47 @@ def test_values_of_the_wrong_type(values: dict[str, Any], says: str, base: Model
   with pytest.raises(UserError) as error:
     peft.load(base, folder)
   assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("values", "says"),
+  [
+    ({"target_modules": 3}, "adapter_config.json: target_modules=3: expected a text or a list of names"),
+    ({"target_modules": "("}, "the pattern '(' is no regular expression: missing )"),
+    ({"layers_to_transform": "x"}, 'layers_to_transform="x": expected a whole number from 0 to 2147483647'),
+    ({"modules_to_save": [3]}, "modules_to_save=[3]: expected a list, each value a text"),
+    ({"rank_pattern": 1}, "rank_pattern=1: expected an object"),
+    ({"lora_alpha": 10**400}, "expected a finite number"),
+    ({"use_rslora": "yes"}, 'use_rslora="yes": expected true or false'),
+    ({"task_type": 5}, "task_type=5: expected a text"),
+  ],
+)
+def test_a_value_of_another_type_is_one_line(values: dict[str, Any], says: str, base: Model, folder: Path) -> None:
+  edit_config(folder, **values)
+  with pytest.raises(UserError) as error:
+    peft.load(base, folder)
+  assert says in str(error.value)
+
+
+@pytest.mark.parametrize("ours", [{"settings": 3}, {"id2label": {"0": 1}}, {"base_sha256": 7}])
+def test_what_peftjax_json_says_is_checked(ours: dict[str, Any], base: Model, folder: Path) -> None:
+  (folder / peft.OURS).write_text(json.dumps({"method": "lora", **ours}))
+  with pytest.raises(UserError, match=r"peftjax\.json: .*expected"):
+    peft.load(base, folder)
+
+
+@pytest.mark.parametrize("values", [{"r": 8_000_000}, {"r": 8_000_000, "init_lora_weights": "pissa"},
+                                    {"rank_pattern": {".*query": 8_000_000}}])  # fmt: skip
+def test_shapes_are_compared_before_leaves_of_a_huge_rank_are_made(
+  values: dict[str, Any], base: Model, folder: Path
+) -> None:
+  edit_config(folder, **values)
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  with pytest.raises(UserError, match="8000000"):
+    peft.load(base, folder)
+  assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+
+
+def test_a_pattern_with_ways_without_end_is_answered(base: Model, folder: Path) -> None:
+  edit_config(folder, target_modules="(([a-z_.0-9])+)+!")
+  assert outcome_of(lambda: peft.load(base, folder), seconds=2.0).kind == REFUSED
