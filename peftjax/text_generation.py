@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import jax
@@ -18,13 +18,15 @@ from peftjax.data.inputs.tokenizing import Tokenizer, load_tokenizer
 from peftjax.data.inputs.tokens import Tokens
 from peftjax.data.loader import EvalLoader
 from peftjax.errors import UserError
-from peftjax.files import read_json
 from peftjax.loading import folder_of, load
 from peftjax.model import Model
 from peftjax.models.family import SEQ2SEQ_LM
 from peftjax.models.generate import Generator, generate, trimmed
+from peftjax.models.generation_config import FILE, Stated, stated
 from peftjax.models.layers import Runtime
 from peftjax.models.sampling import Sampling
+
+log = logging.getLogger(__name__)
 
 _CHUNK = 8  # tokens between two looks at the text
 
@@ -86,11 +88,13 @@ def prompts_of(loader: EvalLoader, inputs: Tokens, count: int) -> list[tuple[int
 def sampling_for(model: Model, inputs: Tokens, settings: ConfigDict) -> Sampling:
   """How `config.task` generates: greedily or by beams, up to the tokens that end a sequence."""
   own = () if inputs.tokenizer.eos_id is None else (inputs.tokenizer.eos_id,)
-  ends = {*end_ids(model.folder, model.hf_config), *own}
+  said = stated(model.folder, model.hf_config)
+  beams = {name: value for name, value in said.beams.items() if name != "num_beams"} if settings.num_beams > 1 else {}
   return Sampling(
+    **{**said.rules, **said.least(1 if model.task == SEQ2SEQ_LM else None, settings.max_new_tokens), **beams},
     max_new_tokens=settings.max_new_tokens,
     num_beams=settings.num_beams,
-    eos_ids=tuple(sorted(ends)),
+    eos_ids=tuple(sorted({*said.eos_ids, *own})),
     pad_id=inputs.tokenizer.pad_id,
   )
 
@@ -104,16 +108,6 @@ def answers(model: Model, inputs: Tokens, prompts: Sequence[Prompt], sampling: S
     for place, text in zip(part, complete(model, inputs.tokenizer, [prompts[at].ids for at in part], sampling)):
       texts[place] = text.strip()
   return texts
-
-
-def end_ids(folder: Path | None, hf_config: Any) -> tuple[int, ...]:
-  """The tokens that end a sequence, by ``generation_config.json`` or else config.json."""
-  path = folder / "generation_config.json" if folder is not None else None
-  settings = read_json(path) if path is not None and path.is_file() else {}
-  found = settings.get("eos_token_id", hf_config.get("eos_token_id"))
-  if found is None:
-    return ()
-  return tuple(found) if isinstance(found, list | tuple) else (int(found),)
 
 
 def _cut(text: str, stop: Sequence[str]) -> tuple[str, bool]:
@@ -159,19 +153,25 @@ def from_flags(flags: Any, show: Callable[[str], None] | None) -> dict[str, Any]
     ids = tokenizer.encode([prompt]).ids[0].tolist()
   else:
     ids = Form(separator="").prompt_ids(tokenizer, prompt)
-  sampling = sampling_of(flags, end_ids(folder, model.hf_config), tokenizer.pad_id)
+  said = stated(folder, model.hf_config)
+  sampling = sampling_of(flags, said, len(ids) if model.task != SEQ2SEQ_LM else 1, tokenizer.pad_id)
   seed = flags.seed or "0"
   if not (seed.isascii() and seed.isdigit() and len(seed) <= 10 and int(seed) < 2**32):
     raise UserError(f"generate --seed: expected a whole number from 0 to {2**32 - 1:,}, got {flags.seed!r}")
   on_text = None if show is None else lambda row, piece: show(piece)
   key = jax.random.key(int(seed))
-  stop = (flags.stop,) if flags.stop else ()
+  stop = ((flags.stop,) if flags.stop else ()) + said.stop
   (text,) = complete(model, tokenizer, [ids], sampling, stop=stop, key=key, on_text=on_text)
   return {"text": text, "prompt": prompt}
 
 
-def sampling_of(flags: Any, eos_ids: tuple[int, ...], pad_id: int) -> Sampling:
-  """The settings in the command line's flags, which are texts; empty ones keep their default.
+def sampling_of(flags: Any, said: Stated, prompt_tokens: int, pad_id: int) -> Sampling:
+  """The settings in the command line's flags, which are texts; empty ones are as the model's folder says.
+
+  A folder that asks for drawing is noted: without a temperature among the flags the likeliest token is taken.
+
+  Args:
+    prompt_tokens: that count as length of the answer where the folder bounds that.
 
   Raises:
     UserError: a flag is no number.
@@ -187,4 +187,16 @@ def sampling_of(flags: Any, eos_ids: tuple[int, ...], pad_id: int) -> Sampling:
         given[name] = kind(text)
       except ValueError:
         raise UserError(f"generate --{name}: expected {kind.__name__}, got {text!r}") from None
-  return Sampling(eos_ids=eos_ids, pad_id=pad_id, **given)
+  if given.get("temperature"):
+    said.check_drawing()
+    given = {**said.drawing, **given}
+  elif said.draws:
+    how = ", ".join(f"--{name}={value}" for name, value in ({"temperature": 1.0} | dict(said.drawing)).items())
+    log.warning("%s asks for drawing; this is the likeliest text: %s draws", FILE, how)
+  most = given.pop("max_new_tokens", said.max_new_tokens)
+  if most is None and said.max_length is not None:
+    most = max(said.max_length - prompt_tokens, 1)
+  most = Sampling.max_new_tokens if most is None else most
+  beams = {} if given.get("temperature") else said.beams
+  whole = {**said.rules, **said.least(prompt_tokens, most), **beams, **given}
+  return Sampling(eos_ids=said.eos_ids, pad_id=pad_id, max_new_tokens=most, **whole)

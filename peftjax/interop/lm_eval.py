@@ -27,9 +27,10 @@ from peftjax.files import read_json
 from peftjax.loading import folder_of, load
 from peftjax.model import Model
 from peftjax.models.family import CAUSAL_LM, SEQ2SEQ_LM
+from peftjax.models.generation_config import stated
 from peftjax.models.sampling import Sampling
 from peftjax.models.token_loss import IGNORED
-from peftjax.text_generation import complete, end_ids
+from peftjax.text_generation import complete
 
 try:
   from lm_eval.api.model import TemplateLM
@@ -239,9 +240,15 @@ class PeftJaxLM(TemplateLM):
       given.pop("top_p", None)
     elif not given.get("temperature"):
       given["temperature"] = 1.0
-    ends = {self.eot_token_id, *end_ids(self.folder, self.model.hf_config)}
+    said = stated(self.folder, self.model.hf_config)
     longest = next((int(limit) for limit in limits if limit), self.max_gen_toks)
-    sampling = Sampling(max_new_tokens=longest, eos_ids=tuple(sorted(ends)), pad_id=self._text.pad_id, **given)
+    if not is_greedy:
+      said.check_drawing()
+      given = {**said.drawing, **given}
+    least = said.least(None if self.backend == "causal" else 1, longest)
+    given = {**said.rules, **least, **(said.beams if is_greedy else {}), **given}
+    ends = tuple(sorted({self.eot_token_id, *said.eos_ids}))
+    sampling = Sampling(max_new_tokens=longest, eos_ids=ends, pad_id=self._text.pad_id, **given)
     return sampling, (until,) if isinstance(until, str) else tuple(until)
 
   # Chat -------------------------------------------------------------------------------------------------------------

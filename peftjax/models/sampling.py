@@ -7,6 +7,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from peftjax.errors import UserError
 
@@ -24,6 +25,8 @@ class Sampling:
       beam search log-probabilities, as Hugging Face does it.
     no_repeat_ngram_size: no sequence of so many tokens occurs twice in prompt and answer; 0: any may.
     min_new_tokens: no token that ends a sequence comes before so many others.
+    suppress_tokens: tokens that never come; ids beyond the vocabulary are none.
+    begin_suppress_tokens: tokens that do not come first.
     eos_ids: tokens that end a sequence.
     pad_id: what stands after the end.
     num_beams: with 2 or more, beam search for the likeliest sequence instead.
@@ -38,6 +41,8 @@ class Sampling:
   repetition_penalty: float = 1.0
   no_repeat_ngram_size: int = 0
   min_new_tokens: int = 0
+  suppress_tokens: tuple[int, ...] = ()
+  begin_suppress_tokens: tuple[int, ...] = ()
   eos_ids: tuple[int, ...] = ()
   pad_id: int = 0
   num_beams: int = 1
@@ -79,7 +84,18 @@ def processed(
   if sampling.min_new_tokens and sampling.eos_ids:
     is_end = jnp.zeros(scores.shape[1], bool).at[jnp.asarray(sampling.eos_ids)].set(True)
     scores = jnp.where(is_end & (count < sampling.min_new_tokens), -jnp.inf, scores)
+  if sampling.suppress_tokens:
+    scores = jnp.where(_among(sampling.suppress_tokens, scores.shape[1]), -jnp.inf, scores)
+  if sampling.begin_suppress_tokens:
+    first = _among(sampling.begin_suppress_tokens, scores.shape[1]) & (count == 0)
+    scores = jnp.where(first, -jnp.inf, scores)
   return scores
+
+
+def _among(tokens: tuple[int, ...], vocabulary: int) -> jax.Array:
+  """bool[V]: which tokens are among some."""
+  known = np.asarray([token for token in tokens if 0 <= token < vocabulary], np.int32)
+  return jnp.zeros(vocabulary, bool).at[known].set(True)
 
 
 def repeating(history_BxP: jax.Array, size: jax.Array, length: int, vocabulary: int) -> jax.Array:

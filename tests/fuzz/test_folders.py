@@ -1,5 +1,5 @@
 """Folders and files of models and adapters on inputs that nobody meant them for: config.json over real small folders,
-safetensors and their index, adapter_config.json and peftjax.json, GGUF.
+generation_config.json, safetensors and their index, adapter_config.json and peftjax.json, GGUF.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gguf
@@ -19,9 +20,10 @@ import pytest
 from hypothesis import strategies as st
 
 import peftjax
-from peftjax import loading
+from peftjax import loading, text_generation
 from peftjax.interop import peft
 from peftjax.methods import HRA, IA3, LoRA, Prefix, Prompt, PTuning, TrainableTokens, VeRA
+from peftjax.models.generation_config import stated
 from peftjax.models.gguf import GGUFCheckpoint, read_config, tokenizer_files
 from peftjax.models.pretrained import weight_files
 from peftjax.models.tensor_files import Checkpoint
@@ -89,6 +91,24 @@ def test_config_json_of_models(fuzz, folder_of, tmp_path, count):
 
   found = fuzz("config.json of models", configs(), act, count, seconds=4.0)  # with the families' first traces
   assert found["refused"] > 0 and found["ok"] > 0
+
+
+GENERATION = {
+  "eos_token_id": [1, 2], "bos_token_id": 0, "pad_token_id": 0, "max_length": 20, "do_sample": False, "top_k": 5,
+  "temperature": 0.5, "repetition_penalty": 1.5, "min_length": 2, "suppress_tokens": [1], "num_beams": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("count", counts(150, 8_000))
+def test_generation_config_json(fuzz, tmp_path, count):
+  flags = SimpleNamespace(max_new_tokens="3")
+
+  def act(content: bytes) -> None:
+    (tmp_path / "generation_config.json").write_bytes(content)
+    found = text_generation.sampling_of(flags, stated(tmp_path, {"eos_token_id": 1}), 4, pad_id=0)
+    assert found.max_new_tokens == 3
+
+  fuzz("generation_config.json", json_bytes(GENERATION), act, count)
 
 
 @st.composite
