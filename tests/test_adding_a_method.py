@@ -8,9 +8,11 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 from peftjax import cli, masks
 from peftjax.methods import build
+from peftjax.testing import check_method
 from peftjax.train import finished, loop
 from tests.train.conftest import config, material
 
@@ -27,6 +29,30 @@ def test_the_page_shows_the_file():
   assert shown is not None
   assert code.endswith(shown.group(1))
   assert len(shown.group(1).strip().splitlines()) < 40
+
+
+COSTLY = ("convert", "combine", "mixed batch", "sweep", "resume", "stacked = unrolled", "remat", "int8 base")
+
+
+def test_some_of_what_the_page_says_of_it(monkeypatch):
+  monkeypatch.chdir(ROOT)
+  page = (ROOT / "docs" / "adding_a_method.md").read_text()
+  ssf = build({"name": NAME})
+  found = check_method(ssf, skip=COSTLY)
+  for column, cell in found.items():
+    assert f"    {column:18}  {cell}\n" in page
+
+
+@pytest.mark.slow
+def test_all_of_what_the_page_says_of_it(monkeypatch, capsys):
+  """The page's example, and below it what that printed."""
+  monkeypatch.syspath_prepend(str(ROOT))
+  page = (ROOT / "docs" / "adding_a_method.md").read_text()
+  example = re.search(r"```python\n(from docs\.examples\.ssf.*?)```", page, re.DOTALL)
+  assert example is not None
+  exec(compile(example.group(1), "adding_a_method.md", "exec"), {})
+  printed = capsys.readouterr().out
+  assert "".join(f"    {line}\n" for line in printed.splitlines()) in page
 
 
 def test_it_trains_resumes_merges_and_exports(config, tmp_path, monkeypatch):

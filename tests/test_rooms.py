@@ -16,7 +16,7 @@ ROOT = Path(peftjax.__file__).parent
 ROOMS = (
   ("cli", "__main__", "data.__main__", "compare.__main__"),
   ("guide",),
-  ("compare",),
+  ("compare", "testing"),
   ("train",),
   ("text_generation", "interop.lm_eval"),
   ("tasks", "parallel", "optim", "galore", "eva"),

@@ -106,7 +106,7 @@ def _interceptor(table: Mapping[Any, list[_Entry]], read: set[str] | None) -> Ca
     ]
     base_x = x
     for method, site, leaves, call in calls:
-      base_x = method.before(leaves, base_x, site, call)
+      base_x = _as_wide_as(x, method.before(leaves, base_x, site, call))
     deltas: list[jax.Array] = [
       method.delta(leaves, _float32_base(call), site, call.shared)["kernel"]
       for method, site, leaves, call in calls
@@ -117,10 +117,17 @@ def _interceptor(table: Mapping[Any, list[_Entry]], read: set[str] | None) -> Ca
     else:
       y = run(base_x)
     for method, site, leaves, call in calls:
-      y = method.after(leaves, x, y, site, call)
+      y = _as_wide_as(y, method.after(leaves, x, y, site, call))
     return y if first.folding is None else first.folding.unfold_y(y)
 
   return intercept
+
+
+def _as_wide_as(given: Any, changed: Any) -> Any:
+  """What a method made of an array in that array's dtype: its float32 leaves widen a model of fewer bits otherwise."""
+  if not (isinstance(given, jax.Array) and isinstance(changed, jax.Array)) or given.dtype == changed.dtype:
+    return changed
+  return changed.astype(given.dtype) if jnp.issubdtype(given.dtype, jnp.floating) else changed
 
 
 def _on_array(

@@ -10,32 +10,19 @@ from __future__ import annotations
 
 import functools
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
-
-from peftjax import masks, methods, tasks
+from peftjax import methods
 from peftjax.adapters import abilities
-from peftjax.errors import UserError
-from peftjax.loading import from_config, load
 from peftjax.model import Model
-from peftjax.train.checkpoint import Base, Checkpoints
-from peftjax.train.flops import count_flops
-from peftjax.train.state import TrainState, init_state
-from peftjax.train.step import make_loss, make_train_step
-from tests.methods import tiny
+from peftjax.testing import bases, columns
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 COLUMNS = (
   "starts as the base", "trains", "FLOPs", "merge", "convert", "combine", "mixed batch", "sweep", "resume", "PEFT out",
   "PEFT in",
 )  # fmt: skip
-YES = "yes"
 
 SETTINGS: dict[str, dict[str, Any]] = {  # on the tiny encoder; a method that is not named has none
   "last_k": {"k": 1},
@@ -101,149 +88,32 @@ def make(name: str, settings: dict[str, Any]) -> methods.Method:
 
 @functools.cache
 def base() -> Model:
-  return tiny.encoder()
+  return bases.encoder()
 
 
 @functools.cache
+def subject(name: str) -> columns.Subject:
+  """The method on the tiny encoder."""
+  return columns.Subject(make(name, SETTINGS.get(name, {})), base())
+
+
 def added(name: str, seed: int) -> Model:
-  """The tiny encoder with the method's fresh leaves; those that train moved a little, as after some training."""
-  model = base().add(make(name, SETTINGS.get(name, {})), jax.random.key(seed))
-  return tiny.replaced(model, tiny.noise_on(tiny.trainable(model), seed=seed + 1, scale=0.05))
-
-
-def batch(seed: int) -> dict[str, jax.Array]:
-  random = np.random.default_rng(seed)
-  labels = {"labels": random.integers(tiny.LABELS, size=3), "weight": np.ones(3, np.float32), "index": np.arange(3)}
-  return tiny.batch(seed) | {key: jnp.asarray(value) for key, value in labels.items()}
-
-
-# Cells ------------------------------------------------------------------------------------------------------------
-
-
-def starts_as_base(name: str) -> str:
-  """Whether outputs with fresh leaves are the base's."""
-  fresh = base().add(make(name, SETTINGS.get(name, {})), jax.random.key(3))
-  ours, plain = (model(**tiny.batch())["logits"] for model in (fresh, base()))
-  if np.array_equal(ours, plain):
-    return "bitwise"
-  if np.allclose(ours, plain, rtol=1e-5, atol=1e-5):
-    return "to rounding"
-  return f"no: {START[name]}"
-
-
-def trained_leaves(name: str, state: TrainState, moved: TrainState, norms: dict[str, Any]) -> str:
-  """The names of the leaves that train outside the head; each with a gradient has moved, and is the method's own."""
-  model = added(name, 0)
-  before, after = masks.flatten(state.trainable), masks.flatten(moved.trainable)
-  live = {path for path, norm in norms.items() if norm > 1e-6}  # a key's bias has none: softmax does not see it
-  stuck = [path for path in before if path in live and np.array_equal(before[path], after[path])]
-  assert not stuck, f"{name}: {stuck} did not move"
-  own = {path for path in before if not model.context.in_head(path)}
-  adds = model.adapter_paths()
-  if adds:
-    foreign = own - adds
-    assert not foreign or name in ("hybrid",), f"{name}: {foreign} train and are not its leaves"
-    tails = sorted({path.rpartition(".")[2] for path in own & adds})
-    return " ".join(f"`{tail}`" for tail in tails) + (" and the base's biases" if foreign else "")
-  return "the head alone" if not own else f"{len(own)} of the base's leaves"
-
-
-def flops(name: str) -> str:
-  """FLOPs of a step's gradient over those of full fine-tuning: two of BERT-base's layers, 8 x 64 tokens."""
-  return f"{_flops(name) / _flops('full'):.2f}"
-
-
-@functools.cache
-def _flops(name: str) -> int:
-  config = tiny.config(hidden_size=768, num_attention_heads=12, intermediate_size=3072, max_position_embeddings=128)
-  model = from_config(config, task="text_classification").add(make(name, WIDE.get(name, {})), jax.random.key(0))
-  inputs = {key: jax.ShapeDtypeStruct((8, 64), jnp.int32) for key in ("input_ids", "attention_mask")}
-
-  def gradient(flat: Any, rest: Any, inputs: Any) -> Any:
-    return jax.grad(lambda leaves: jnp.sum(model.forward(masks.unflatten({**rest, **leaves}), inputs)["logits"]))(flat)
-
-  return count_flops(gradient, tiny.trainable(model), tiny.rest_of(model), inputs)
-
-
-def able(name: str, ability: str) -> str:
-  """What the code answers, and its errors say; `tests/adapters` does each thing with every method and checks it."""
-  answer = abilities.can(make(name, SETTINGS.get(name, {})), ability)
-  return YES if answer is True else f"no: {str(answer).replace(name, 'it', 1)}"
-
-
-def in_a_sweep(name: str, single: Any, optimizer: optax.GradientTransformation) -> str:
-  """Two runs in one vmapped step over one base: each ends where it ends alone."""
-  states, frozen = zip(*(start(added(name, seed), optimizer) for seed in (0, 1)))
-  flat = [masks.flatten(tree) for tree in frozen]
-  own = {path for path in flat[0] if not np.array_equal(flat[0][path], flat[1][path])}
-  assert own <= added(name, 0).adapter_paths()
-  joint = {path: jnp.stack([flat[0][path], flat[1][path]]) if path in own else leaf for path, leaf in flat[0].items()}
-  axes = masks.unflatten({path: 0 if path in own else None for path in joint})
-  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-  batches = jax.tree.map(lambda *leaves: jnp.stack(leaves), batch(0), batch(1))
-  step = jax.jit(jax.vmap(step_of(added(name, 0), optimizer), in_axes=(0, axes, 0)))
-  together, _ = step(stacked, masks.unflatten(joint), batches)
-  for index, (state, rest) in enumerate(zip(states, frozen)):
-    alone, _ = single(state, rest, batch(index))
-    for path, leaf in masks.flatten(alone.trainable).items():
-      ours = masks.flatten(together.trainable)[path][index]
-      np.testing.assert_allclose(ours, leaf, rtol=1e-4, atol=1e-5, err_msg=f"{name} {path}")
-  return YES
-
-
-def resumes(single: Any, state: TrainState, frozen: masks.Tree) -> str:
-  """Saved after a step, restored and taken a step further: bit for bit the state that nobody saved."""
-  unbroken, _ = single(state, frozen, batch(2))
-  with tempfile.TemporaryDirectory() as folder, Checkpoints(Path(folder)) as checkpoints:
-    checkpoints.save(state, {"step": 1}, Base("tiny", "0"))
-    checkpoints.wait()
-    found = checkpoints.restore(jax.tree.map(jnp.zeros_like, state), Base("tiny", "0"))
-    assert found is not None
-    resumed, _ = single(found[0], frozen, batch(2))
-  jax.tree.map(np.testing.assert_array_equal, resumed, unbroken)
-  return YES
-
-
-def to_and_from_peft(name: str) -> tuple[str, str]:
-  """Saved in Hugging Face PEFT's format, and read again: the same leaves, bitwise."""
-  model = added(name, 0)
-  with tempfile.TemporaryDirectory() as folder:
-    try:
-      model.save_adapter(f"{folder}/adapter")
-    except UserError as error:
-      return f"no: {str(error).partition(';')[0].replace(repr(name), 'it')}", "no: PEFT has no such method"
-    base().save(f"{folder}/base")
-    again = load(f"{folder}/base", f"{folder}/adapter", task="text_classification", num_labels=tiny.LABELS)
-  ours, theirs = masks.flatten(model.params), masks.flatten(again.params)
-  for path in model.adapter_paths():
-    np.testing.assert_array_equal(theirs[path], ours[path], err_msg=f"{name} {path}")
-  return YES, YES
-
-
-def start(model: Model, optimizer: optax.GradientTransformation) -> tuple[TrainState, masks.Tree]:
-  trainable, frozen = masks.partition(model.params, model.labels())
-  return init_state(trainable, optimizer, 0), frozen
-
-
-def step_of(model: Model, optimizer: optax.GradientTransformation) -> Any:
-  task = tasks.make("text_classification", [str(label) for label in range(tiny.LABELS)])
-  return make_train_step(make_loss(model.forward, task, model.penalty), optimizer)
+  """The tiny encoder with the method's leaves; those that train moved a little, as after some training."""
+  return subject(name).moved(seed)
 
 
 def row(name: str) -> tuple[str, ...]:
-  """A method's cells, in the order of `COLUMNS`."""
-  optimizer = optax.sgd(0.1, momentum=0.9)
-  single = jax.jit(step_of(added(name, 0), optimizer))
-  state, frozen = start(added(name, 0), optimizer)
-  moved, metrics = single(state, frozen, batch(0))
+  """A method's cells, in the order of `COLUMNS`; what can be done is done by `tests/adapters`, with every method."""
+  one = subject(name)
   return (
-    starts_as_base(name),
-    trained_leaves(name, state, moved, metrics["leaf_norms"]),
-    flops(name),
-    *(able(name, ability) for ability in abilities.ABILITIES),
-    in_a_sweep(name, single, optimizer),
-    resumes(single, moved, frozen),
-    *to_and_from_peft(name),
+    columns.starts_as_base(one, START.get(name, "")),
+    columns.trains(one),
+    columns.flops(one, make(name, WIDE.get(name, {}))),
+    *(columns.able(one, ability) for ability in abilities.ABILITIES),
+    columns.in_a_sweep(one),
+    columns.resumes(one),
+    columns.to_peft(one),
+    columns.from_peft(one),
   )
 
 
@@ -251,8 +121,10 @@ def row(name: str) -> tuple[str, ...]:
 
 INTRODUCTION = """# Methods
 
-One row a method, with the settings of `tests/methods/matrix.py` on a tiny encoder. Every cell is computed by that file
-and compared with this page by `tests/methods/test_matrix.py`; `python -m tests.methods.matrix` writes the page anew.
+One row a method, with the settings of `tests/methods/matrix.py` on a tiny encoder. Every cell is computed by
+`peftjax.testing.columns` and compared with this page by `tests/methods/test_matrix.py`;
+`python -m tests.methods.matrix` writes the page anew. `peftjax.testing.check_method(MyMethod())` computes them, and
+more, for a method of one's own.
 
 - *starts as the base*: outputs with fresh leaves against the base's.
 - *trains*: the leaves that move in a step, beside the head; no other does.
