@@ -98,6 +98,9 @@ def _load_components(path: str | Path | Mapping[str, str | Path], dtype: str, **
   folder = Path(path).expanduser()
   index = read_json(folder / INDEX)
   listed = [name for name, what in index.items() if isinstance(what, list) and any(what)]
+  odd = [name for name in listed if Path(name).name != name or name == ".."]
+  if odd:
+    raise UserError(f"{folder / INDEX} lists {odd[0]!r}; expected the name of a folder in it")
   missing = [name for name in listed if not (folder / name).is_dir()]
   if missing:
     raise UserError(f"{folder / INDEX} lists {missing[0]!r}, and there is no such folder; the download is incomplete")

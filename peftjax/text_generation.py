@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import jax
@@ -18,6 +19,7 @@ from peftjax.data.inputs.tokenizing import Tokenizer, load_tokenizer
 from peftjax.data.inputs.tokens import Tokens
 from peftjax.data.loader import EvalLoader
 from peftjax.errors import UserError
+from peftjax.interop.peft import has_tokenizer
 from peftjax.loading import folder_of, load
 from peftjax.model import Model
 from peftjax.models.family import SEQ2SEQ_LM
@@ -139,7 +141,8 @@ def from_flags(flags: Any, show: Callable[[str], None] | None) -> dict[str, Any]
   model = load(
     folder, flags.adapter or None, runtime=Runtime(scan_layers=False), other_base=getattr(flags, "other_base", False)
   )
-  tokenizer = load_tokenizer(folder, max_length=2**30)
+  texts = Path(flags.adapter).expanduser() if flags.adapter and has_tokenizer(flags.adapter) else folder
+  tokenizer = load_tokenizer(texts, max_length=2**30)
   tokenizer.check_fits(int(model.config.vocab_size))
   prompt = flags.prompt
   if flags.chat not in ("", "yes", "no"):
@@ -147,7 +150,7 @@ def from_flags(flags: Any, show: Callable[[str], None] | None) -> dict[str, Any]
   if flags.chat == "yes":
     system = [{"role": "system", "content": flags.system}] if flags.system else []
     messages = [*system, {"role": "user", "content": prompt}]
-    prompt = load_chat_template(folder).render(messages, asks_for_answer=True)
+    prompt = load_chat_template(texts).render(messages, asks_for_answer=True)
     ids = tokenizer.encode_with_places(prompt)[0]
   elif model.task == SEQ2SEQ_LM:
     ids = tokenizer.encode([prompt]).ids[0].tolist()

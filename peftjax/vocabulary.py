@@ -75,8 +75,12 @@ def untied(model: Model) -> Model:
   )
 
 
-def resized(model: Model, rows: int) -> Model:
-  """The model with another number of tokens; the tables keep their first rows, and new rows are zero."""
+def resized(model: Model, rows: int, mean: bool = False) -> Model:
+  """The model with another number of tokens; the tables keep their first rows.
+
+  Args:
+    mean: new rows are the mean of all; otherwise zero.
+  """
   hf_config = {**model.hf_config, "vocab_size": rows}
   config = model.family.parse(hf_config)
   module, shapes, sites, stacks = build(model.family, model.architecture, config, model.runtime)
@@ -86,7 +90,8 @@ def resized(model: Model, rows: int) -> Model:
     for path, leaf in masks.flatten(shapes).items():
       if flat[path].shape != leaf.shape:
         kept = flat[path][tuple(slice(size) for size in leaf.shape)]
-        flat[path] = jnp.pad(kept, [(0, size - old) for size, old in zip(leaf.shape, kept.shape)])
+        added = [(0, size - old) for size, old in zip(leaf.shape, kept.shape)]
+        flat[path] = jnp.pad(kept, added, "mean") if mean else jnp.pad(kept, added)
     return masks.unflatten(flat)
 
   params = jax.eval_shape(fitted, model.params) if model.is_abstract else fitted(model.params)

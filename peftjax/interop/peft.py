@@ -26,7 +26,7 @@ import numpy as np
 from peftjax import masks, outputs
 from peftjax.errors import UserError, nearest
 from peftjax.files import read_json
-from peftjax.interop import rules, tables
+from peftjax.interop import rules, tables, token_rows
 from peftjax.interop.config_in import TASK_TYPES, check_task, checked, format_of, method_of
 from peftjax.interop.config_kinds import check_ours
 from peftjax.interop.config_out import Written, config_of
@@ -56,6 +56,7 @@ PICKLE = "adapter_model.bin"
 OURS = "peftjax.json"
 OUR_WEIGHTS = "peftjax.safetensors"
 DEFAULT = "default"
+_TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json")
 _EMBEDDINGS = ("embed_tokens", "lm_head")  # PEFT stores their base along with an adapter on them
 
 _CLASHES = {pretrained.CONFIG: "transformers would load that model with this adapter, or its base in its stead"}
@@ -75,9 +76,12 @@ def save(model: Model, folder: str | Path, overwrite: bool = False) -> None:
   Raises:
     UserError: there is no adapter, or PEFT has no way to say what it does; as `outputs.written`.
   """
-  one, form = _written_bound(model)
+  one, form, rows = _written_bound(model)
   written = config_of(model, one, form)
   config, tensors = form.pack(one, written.config, write_adapter(model, one, form))
+  if rows is not None:
+    entries, values = token_rows.written(model, rows)
+    config, tensors = {**config, **entries}, {**tensors, **values}
   tensors |= _base_tensors(model, one, form, written)
   if config.get(tables.TYING):
     tensors = tables.with_copies(model, form, tensors)
@@ -94,13 +98,16 @@ def save(model: Model, folder: str | Path, overwrite: bool = False) -> None:
       write_tensors(temporary / OUR_WEIGHTS, _own_leaves(model))
 
 
-def _written_bound(model: Model) -> tuple[Bound, Format]:
+def _written_bound(model: Model) -> tuple[Bound, Format, Bound | None]:
+  """(what is written, its format, rows of the word embeddings that train beside it)."""
   forms = {form.method: form for form in FORMATS}
+  if both := token_rows.beside(model.bound, forms):
+    return both[0], forms[type(both[0].method)], both[1]
   adapters = [one for one in model.bound if type(one.method) in forms]
   adapters = [one for one in adapters if one.method.leaf_names] or adapters
   others = [one for one in model.bound if one.method.leaf_names and type(one.method) not in forms]
   if len(adapters) == 1 and not others:
-    return adapters[0], forms[type(adapters[0].method)]
+    return adapters[0], forms[type(adapters[0].method)], None
   if not model.bound:
     raise UserError("the model has no adapter to save; add a method first, or save the model itself")
   names = ", ".join(repr(one.method.name) for one in model.bound)
@@ -192,16 +199,17 @@ def load(
     form = format_of(config, str(ours.get("method")))
     full = checked(config, form)
     check_task(full, model)
-    tensors = tables.with_shared(model, form, _read_tensors(folder / WEIGHTS))
-    model, full = tables.prepared(tables.with_vocabulary(model, form, tensors), full, form)
+    rows, tensors = token_rows.taken(full, _read_tensors(folder / WEIGHTS))
+    tensors = tables.with_shared(model, form, tensors)
+    model, full = tables.prepared(tables.with_vocabulary(model, form, tensors, _tokens_of(folder)), full, form)
     whole = not inference and ours.get("method") == form.method.name
     method = method_of(full, form, model, whole=whole)
     if whole:
       method = _with_settings(method, ours.get("settings") or {})
-    shaped = model.with_params(jax.eval_shape(lambda tree: tree, model.params)).add(method)
-    _check_size(shaped, form, folder)
-    fitting, places = _fitting(shaped, form, full, tensors)  # before any leaf is made
-    added = _filled(model.add(method), form, fitting, places)
+    added = _with(model, method, form, full, tensors, folder)
+    tokens = token_rows.method_of(full, model)
+    if tokens is not None:
+      added = _with(added, tokens, token_rows.FORM, {}, rows, folder)
     return _with_own_leaves(added, form, folder) if form.has_more(method) else added
   except UserError as error:
     base = config.get("base_model_name_or_path")
@@ -275,6 +283,20 @@ def _with_settings(method: Method, settings: Mapping[str, Any]) -> Method:
   return dataclasses.replace(method, **settings)
 
 
+def has_tokenizer(folder: str | Path) -> bool:
+  """Whether an adapter's folder holds a tokenizer of its own, such as trainers save beside it."""
+  folder = Path(folder).expanduser()
+  return (folder / "tokenizer_config.json").is_file() and any((folder / name).is_file() for name in _TOKENIZERS)
+
+
+def _tokens_of(folder: Path) -> int:
+  if not has_tokenizer(folder):
+    return 0
+  from peftjax.data.inputs.tokenizer_folder import read_tokenizer  # few adapters have one
+
+  return int(read_tokenizer(folder).fast.get_vocab_size(with_added_tokens=True))
+
+
 def _read_tensors(path: Path) -> Tensors:
   if not path.is_file():
     pickled = path.name == WEIGHTS and (path.parent / PICKLE).is_file()
@@ -297,6 +319,16 @@ def _with_own_leaves(added: Model, form: Format, folder: Path) -> Model:
         f"{OUR_WEIGHTS} does not make the {key!r} of {WEIGHTS}; without {OUR_WEIGHTS} and {OURS} the adapter loads"
       )
   return trained
+
+
+def _with(
+  model: Model, method: Method, form: Format, config: Mapping[str, Any], tensors: Tensors, folder: Path
+) -> Model:
+  """The model with a method of the tensors' values; what the config implies is compared before any leaf is made."""
+  shaped = model.with_params(jax.eval_shape(lambda tree: tree, model.params)).add(method)
+  _check_size(shaped, form, folder)
+  fitting, places = _fitting(shaped, form, config, tensors)
+  return _filled(model.add(method), form, fitting, places)
 
 
 def _check_size(shaped: Model, form: Format, folder: Path) -> None:

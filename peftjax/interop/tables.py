@@ -7,6 +7,7 @@ tensors are in the file twice.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ from peftjax.vocabulary import output_path, resized, table_path, tied_site, unti
 
 if TYPE_CHECKING:
   from peftjax.model import Model
+
+log = logging.getLogger(__name__)
 
 TYING = "ensure_weight_tying"
 _WEIGHTS = ("weight", "base_layer.weight", "modules_to_save.weight")
@@ -102,8 +105,12 @@ def with_shared(model: Model, form: Format, tensors: Tensors) -> Tensors:
   return {**tensors, f"{table}weight": base}
 
 
-def with_vocabulary(model: Model, form: Format, tensors: Tensors) -> Model:
+def with_vocabulary(model: Model, form: Format, tensors: Tensors, tokens: int = 0) -> Model:
   """The model with as many tokens as the adapter's tables, where it brings them all.
+
+  Args:
+    tokens: that a tokenizer in the adapter's folder knows; 0: there is none. As in PEFT's `AutoPeftModel` the model
+      gets as many where it has fewer, and the new rows are the mean of the others.
 
   Raises:
     UserError: it brings one of the model's two tables alone.
@@ -111,6 +118,9 @@ def with_vocabulary(model: Model, form: Format, tensors: Tensors) -> Model:
   table, output = table_module(model), output_module(model)
   found = {name: _rows(tensors, f"{form.prefix}{name}") for name in (table, output) if name}
   sizes = {rows for rows in found.values() if rows}
+  if not sizes and table and tokens > model.hf_config.get("vocab_size", tokens):
+    log.info("the adapter's tokenizer has %d tokens, and the base %d rows", tokens, model.hf_config["vocab_size"])
+    return resized(model, tokens, mean=True)
   if not sizes or sizes == {model.hf_config.get("vocab_size")}:
     return model
   needed = [name for name in found if name == table or tied_site(model) is None]

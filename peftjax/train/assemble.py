@@ -4,6 +4,7 @@ weights or as shapes alone."""
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from peftjax import config as config_lib
 from peftjax import data as data_lib
 from peftjax import masks, memory, methods, tasks
 from peftjax.errors import NotHere, UserError, nearest
+from peftjax.interop.peft import has_tokenizer
 from peftjax.loading import folder_of, from_config, initialise, load
 from peftjax.model import Model
 from peftjax.models import pretrained
@@ -24,6 +26,8 @@ from peftjax.models.layers import Runtime
 from peftjax.models.registry import family_of
 from peftjax.parallel.sharding import layout_of
 from peftjax.quantize_model import Quantization
+
+log = logging.getLogger(__name__)
 
 INITS = ("pretrained", "random")
 ADAPTER_KEY = 1  # folded into the seed's key, so that no other draw shares the adapter's
@@ -139,6 +143,8 @@ def make_model(
     model = load(section.path, section.adapter or None, section.dtype, seed=config.seed, other_base=section.other_base,
                  new_head=section.new_head, **options)  # fmt: skip
     if section.adapter:
+      if has_tokenizer(section.adapter):
+        log.warning("model.adapter=%s has a tokenizer; text is read by that of model.path", section.adapter)
       return model  # its method is the adapter's
   key = jax.random.fold_in(jax.random.key(config.seed), ADAPTER_KEY)
   return model.add(method, key)

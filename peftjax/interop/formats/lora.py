@@ -70,7 +70,7 @@ FIELDS = {
   "ensure_weight_tying": "ensure_weight_tying",
 }
 FREE = ("init_lora_weights", "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
-        "qalora_group_size")  # fmt: skip
+        "qalora_group_size", "trainable_token_indices")  # fmt: skip
 
 
 def tensors(method: Any, site: Site) -> Mapping[str, Tensor]:

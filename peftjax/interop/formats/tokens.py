@@ -13,14 +13,14 @@ from peftjax.methods.bound import Bound
 from peftjax.methods.trainable_tokens import TrainableTokens
 from peftjax.sites import Site
 
-_KEY = "trainable_tokens_delta"
-_TIED = f"base_model.model.lm_head.{_KEY}"
-_COPIES = tuple(f"base_model.model.{part}.embed_tokens.{_KEY}" for part in ("encoder", "decoder"))  # of T5's `shared`
+KEY = "trainable_tokens_delta"
+_TIED = f"base_model.model.lm_head.{KEY}"
+_COPIES = tuple(f"base_model.model.{part}.embed_tokens.{KEY}" for part in ("encoder", "decoder"))  # of T5's `shared`
 
 
 def _tensors(method: TrainableTokens, site: Site) -> Mapping[str, Tensor]:
   del method
-  return {} if site.kind == "unembedding" else {"token_rows": Tensor(_KEY)}
+  return {} if site.kind == "unembedding" else {"token_rows": Tensor(KEY)}
 
 
 def _config(method: TrainableTokens, config: Config, names: Mapping[str, str], context: Context) -> Config:
@@ -48,7 +48,7 @@ def _without_copies(bound: Bound, config: Config, tensors: Tensors) -> Tensors:
   copies = [key for key in tensors if key in _COPIES or (is_tied and key == _TIED)]
   found = {key: value for key, value in tensors.items() if key not in copies}
   for key in copies:
-    if not any(np.array_equal(value, tensors[key]) for own, value in found.items() if own.endswith(_KEY)):
+    if not any(np.array_equal(value, tensors[key]) for own, value in found.items() if own.endswith(KEY)):
       raise UserError(f"{key!r} is not the embeddings', to which it is tied in this model")
   return found
 
