@@ -10,6 +10,9 @@ TESTS ?= tests peftjax
 PYTEST_FLAGS ?= -n 2 -m "not slow"
 
 python := $(VENV)/bin/python
+# pip builds source distributions with these versions and no others; its older versions read the first name
+export PIP_CONSTRAINT := requirements-build.lock
+export PIP_BUILD_CONSTRAINT := requirements-build.lock
 runtime := $(VENV)/.installed-runtime
 test_set := $(VENV)/.installed-test
 
@@ -38,7 +41,7 @@ $(python):
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "peftjax needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 
-$(runtime): requirements.lock setup.py | $(python)
+$(runtime): requirements.lock requirements-build.lock setup.py | $(python)
 	$(python) -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(python) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --use-pep517 -e .
 	@touch $@

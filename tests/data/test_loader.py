@@ -215,6 +215,14 @@ def test_what_is_cut_is_told(tokenizer, tmp_path):
   assert text_loaders(tiny_config(tmp_path / "long"), tokenizer).train.measured.lengths.tolist() == [12, 3]
 
 
+def test_texts_beyond_what_the_tokenizer_says_the_model_is_made_for_are_told(tmp_path):
+  folder = tokenizer_folder(tmp_path / "tokenizer")
+  (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer", "model_max_length": 8}')
+  jsonl(tmp_path / "long" / "train.jsonl", [{"text": "a " * 7, "label": "x"}, {"text": "b", "label": "y"}])
+  notes = text_loaders(tiny_config(tmp_path / "long"), load_tokenizer(folder, 12)).train.notes
+  assert "train: texts are longer than the 8 tokens that the tokenizer says the model is made for" in notes
+
+
 def test_a_file_that_breaks_while_training_is_one_error(config, tokenizer, tmp_path):
   train = text_loaders(config, tokenizer).train
   (tmp_path / "data" / "train.jsonl").write_text("")

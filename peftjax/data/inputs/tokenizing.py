@@ -44,6 +44,8 @@ class Tokenizer:
     max_length: tokens, special ones included.
     gives_type_ids: the model was trained with token type ids.
     eos_id: the token that ends a text; None if there is none.
+    made_for: tokens of the longest text that the model is made for, by the tokenizer's `model_max_length`; None: it
+      does not say.
   """
 
   def __init__(self, made: TokenizerFolder, max_length: int, embedded: int = 2**31):
@@ -59,6 +61,7 @@ class Tokenizer:
     self.max_length = max_length
     self.gives_type_ids = made.gives_type_ids
     self.eos_id = made.eos_id
+    self.made_for = made.model_max_length
     self._words_open_with_a_space = self._glues_words()
 
   def __reduce__(self) -> tuple[Any, ...]:

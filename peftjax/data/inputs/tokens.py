@@ -155,6 +155,10 @@ class Tokens(Input):
         "raise it, or try data.format='plain' if a chat template fills the rows"
       )
     lines = [f"train: the chat template writes the date into every conversation:{self._day}"] if self._day else []
+    made_for = self.tokenizer.made_for
+    if made_for is not None and int(measured.lengths.max(initial=0)) > made_for:
+      said = "tokens that the tokenizer says the model is made for"
+      lines.append(f"train: texts are longer than the {made_for:,} {said}")
     lost = "words lose their tags, being cut off or unknown to the tokenizer"
     if has_responses:
       lost = "examples have no response left and teach nothing; raise data.max_length"

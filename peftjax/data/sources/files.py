@@ -161,10 +161,20 @@ def find_files(kind: str, path: str) -> dict[str, Path]:
   for split, names in SPLIT_FILES.items():
     candidates = [Path(pattern.replace("{split}", name)) for pattern in patterns for name in names]
     for candidate in filter(Path.is_file, candidates):
+      _check_link(candidate)
       found.setdefault(split, candidate)
   if "train" not in found:
     raise UserError(f"data.name: no training file; expected {patterns[0].replace('{split}', 'train')}")
   return found
+
+
+def _check_link(file: Path) -> None:
+  """Raises a `UserError` if a file of a folder is a link out of it, except to the store of Hugging Face's cache."""
+  target, folder = file.resolve(), file.parent.resolve()
+  snapshots = next((one for one in folder.parents if one.name == "snapshots"), None)
+  stores = [folder, *([snapshots.parent / "blobs"] if snapshots is not None else [])]
+  if not any(target.is_relative_to(store) for store in stores):
+    raise UserError(f"{file} is a link out of the data set's folder; name the file that is meant")
 
 
 def choose_columns(row: Row, where: str, named: Named) -> Columns:
@@ -182,6 +192,9 @@ def choose_columns(row: Row, where: str, named: Named) -> Columns:
   if (columns := _text_to_text(row, where, named)) is not None:
     return columns
   lists = [name for name in row if isinstance(row[name], list)]
+  odd = _first(texts[:1] or MESSAGES_NAMES, [name for name in lists if _have_roles(row[name])])
+  if odd and not _are_messages(row[odd]):
+    raise UserError(f"{where}: column {odd!r}: {_MESSAGES}")
   if messages := _first(texts[:1] or MESSAGES_NAMES, [name for name in lists if _are_messages(row[name])]):
     return Columns(messages=messages)
   tokens = _first(texts[:1] or TOKENS_NAMES, lists)
@@ -212,6 +225,13 @@ def _text_to_text(row: Row, where: str, named: Named) -> Columns | None:
   return None
 
 
+_MESSAGES = "expected a list of objects with role and content, both texts"
+
+
+def _have_roles(value: Any) -> bool:
+  return bool(value) and all(isinstance(one, dict) and isinstance(one.get("role"), str) for one in value)
+
+
 def _are_messages(value: Any) -> bool:
   return bool(value) and all(
     isinstance(one, dict) and isinstance(one.get("role"), str) and isinstance(one.get("content"), str) for one in value
@@ -237,9 +257,10 @@ def _content(file: TextFile, number: int, columns: Columns) -> tuple[str, Any]:
   if columns.messages:
     messages = row[columns.messages]
     if not isinstance(messages, list) or not _are_messages(messages):
-      raise UserError(
-        f"{where}: column {columns.messages!r} holds {messages!r:.60}, expected a list of objects with role and content"
-      )
+      raise UserError(f"{where}: column {columns.messages!r} holds {messages!r:.60}, {_MESSAGES}")
+    for name in ("tools", "documents"):
+      if row.get(name):
+        raise UserError(f"{where}: column {name!r}: chat templates are not given {name} here; train without the column")
     return " ".join(one["content"] for one in messages if one["role"] != "assistant"), None
   if columns.tokens:
     tokens = row[columns.tokens]
