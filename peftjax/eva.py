@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -54,8 +54,8 @@ def add(
   Args:
     method: LoRA on linear sites; its rank is the average one. The scale stays α / r whatever rank a module gets, which
       is PEFT's `adjust_scaling_factors`.
-    batches: the model's inputs; rows that `attention_mask` leaves out do not count. The moments of every targeted
-      module are held at once, in² floats each.
+    batches: the model's inputs; vectors that their stream's mask leaves out (`sites.Stream`) do not count. The moments
+      of every targeted module are held at once, in² floats each.
     rho: ρ ≥ 1; a module gets a rank of at most ρ r. 1 leaves all ranks as they are.
     whiten: divide each direction by the root of its singular value.
 
@@ -90,12 +90,14 @@ def add(
 
 def collect(model: Model, names: Iterable[str], batches: Iterable[Mapping[str, Any]]) -> dict[str, Moments]:
   """Moments of what enters the named modules of an unrolled model, over all batches."""
-  wanted = frozenset(names)
+  streams = {site.name: site.streams for site in model.sites}
+  every = tuple(stream for site in model.sites if site.kind == "model" for stream in site.streams)
+  wanted = {name: [stream.mask for stream in (*streams.get(name, ()), *every)] for name in names}
 
   @jax.jit
   def one(params: masks.Tree, batch: Mapping[str, Any]) -> dict[str, Moments]:
     held: dict[str, Moments] = {}
-    with nn.intercept_methods(_watch(wanted, batch.get("attention_mask"), held)), acting(model.bound, params) as whole:
+    with nn.intercept_methods(_watch(wanted, batch, held)), acting(model.bound, params) as whole:
       model.module.apply(variables_of(whole), **batch)
     return held
 
@@ -108,15 +110,19 @@ def collect(model: Model, names: Iterable[str], batches: Iterable[Mapping[str, A
   return total
 
 
-def _watch(wanted: frozenset[str], mask: Any, held: dict[str, Moments]) -> Callable[..., Any]:
+def _watch(
+  wanted: Mapping[str, Sequence[str]], batch: Mapping[str, Any], held: dict[str, Moments]
+) -> Callable[..., Any]:
+  """An interceptor that notes the moments of the modules in `wanted`: name -> inputs that may be their stream's mask;
+  the first counts that has an entry for each vector."""
+
   def watch(next_fun: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
     name = ".".join(context.module.path) if context.module.scope is not None else ""
     if context.method_name == "__call__" and name in wanted:
       x = args[0].astype(jnp.float32)
       rows = x.reshape(-1, x.shape[-1])
-      counts = jnp.ones(rows.shape[0])
-      if mask is not None and mask.shape == x.shape[:-1]:
-        counts = mask.reshape(-1).astype(jnp.float32)
+      masks_of = [batch[mask] for mask in wanted[name] if mask in batch and batch[mask].shape == x.shape[:-1]]
+      counts = masks_of[0].reshape(-1).astype(jnp.float32) if masks_of else jnp.ones(rows.shape[0])
       weighted = rows * counts[:, None]
       held[name] = (counts.sum(), weighted.sum(axis=0), rows.T @ weighted)
     return next_fun(*args, **kwargs)

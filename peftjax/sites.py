@@ -18,13 +18,18 @@ ARRAY_KINDS = ("linear", "conv", "embedding", "unembedding", "norm")
 class HasSites:
   """Modules declare with `sites` which of their methods adapters may act on: method name -> kind of site.
 
-  The module whose method is a "model" site declares `streams` too, and `embedding_path`, where the table that a prompt
-  may start from stands below it. It may have `position_limit`, how many vectors a sequence may have, and
+  The module whose method is a "model" site declares `streams` too, and `embedding_path` if a prompt may start from a
+  table of its. It may have `position_limit`, how many vectors a sequence may have, and
   `default_positions(inputs)`, int[B, L], what it counts where no positions are given.
   """
 
   sites: ClassVar[Mapping[str, str]] = {}
   streams: ClassVar[tuple[Stream, ...]] = ()
+
+  @property
+  def embedding_path(self) -> tuple[str, ...]:
+    """Below the module whose method is a "model" site, where the table of its embeddings stands; () without one."""
+    return ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from peftjax.model import Model
 from peftjax.models.building import build
 from peftjax.models.family import ENCODER, Architecture, Family
 from peftjax.models.layers import Runtime, stack_of
+from peftjax.sites import HasSites, Stream
 
 SIZE = 7
 
@@ -28,15 +30,18 @@ class Block(nn.Module):
     return x + nn.tanh(nn.Dense(SIZE, name="query")(x)), None
 
 
-class Toy(nn.Module):
-  """Two blocks."""
+class Toy(nn.Module, HasSites):
+  """Two blocks over frames, of which a mask of another name than the text models' says which are there."""
+
+  sites: ClassVar[Mapping[str, str]] = {"__call__": "model"}
+  streams: ClassVar[tuple[Stream, ...]] = (Stream(embeds="x", mask="frame_mask"),)
 
   runtime: Runtime
 
   def setup(self) -> None:
     self.layer = stack_of(Block, (), 2, self.runtime)
 
-  def __call__(self, x: jax.Array, attention_mask: jax.Array | None = None) -> dict[str, jax.Array]:
+  def __call__(self, x: jax.Array, frame_mask: jax.Array | None = None) -> dict[str, jax.Array]:
     return {"logits": self.layer(x)[0]}
 
 
@@ -62,14 +67,14 @@ def batches() -> list[dict[str, Any]]:
   return [
     {
       "x": 1.0 + spread * rng.standard_normal((4, 5, SIZE)),
-      "attention_mask": np.array([[1] * 5] * 3 + [[1, 1, 0, 0, 0]]),
+      "frame_mask": np.array([[1] * 5] * 3 + [[1, 1, 0, 0, 0]]),
     }
     for _ in range(3)
   ]
 
 
 def rows() -> np.ndarray:
-  return np.concatenate([one["x"][one["attention_mask"] == 1] for one in batches()])
+  return np.concatenate([one["x"][one["frame_mask"] == 1] for one in batches()])
 
 
 def lora(**settings: Any) -> methods.LoRA:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -80,10 +79,9 @@ class JaxTrainer:
 
   def step_flops(self, config: ConfigDict) -> float:
     """FLOPs of the matrix products in one update, on a batch of the greatest length; traced, not compiled."""
-    config = copy.deepcopy(config)
-    config.data.buckets = ()
     run = make_run(config)
-    traced = jax.jit(run.step()).trace(run.start(), run.frozen, next(run.loaders.train))
+    batch = run.loaders.inputs.training().batch_spec(config.train.batch_size)
+    traced = jax.jit(run.step()).trace(run.start(), run.frozen, batch)
     return float(flops_of(traced.jaxpr))
 
   def measure(

@@ -38,7 +38,7 @@ class Cost:
   """One compiled step.
 
   Attributes:
-    shape: of the batch, "examples x tokens".
+    shape: of the batch (`shape_name`): its examples, and their length where there are several.
     compile_seconds: tracing and compiling, or fetching from the cache.
     flops: of matrix products, in all repetitions of scanned layers (`peftjax.train.flops`).
     xla_flops: XLA's own count, which takes every loop's body once.

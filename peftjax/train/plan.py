@@ -39,8 +39,8 @@ def plan(config: ConfigDict, topology: str = "", search: bool = False, arguments
   """What the train step of a config needs on every device.
 
   Args:
-    config: as for `train`; `model.path` may hold a config.json alone. A batch is `train.batch_size` rows of
-      `data.max_length` tokens.
+    config: as for `train`; `model.path` may hold a config.json alone. A batch is `train.batch_size` rows of the
+      greatest length that the input gives.
     topology: a slice such as "v5e:4x4"; empty: this machine's devices.
     arguments: the arguments alone, from shapes; nothing is compiled, and `fits` is False only where they do not fit.
     search: if it does not fit, tries changes that save memory, one on top of the other, until it does.

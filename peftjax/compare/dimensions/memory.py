@@ -109,7 +109,7 @@ def _held(one: Mapping[str, Any], at: Mapping[str, Any]) -> int:
 
 
 def _curve(one: Mapping[str, Any], axis: str) -> list[tuple[float, float]]:
-  """(tokens or rows, bytes) where the other one of the two is the largest."""
+  """(length or rows, bytes) where the other one of the two is the largest."""
   most, other = _largest(one), "rows" if axis == "length" else "length"
   return sorted((at[axis], _held(one, at)) for at in one["shapes"] if at[other] == most[other])
 
