@@ -120,6 +120,19 @@ def _check(folder: Path, names: Sequence[str], overwrite: bool, base: Path | Non
     raise UserError(f"{folder} is the folder of the base model; {how}")
   if any((folder / name).exists() for name in _RUN) or _has_checkpoints(folder):
     raise UserError(f"{folder} holds a run; {how}")
+  _check_as_written(folder, names, how)
+
+
+def check_as_written(folder: Path, names: Sequence[str]) -> None:
+  """Raises `UserError` if one of the files was changed since it was written here, or was not.
+
+  A folder of which nobody listed what was written in it, as earlier versions did not in studies, passes.
+  """
+  if (folder / LIST).is_file():
+    _check_as_written(folder, names, "move it, or choose another folder")
+
+
+def _check_as_written(folder: Path, names: Sequence[str], how: str) -> None:
   entries = _entries(folder)
   for name in names:
     if os.path.lexists(folder / name) and not _is_as_written(folder / name, entries.get(name)):

@@ -31,7 +31,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from peftjax import outputs
 from peftjax.compare import analysis, claims, dimensions, records
+from peftjax.compare import folder as folder_lib
 from peftjax.compare import formatting as fmt
 from peftjax.compare.analysis import Summary
 from peftjax.compare.budget import within_budget
@@ -71,9 +73,10 @@ def run_study(config: ConfigDict, workdir: str | Path, trainer: Trainer | None =
     trainer: what trains; `JaxTrainer` if left out.
 
   Raises:
-    UserError: a config that does not plan, or a folder that holds another study.
+    UserError: a config that does not plan, or a folder that holds another study, or files that are not a study's.
   """
   workdir, trainer = Path(workdir), trainer or JaxTrainer()
+  folder_lib.check(workdir)
   config = within_budget(config, workdir, trainer)
   trials = trials_of(config)
   dimensions.of_study(config.compare.dimensions)
@@ -117,9 +120,11 @@ def conclude(
     summary, failed=failed, search=tuple(searched), environment=dict(environment or page.environment())
   )
   verdicts = claims.judge(summary, results)
-  write_text(workdir / "summary.json", json.dumps(summary.to_json(), indent=2) + "\n")
-  write_text(workdir / "claims.json", json.dumps([one.to_json() for one in verdicts], indent=2) + "\n")
-  page.write(workdir, plain_config(config), summary, results, verdicts)
+  outputs.check_as_written(workdir, folder_lib.CONCLUSIONS)
+  with outputs.written(workdir, folder_lib.CONCLUSIONS, "study", overwrite=True) as place:
+    write_text(place / "summary.json", json.dumps(summary.to_json(), indent=2) + "\n")
+    write_text(place / "claims.json", json.dumps([one.to_json() for one in verdicts], indent=2) + "\n")
+    page.write(place, plain_config(config), summary, results, verdicts)
   return Outcome(summary, failed)
 
 
@@ -153,6 +158,7 @@ def conclude_again(workdir: str | Path, trust: Collection[str] = ()) -> Outcome:
     UserError: the folder holds no results, or names own code that is not in `trust`.
   """
   workdir = Path(workdir)
+  folder_lib.check(workdir)
   results = records.read_results(workdir / "results.jsonl")
   config, searched, times, before = (
     _kept(workdir / f"{one}.json") for one in ("config", "search", "timing", "summary")

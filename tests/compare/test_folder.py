@@ -1,0 +1,58 @@
+"""Files that a study would write over and that are not a study's: refused in one line, before anything is trained."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from peftjax.compare import conclude_again
+from peftjax.errors import UserError
+from tests.compare.test_study import config, run
+
+
+def untouched(folder, message):
+  before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+  with pytest.raises(UserError, match=message):
+    run(config(), folder, lambda *_: pytest.fail("trained"))
+  assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+  ("name", "content"),
+  [
+    ("report.html", "<h1>mine</h1>"),
+    ("results.jsonl", '{"my": "results"}\n'),
+    ("config.json", '{"model_type": "bert"}'),
+    ("search.json", "[]"),
+  ],
+)
+def test_what_others_wrote_stays(tmp_path, name, content):
+  (tmp_path / name).write_text(content)
+  untouched(tmp_path, rf"{name} is no study's, and would be replaced; choose another folder")
+
+
+def test_what_was_changed_since_stays(tmp_path):
+  run(config(), tmp_path)
+  listed, report = tmp_path / ".peftjax_files.json", tmp_path / "report.html"
+  assert set(json.loads(listed.read_text())["files"]) == {
+    "summary.json", "claims.json", "report.html", "report.md", "report.tex",
+  }  # fmt: skip
+  report.write_text("<h1>mine</h1>")
+  untouched(tmp_path, r"report\.html has been changed since peftjax wrote it and would be replaced; move it")
+  with pytest.raises(UserError, match="has been changed"):
+    conclude_again(tmp_path)
+  listed.unlink()  # as studies of earlier versions, which go on
+  conclude_again(tmp_path)
+  assert "<svg" in report.read_text() and listed.is_file()
+  (tmp_path / "results.jsonl").write_text('{"my": "results"}\n')
+  untouched(tmp_path, r"results\.jsonl, line 1: no record of a trial")
+
+
+def test_a_link_in_a_reports_place_is_not_followed(tmp_path):
+  other = tmp_path / "other.html"
+  other.write_text("mine")
+  (tmp_path / "study").mkdir()
+  (tmp_path / "study" / "report.html").symlink_to(other)
+  untouched(tmp_path / "study", r"report\.html is no file, and would be replaced")
+  assert other.read_text() == "mine"
