@@ -19,7 +19,7 @@ import numpy as np
 from experiments import plans
 from experiments.published_models import DECODERS, GPT3, LLAMA_7B, MT0_LARGE, T0_3B, T0_11B, Shapes, model_of
 from peftjax.compare import formatting as fmt
-from peftjax.compare.claims import published
+from peftjax.compare.claims import published_claims
 from peftjax.compare.claims.verdict import CONTRADICTED, SUPPORTED
 from peftjax.files import write_text
 from peftjax.guide.recommend import multiplied
@@ -179,7 +179,7 @@ def verdicts(kept: Mapping[str, Any]) -> dict[str, Verdict]:
 
 def page(kept: Mapping[str, Any], judged: Mapping[str, Verdict]) -> str:
   """The docs page."""
-  words = {one["id"]: one["claim"] for one in published()}
+  words = {one["id"]: one["claim"] for one in published_claims()}
   claims = [[words[name], one["verdict"], one["reason"]] for name, one in judged.items()]
   sizes = {**DECODERS, "GPT-3": GPT3, "mT0-large": MT0_LARGE, "T0_3B": T0_3B, "T0 (11B)": T0_11B}
   rows = []

@@ -134,7 +134,7 @@ def _train(parsed: argparse.Namespace, overrides: list[str]) -> int:
   config = _config(parsed, overrides)
   hosts.start(config)
   if config.sweep:
-    result = sweep.run(config, parsed.workdir)
+    result = sweep.train_sweep(config, parsed.workdir)
     return _finish(parsed, result, lambda console: sweep.show(result, console))
   summary = loop.train(config, parsed.workdir)
   if not hosts.is_first():

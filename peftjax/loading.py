@@ -195,7 +195,7 @@ def folder_of(path: str | Path) -> Path:
   from peftjax.data import packages  # only these need the data package
 
   folder = packages.model_folder(text.removeprefix("packaged:")) if is_packaged else Path(text).expanduser()
-  return gguf.prepared(folder, packages.cache_folder("gguf")) if _is_gguf(folder) else folder
+  return gguf.prepared_folder(folder, packages.cache_folder("gguf")) if _is_gguf(folder) else folder
 
 
 def _is_gguf(path: Path) -> bool:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from peftjax.data.batching import subset
 from peftjax.data.inputs.chat import load_chat_template
 from peftjax.data.inputs.language import Form
-from peftjax.data.inputs.prompts import Prompt, prompt_of
+from peftjax.data.inputs.prompts import EncodedPrompt, prompt_of
 from peftjax.data.inputs.tokenizing import Tokenizer, load_tokenizer
 from peftjax.data.inputs.tokens import Tokens
 from peftjax.data.loader import EvalLoader
@@ -23,7 +23,7 @@ from peftjax.interop.peft import has_tokenizer
 from peftjax.loading import folder_of, load
 from peftjax.model import Model
 from peftjax.models.family import SEQ2SEQ_LM
-from peftjax.models.generate import Generator, generate, trimmed
+from peftjax.models.generate import Generator, generate, up_to_end
 from peftjax.models.generation_config import FILE, Stated, stated
 from peftjax.models.layers import Runtime
 from peftjax.models.sampling import Sampling
@@ -60,7 +60,7 @@ def complete(
   texts = ["" for _ in prompts]
   for chunk in generator.stream(prompts, key, chunk=_CHUNK):
     for row, tokens in enumerate(chunk):
-      rows[row] = trimmed([*rows[row], *(int(token) for token in tokens)], sampling)
+      rows[row] = up_to_end([*rows[row], *(int(token) for token in tokens)], sampling)
       text, is_cut = _cut(tokenizer.decode(rows[row]), stop)
       generator.done[row] |= is_cut
       ended = bool(generator.done[row])
@@ -75,7 +75,7 @@ def complete(
   return finals
 
 
-def prompts_of(loader: EvalLoader, inputs: Tokens, count: int) -> list[tuple[int, Prompt]]:
+def prompts_of(loader: EvalLoader, inputs: Tokens, count: int) -> list[tuple[int, EncodedPrompt]]:
   """(id, prompt) of the first `count` examples of a split (0: all), in an order that no seed changes.
 
   Raises:
@@ -101,7 +101,9 @@ def sampling_for(model: Model, inputs: Tokens, settings: ConfigDict) -> Sampling
   )
 
 
-def answers(model: Model, inputs: Tokens, prompts: Sequence[Prompt], sampling: Sampling, batch_size: int) -> list[str]:
+def answers(
+  model: Model, inputs: Tokens, prompts: Sequence[EncodedPrompt], sampling: Sampling, batch_size: int
+) -> list[str]:
   """What the model writes for each prompt, without white space around; prompts of similar length together."""
   texts = [""] * len(prompts)
   order = np.argsort([len(one.ids) for one in prompts], kind="stable")

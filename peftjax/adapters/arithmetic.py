@@ -38,7 +38,7 @@ def combined(
     keys: one random key for each tensor.
   """
   if kind in ("ties", "magnitude_prune"):
-    tensors = [largest(one, density) for one in tensors]
+    tensors = [largest_elements(one, density) for one in tensors]
   elif kind != "linear":
     tensors = [dropped(one, density, key) for one, key in zip(tensors, keys)]
   stack = jnp.stack(list(tensors))
@@ -50,7 +50,7 @@ def combined(
   return (weighted * agrees).sum(axis=0) / jnp.maximum(agrees.sum(axis=0), 1)
 
 
-def largest(tensor: jax.Array, density: float) -> jax.Array:
+def largest_elements(tensor: jax.Array, density: float) -> jax.Array:
   """The elements of largest magnitude, int(density · size) of them; zeros elsewhere."""
   if density >= 1.0:
     return tensor

@@ -16,11 +16,11 @@ NONE = "–"
 MINUS = "−"
 
 
-def score(value: float | None, metric: Metric) -> str:
+def score_text(value: float | None, metric: Metric) -> str:
   """In percent if the metric is a share, else to three decimals.
 
   >>> accuracy, pearson = Metric("accuracy", "per-example", share=True), Metric("pearson", "corpus")
-  >>> score(0.8371, accuracy), score(0.8371, pearson), score(-0.8371, pearson)
+  >>> score_text(0.8371, accuracy), score_text(0.8371, pearson), score_text(-0.8371, pearson)
   ('83.7', '0.837', '−0.837')
   """
   if value is None or not math.isfinite(value):
@@ -37,7 +37,7 @@ def signed(value: float | None, metric: Metric) -> str:
   """
   if value is None or not math.isfinite(value):
     return NONE
-  text = score(abs(value), metric)
+  text = score_text(abs(value), metric)
   return text if not float(text) else ("+" if value > 0 else MINUS) + text
 
 
@@ -45,8 +45,8 @@ def estimate(one: Estimate | None, metric: Metric) -> str:
   """A score with its interval, such as "83.7 [82.1, 85.2]"."""
   if one is None:
     return NONE
-  ends = f" [{', '.join(score(end, metric) for end in one.ends)}]" if one.ends else ""
-  return score(one.estimate, metric) + ends
+  ends = f" [{', '.join(score_text(end, metric) for end in one.ends)}]" if one.ends else ""
+  return score_text(one.estimate, metric) + ends
 
 
 def difference(one: Estimate | None, metric: Metric) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 
 from peftjax.compare.metrics import spec_of, specs_in
 from peftjax.compare.scores import pack_scores
-from peftjax.compare.trials import Trial, changes, fingerprint, plain_config
+from peftjax.compare.trials import Trial, config_changes, fingerprint, plain_config
 from peftjax.data.extra_sets import shifted_names
 from peftjax.errors import UserError
 from peftjax.files import read_json, write_text
@@ -185,7 +185,7 @@ def _adapter_file(held: Mapping[str, int], folder: Path) -> int:
 # Files ------------------------------------------------------------------------------------------------------------
 
 
-def keep(record: Record, folder: Path) -> None:
+def keep_record(record: Record, folder: Path) -> None:
   """Writes ``record.json`` in a trial's folder."""
   write_text(folder / "record.json", json.dumps(record.to_json(), sort_keys=True) + "\n")
 
@@ -202,7 +202,7 @@ def finished(trial: Trial, workdir: Path) -> Record | None:
   record = Record.from_json(read_json(path))
   wanted = plain_config(trial.config)
   if record.config_hash != fingerprint(wanted):
-    shown = "; ".join(changes(record.config, wanted)[:3])
+    shown = "; ".join(config_changes(record.config, wanted)[:3])
     raise UserError(f"{path.parent} holds a run of another config ({shown}): use another --workdir, or delete it")
   return record
 

@@ -36,7 +36,7 @@ Laid = Callable[[ConfigDict], ConfigDict]
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
+class SearchPoint:
   """What one trial of the search tries: a peak learning rate, and values of the row's knobs."""
 
   rate: float
@@ -72,8 +72,8 @@ class Tried(Stored):
   run: str = ""
 
   @property
-  def setting(self) -> Setting:
-    return Setting(self.learning_rate, tuple(self.knobs.items()))
+  def setting(self) -> SearchPoint:
+    return SearchPoint(self.learning_rate, tuple(self.knobs.items()))
 
   @property
   def mean(self) -> float | None:
@@ -109,8 +109,8 @@ class Choice(Stored):
   tried: tuple[Tried, ...]
 
   @property
-  def best(self) -> Setting:
-    return Setting(self.learning_rate, tuple(self.knobs.items()))
+  def best(self) -> SearchPoint:
+    return SearchPoint(self.learning_rate, tuple(self.knobs.items()))
 
   @property
   def rates(self) -> list[Tried]:
@@ -166,11 +166,11 @@ def search_row(config: ConfigDict, workdir: Path, row: str, trainer: Trainer, si
     base.train.eval_first, base.data.shifted, base.data.retained = False, (), ""
   centre = base.optim.learning_rate or METHODS[base.method.name].learning_rate
   folder = workdir / "search" / row / (f"n={size}" if size else "")
-  tried: dict[Setting, Tried] = {}
+  tried: dict[SearchPoint, Tried] = {}
 
   direction = 1.0
 
-  def attempt(settings: Sequence[Setting]) -> None:
+  def attempt(settings: Sequence[SearchPoint]) -> None:
     nonlocal direction
     fresh = [one for one in dict.fromkeys(settings) if one not in tried][: section.trials - len(tried)]
     for one, found in zip(fresh, _outcomes(base, folder, fresh, config.compare, trainer)):
@@ -183,21 +183,21 @@ def search_row(config: ConfigDict, workdir: Path, row: str, trainer: Trainer, si
         run=one.name,
       )
 
-  def best() -> Setting:
+  def best() -> SearchPoint:
     return max(tried.values(), key=lambda one: one.rank(direction)).setting
 
   def rate(exponent: float) -> float:
     return float(f"{centre * section.factor**exponent:.3g}")
 
   exponents = [-1.0, 0.0, 1.0]
-  attempt([Setting(rate(one)) for one in exponents])
+  attempt([SearchPoint(rate(one)) for one in exponents])
   while len(tried) < section.trials and best().rate in (rate(min(exponents)), rate(max(exponents))):
     exponents.append(min(exponents) - 1 if best().rate == rate(min(exponents)) else max(exponents) + 1)
-    attempt([Setting(rate(exponents[-1]))])
+    attempt([SearchPoint(rate(exponents[-1]))])
   for field, values in _knobs(overrides.get("search") or {}):
     for value in values:
       now = best()
-      attempt([Setting(now.rate, (*(knob for knob in now.knobs if knob[0] != field), (field, value)))])
+      attempt([SearchPoint(now.rate, (*(knob for knob in now.knobs if knob[0] != field), (field, value)))])
   for distance in (0.5, 0.25, 0.125):
     now = best()
     attempt(
@@ -234,7 +234,7 @@ class Scored(Stored):
 
 
 def _outcomes(
-  base: ConfigDict, folder: Path, settings: Sequence[Setting], study: ConfigDict, trainer: Trainer
+  base: ConfigDict, folder: Path, settings: Sequence[SearchPoint], study: ConfigDict, trainer: Trainer
 ) -> Iterator[list[Scored]]:
   """Each setting's outcomes by seed; what is not finished is trained, `compare.together` runs at once."""
   seeds, runs = study.search.seeds, []

@@ -249,7 +249,7 @@ def _train_all(
           say(f"failed: {trial.run}: {failed[trial.run]}")
           continue
         done[trial.run] = records.record_of(trial, outcome, folder)
-        records.keep(done[trial.run], folder)
+        records.keep_record(done[trial.run], folder)
         (folder / "error.txt").unlink(missing_ok=True)
       done |= _finished(trials, workdir)
       records.write_results([done[one.run] for one in trials if one.run in done], workdir)
@@ -291,7 +291,7 @@ def _measure_all(
           say(f"failed: {trial.run}, {one.name}: {failed[f'{trial.run}, {one.name}']}")
           continue
         record = dataclasses.replace(record, dimensions={**record.dimensions, one.name: found})
-      records.keep(record, folder)
+      records.keep_record(record, folder)
       done[trial.run] = record
       records.write_results([done[one.run] for one in trials if one.run in done], workdir)
   return failed

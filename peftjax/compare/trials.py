@@ -176,17 +176,17 @@ def fingerprint(config: Mapping[str, Any]) -> str:
   return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+def config_changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
   """Each field in which two plain configs differ.
 
-  >>> changes({"optim": {"learning_rate": 0.1}}, {"optim": {"learning_rate": 0.2}, "seed": 4})
+  >>> config_changes({"optim": {"learning_rate": 0.1}}, {"optim": {"learning_rate": 0.2}, "seed": 4})
   ['optim.learning_rate: 0.1 -> 0.2', 'seed: not there -> 4']
   """
   lines = []
   for key in sorted({*old, *new}):
     before, after = old.get(key, _MISSING), new.get(key, _MISSING)
     if isinstance(before, Mapping) and isinstance(after, Mapping):
-      lines += changes(before, after, f"{prefix}{key}.")
+      lines += config_changes(before, after, f"{prefix}{key}.")
     elif before != after:
       shown = ["not there" if one is _MISSING else repr(one) for one in (before, after)]
       lines.append(f"{prefix}{key}: {' -> '.join(shown)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from peftjax.data.sources.packaged import PACKAGED, prepared
+from peftjax.data.sources.packaged import PACKAGED, prepared_builder
 from peftjax.errors import UserError
 
 
@@ -12,7 +12,7 @@ def main(names: list[str]) -> int:
   """Prints ``name split=count ...`` of each data set; 2 if a name is unknown or a package cannot be had."""
   try:
     for name in names or PACKAGED:
-      splits = prepared(name).info.splits
+      splits = prepared_builder(name).info.splits
       print(name, *(f"{split}={info.num_examples}" for split, info in splits.items()))
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)

@@ -105,7 +105,7 @@ def training_batches(
   return Batches(batches.ids[shuffled], batches.lengths[shuffled])
 
 
-class TrainingPlan:
+class TrainingOrder:
   """The batches of every epoch.
 
   Attributes:

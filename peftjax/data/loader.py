@@ -41,17 +41,17 @@ class TrainLoader:
 
   def __init__(
     self,
-    plan: Any,
+    order: Any,
     reader: Any,
     measured: Measured | None,
     identity: Mapping[str, Any],
     workers: int,
     notes: list[str],
   ):
-    self._plan, self._reader, self._identity, self._workers = plan, reader, dict(identity), workers
+    self._order, self._reader, self._identity, self._workers = order, reader, dict(identity), workers
     self.measured, self.notes = measured, notes
-    self.examples = plan.examples
-    self.steps_per_epoch = plan.steps_per_epoch
+    self.examples = order.examples
+    self.steps_per_epoch = order.steps_per_epoch
     self._step = 0
     self._batches: Iterator[Batch] | None = None
 
@@ -60,7 +60,7 @@ class TrainLoader:
 
   def __next__(self) -> Batch:
     if self._batches is None:
-      self._batches = read_ahead(TrainingSteps(self._plan, self._reader, self._step), self._workers)
+      self._batches = read_ahead(TrainingSteps(self._order, self._reader, self._step), self._workers)
     batch = next(self._batches)
     self._step += 1
     return batch
@@ -198,7 +198,7 @@ def _train_loader(config: ConfigDict, dataset: Dataset, inputs: Input, ids: np.n
   measured = measure(dataset, "train", inputs) if inputs.buckets else None
   lengths = np.zeros(len(ids), np.int32) if measured is None else measured.lengths[ids]
   seed = int(config.seed)
-  plan = inputs.plan(ids, lengths, config.train.batch_size, seed)
+  order = inputs.order(ids, lengths, config.train.batch_size, seed)
   identity = {
     "data.name": dataset.name,
     "data's content": dataset.fingerprint(),
@@ -208,9 +208,9 @@ def _train_loader(config: ConfigDict, dataset: Dataset, inputs: Input, ids: np.n
   } | inputs.identity()
   if config.data.get("flip_labels", 0.0):
     identity["data.flip_labels"] = float(config.data.flip_labels)
-  reader = inputs.reader(dataset.split("train"), share, seed, plan)
+  reader = inputs.reader(dataset.split("train"), share, seed, order)
   notes = [*dataset.notes, *inputs.notes(measured)]
-  return TrainLoader(plan, reader, measured, identity, int(config.data.workers), notes)
+  return TrainLoader(order, reader, measured, identity, int(config.data.workers), notes)
 
 
 def _limit(count: int) -> int:

@@ -43,7 +43,7 @@ def example_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
 
 
 class Reader:
-  """Reads the batches of a plan."""
+  """Reads the batches in their order."""
 
   def __init__(self, source: Source, inputs: Input, share: Share, seed: int = 0):
     self._source, self._inputs, self._share, self._seed = source, inputs, share, seed
@@ -60,15 +60,15 @@ class Reader:
 class TrainingSteps:
   """The batch of step first, first + 1, ...: without end, as far as anyone will train."""
 
-  def __init__(self, plan: Any, reader: Any, first: int):
-    self._plan, self._reader, self._first = plan, reader, first
+  def __init__(self, order: Any, reader: Any, first: int):
+    self._order, self._reader, self._first = order, reader, first
 
   def __len__(self) -> int:
     return 2**31 - 1
 
   def __getitem__(self, index: int) -> Batch:
-    epoch, number = divmod(self._first + int(index), self._plan.steps_per_epoch)
-    return self._reader.read(self._plan.epoch(epoch), number, epoch)
+    epoch, number = divmod(self._first + int(index), self._order.steps_per_epoch)
+    return self._reader.read(self._order.epoch(epoch), number, epoch)
 
 
 WHOLE = Share()

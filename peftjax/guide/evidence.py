@@ -43,7 +43,7 @@ class Range:
 
 
 @functools.cache
-def published() -> tuple[dict[str, str], ...]:
+def metamathqa() -> tuple[dict[str, str], ...]:
   """The rows of ``metamathqa.csv``."""
   text = resources.files("peftjax.guide").joinpath("metamathqa.csv").read_text(encoding="utf-8")
   return tuple(csv.DictReader(text.splitlines()))
@@ -51,8 +51,8 @@ def published() -> tuple[dict[str, str], ...]:
 
 def published_accuracy(method: str) -> Range | None:
   """Share of problems solved less full fine-tuning's: from the median setting to the best one, each with its 95%."""
-  values = [float(row["accuracy"]) for row in published() if row["method"] == method]
-  full = next(float(row["accuracy"]) for row in published() if row["method"] == "full")
+  values = [float(row["accuracy"]) for row in metamathqa() if row["method"] == method]
+  full = next(float(row["accuracy"]) for row in metamathqa() if row["method"] == "full")
   if not values or method == "full":
     return None
   error = 1.96 * (2 * full * (1 - full) / PROBLEMS) ** 0.5
@@ -61,12 +61,12 @@ def published_accuracy(method: str) -> Range | None:
 
 def published_forgetting(method: str) -> Range | None:
   """Rise of the loss on pretraining text, nats a token: over all settings."""
-  values = [float(row["forgetting"]) for row in published() if row["method"] == method]
+  values = [float(row["forgetting"]) for row in metamathqa() if row["method"] == method]
   return Range(min(values), max(values), PUBLISHED, len(values)) if values else None
 
 
 @dataclasses.dataclass(frozen=True)
-class Own:
+class OwnStudy:
   """What one's own study found.
 
   Attributes:
@@ -88,7 +88,7 @@ class Own:
   notes: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
 
-def own_study(path: Path, reference: str = "full") -> Own:
+def own_study(path: Path, reference: str = "full") -> OwnStudy:
   """A study's ``results.jsonl`` as evidence; of a study of several sizes what it found at the largest.
 
   Raises:
@@ -103,7 +103,7 @@ def own_study(path: Path, reference: str = "full") -> Own:
       accuracy[row.row] = _gains(one.ends, summary, f"your study {path}", len(row.runs))
       if len(one.by_seed) > 1:
         spreads.append(statistics.stdev(one.by_seed))
-  return Own(
+  return OwnStudy(
     accuracy,
     {record.row: str(record.method["name"]) for record in records},
     {record.row: dict(record.method) for record in records},

@@ -110,7 +110,7 @@ def _guide(config: ConfigDict) -> dict[str, Any]:
   ranked, rejected = [], []
   for row, method in _candidates(own):
     try:
-      one = measured(config, row, method, own)
+      one = assessed(config, row, method, own)
     except UserError as error:  # such as a default target list that does not know the architecture
       rejected.append({"row": row, "reason": str(error)})
       continue
@@ -171,7 +171,7 @@ def _paths(given: Any) -> list[str]:
   return list(given) if isinstance(given, tuple) else [given] if given else []
 
 
-def _candidates(own: Sequence[evidence.Own]) -> list[tuple[str, dict[str, Any]]]:
+def _candidates(own: Sequence[evidence.OwnStudy]) -> list[tuple[str, dict[str, Any]]]:
   """The rows of own studies with their settings, then the standing candidates that these do not hold."""
   found: dict[str, dict[str, Any]] = {}
   for study in own:
@@ -180,7 +180,9 @@ def _candidates(own: Sequence[evidence.Own]) -> list[tuple[str, dict[str, Any]]]
   return [*found.items(), *((name, {"name": name, **fields}) for name, fields in CANDIDATES if name not in known)]
 
 
-def measured(config: ConfigDict, row: str, method: Mapping[str, Any], own: Sequence[evidence.Own] = ()) -> Candidate:
+def assessed(
+  config: ConfigDict, row: str, method: Mapping[str, Any], own: Sequence[evidence.OwnStudy] = ()
+) -> Candidate:
   """A method on the config's model, by shapes, with what is known of it.
 
   Args:
@@ -273,7 +275,7 @@ def _refused(one: Candidate, wants: rules_of_thumb.Wants, memory: int, steps: in
   return ""
 
 
-def _order(one: Candidate, own: Sequence[evidence.Own]) -> tuple[Any, ...]:
+def _order(one: Candidate, own: Sequence[evidence.OwnStudy]) -> tuple[Any, ...]:
   """First what an own study holds and did not find worse, then the rest; each by the middle of its best range.
 
   Figures of another model and task may not carry over, so that they do not overtake the user's own. Methods of which
@@ -331,7 +333,7 @@ def _as_json(one: Candidate, wants: rules_of_thumb.Wants, steps: int) -> dict[st
   }
 
 
-def _experiment(ranked: Sequence[Candidate], own: Sequence[evidence.Own], steps: int) -> dict[str, Any] | None:
+def _experiment(ranked: Sequence[Candidate], own: Sequence[evidence.OwnStudy], steps: int) -> dict[str, Any] | None:
   """The cheapest study that would tell the first two apart: seeds for a difference of two points at 80% power."""
   if len(ranked) < 2:
     return None

@@ -17,7 +17,7 @@ import numpy as np
 
 from peftjax.errors import UserError
 from peftjax.methods.base import MAY_BE_ZERO, Call, Context, Leaves
-from peftjax.methods.linear import LinearMethod, keep
+from peftjax.methods.linear import LinearMethod, dropout_mask
 from peftjax.methods.oft import cayley, nearest_divisor
 from peftjax.sites import Site
 
@@ -76,7 +76,7 @@ class BOFT(LinearMethod):
   def before(self, leaves: Leaves, x: jax.Array, site: Site, call: Call) -> jax.Array:
     rotations = _rotations(leaves["boft_r"])
     if self.dropout:
-      kept = keep(call, (*rotations.shape[:2], 1, 1), self.dropout)
+      kept = dropout_mask(call, (*rotations.shape[:2], 1, 1), self.dropout)
       rotations = kept * rotations + (1.0 - kept) * jnp.eye(rotations.shape[-1])
     return self._rotate(x, rotations.astype(x.dtype), site)
 

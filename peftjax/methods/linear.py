@@ -76,7 +76,7 @@ def uniform_by_fan(key: jax.Array, shape: tuple[int, ...], fan_in: int) -> jax.A
   return jax.random.uniform(key, shape, minval=-(fan_in**-0.5), maxval=fan_in**-0.5)
 
 
-def keep(call: Call, shape: tuple[int, ...], rate: float) -> jax.Array:
+def dropout_mask(call: Call, shape: tuple[int, ...], rate: float) -> jax.Array:
   """Ones, each zero with probability `rate` while training; unlike dropout's, what is kept is not scaled."""
   kept = call.dropout(jnp.ones(shape), rate)
   return kept if rate == 0.0 else (kept > 0).astype(jnp.float32)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from peftjax.methods.base import Call, Leaves
-from peftjax.methods.linear import LinearMethod, by_pattern, keep, uniform_by_fan
+from peftjax.methods.linear import LinearMethod, by_pattern, dropout_mask, uniform_by_fan
 from peftjax.sites import Site
 
 
@@ -71,9 +71,9 @@ class LoHa(LinearMethod):
       return y
     columns = jnp.einsum("ik,il->ikl", leaves["hada_w1_b"], leaves["hada_w2_b"]).reshape(site.shape[0], -1)
     rows = jnp.einsum("ko,lo->klo", leaves["hada_w1_a"], leaves["hada_w2_a"]).reshape(-1, site.shape[1])
-    outputs = keep(call, (site.shape[1],), self.rank_dropout)
+    outputs = dropout_mask(call, (site.shape[1],), self.rank_dropout)
     outputs /= jnp.maximum(outputs.mean(), 1.0 / site.shape[1])
-    outputs *= self.settings(site.names[0])[1] * keep(call, (), self.module_dropout)
+    outputs *= self.settings(site.names[0])[1] * dropout_mask(call, (), self.module_dropout)
     return y + x.astype(y.dtype) @ columns.astype(y.dtype) @ rows.astype(y.dtype) * outputs.astype(y.dtype)
 
   def delta(self, leaves: Leaves, base: Leaves, site: Site, shared: Leaves) -> Leaves:

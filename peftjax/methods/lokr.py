@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from peftjax.errors import UserError, nearest
 from peftjax.methods.base import Call, Leaves
-from peftjax.methods.linear import LinearMethod, by_pattern, keep, uniform_by_fan
+from peftjax.methods.linear import LinearMethod, by_pattern, dropout_mask, uniform_by_fan
 from peftjax.sites import Site
 
 INITS = ("default", "lycoris")
@@ -67,7 +67,7 @@ class LoKr(LinearMethod):
   def create(self, key: jax.Array, site: Site, base: Leaves) -> Leaves:
     del base
     rank = self.settings(site.names[0])[0]
-    (in_1, in_2), (out_1, out_2) = (factors(size, self.decompose_factor) for size in site.shape)
+    (in_1, in_2), (out_1, out_2) = (factor_pair(size, self.decompose_factor) for size in site.shape)
     key_1, key_2 = jax.random.split(key)
     leaves = _matrix("lokr_w1", key_1, in_1, out_1, rank, self.decompose_both)
     leaves |= _matrix("lokr_w2", key_2, in_2, out_2, rank, True)
@@ -75,17 +75,17 @@ class LoKr(LinearMethod):
     return {name: jnp.zeros_like(leaf) if name in zeros else leaf for name, leaf in leaves.items()}
 
   def after(self, leaves: Leaves, x: jax.Array, y: jax.Array, site: Site, call: Call) -> jax.Array:
-    in_1, in_2 = factors(site.shape[0], self.decompose_factor)
+    in_1, in_2 = factor_pair(site.shape[0], self.decompose_factor)
     update = x.astype(y.dtype).reshape(*x.shape[:-1], in_1, in_2)
     for factor in _factors(leaves, "lokr_w2"):
       update = update @ factor.astype(y.dtype)
     update = jnp.swapaxes(update, -1, -2)
     for factor in _factors(leaves, "lokr_w1"):
       update = update @ factor.astype(y.dtype)
-    outputs = keep(call, (site.shape[1],), self.rank_dropout)
+    outputs = dropout_mask(call, (site.shape[1],), self.rank_dropout)
     if self.rank_dropout_scale:
       outputs /= jnp.maximum(outputs.mean(), 1.0 / site.shape[1])
-    outputs *= self.settings(site.names[0])[1] * keep(call, (), self.module_dropout)
+    outputs *= self.settings(site.names[0])[1] * dropout_mask(call, (), self.module_dropout)
     return y + jnp.swapaxes(update, -1, -2).reshape(y.shape) * outputs.astype(y.dtype)
 
   def delta(self, leaves: Leaves, base: Leaves, site: Site, shared: Leaves) -> Leaves:
@@ -94,10 +94,10 @@ class LoKr(LinearMethod):
     return {"kernel": self.settings(site.names[0])[1] * jnp.kron(w1, w2)}
 
 
-def factors(size: int, wanted: int = -1) -> tuple[int, int]:
+def factor_pair(size: int, wanted: int = -1) -> tuple[int, int]:
   """(m, n) with m n = size and m ≤ n: m is `wanted` if it divides, else near it from below; -1: nearest the root.
 
-  >>> factors(768), factors(127), factors(128, 4), factors(20, 3)
+  >>> factor_pair(768), factor_pair(127), factor_pair(128, 4), factor_pair(20, 3)
   ((24, 32), (1, 127), (4, 32), (2, 10))
   """
   if wanted > 0 and size % wanted == 0:

@@ -58,9 +58,9 @@ def generate(
   """
   generator = Generator(model, sampling)
   if sampling.num_beams > 1:
-    return [trimmed(row, sampling) for row in generator.search(prompts, adapter_ids)]
+    return [up_to_end(row, sampling) for row in generator.search(prompts, adapter_ids)]
   (tokens,) = generator.stream(prompts, key, chunk=sampling.max_new_tokens, adapter_ids=adapter_ids)
-  return [trimmed(row, sampling) for row in tokens]
+  return [up_to_end(row, sampling) for row in tokens]
 
 
 def rehearse(model: Model, prompt: Sequence[int], sampling: Sampling) -> None:
@@ -77,7 +77,7 @@ def rehearse(model: Model, prompt: Sequence[int], sampling: Sampling) -> None:
   memory.check(size, f"generate: the cache of {len(prompt)} tokens and {sampling.max_new_tokens} new ones")
 
 
-def trimmed(tokens: Sequence[int] | np.ndarray, sampling: Sampling) -> list[int]:
+def up_to_end(tokens: Sequence[int] | np.ndarray, sampling: Sampling) -> list[int]:
   """The tokens up to the first that ends the sequence, itself included."""
   found = [int(token) for token in tokens]
   ends = [index for index, token in enumerate(found) if token in sampling.eos_ids]

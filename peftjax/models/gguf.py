@@ -244,7 +244,7 @@ def tokenizer_files(path: Path) -> dict[str, dict[str, Any]]:
   return {"tokenizer.json": tokenizer, "tokenizer_config.json": settings}
 
 
-def prepared(path: Path, cache: Path) -> Path:
+def prepared_folder(path: Path, cache: Path) -> Path:
   """The model folder of a GGUF file, or of a folder that holds nothing else, made in `cache` the first time."""
   file = path if path.is_file() else next(iter(sorted(path.glob("*.gguf"))))
   folder = cache / f"{file.stem}-{_identity(file.resolve())}"

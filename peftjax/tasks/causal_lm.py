@@ -50,7 +50,7 @@ class CausalLM(Task):
     return cls()
 
   def loss(self, forward: Forward, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, Arrays]:
-    return summed(forward({**model_inputs(batch), "targets": targets_of(batch)}), targets_of(batch), batch)
+    return summed_losses(forward({**model_inputs(batch), "targets": targets_of(batch)}), targets_of(batch), batch)
 
   def predict(self, forward: Forward, batch: Batch) -> Arrays:
     return by_example(forward({**model_inputs(batch), "targets": targets_of(batch)}), targets_of(batch), batch)
@@ -82,7 +82,9 @@ def check_unsmoothed(name: str, settings: ConfigDict) -> None:
     raise UserError(f"task.label_smoothing={settings.label_smoothing}: task {name} trains without it")
 
 
-def summed(outputs: Mapping[str, jax.Array], targets: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array, Arrays]:
+def summed_losses(
+  outputs: Mapping[str, jax.Array], targets: jax.Array, batch: Batch
+) -> tuple[jax.Array, jax.Array, Arrays]:
   """(sum of the tokens' losses, number of them, extra sums), each row by its weight."""
   counted = (targets != IGNORED) * batch["weight"][:, None]
   losses, hits = outputs["token_losses"], outputs["token_hits"]

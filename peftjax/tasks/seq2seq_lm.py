@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from peftjax.data.sources.types import Header
 from peftjax.tasks import causal_lm
 from peftjax.tasks.base import Arrays, Batch, Forward, Task, check_data, model_inputs
-from peftjax.tasks.causal_lm import by_example, check_unsmoothed, summed, token_metrics, token_rows
+from peftjax.tasks.causal_lm import by_example, check_unsmoothed, summed_losses, token_metrics, token_rows
 from peftjax.tasks.metric import Metric
 
 
@@ -42,7 +42,7 @@ class Seq2SeqLM(Task):
     return cls()
 
   def loss(self, forward: Forward, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, Arrays]:
-    return summed(forward({**model_inputs(batch), "targets": batch["labels"]}), batch["labels"], batch)
+    return summed_losses(forward({**model_inputs(batch), "targets": batch["labels"]}), batch["labels"], batch)
 
   def predict(self, forward: Forward, batch: Batch) -> Arrays:
     return by_example(forward({**model_inputs(batch), "targets": batch["labels"]}), batch["labels"], batch)

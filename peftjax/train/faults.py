@@ -22,7 +22,7 @@ def is_passing(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def told(what: str, steps: Callable[[], list[int]]) -> Iterator[None]:
+def faults_as_one_line(what: str, steps: Callable[[], list[int]]) -> Iterator[None]:
   """A fault of the machine in the block becomes one line that names the checkpoint that stays.
 
   Args:

@@ -29,7 +29,7 @@ from peftjax.train import folder as folder_lib
 from peftjax.train.checkpoint import Checkpoints
 from peftjax.train.compiling import Costs
 from peftjax.train.evaluators import Evaluator
-from peftjax.train.faults import told
+from peftjax.train.faults import faults_as_one_line
 from peftjax.train.logs import RunLog
 from peftjax.train.run import Run, describe
 from peftjax.train.signals import PREEMPTED, Preempted
@@ -135,17 +135,17 @@ class Session:
 
   def next_batch(self) -> Mapping[str, np.ndarray]:
     """The next training batch; a fault of the machine is one line."""
-    with told("reading the data", self.checkpoints.whole):
+    with faults_as_one_line("reading the data", self.checkpoints.whole):
       return next(self.run.loaders.train)
 
   def save(self, state: TrainState) -> None:
     """Starts saving the state with the data's position; it may be donated once this returns."""
-    with told("saving", self.checkpoints.whole):
+    with faults_as_one_line("saving", self.checkpoints.whole):
       self.checkpoints.save(state, self.run.loaders.train.get_state(), self.run.base)
 
   def wait(self) -> None:
     """Until what was saved is on disk."""
-    with told("saving", self.checkpoints.whole):
+    with faults_as_one_line("saving", self.checkpoints.whole):
       self.checkpoints.wait()
 
   def evaluate(self, step: int, trainable: Tree, frozen: Tree) -> None:

@@ -50,7 +50,7 @@ def grid(config: ConfigDict) -> dict[str, ConfigDict]:
   return runs
 
 
-def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+def train_sweep(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
   """Trains the whole grid, or goes on with it: run's folder name -> its summary, or {"diverged": why}."""
   runs = grid(config)
   ended = train_together(list(runs.values()), [Path(workdir) / name for name in runs])

@@ -229,7 +229,7 @@ def test_claims_about_published_models_stand_on_their_page():
   shown = verdicts["trainable-share-mt0"]
   assert shown.verdict == "supported" and shown.page == "docs/published_figures.md" and not shown.runs
   assert verdicts["accuracy-comparable-or-superior"].verdict == "not testable here"
-  assert not any(one.page for one in claims.measured(list(verdicts.values())))
+  assert not any(one.page for one in claims.decided_here(list(verdicts.values())))
 
 
 def test_files_beside_a_large_base_are_this_studys_own():

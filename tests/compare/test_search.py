@@ -88,7 +88,7 @@ def test_knobs_are_tried_at_the_best_rate(tmp_path):
   choice = run(made, tmp_path)["head"]
   assert choice.knobs == {"optim.weight_decay": 0.0}
   tried = [one.setting for one in choice.tried]
-  assert tried[3] == search.Setting(1e-3, (("optim.weight_decay", 0.0),))
+  assert tried[3] == search.SearchPoint(1e-3, (("optim.weight_decay", 0.0),))
   assert tried[5].knobs == (("optim.weight_decay", 0.0), ("train.batch_size", 16))
   final = choice.best.laid_on(config_lib.default())
   assert final.optim.weight_decay == 0.0 and final.optim.learning_rate == choice.best.rate
@@ -125,7 +125,7 @@ def test_a_setting_that_diverges_is_not_chosen(tmp_path):
 def test_a_groups_rate_is_a_knob():
   made = config()
   made.optim.groups = {"head": {"learning_rate": 0.01}}
-  tried = search.Setting(0.002, (("optim.groups.head.learning_rate", 0.3),)).laid_on(made)
+  tried = search.SearchPoint(0.002, (("optim.groups.head.learning_rate", 0.3),)).laid_on(made)
   assert (tried.optim.learning_rate, tried.optim.groups.head.learning_rate) == (0.002, 0.3)
   assert made.optim.groups.head.learning_rate == 0.01
 
@@ -175,7 +175,7 @@ def test_a_study_trains_with_what_was_found(tmp_path):
   )
   page = (tmp_path / "report.html").read_text()
   assert 'id="rates"' in page and "The search" in page and "## The search" in (tmp_path / "report.md").read_text()
-  rows = sections.search(outcome.summary).rows
+  rows = sections.search_section(outcome.summary).rows
   assert len(rows) == 18 and sum(row[-1].startswith("yes") for row in rows) == 3
   assert sections.rates(outcome.summary, narrow=True) is not None
 

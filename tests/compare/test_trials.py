@@ -60,4 +60,4 @@ def test_fingerprint_changes_with_any_field_and_survives_json():
   config = trials.plain_config(trials.trials_of(study(lora={}))[0].config)
   other = trials.plain_config(trials.trials_of(study(lora={"train": {"epochs": 3.0}}))[0].config)
   assert trials.fingerprint(config) != trials.fingerprint(other)
-  assert trials.changes(config, other) == ["train.epochs: 2.0 -> 3.0"]
+  assert trials.config_changes(config, other) == ["train.epochs: 2.0 -> 3.0"]

@@ -124,16 +124,16 @@ def test_gguf_files_are_told_apart_and_read_by_links(tmp_path: Path, monkeypatch
     files.append(tmp_path / place / "model.gguf")
     files[-1].write_bytes(b"GGUF" * 1000 + last)
     os.utime(files[-1], (315532800, 315532800))  # as archives and images set it
-  first, second = (gguf.prepared(file, cache) for file in files)
+  first, second = (gguf.prepared_folder(file, cache) for file in files)
   assert first != second
-  assert gguf.prepared(files[0], cache) == first and len(made) == 2
+  assert gguf.prepared_folder(files[0], cache) == first and len(made) == 2
   files[0].write_bytes(b"GGUF" * 1000 + b"z")
   os.utime(files[0], (315532800, 315532800))
-  assert gguf.prepared(files[0], cache) != first
+  assert gguf.prepared_folder(files[0], cache) != first
   (tmp_path / "snapshots").mkdir()
   link = tmp_path / "snapshots" / "model.gguf"
   link.symlink_to("../b/model.gguf")
-  assert gguf.prepared(link, cache) == second
+  assert gguf.prepared_folder(link, cache) == second
   monkeypatch.undo()
   monkeypatch.setattr(gguf, "read_config", lambda path: {})
   monkeypatch.setattr(gguf, "tokenizer_files", lambda path: {})

@@ -9,7 +9,7 @@ import pytest
 from peftjax import adapters, methods, text_generation
 from peftjax.errors import UserError
 from peftjax.loading import from_config
-from peftjax.models.generate import Generator, _advance, generate, rehearse, trimmed
+from peftjax.models.generate import Generator, _advance, generate, rehearse, up_to_end
 from peftjax.models.sampling import Sampling
 from tests.models.decoder_models import LLAMA, random_model, with_method
 
@@ -98,7 +98,7 @@ def test_chunks_add_up_and_rows_end_on_their_own():
   end = whole[0][2]
   sampling = Sampling(max_new_tokens=11, eos_ids=(end,), pad_id=0)
   stopped = generate(model, PROMPTS, sampling)
-  assert stopped == [trimmed(row, sampling) for row in whole]
+  assert stopped == [up_to_end(row, sampling) for row in whole]
   assert stopped[0] == whole[0][: whole[0].index(end) + 1]
 
 

@@ -13,7 +13,7 @@ import pytest
 from peftjax.errors import UserError
 from peftjax.train import loop
 from peftjax.train.checkpoint import Base, Checkpoints
-from peftjax.train.faults import told
+from peftjax.train.faults import faults_as_one_line
 from peftjax.train.spikes import SpikeState, watch_loss
 from peftjax.train.step import make_train_step
 
@@ -93,12 +93,12 @@ except UserError as error:
   ],
 )
 def test_a_fault_is_one_line(what, steps, error, line):
-  with pytest.raises(UserError, match=line), told(what, lambda: steps):
+  with pytest.raises(UserError, match=line), faults_as_one_line(what, lambda: steps):
     raise error
 
 
 def test_other_errors_stay():
-  with pytest.raises(ValueError, match="another"), told("saving", list):
+  with pytest.raises(ValueError, match="another"), faults_as_one_line("saving", list):
     raise ValueError("another")
 
 

@@ -29,7 +29,7 @@ NEEDS = {
 }
 
 
-def published() -> list[dict[str, str]]:
+def published_claims() -> list[dict[str, str]]:
   """The claims: id, claim, dimension, measure."""
   claims: list[dict[str, str]] = _kept("claims.json")
   return claims
@@ -42,7 +42,7 @@ def _kept(name: str) -> Any:
 def judge(summary: Summary, results: Sequence[Record]) -> list[Verdict]:
   """A verdict on every published claim."""
   verdicts, figures = [], _kept("published_figures.json")
-  for claim in published():
+  for claim in published_claims():
     rule, name = RULES.get(claim["id"]), claim["id"]
     found = rule(summary, results) if rule else None
     if found is None and name in figures:
@@ -52,6 +52,6 @@ def judge(summary: Summary, results: Sequence[Record]) -> list[Verdict]:
   return verdicts
 
 
-def measured(verdicts: Sequence[Verdict]) -> list[Verdict]:
+def decided_here(verdicts: Sequence[Verdict]) -> list[Verdict]:
   """Those that this study decided: neither from published figures nor without a measurement."""
   return [one for one in verdicts if not one.page and one.verdict != UNTESTABLE]

@@ -23,7 +23,7 @@ from peftjax.compare.claims.verdict import (
   untestable,
 )
 from peftjax.compare.records import Record
-from peftjax.compare.trials import changes
+from peftjax.compare.trials import config_changes
 
 LARGE = 1e9  # bytes of a base beside which a file of a few MB means something
 FEW = 2e7  # bytes: "a few MB"
@@ -185,7 +185,7 @@ def config_lines(summary: Summary, results: Sequence[Record]) -> Verdict:
   rows = [row for row in summary.peft if row.row in configs]
   if full is None or full.row not in configs or not rows:
     return untestable(needs)
-  differ = {row.row: len(changes(configs[full.row], configs[row.row])) for row in rows}
+  differ = {row.row: len(config_changes(configs[full.row], configs[row.row])) for row in rows}
   return untestable(
     needs,
     "fields of the config that differ from full fine-tuning's: " + "; ".join(f"{k} {n}" for k, n in differ.items()),

@@ -25,7 +25,7 @@ from peftjax.compare.claims.verdict import (
   untestable,
   words_of,
 )
-from peftjax.compare.dimensions.base import Group, largest
+from peftjax.compare.dimensions.base import Group, of_largest_size
 from peftjax.compare.metrics import SHARE, spec_of
 from peftjax.compare.records import Record
 
@@ -118,9 +118,9 @@ def full_overfits(summary: Summary, results: Sequence[Record]) -> Verdict:
 
 def less_overfitting(summary: Summary, results: Sequence[Record]) -> Verdict:
   """PEFT's gap is smaller than full fine-tuning's, and it is no worse on other test sets."""
-  gaps = [(one, one.difference) for one in pefts(summary, largest(_gaps(summary))) if one.difference]
+  gaps = [(one, one.difference) for one in pefts(summary, of_largest_size(_gaps(summary))) if one.difference]
   away = pefts(summary, (summary.dimensions.get("shift") or {}).get("groups", ()))
-  away = [one for one in largest(away) if one.difference]
+  away = [one for one in of_largest_size(away) if one.difference]
   if reference(summary) is None or not gaps or not away or any(not less.ends for _, less in gaps):
     return untestable(CURVE + ", with the score on training examples and on test sets of other domains (data.shifted)")
   smaller = {one.row for one, less in gaps if less.high < 0}
@@ -140,7 +140,7 @@ def less_overfitting(summary: Summary, results: Sequence[Record]) -> Verdict:
 
 def slower_convergence(summary: Summary, results: Sequence[Record]) -> Verdict:
   """Full fine-tuning needs more updates to 95% of its own gain than the middle PEFT method does."""
-  groups = largest((summary.dimensions.get("convergence") or {}).get("groups", ()))
+  groups = of_largest_size((summary.dimensions.get("convergence") or {}).get("groups", ()))
   full = next((one for one in groups if one.row == summary.reference), None)
   others = sorted(pefts(summary, groups), key=lambda one: one.place)
   if full is None or reference(summary) is None or not others:
@@ -191,7 +191,7 @@ def sensitivity(summary: Summary, results: Sequence[Record]) -> Verdict:
 
 def _risen(summary: Summary) -> list[Group]:
   """The rise of each row at the study's largest size."""
-  return largest((summary.dimensions.get("forgetting") or {}).get("groups", ()))
+  return of_largest_size((summary.dimensions.get("forgetting") or {}).get("groups", ()))
 
 
 def full_forgets(summary: Summary, results: Sequence[Record]) -> Verdict:

@@ -11,7 +11,7 @@ from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 from peftjax.compare.analysis import Summary
-from peftjax.compare.dimensions.base import ROW, Dimension, Section, measured
+from peftjax.compare.dimensions.base import ROW, Dimension, Section, records_with
 from peftjax.compare.records import Record
 from peftjax.compare.trials import Trial
 from peftjax.registry import resolve
@@ -87,7 +87,7 @@ def conclusions(records: Sequence[Record], summary: Summary, names: Iterable[str
   """name -> conclusion, of every dimension of the study that any record holds."""
   found = {}
   for one in of_study(names):
-    held = measured(records, one)
+    held = records_with(records, one)
     conclusion = one.summarize(held, summary) if held else None
     if conclusion is not None:
       found[one.name] = conclusion
@@ -97,7 +97,7 @@ def conclusions(records: Sequence[Record], summary: Summary, names: Iterable[str
 def sections(summary: Summary, records: Sequence[Record], names: Iterable[str]) -> list[tuple[str, Section]]:
   """(name, section) of every dimension that the summary has a conclusion of."""
   return [
-    (one.name, one.section(summary.dimensions[one.name], measured(records, one), summary))
+    (one.name, one.section(summary.dimensions[one.name], records_with(records, one), summary))
     for one in of_study(names)
     if one.name in summary.dimensions
   ]

@@ -173,11 +173,11 @@ class Group(SeedEstimate):
   difference: Paired | None = None
 
 
-def measured(records: Sequence[Record], dimension: Dimension) -> list[Record]:
+def records_with(records: Sequence[Record], dimension: Dimension) -> list[Record]:
   """The records that hold a measurement of a dimension, of the sizes that it knows of; all where it needs none."""
   if not dimension.by_size:
-    largest = max((record.size for record in records), default=0)
-    records = [record for record in records if record.size == largest]
+    of_largest_size = max((record.size for record in records), default=0)
+    records = [record for record in records if record.size == of_largest_size]
   if dimension.measure is None:
     return list(records)
   return [record for record in records if record.dimensions.get(dimension.name)]
@@ -240,7 +240,7 @@ class OfSize(Protocol):
 One = TypeVar("One", bound=OfSize)
 
 
-def largest(groups: Sequence[One]) -> list[One]:
+def of_largest_size(groups: Sequence[One]) -> list[One]:
   """Of a study of several sizes the groups of the largest."""
   size = max((one.size for one in groups), default=0)
   return [one for one in groups if one.size == size]

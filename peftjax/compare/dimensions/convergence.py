@@ -12,7 +12,7 @@ from scipy import stats
 
 from peftjax.compare import formatting as fmt
 from peftjax.compare.analysis import Summary
-from peftjax.compare.dimensions.base import Dimension, Json, Plot, Section, at_size, by_kind, largest
+from peftjax.compare.dimensions.base import Dimension, Json, Plot, Section, at_size, by_kind, of_largest_size
 from peftjax.compare.drawing import lines
 from peftjax.compare.records import Record
 from peftjax.compare.statistics import LEVEL
@@ -149,8 +149,8 @@ def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summar
   for held in found["targets"]:
     own = sorted((one for one in found["groups"] if one.size == held["size"]), key=lambda one: one.place)
     sentences.append(
-      f"Updates to {SPLIT} {summary.metric} {fmt.score(held['target'], summary.spec)}, which is {SHARE:.0%} of what "
-      f"{summary.reference} gains{at_size(held['size'])}: {'; '.join(f'{one.row} {_shown(one)}' for one in own)}."
+      f"Updates to {SPLIT} {summary.metric} {fmt.score_text(held['target'], summary.spec)}, which is {SHARE:.0%} of "
+      f"what {summary.reference} gains{at_size(held['size'])}: {'; '.join(f'{one.row} {_shown(one)}' for one in own)}."
     )
   table = [
     (run, "not reached" if step is None else f"{step:.1f}")
@@ -186,7 +186,7 @@ def _shown(one: Updates) -> str:
 
 def _figure(records: Sequence[Record], found: Mapping[str, Any], summary: Summary, narrow: bool) -> Figure | None:
   scale, by_run, drawn = fmt.scale(summary.spec), {record.run: record for record in records}, {}
-  for one in largest(found["groups"]):
+  for one in of_largest_size(found["groups"]):
     curves = [curve for run in one.runs if run in by_run and (curve := _curve(by_run[run])) is not None]
     columns = scale * np.stack([scores for _, scores in curves]).T
     drawn[one.row] = [

@@ -123,7 +123,7 @@ def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summar
     "updates unless the config counts epochs.",
     lambda narrow: _figure(found, summary, narrow),
   )
-  table = [(one.run, fmt.whole(one.size), fmt.score(one.score(summary.split), spec)) for one in records]
+  table = [(one.run, fmt.whole(one.size), fmt.score_text(one.score(summary.split), spec)) for one in records]
   return Section(
     heading="Data efficiency",
     sentences=tuple(sentences),

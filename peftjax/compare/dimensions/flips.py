@@ -10,7 +10,7 @@ import numpy as np
 from peftjax.compare import formatting as fmt
 from peftjax.compare.analysis import Estimate, Summary
 from peftjax.compare.dimensions.base import Dimension, Json, Section, Trained, by_group
-from peftjax.compare.dimensions.told import by_size, told
+from peftjax.compare.dimensions.told import by_size, range_sentence
 from peftjax.compare.metrics import SHARE
 from peftjax.compare.records import Record
 from peftjax.data import open_as
@@ -55,8 +55,8 @@ def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summar
   return Section(
     heading="Memorised labels",
     sentences=(
-      told(found["memorised"], summary, given, _share),
-      told(found["true"], summary, "Flipped examples predicted as their true label", _share),
+      range_sentence(found["memorised"], summary, given, _share),
+      range_sentence(found["true"], summary, "Flipped examples predicted as their true label", _share),
       "The same examples are flipped for every method and seed.",
     ),
     plots=by_size(
@@ -70,7 +70,7 @@ def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summar
     ),
     columns=("run", "flipped", "as given", "as true"),
     rows=tuple(
-      (record.run, fmt.whole(held["flipped"]), *(fmt.score(held[key], SHARE) for key in ("memorised", "true")))
+      (record.run, fmt.whole(held["flipped"]), *(fmt.score_text(held[key], SHARE) for key in ("memorised", "true")))
       for record in records
       if (held := record.dimensions[NAME])
     ),

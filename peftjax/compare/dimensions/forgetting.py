@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from peftjax.compare import formatting as fmt
 from peftjax.compare.analysis import Summary, of_seeds
-from peftjax.compare.dimensions.base import Dimension, Json, Plot, Section, at_size, by_group, by_kind, largest
+from peftjax.compare.dimensions.base import Dimension, Json, Plot, Section, at_size, by_group, by_kind, of_largest_size
 from peftjax.compare.dimensions.told import INTERVALS
 from peftjax.compare.drawing import lines
 from peftjax.compare.drawing.rows import estimated, marked
@@ -119,7 +119,7 @@ def rise_at(path: Path, level: float) -> float:
 def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summary) -> Section:
   """Its part of the report."""
   reference, loss = summary.reference, spec_of("loss", summary.metrics_spec)
-  last = sorted(largest(found["groups"]), key=lambda one: one.estimate)
+  last = sorted(of_largest_size(found["groups"]), key=lambda one: one.estimate)
   size = last[0].size
   matched = [one for one in found["matched"] if one["size"] == size]
   matched.sort(key=lambda one: one["difference"].estimate)
@@ -166,7 +166,7 @@ def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summar
     rows=tuple(
       (
         record.run,
-        *(fmt.score(float(value), loss) for value in (losses[0], losses.max(), losses[-1])),
+        *(fmt.score_text(float(value), loss) for value in (losses[0], losses.max(), losses[-1])),
         fmt.signed(float(losses[-1] - losses[0]), loss),
       )
       for record in records

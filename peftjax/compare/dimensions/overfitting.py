@@ -8,7 +8,7 @@ from typing import Any
 from peftjax.compare import formatting as fmt
 from peftjax.compare.analysis import Summary
 from peftjax.compare.dimensions.base import Dimension, Json, Section, Trained, by_group
-from peftjax.compare.dimensions.told import INTERVALS, by_size, told
+from peftjax.compare.dimensions.told import INTERVALS, by_size, range_sentence
 from peftjax.compare.metrics import spec_of, specs_in
 from peftjax.compare.records import Record
 
@@ -47,7 +47,7 @@ def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summar
   return Section(
     heading="Overfitting",
     sentences=(
-      told(
+      range_sentence(
         found["groups"],
         summary,
         f"The gap between training and validation {metric}",
@@ -68,7 +68,7 @@ def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summar
     rows=tuple(
       (
         record.run,
-        *(fmt.score(held[name], spec) for name in ("train", "validation")),
+        *(fmt.score_text(held[name], spec) for name in ("train", "validation")),
         fmt.signed(held["gap"], spec),
       )
       for record in records

@@ -69,7 +69,7 @@ def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summar
   )
   backward = {one.row: one for one in found["backward"]}
   told = "; ".join(
-    f"{one.row} {fmt.score(one.estimate, spec)}, backward {fmt.difference(backward.get(one.row), spec)}"
+    f"{one.row} {fmt.score_text(one.estimate, spec)}, backward {fmt.difference(backward.get(one.row), spec)}"
     for one in found["average"]
   )
   runs = fmt.runs([run for one in found["average"] for run in one.runs])
@@ -104,7 +104,7 @@ def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summar
     rows=tuple(
       (
         record.run,
-        *(fmt.score(score, spec) for score in (*held["matrix"][-1], held["average"])),
+        *(fmt.score_text(score, spec) for score in (*held["matrix"][-1], held["average"])),
         *(fmt.signed(held[name], spec) for name in ("backward", "forgetting")),
       )
       for record in records

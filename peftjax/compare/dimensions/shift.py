@@ -12,7 +12,7 @@ from scipy import special
 from peftjax.compare import analysis, statistics
 from peftjax.compare import formatting as fmt
 from peftjax.compare.analysis import Difference, Estimate, Scores, SeedEstimate, Summary
-from peftjax.compare.dimensions.base import Dimension, Json, Plot, Section, at_size, by_kind, largest
+from peftjax.compare.dimensions.base import Dimension, Json, Plot, Section, at_size, by_kind, of_largest_size
 from peftjax.compare.drawing.rows import estimated, marked
 from peftjax.compare.records import Record
 
@@ -90,7 +90,7 @@ def drop(home: Scores, away: Scores, direction: float = 1.0) -> Estimate:
 def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summary) -> Section:
   """Its part of the report."""
   spec, reference, scale = summary.spec, summary.reference, fmt.scale(summary.spec)
-  groups: list[Away] = largest(found["groups"])
+  groups: list[Away] = of_largest_size(found["groups"])
   names = list(dict.fromkeys(one.set for one in groups))
   at, unit = at_size(groups[0].size), fmt.unit(spec).strip()
   sentences, plots = [], []
@@ -130,7 +130,7 @@ def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summar
     plots=tuple(plots),
     columns=("run", f"{summary.split} {summary.metric}", *(f"{name} {summary.metric}" for name in names)),
     rows=tuple(
-      (record.run, *(fmt.score(record.score(split), spec) for split in (summary.split, *names)))
+      (record.run, *(fmt.score_text(record.score(split), spec) for split in (summary.split, *names)))
       for record in sorted(records, key=lambda record: record.size)
     ),
   )

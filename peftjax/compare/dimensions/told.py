@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from peftjax.compare import formatting as fmt
 from peftjax.compare.analysis import Estimate, Summary
-from peftjax.compare.dimensions.base import Group, Plot, at_size, largest
+from peftjax.compare.dimensions.base import Group, Plot, at_size, of_largest_size
 from peftjax.compare.drawing.rows import estimated, marked
 from peftjax.tasks.metric import Metric
 
@@ -23,9 +23,9 @@ def refusal(row: str, reason: str) -> str:
   return f"{reason}." if reason.startswith(f"{row} ") else f"{row}: {reason}."
 
 
-def told(groups: Sequence[Group], summary: Summary, what: str, show: Show) -> str:
+def range_sentence(groups: Sequence[Group], summary: Summary, what: str, show: Show) -> str:
   """A sentence: the reference's figure, the lowest and the highest of the others, at the largest size."""
-  own = largest(groups)
+  own = of_largest_size(groups)
   base = [one for one in own if one.row == summary.reference]
   others = sorted((one for one in own if one.row != summary.reference), key=lambda one: one.estimate)
   parts = [f"{one.row} {show(one)}" for one in (*base, *others[:1], *others[1:][-1:])]

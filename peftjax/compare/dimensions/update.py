@@ -10,7 +10,7 @@ from peftjax import adapters
 from peftjax.adapters.spectra import EPSILON, TOP, diagnose
 from peftjax.compare import formatting as fmt
 from peftjax.compare.analysis import Estimate, Summary
-from peftjax.compare.dimensions.base import Dimension, Group, Json, Plot, Section, Trained, by_group, largest
+from peftjax.compare.dimensions.base import Dimension, Group, Json, Plot, Section, Trained, by_group, of_largest_size
 from peftjax.compare.dimensions.told import refusal
 from peftjax.compare.drawing.rows import Line, estimated, marked
 from peftjax.compare.records import Record
@@ -49,7 +49,7 @@ def summarize(records: Sequence[Record], summary: Summary) -> Json:
 
 def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summary) -> Section:
   """Its part of the report."""
-  ranks, new = largest(found["effective_rank"]), {one.row: one for one in largest(found["intruders"])}
+  ranks, new = of_largest_size(found["effective_rank"]), {one.row: one for one in of_largest_size(found["intruders"])}
   sentences = [
     (
       "Effective rank of the change of each matrix: exp of the entropy of its normalised singular values (Roy & "

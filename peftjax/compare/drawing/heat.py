@@ -30,7 +30,7 @@ def heat(matrices: Mapping[str, Matrix], summary: Summary, metric: Metric, narro
   first.remove()
   size, height = font_size(narrow), figure.get_size_inches()[1] * 72
   low, high = min(values), max(values)
-  digits = text_size(figure, fmt.score(high, metric), size)[0]
+  digits = text_size(figure, fmt.score_text(high, metric), size)[0]
   for index, row in enumerate(order):
     line, place = divmod(index, across)
     left, top = 22 + place * (width / across), line * (side + 44) + 20
@@ -46,7 +46,7 @@ def heat(matrices: Mapping[str, Matrix], summary: Summary, metric: Metric, narro
         share = 0.12 + 0.48 * ((metric.direction * value - low) / (high - low) if high > low else 1.0)
         axes.add_patch(Rectangle((x + 0.03, y + 0.03), 0.94, 0.94, color=SERIES[0], alpha=share, linewidth=0))
         if digits < 0.9 * side / cells:
-          text = fmt.score(value, metric)
+          text = fmt.score_text(value, metric)
           axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", fontsize=size, color=INK)
     ticks = [cell + 0.5 for cell in range(cells)], [str(cell + 1) for cell in range(cells)]
     axes.set_xticks(*ticks)

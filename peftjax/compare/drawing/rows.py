@@ -106,7 +106,7 @@ def _ticks(axes: Axes, count: int, show: Show) -> None:
   axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: show(value)))
 
 
-def stacked(parts: Mapping[str, Sequence[float]], colors: Mapping[str, str], show: Show, narrow: bool) -> Figure:
+def stacked_bars(parts: Mapping[str, Sequence[float]], colors: Mapping[str, str], show: Show, narrow: bool) -> Figure:
   """One bar a row, of parts that add up; a legend names them.
 
   Args:

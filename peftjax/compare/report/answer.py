@@ -58,16 +58,17 @@ def _accuracy(summary: Summary, reference: Row, chosen: Row, one: Difference) ->
   if summary.examples:
     basis += f" and {fmt.whole(summary.examples)} {summary.split} examples"
   kind = {"better": "the best PEFT method", "matches": "the smallest that matches"}
-  level = f" [{', '.join(fmt.score(end, spec) for end in reference.ends)}]" if reference.ends else ""
+  level = f" [{', '.join(fmt.score_text(end, spec) for end in reference.ends)}]" if reference.ends else ""
   return (
-    f"{reference.row.capitalize()} fine-tuning reaches {fmt.score(reference.estimate, spec)}{percent}{level} "
+    f"{reference.row.capitalize()} fine-tuning reaches {fmt.score_text(reference.estimate, spec)}{percent}{level} "
     f"{summary.metric} over {basis}; {chosen.row}, {kind.get(one.verdict, 'the most accurate PEFT method')}, differs "
-    f"from it by {fmt.difference(one, spec)}{fmt.unit(spec)} and reaches {fmt.score(chosen.estimate, spec)}{percent}."
+    f"from it by {fmt.difference(one, spec)}{fmt.unit(spec)} and reaches "
+    f"{fmt.score_text(chosen.estimate, spec)}{percent}."
   )
 
 
 def _choice(summary: Summary, rows: Sequence[Compared]) -> str:
-  margin = f"±{fmt.score(summary.margin, summary.spec)}{fmt.unit(summary.spec)}"
+  margin = f"±{fmt.score_text(summary.margin, summary.spec)}{fmt.unit(summary.spec)}"
   by_word: dict[str, list[str]] = {}
   for row, one in rows:
     leans = one.ends and len(one.seeds) > 1 and (one.ends[0] > 0 or one.ends[1] < 0)

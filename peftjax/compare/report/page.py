@@ -28,7 +28,7 @@ from peftjax.compare.drawing.svg import svg
 from peftjax.compare.metrics import SHARE, spec_of
 from peftjax.compare.records import Record
 from peftjax.compare.report import answer, table
-from peftjax.compare.report.sections import costs, differences, learning, search
+from peftjax.compare.report.sections import costs, differences, learning, search_section
 from peftjax.config import DEFAULT_DATA
 from peftjax.files import write_text
 
@@ -78,10 +78,11 @@ def html(config: Mapping[str, Any], summary: Summary, results: Sequence[Record],
     notes=table.notes(summary),
     heading=table.heading(summary),
     sections=[
-      (name, one, _drawn(one)) for name, one in (*own, *([("search", search(summary))] if summary.search else []))
+      (name, one, _drawn(one))
+      for name, one in (*own, *([("search", search_section(summary))] if summary.search else []))
     ],
     claims_said=claims_said(verdicts),
-    verdicts=[(one, _effect(one)) for one in claims.measured(verdicts)],
+    verdicts=[(one, _effect(one)) for one in claims.decided_here(verdicts)],
     seeds=seed_table(summary, results),
     tests=test_table(summary),
     environment=summary.environment or environment(),
@@ -96,17 +97,19 @@ def markdown(
   """The same without plots."""
   around = dict(summary.environment or environment())
   failed = [list(one) for one in summary.failed.items()]
-  judged = [[one.claim, one.verdict, _effect(one), one.reason, fmt.runs(one.runs)] for one in claims.measured(verdicts)]
+  judged = [
+    [one.claim, one.verdict, _effect(one), one.reason, fmt.runs(one.runs)] for one in claims.decided_here(verdicts)
+  ]
   parts = [
     f"# {_title(config)}",
     f"**{answer.headline(summary)}.** " + " ".join(answer.sentences(summary)),
     f"## The methods\n\n{table.heading(summary)}\n\n" + table.markdown(summary),
-    *(["## Failed trials\n\n" + table.grid(["run", "error"], failed)] if failed else []),
+    *(["## Failed trials\n\n" + table.markdown_grid(["run", "error"], failed)] if failed else []),
     *(_told(one) for _, one in _dimensions(config, summary, results)),
-    "## All seeds\n\n" + table.grid(*seed_table(summary, results)),
-    *([_told(search(summary))] if summary.search else []),
+    "## All seeds\n\n" + table.markdown_grid(*seed_table(summary, results)),
+    *([_told(search_section(summary))] if summary.search else []),
     f"## Published claims\n\n{claims_said(verdicts)}\n\n"
-    + table.grid(["claim", "verdict", "effect", "reason", "runs"], judged),
+    + table.markdown_grid(["claim", "verdict", "effect", "reason", "runs"], judged),
     "## How to repeat it\n\n```\n"
     + around.pop("command")
     + "\n```\n\n"
@@ -123,7 +126,12 @@ def _dimensions(config: Mapping[str, Any], summary: Summary, results: Sequence[R
 
 
 def _told(section: Section) -> str:
-  return f"## {section.heading}\n\n" + " ".join(section.sentences) + "\n\n" + table.grid(section.columns, section.rows)
+  return (
+    f"## {section.heading}\n\n"
+    + " ".join(section.sentences)
+    + "\n\n"
+    + table.markdown_grid(section.columns, section.rows)
+  )
 
 
 def _drawn(section: Section) -> list[tuple[Plot, markupsafe.Markup, markupsafe.Markup]]:
@@ -145,7 +153,7 @@ def seed_table(summary: Summary, results: Sequence[Record]) -> tuple[list[str], 
   rows = [
     [
       record.run,
-      *(fmt.score(record.score(split, name), spec_of(name, summary.metrics_spec)) for name in (metric, *others)),
+      *(fmt.score_text(record.score(split, name), spec_of(name, summary.metrics_spec)) for name in (metric, *others)),
       fmt.whole(record.steps),
       fmt.rate(record.learning_rate),
       fmt.seconds(record.step_seconds),
@@ -171,7 +179,7 @@ def test_table(summary: Summary) -> tuple[list[str], list[list[str]]]:
 
 def claims_said(verdicts: Sequence[Verdict]) -> str:
   """How many of the published claims this study measured, and how they came out."""
-  words = [one.verdict for one in claims.measured(verdicts)]
+  words = [one.verdict for one in claims.decided_here(verdicts)]
   tally = ", ".join(f"{words.count(word)} {word}" for word in VERDICTS if word in words)
   return (
     f"This study measured what {len(words)} of {len(verdicts)} published claims speak of: {tally or 'none'}. The "

@@ -22,7 +22,7 @@ HELD = {"weights": SERIES[5], "gradients": SERIES[1], "optimizer": SERIES[0], "a
 def differences(summary: Summary) -> Section:
   """What stands under the answer."""
   spec = summary.spec
-  margin = fmt.score(summary.margin, spec) + fmt.unit(spec)
+  margin = fmt.score_text(summary.margin, spec) + fmt.unit(spec)
   return Section(
     heading="",
     plots=(
@@ -93,7 +93,7 @@ def memory(summary: Summary, narrow: bool) -> Figure | None:
   whole = all(row.bytes.activations is not None for row in summary.rows)
   colors = {part: color for part, color in HELD.items() if whole or part != "activations"}
   parts = {row.row: [float(getattr(row.bytes, part)) for part in colors] for row in summary.rows}
-  return rows.stacked(parts, colors, fmt.size, narrow) if parts else None
+  return rows.stacked_bars(parts, colors, fmt.size, narrow) if parts else None
 
 
 def times(summary: Summary, narrow: bool) -> Figure | None:
@@ -169,7 +169,7 @@ def _mean_curve(records: Sequence[Record]) -> list[lines.Point]:
   return list(zip(steps.tolist(), smooth.mean(0).tolist(), smooth.min(0).tolist(), smooth.max(0).tolist()))
 
 
-def search(summary: Summary) -> Section:
+def search_section(summary: Summary) -> Section:
   """Every setting that was tried; the chosen one is marked."""
   spec, table = summary.spec, []
   for one in summary.search:
@@ -180,8 +180,8 @@ def search(summary: Summary) -> Section:
           one.row,
           fmt.rate(tried.learning_rate),
           ", ".join(f"{name} {value}" for name, value in tried.knobs.items()) or fmt.NONE,
-          ", ".join("diverged" if score is None else fmt.score(score, spec) for score in tried.scores),
-          "diverged" if tried.mean is None else fmt.score(tried.mean, spec),
+          ", ".join("diverged" if score is None else fmt.score_text(score, spec) for score in tried.scores),
+          "diverged" if tried.mean is None else fmt.score_text(tried.mean, spec),
           ("yes" if one.interior else "yes, at the edge of what was tried") if chosen else "",
         )
       )

@@ -86,7 +86,7 @@ def heading(summary: Summary) -> str:
 
 def notes(summary: Summary) -> list[str]:
   """What a reader must know to read the table right."""
-  margin = fmt.score(summary.margin, summary.spec) + fmt.unit(summary.spec)
+  margin = fmt.score_text(summary.margin, summary.spec) + fmt.unit(summary.spec)
   lines = [
     f"Intervals are 95%, over new seeds and new examples. 'matches': within ±{margin}.",
     "'better', 'worse': p < 0.05 after Holm's correction over the methods. 'inconclusive': this study cannot tell.",
@@ -107,7 +107,7 @@ def notes(summary: Summary) -> list[str]:
   return lines
 
 
-def grid(headings: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] | None = None) -> str:
+def markdown_grid(headings: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] | None = None) -> str:
   """A table in Markdown; with `left` given, all other columns stand at the right."""
   rule = ["---" if left is None or index in left else "---:" for index in range(len(headings))]
   lines = ["| " + " | ".join(headings) + " |", "|" + "|".join(rule) + "|"]
@@ -116,7 +116,7 @@ def grid(headings: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[
 
 def markdown(summary: Summary) -> str:
   """The table in Markdown, with its notes."""
-  table = grid(columns(summary), [cells(row, summary) for row in summary.rows], LEFT)
+  table = markdown_grid(columns(summary), [cells(row, summary) for row in summary.rows], LEFT)
   return table + "\n\n" + "\n\n".join(notes(summary)) + "\n"
 
 

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from peftjax.data.batching import TrainingPlan
+from peftjax.data.batching import TrainingOrder
 from peftjax.data.reading import Reader, Share
 from peftjax.data.sources.types import Example, Header
 from peftjax.errors import UserError, nearest
@@ -177,13 +177,13 @@ class Input:
     """What makes training batches; evaluations are made by the input itself."""
     return self
 
-  def plan(self, ids: np.ndarray, lengths: np.ndarray, batch_size: int, seed: int) -> Any:
-    """The batches of every epoch (`peftjax.data.batching.TrainingPlan`) over the training examples `ids`."""
-    return TrainingPlan(ids, lengths, batch_size, self.buckets or (0,), seed)
+  def order(self, ids: np.ndarray, lengths: np.ndarray, batch_size: int, seed: int) -> Any:
+    """The batches of every epoch (`peftjax.data.batching.TrainingOrder`) over the training examples `ids`."""
+    return TrainingOrder(ids, lengths, batch_size, self.buckets or (0,), seed)
 
-  def reader(self, source: Any, share: Share, seed: int, plan: Any) -> Any:
-    """What reads the batches of a plan."""
-    del plan
+  def reader(self, source: Any, share: Share, seed: int, order: Any) -> Any:
+    """What reads the batches in their order."""
+    del order
     return Reader(source, self, share, seed)
 
   def identity(self) -> dict[str, Any]:

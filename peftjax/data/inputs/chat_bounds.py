@@ -75,7 +75,7 @@ def rendering(characters: int) -> Iterator[Bounds]:
     _RUNNING.bounds = before
 
 
-def size_of(value: Any) -> int:
+def extent_of(value: Any) -> int:
   """Characters of the texts and items of the lists in a value, counted wherever they stand in it."""
   if isinstance(value, str | bytes):
     return len(value)
@@ -97,9 +97,9 @@ def size_of(value: Any) -> int:
   return total + items
 
 
-def made(value: Any) -> Any:
+def counted(value: Any) -> Any:
   """The value, counted."""
-  running().made(size_of(value))
+  running().made(extent_of(value))
   return value
 
 
@@ -114,7 +114,7 @@ def check_operator(operator: str, left: Any, right: Any) -> None:
     raise TemplateError("it multiplies numbers without bound")
   if operator == "*" and len(numbers) == 1:
     (times,) = numbers
-    running().made(max(times, 0) * (size_of(right if left is times else left)))
+    running().made(max(times, 0) * (extent_of(right if left is times else left)))
 
 
 def check_call(name: str, subject: Any, arguments: Sequence[Any]) -> None:
@@ -136,10 +136,10 @@ def check_call(name: str, subject: Any, arguments: Sequence[Any]) -> None:
     places: int = subject.count(texts[0]) if len(subject) > 1000 else len(subject) + 1  # type: ignore[arg-type]
     running().made(places * len(texts[1]))
   elif name in ("join", "indent", "tojson", "expandtabs", "translate", "pprint", "xmlattr"):
-    sizes = [size_of(one) for one in (subject, *arguments) if isinstance(one, str | bytes | list | tuple | Mapping)]
+    sizes = [extent_of(one) for one in (subject, *arguments) if isinstance(one, str | bytes | list | tuple | Mapping)]
     running().made(max(sizes, default=0) * max(sorted(sizes)[-2] if len(sizes) > 1 else 1, greatest, 1))
   elif name == "sum" and any(isinstance(one, list | tuple | str) for one in arguments):
-    running().made(size_of(subject) ** 2 // 8)
+    running().made(extent_of(subject) ** 2 // 8)
   running().step()
 
 
@@ -148,4 +148,4 @@ def check_format(text: str | bytes, arguments: Sequence[Any]) -> None:
   text = text if isinstance(text, str) else text.decode("latin-1")
   if "*" in text or any(int(digits[:9]) > MAX_NUMBER for digits in re.findall(r"\d{5,}", text)):
     raise TemplateError("it formats to a width without bound")
-  running().made((text.count("{") + text.count("%")) * max((size_of(one) for one in arguments), default=0))
+  running().made((text.count("{") + text.count("%")) * max((extent_of(one) for one in arguments), default=0))

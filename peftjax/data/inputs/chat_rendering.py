@@ -38,7 +38,7 @@ def render(
   messages = [_message(one) for one in messages]
   try:
     template = _compiled(source)
-    with bounds.rendering(bounds.size_of(messages)) as running:
+    with bounds.rendering(bounds.extent_of(messages)) as running:
       pieces = []
       for piece in template.generate(messages=messages, **variables, strftime_now=_clock(now)):
         pieces.append(piece)
@@ -93,7 +93,7 @@ class _Namespace(jinja2.utils.Namespace):
 
   def __setitem__(self, name: str, value: Any) -> None:
     _check_name(name)
-    super().__setitem__(name, bounds.made(value))
+    super().__setitem__(name, bounds.counted(value))
 
 
 def _check_name(name: Any) -> None:
@@ -109,13 +109,13 @@ class _Sandbox(ImmutableSandboxedEnvironment):
   def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
     """An operator between two values."""
     bounds.check_operator(operator, left, right)
-    return bounds.made(super().call_binop(context, operator, left, right))
+    return bounds.counted(super().call_binop(context, operator, left, right))
 
   def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
     """A call in the template."""
     own = getattr(function, "__wrapped__", function)  # of str.format, which the sandbox wraps
     bounds.check_call(getattr(own, "__name__", ""), getattr(own, "__self__", None), (*args, *kwargs.values()))
-    return bounds.made(super().call(context, function, *args, **kwargs))
+    return bounds.counted(super().call(context, function, *args, **kwargs))
 
   def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
     for loop in source.find_all(nodes.For):
@@ -186,27 +186,27 @@ def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
   def run(*args: Any, **kwargs: Any) -> Any:
     subject = args[passed] if len(args) > passed else None
     bounds.check_call(name, subject, (*args[passed + 1 :], *kwargs.values()))
-    return bounds.made(function(*args, **kwargs))
+    return bounds.counted(function(*args, **kwargs))
 
   return run
 
 
 def _joined(pieces: list[Any]) -> str:
-  texts = [written(piece) for piece in pieces]
+  texts = [printed(piece) for piece in pieces]
   bounds.running().made(sum(map(len, texts)))
   return "".join(texts)
 
 
-def written(value: Any) -> str:
+def printed(value: Any) -> str:
   """A value as {{ }} writes it; refused if it is larger than a conversation."""
   if not isinstance(value, str):
-    bounds.size_of(value)
+    bounds.extent_of(value)
   return str(value)
 
 
 @jinja2.pass_context  # so that nothing is written while the template is compiled
 def _output(context: Any, value: Any) -> str:
-  text = written(value)
+  text = printed(value)
   bounds.running().made(len(text))
   return text
 
@@ -217,7 +217,7 @@ def _environment() -> _Sandbox:
   )
   made.filters["tojson"] = _tojson
   made.filters = {name: _guarded(name, function) for name, function in made.filters.items()}
-  made.filters |= {"_step": lambda _: bounds.running().step(), "_made": bounds.made, "_joined": _joined}
+  made.filters |= {"_step": lambda _: bounds.running().step(), "_made": bounds.counted, "_joined": _joined}
   made.globals |= {"raise_exception": _refuse, "dict": _Objects(), "namespace": _Namespace}
   del made.globals["lipsum"]
   return made

@@ -1,4 +1,4 @@
-"""Examples to padded arrays. The plan of batches knows nothing of what they hold."""
+"""Examples to padded arrays. The order of batches knows nothing of what they hold."""
 
 from __future__ import annotations
 

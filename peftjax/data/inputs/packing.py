@@ -88,7 +88,7 @@ class PackedBatches:
   rows: list[np.ndarray]
 
 
-class PackedPlan:
+class PackedOrder:
   """The batches of every epoch, as `batching.TrainingPlan` has them for single sequences.
 
   Attributes:
@@ -162,11 +162,11 @@ def packed_spec(rows: int, length: int) -> Shapes:
 
 
 class PackedReader:
-  """Reads the batches of a `PackedPlan`."""
+  """Reads the batches of a `PackedOrder`."""
 
-  def __init__(self, source: Source, collate: CausalCollate, share: Share, plan: PackedPlan):
+  def __init__(self, source: Source, collate: CausalCollate, share: Share, order: PackedOrder):
     self._source, self._collate, self._share = source, collate, share
-    self._pieces, self._capacity = plan.pieces, plan.capacity
+    self._pieces, self._capacity = order.pieces, order.capacity
 
   def read(self, batches: PackedBatches, number: int, epoch: int) -> Batch:
     """A batch of one epoch, in which nothing is drawn."""

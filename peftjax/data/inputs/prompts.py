@@ -9,7 +9,7 @@ from peftjax.data.sources.types import Example
 from peftjax.errors import UserError
 
 
-class Prompt(NamedTuple):
+class EncodedPrompt(NamedTuple):
   """The ids to generate from, the same as text, and what is wanted."""
 
   ids: list[int]
@@ -17,7 +17,7 @@ class Prompt(NamedTuple):
   target: str
 
 
-def prompt_of(collate: CausalCollate | Seq2SeqCollate, example: Example, where: str = "") -> Prompt:
+def prompt_of(collate: CausalCollate | Seq2SeqCollate, example: Example, where: str = "") -> EncodedPrompt:
   """The prompt of an example.
 
   Args:
@@ -36,13 +36,15 @@ def prompt_of(collate: CausalCollate | Seq2SeqCollate, example: Example, where: 
   return prompt
 
 
-def _prompt_of(collate: CausalCollate | Seq2SeqCollate, example: Example) -> Prompt:
+def _prompt_of(collate: CausalCollate | Seq2SeqCollate, example: Example) -> EncodedPrompt:
   if isinstance(collate, Seq2SeqCollate):
-    return Prompt(collate.encode([example])[0][0], example["source"], example["target"])
+    return EncodedPrompt(collate.encode([example])[0][0], example["source"], example["target"])
   if "source" in example:
-    return Prompt(collate.form.prompt_ids(collate.tokenizer, example["source"]), example["source"], example["target"])
+    return EncodedPrompt(
+      collate.form.prompt_ids(collate.tokenizer, example["source"]), example["source"], example["target"]
+    )
   messages = example["messages"]
   last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
   assert collate.form.chat is not None
   text = collate.form.chat.render(messages[:last], asks_for_answer=True)
-  return Prompt(collate.tokenizer.encode_bare([text])[0], text, messages[last]["content"])
+  return EncodedPrompt(collate.tokenizer.encode_bare([text])[0], text, messages[last]["content"])

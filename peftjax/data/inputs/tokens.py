@@ -14,7 +14,7 @@ from peftjax.data.batching import bucket_lengths
 from peftjax.data.inputs.base import Batch, Input, Random, Shapes, Sizes
 from peftjax.data.inputs.collating import Collate
 from peftjax.data.inputs.language import UNCUT, CausalCollate, Form, form_of
-from peftjax.data.inputs.packing import PackedPlan, PackedReader, packed_spec, pieces_of
+from peftjax.data.inputs.packing import PackedOrder, PackedReader, packed_spec, pieces_of
 from peftjax.data.inputs.tokenizer_folder import read_tokenizer, special_tokens
 from peftjax.data.inputs.tokenizing import Tokenizer, load_tokenizer
 from peftjax.data.measuring import Measured
@@ -190,14 +190,14 @@ class PackedTokens(Tokens):
   def spec(self, rows: int, length: int) -> Shapes:
     return packed_spec(rows, length)
 
-  def plan(self, ids: np.ndarray, lengths: np.ndarray, batch_size: int, seed: int) -> PackedPlan:
-    made = PackedPlan(pieces_of(ids, lengths, self.data.max_length), self.data.max_length, batch_size, seed)
+  def order(self, ids: np.ndarray, lengths: np.ndarray, batch_size: int, seed: int) -> PackedOrder:
+    made = PackedOrder(pieces_of(ids, lengths, self.data.max_length), self.data.max_length, batch_size, seed)
     pieces, kind = len(made.pieces.lengths), f"{made.examples:,} rows of {made.capacity} tokens"
     self._fill = f"train: {pieces:,} sequences packed into {kind}, {made.fill:.1%} of them tokens"
     return made
 
-  def reader(self, source: Any, share: Share, seed: int, plan: PackedPlan) -> PackedReader:
-    return PackedReader(source, self.collate_rows, share, plan)
+  def reader(self, source: Any, share: Share, seed: int, order: PackedOrder) -> PackedReader:
+    return PackedReader(source, self.collate_rows, share, order)
 
   def identity(self) -> dict[str, Any]:
     return self._plain.identity() | {"data.packing": int(self.data.max_length)}

@@ -51,7 +51,7 @@ def builder_of(name: str) -> tfds.core.DatasetBuilder:
     return module.Builder(config=config, data_dir=str(cache_folder("datasets")), file_format="array_record")
 
 
-def prepared(name: str) -> tfds.core.DatasetBuilder:
+def prepared_builder(name: str) -> tfds.core.DatasetBuilder:
   """The builder of a packaged data set, its array_record files written if they are not in the cache yet.
 
   Raises:

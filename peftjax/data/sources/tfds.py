@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from peftjax.data.sources.files import PAIR_NAMES, SOURCE_NAMES, TARGET_NAMES, TEXT_NAMES
-from peftjax.data.sources.packaged import builder_of, prepared
+from peftjax.data.sources.packaged import builder_of, prepared_builder
 from peftjax.data.sources.tfds_folder import check_below, check_folder
 from peftjax.data.sources.types import (
   CAUSAL_LM,
@@ -63,7 +63,7 @@ def _plain(value: Any) -> Any:
 
 def open_packaged(name: str, named: Named) -> Dataset:
   """A data set of `peftjax.data.sources.packaged`, prepared if need be."""
-  return _open(f"packaged:{name}", prepared(name), named)
+  return _open(f"packaged:{name}", prepared_builder(name), named)
 
 
 def packaged_header(name: str, named: Named) -> Header:

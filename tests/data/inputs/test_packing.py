@@ -10,7 +10,7 @@ import pytest
 from peftjax import config as configs
 from peftjax import masks, methods
 from peftjax.data import load_tokenizer
-from peftjax.data.inputs.packing import PackedPlan, Pieces, best_fit, pieces_of
+from peftjax.data.inputs.packing import PackedOrder, Pieces, best_fit, pieces_of
 from peftjax.errors import UserError
 from peftjax.loading import from_config, initialise
 from peftjax.tasks.causal_lm import CausalLM
@@ -63,7 +63,7 @@ def test_pieces_cover_long_examples_once():
 
 def test_every_epoch_holds_every_piece_once_in_an_order_of_its_own():
   lengths = np.random.default_rng(1).integers(1, 9, 203)
-  plan = PackedPlan(Pieces(np.arange(203), np.zeros(203, int), lengths), 16, 8, seed=0)
+  plan = PackedOrder(Pieces(np.arange(203), np.zeros(203, int), lengths), 16, 8, seed=0)
   contents = []
   for epoch in (0, 1):
     batches = plan.epoch(epoch)

