@@ -158,13 +158,13 @@ def conclude_again(workdir: str | Path, trust: Collection[str] = ()) -> Outcome:
     UserError: the folder holds no results, or names own code that is not in `trust`.
   """
   workdir = Path(workdir)
-  folder_lib.check(workdir)
   results = records.read_results(workdir / "results.jsonl")
   config, searched, times, before = (
     _kept(workdir / f"{one}.json") for one in ("config", "search", "timing", "summary")
   )
   if config is None:
     raise UserError(f"no file {workdir / 'config.json'}: a study keeps its config beside its results")
+  folder_lib.check(workdir)
   before = before or {}
   choices = [Choice.from_json(one) for one in searched or ()]
   given = Timing.from_json(times) if times else None
@@ -243,8 +243,8 @@ def _train_all(
       outcomes = trainer.train([trial.config for trial in open_], folders)
       for trial, folder, outcome in zip(open_, folders, outcomes):
         if isinstance(outcome, Exception):  # one method's failure is a result of that method; the others go on
-          if not done and _is_mistake(outcome):
-            raise outcome
+          if not done and isinstance(outcome, UserError) and not isinstance(outcome, Diverged):
+            raise outcome  # a mistake in the config or the data, as a first trial finds it
           failed[trial.run] = _keep_error(trial, workdir, outcome)
           say(f"failed: {trial.run}: {failed[trial.run]}")
           continue
@@ -295,11 +295,6 @@ def _measure_all(
       done[trial.run] = record
       records.write_results([done[one.run] for one in trials if one.run in done], workdir)
   return failed
-
-
-def _is_mistake(error: Exception) -> bool:
-  """Whether an error is about the config or the data, as a first trial finds it, and not about how training went."""
-  return isinstance(error, UserError) and not isinstance(error, Diverged)
 
 
 def _keep_error(trial: Trial, workdir: Path, error: Exception) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,25 +11,20 @@ import jax
 from ml_collections import ConfigDict
 
 from peftjax import config as config_lib
-from peftjax import masks, outputs
+from peftjax import outputs
 from peftjax.compare.dimensions.base import Dimension, Trained
 from peftjax.compare.trainer import Measured, RunOutcome
 from peftjax.compare.trials import FROZEN, buildable, is_frozen
 from peftjax.errors import UserError
-from peftjax.files import read_json, write_text
+from peftjax.files import read_json
 from peftjax.parallel.mesh import put_batch
-from peftjax.train import finished, inspection, loop, together
+from peftjax.train import finished, inspection, loop, together, untrained
 from peftjax.train.assemble import setting
 from peftjax.train.compiling import CompiledStep
-from peftjax.train.evaluators import Leaves
-from peftjax.train.evaluators.predict import Predict
 from peftjax.train.flops import flops_of
 from peftjax.train.loop import make_run
-from peftjax.train.run import Run
 from peftjax.train.signals import PREEMPTED, EndRequests, Preempted
-from peftjax.train.splits import score_split
 from peftjax.train.stacked import DoNotFit
-from peftjax.train.summary import metrics_spec, versions
 from peftjax.train.timing import Step
 
 
@@ -105,7 +99,10 @@ def _train(configs: Sequence[ConfigDict], folders: Sequence[Path]) -> list[RunOu
   outcomes: list[RunOutcome] = []
   for config, folder in zip(configs, folders):
     try:
-      outcomes.append(score_frozen(config, folder) if is_frozen(config) else loop.train(config, folder))
+      if is_frozen(config):
+        outcomes.append(untrained.score(buildable(config), folder, FROZEN))
+      else:
+        outcomes.append(loop.train(config, folder))
     except Exception as error:
       outcomes.append(error)
   return outcomes
@@ -116,46 +113,3 @@ def _save_adapter(folder: Path) -> None:
     finished.export(folder, "peft", folder / "adapter", overwrite=True)
   except UserError:  # full fine-tuning, or a method that Hugging Face PEFT does not have
     outputs.remove(folder / "adapter")
-
-
-# The row `frozen` -------------------------------------------------------------------------------------------------
-
-
-def score_frozen(config: ConfigDict, folder: Path) -> dict[str, Any]:
-  """Evaluates the base, its head as drawn, on the final splits once; its files and its summary are those of a run of no
-  update, without trainable parameters, gradients and adapter.
-
-  Raises:
-    UserError: as `train.loop.make_run`.
-  """
-  if (folder / "summary.json").is_file():
-    return read_json(folder / "summary.json")
-  folder.mkdir(parents=True, exist_ok=True)
-  run = make_run(buildable(config))
-  leaves = Leaves(run.trainable, run.frozen)
-  metrics = {split: score_split(run, (Predict(run),), split, leaves, folder, "eval") for split in run.final_splits}
-  lines = [json.dumps({"step": 0, "split": split, **scores}) + "\n" for split, scores in metrics.items()]
-  write_text(folder / "metrics.jsonl", "".join(lines))
-  summary = _summary_of_nothing(config, run) | {"metrics": metrics}
-  write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-  return summary
-
-
-def _summary_of_nothing(config: ConfigDict, run: Run) -> dict[str, Any]:
-  whole = masks.count(run.model.params)
-  return {
-    "step": 0,
-    "main_metric": run.task.main_metric,
-    "metrics_spec": metrics_spec(run),
-    "train": {},
-    "parameters": {"trainable": 0, "adapter": 0, "head": 0, "total": whole.parameters, "percent": 0.0, "groups": {}},
-    "bytes": {"weights": whole.bytes, "gradients": 0, "optimizer": 0, "adapter": 0, "head": 0},
-    "step_seconds": None,
-    "step_flops": None,
-    "compiled": [],
-    "method": FROZEN,
-    "task": run.task.name,
-    "seed": int(config.seed),
-    "learning_rates": {},
-    "versions": versions(),
-  }
