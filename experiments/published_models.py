@@ -87,4 +87,4 @@ def config_of(folder: Path, shapes: Shapes, method: Mapping[str, Any], **model: 
 
 def model_of(folder: Path, shapes: Shapes, method: Mapping[str, Any]) -> Model:
   """The model with a method, as shapes alone."""
-  return assemble.make_model(config_of(folder, shapes, method), abstract=True)
+  return assemble.stored(config_of(folder, shapes, method), assemble.Head()).model(abstract=True)

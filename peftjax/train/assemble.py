@@ -7,7 +7,7 @@ import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from peftjax import config as config_lib
 from peftjax import data as data_lib
 from peftjax import masks, memory, methods, tasks
+from peftjax.adding import add
 from peftjax.errors import NotHere, UserError, nearest
 from peftjax.interop.peft import has_tokenizer
 from peftjax.loading import folder_of, from_config, initialise, load
@@ -33,6 +34,20 @@ INITS = ("pretrained", "random")
 ADAPTER_KEY = 1  # folded into the seed's key, so that no other draw shares the adapter's
 
 
+class Head(NamedTuple):
+  """What is built on a base.
+
+  Attributes:
+    task: what the architecture computes, such as "text_classification"; "": the one that config.json names.
+    label_names: of its classes, or
+    num_labels: their number.
+  """
+
+  task: str = ""
+  label_names: Sequence[str] = ()
+  num_labels: int = 0
+
+
 @dataclasses.dataclass(frozen=True)
 class Setting:
   """What a config means.
@@ -43,6 +58,7 @@ class Setting:
     hf_config: its config.json.
     header: of the data, a `Dataset` where it was opened; without a name where there is none to ask.
     task: None: a bare model, of which nobody asks a task.
+    head: what is built on the base.
     notes: lines for the log.
   """
 
@@ -51,16 +67,8 @@ class Setting:
   hf_config: Mapping[str, Any]
   header: data_lib.Header
   task: tasks.Task | None
+  head: Head
   notes: tuple[str, ...] = ()
-
-  @property
-  def head(self) -> str:
-    """The architecture to build, as `make_model` takes it: the task's, or "", what config.json names."""
-    if self.task is None:
-      return ""
-    family = family_of(self.hf_config)
-    own = family.architectures[family.architecture(self.hf_config, "")].task
-    return "" if own == self.task.head else self.task.head
 
   def inputs(self, header: data_lib.Header | None = None) -> data_lib.Input:
     """What makes batches of the data, or of other data for the same task."""
@@ -68,11 +76,39 @@ class Setting:
     return data_lib.make_input(self.config, header or self.header, self.task, self.folder)
 
   def model(self, abstract: bool = False, mesh: Mesh | None = None) -> Model:
-    """The base with the task's head and the config's method; see `make_model`."""
-    if self.task is None:
-      return make_model(self.config, num_labels=self.config.task.num_labels, abstract=abstract, mesh=mesh)
-    labels = self.task.label_names
-    return make_model(self.config, self.head, labels, self.task.num_labels, abstract=abstract, mesh=mesh)
+    """The base with the task's head and the config's method.
+
+    Args:
+      abstract: shapes alone: no weights are read or made.
+      mesh: of several devices: the base is read straight onto it.
+
+    Raises:
+      UserError: as `peftjax.load` and `Model.add` do.
+    """
+    config, section = self.config, self.config.model
+    method = methods.build(config.method)
+    options: dict[str, Any] = {**self.head._asdict(), "runtime": runtime(config), "quantize": quantization(config)}
+    if section.init not in INITS:
+      raise UserError(f"model.init={section.init!r}; {nearest(section.init, INITS)}")
+    if abstract or section.init == "random":
+      model = from_config(self.hf_config, section.dtype, **options)
+      if section.init == "random" and not abstract:
+        if section.adapter:
+          raise UserError("model.adapter: an adapter needs the base that it was trained on, not model.init=random")
+        if options["quantize"]:
+          raise UserError("model.quantize: a model with model.init=random trains its base, which cannot be quantised")
+        memory.check(masks.count(model.params).bytes, f"model.init=random: the weights of {section.path}")
+        model = dataclasses.replace(initialise(model, jax.random.key(config.seed)), folder=self.folder)
+    else:
+      if mesh is not None and mesh.size > 1:
+        options["place"] = lambda base: layout_of(base, mesh).shardings
+      model = load(section.path, section.adapter or None, section.dtype, seed=config.seed,
+                   other_base=section.other_base, new_head=section.new_head, **options)  # fmt: skip
+      if section.adapter:
+        if has_tokenizer(section.adapter):
+          log.warning("model.adapter=%s has a tokenizer; text is read by that of model.path", section.adapter)
+        return model  # its method is the adapter's
+    return add(model, method, jax.random.fold_in(jax.random.key(config.seed), ADAPTER_KEY))
 
 
 def runtime(config: ConfigDict) -> Runtime:
@@ -94,60 +130,6 @@ def quantization(config: ConfigDict) -> Quantization | None:
   if not section.quantize:
     return None
   return Quantization(section.quantize, section.quantize_block, section.quantize_exclude)
-
-
-def make_model(
-  config: ConfigDict,
-  task: str = "",
-  label_names: Sequence[str] = (),
-  num_labels: int = 0,
-  abstract: bool = False,
-  mesh: Mesh | None = None,
-) -> Model:
-  """The base with the task's head and the configured method.
-
-  Args:
-    task: the architecture to build, such as "text_classification"; empty: what config.json says.
-    label_names: names of the head's classes, or
-    num_labels: their number.
-    abstract: shapes alone: no weights are read or made.
-    mesh: of several devices: the base is read straight onto it.
-
-  Raises:
-    UserError: as `peftjax.load` and `Model.add` do.
-  """
-  method = methods.build(config.method)
-  section = config.model
-  options: dict[str, Any] = {
-    "task": task,
-    "label_names": label_names,
-    "num_labels": num_labels,
-    "runtime": runtime(config),
-    "quantize": quantization(config),
-  }
-  if section.init not in INITS:
-    raise UserError(f"model.init={section.init!r}; {nearest(section.init, INITS)}")
-  if abstract or section.init == "random":
-    folder = folder_of(section.path)
-    model = from_config(pretrained.read_config(folder), section.dtype, **options)
-    if section.init == "random" and not abstract:
-      if section.adapter:
-        raise UserError("model.adapter: an adapter needs the base that it was trained on, not model.init=random")
-      if options["quantize"]:
-        raise UserError("model.quantize: a model with model.init=random trains its base, which cannot be quantised")
-      memory.check(masks.count(model.params).bytes, f"model.init=random: the weights of {section.path}")
-      model = dataclasses.replace(initialise(model, jax.random.key(config.seed)), folder=folder)
-  else:
-    if mesh is not None and mesh.size > 1:
-      options["place"] = lambda base: layout_of(base, mesh).shardings
-    model = load(section.path, section.adapter or None, section.dtype, seed=config.seed, other_base=section.other_base,
-                 new_head=section.new_head, **options)  # fmt: skip
-    if section.adapter:
-      if has_tokenizer(section.adapter):
-        log.warning("model.adapter=%s has a tokenizer; text is read by that of model.path", section.adapter)
-      return model  # its method is the adapter's
-  key = jax.random.fold_in(jax.random.key(config.seed), ADAPTER_KEY)
-  return model.add(method, key)
 
 
 def setting(config: ConfigDict, dataset: data_lib.Dataset | None = None, trains: bool = False) -> Setting:
@@ -173,13 +155,31 @@ def setting(config: ConfigDict, dataset: data_lib.Dataset | None = None, trains:
       data = config.data.name or config_lib.DEFAULT_DATA
       raise UserError(f"task.name: neither {data!r} nor {config.model.path!r} names a task; set it")
     tasks.check_fields(config.task)
-    return Setting(config, folder, hf_config, header, None, notes)
+    return Setting(config, folder, hf_config, header, None, Head(num_labels=config.task.num_labels), notes)
   if header.name:
     extended = dataclasses.replace(header, label_names=_extended(config, header))
-    return Setting(config, folder, hf_config, header, tasks.from_config(name, config.task, extended), notes)
-  header = data_lib.Header("", task=name, label_names=_labels_of(config, hf_config))
-  task = tasks.from_config(name, config.task, header)
-  return Setting(config, folder, hf_config, dataclasses.replace(header, fields=task.fields), task, notes)
+    task = tasks.from_config(name, config.task, extended)
+  else:
+    header = data_lib.Header("", task=name, label_names=_labels_of(config, hf_config))
+    task = tasks.from_config(name, config.task, header)
+    header = dataclasses.replace(header, fields=task.fields)
+  return Setting(config, folder, hf_config, header, task, _head_of(task, hf_config), notes)
+
+
+def stored(config: ConfigDict, head: Head) -> Setting:
+  """The setting of a run that was trained, whose head is known: its data are not asked.
+
+  Raises:
+    UserError: there is no model folder any more.
+  """
+  folder = folder_of(config.model.path)
+  return Setting(config, folder, pretrained.read_config(folder), data_lib.Header(""), None, head)
+
+
+def _head_of(task: tasks.Task, hf_config: Mapping[str, Any]) -> Head:
+  family = family_of(hf_config)
+  own = family.architectures[family.architecture(hf_config, "")].task
+  return Head("" if own == task.head else task.head, task.label_names, task.num_labels)
 
 
 def _known_header(config: ConfigDict, trains: bool) -> tuple[data_lib.Header, tuple[str, ...]]:

@@ -52,7 +52,8 @@ def load_model(workdir: str | Path, trust: Collection[str] = ()) -> tuple[Config
 def _load_model(folder: Path) -> tuple[ConfigDict, int, Model]:
   config, resolved = folder_lib.read_config(folder)
   mesh = make_mesh(_on_these_devices(config).mesh)
-  model = assemble.make_model(config, resolved.head, resolved.label_names, resolved.num_labels, mesh=mesh)
+  head = assemble.Head(resolved.head, resolved.label_names, resolved.num_labels)
+  model = assemble.stored(config, head).model(mesh=mesh)
   trainable, frozen = masks.partition(model.params, model.labels())
   layout = layout_of(model, mesh)
   step, trainable = _restore(folder, trainable, Base(str(config.model.path), base_hash(model)), layout)

@@ -13,6 +13,7 @@ Both trainers hold sessions: `loop` one, `together` one for each run of its prog
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from peftjax import config as config_lib
+from peftjax.files import write_text
 from peftjax.masks import Tree
 from peftjax.train import evaluators as evaluators_lib
 from peftjax.train import folder as folder_lib
@@ -35,7 +37,7 @@ from peftjax.train.run import Run, describe
 from peftjax.train.signals import PREEMPTED, Preempted
 from peftjax.train.splits import SplitScores
 from peftjax.train.state import TrainState
-from peftjax.train.summary import finish
+from peftjax.train.summary import summarize
 from peftjax.train.watch import Watch, due
 
 Summary = dict[str, Any]
@@ -153,8 +155,16 @@ class Session:
     self._scores.after(step, trainable, frozen)
 
   def finish(self, state: TrainState, **more: Any) -> Summary:
-    """Writes the summary, with which the run counts as finished, and returns it; see `summary.finish`."""
-    return finish(self.run, state, self.folder, self.costs.by_shape, self._writes, **more)
+    """Writes ``summary.json``, with which the run counts as finished, and returns it.
+
+    Args:
+      state: after the last update.
+      more: entries beside those of `summarize`.
+    """
+    summary = summarize(self.run, state, self.folder, self.costs.by_shape) | more
+    if self._writes:
+      write_text(self.folder / folder_lib.SUMMARY, json.dumps(summary, indent=2) + "\n")
+    return summary
 
 
 def end_early(sessions: Sequence[Session], step: int, log: Any) -> NoReturn:

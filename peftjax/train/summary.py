@@ -14,7 +14,6 @@ from typing import Any
 import jax
 
 from peftjax import masks, optim
-from peftjax.files import write_text
 from peftjax.train import evaluators, inspection
 from peftjax.train import folder as folder_lib
 from peftjax.train.compiling import Cost
@@ -80,22 +79,6 @@ def summarize(run: Run, state: TrainState, folder: Path, costs: Mapping[str, Cos
     "devices": f"{jax.device_count()} {jax.devices()[0].device_kind}",
     "versions": versions(),
   }
-
-
-def finish(
-  run: Run, state: TrainState, folder: Path, costs: Mapping[str, Cost], writes: bool, **more: Any
-) -> dict[str, Any]:
-  """Writes ``summary.json``, after which the run counts as finished, and returns it.
-
-  Args:
-    run, state, folder, costs: see `summarize`.
-    writes: whether this process writes it.
-    more: entries beside.
-  """
-  summary = summarize(run, state, folder, costs) | more
-  if writes:
-    write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-  return summary
 
 
 def metrics_spec(run: Run) -> dict[str, dict[str, Any]]:

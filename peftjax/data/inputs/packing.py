@@ -89,7 +89,7 @@ class PackedBatches:
 
 
 class PackedOrder:
-  """The batches of every epoch, as `batching.TrainingPlan` has them for single sequences.
+  """The batches of every epoch, as `batching.TrainingOrder` has them for single sequences.
 
   Attributes:
     pieces: what is packed.
