@@ -342,6 +342,7 @@ BERT_TABLE = COMMON | Table(
     "add_cross_attention": Only((False,), "attention to an encoder"),
     "position_embedding_type": Only(("absolute", None), "relative positions"),
   },
+  ignored=frozenset({"is_causal"}),  # an encoder's masks are never
 )
 ROBERTA_TABLE = BERT_TABLE | Table(
   read={

@@ -96,7 +96,7 @@ class Table:
   def __or__(self, other: Table) -> Table:
     """Both tables; where they differ, the other."""
     mine = {name: field for name, field in self.read.items() if name not in other.refused}
-    refused = {name: only for name, only in self.refused.items() if name not in other.read}
+    refused = {name: only for name, only in self.refused.items() if name not in other.read.keys() | other.ignored}
     return Table(
       {**mine, **other.read},
       {**refused, **other.refused},
@@ -163,6 +163,7 @@ COMMON = Table(
   },
   refused={
     "is_encoder_decoder": Only((False,), "an encoder and a decoder"),
+    "is_causal": Only((True,), "attention to later tokens"),
     "per_layer_config": Only((None,), f"a config of its own for some layers {_NOT_HERE}"),
     "quantization_config": Only((None,), "the weights are quantised by another library; save them as floats first"),
   },

@@ -307,6 +307,7 @@ TABLE = (
       "rotary_pct": Field(SHARE.or_null),
       "rotary_emb_base": Field(POSITIVE.or_null),
       "partial_rotary_factor": Field(SHARE.or_null),
+      "head_dim": Field(HEADS.or_null),
       "bos_token_id": Field(IDS.or_null, 0),
       "eos_token_id": Field(IDS.or_null, 2),
     },
@@ -319,6 +320,8 @@ def _parse_neox(hf_config: Mapping[str, Any]) -> NeoXConfig:
   given = TABLE.values(hf_config)
   heads, hidden = given["num_attention_heads"], given["hidden_size"]
   check_heads(hidden, heads)
+  if given["head_dim"] not in (None, hidden // heads):
+    raise UserError(f"config.json: head_dim={given['head_dim']}: expected {hidden // heads}, hidden_size over heads")
   entry = settings(given)
   for name, other, default in (
     ("rope_theta", "rotary_emb_base", 10000.0),

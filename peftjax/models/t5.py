@@ -11,7 +11,7 @@ import numpy as np
 from flax import linen as nn
 
 from peftjax.errors import UserError
-from peftjax.kinds import FLAG, NAME, whole
+from peftjax.kinds import FLAG, NAME, shown, whole
 from peftjax.models.config_fields import (
   ANY_ID,
   COMMON,
@@ -273,6 +273,8 @@ TABLE = COMMON | Table(
     "classifier_dropout": Field(RATE, 0.0),
     "layer_norm_epsilon": Field(EPSILON, 1e-6),
     "feed_forward_proj": Field(NAME, "relu"),
+    "dense_act_fn": Field(NAME.or_null),
+    "is_gated_act": Field(FLAG.or_null),
     "tie_word_embeddings": Field(FLAG, True),
     "scale_decoder_outputs": Field(FLAG.or_null),
     "pad_token_id": Field(ANY_ID.or_null, 0),
@@ -322,6 +324,9 @@ def _parse(hf_config: Mapping[str, Any]) -> T5Config:
     raise UserError(f"config.json: feed_forward_proj={given['feed_forward_proj']!r}: expected ACT or gated-ACT")
   config = T5Config(**fields_for(given, T5Config))
   activation(config.hidden_act)
+  for name, meant in (("dense_act_fn", config.hidden_act), ("is_gated_act", config.is_gated)):
+    if given[name] not in (None, meant):  # transformers takes these, where they are written
+      raise UserError(f"config.json: {name}={shown(given[name])}: feed_forward_proj says {shown(meant)}")
   return config
 
 

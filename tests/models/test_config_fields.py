@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
+import re
+from pathlib import Path
 
 import pytest
 import transformers
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+import transformers.masking_utils
+import transformers.modeling_rope_utils
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING, model_type_to_module_name
 
 from peftjax.errors import UserError
 from peftjax.loading import from_config
@@ -32,6 +37,39 @@ def test_every_field_of_transformers_stands_in_one_place(model_type):
   assert sum(map(len, places)) == len(set.union(*places))
   spelled = {frozenset(pair) for pair in table.spellings.items()}
   assert {frozenset(pair) for pair in config_class(model_type).attribute_map.items()} <= spelled
+
+
+# What transformers' code asks a config for besides its fields, and why it changes nothing here.
+ASKED = {
+  "_attn_implementation": "how attention is computed, not what",
+  "output_attentions": "outputs that are not offered",
+  "default_theta": "a method of the config",
+  "per_layer_config": "refused in all families",
+  "standardize_rope_params": "a method of the config",
+  "get_text_config": "a method of the config",
+  "classifier_dropout": "the rate of the classifier of tokens, which decoders do not have here",
+  "hidden_dropout": "the same",
+  "summary_last_dropout": "the same, by another name",
+  **dict.fromkeys(("image_token_id", "mm_tokens_per_image", "text_config", "vision_config"), "of Gemma 3 with images"),
+}
+
+
+def names_asked(path):
+  text = Path(path).read_text(encoding="utf-8")
+  given = re.findall(r"\bconfig\.([a-zA-Z_]\w*)", text)
+  return {*given, *re.findall(r"""getattr\((?:self\.)?config,\s*["'](\w+)["']""", text)}
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_every_name_that_transformers_code_asks_for_stands_in_a_place(model_type):
+  """Not fields alone: what stands in config.json besides becomes an attribute, and some attributes are looked for."""
+  table, module = FAMILIES[model_type].table, model_type_to_module_name(model_type)
+  modeling = importlib.import_module(f"transformers.models.{module}.modeling_{module}")
+  asked = names_asked(modeling.__file__) | ({"is_causal"} & names_asked(transformers.masking_utils.__file__))
+  if "rope_parameters" in table.read:
+    asked |= {"head_dim"} & names_asked(transformers.modeling_rope_utils.__file__)
+  places = {*table.read, *table.refused, *table.ignored, *table.spellings, *table.spellings.values()}
+  assert "is_causal" in asked and not asked - places - ASKED.keys()
 
 
 @pytest.mark.parametrize("model_type", TYPES)
@@ -71,6 +109,10 @@ def test_layers_out_of_range_are_refused_before_shapes_are_built(name, layers):
   ("model_type", "changed", "said"),
   [
     ("bert", {"is_decoder": True}, "is_decoder=true: layers that see earlier tokens alone; expected false"),
+    ("llama", {"is_causal": False}, "is_causal=false: attention to later tokens"),
+    ("t5", {"dense_act_fn": "relu", "feed_forward_proj": "gated-gelu"}, 'dense_act_fn="relu": .* says "gelu_new"'),
+    ("t5", {"is_gated_act": True}, "is_gated_act=true: feed_forward_proj says false"),
+    ("gpt_neox", {"head_dim": 32}, "head_dim=32: expected 96"),
     ("bert", {"position_embedding_type": "relative_key"}, 'expected "absolute" or null'),
     ("gpt2", {"add_cross_attention": True}, "attention to an encoder"),
     ("gpt2", {"n_embd": 768, "hidden_size": 1024}, "are the same field"),
