@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -76,10 +77,10 @@ class Classification(Task):
   def make(cls, settings: ConfigDict, header: Header) -> Classification:
     check_data(settings.name, header)
     names, weights = header.label_names, own_setting(cls, settings, "class_weights")
-    if weights and (
-      len(weights) != len(names) or not all(isinstance(one, int | float) and one >= 0 for one in weights)
-    ):
-      expected = f"a number for each of {', '.join(names[:8])}" if names else "none where a number is predicted"
+    fits = all(isinstance(one, int | float) and 0 <= one < math.inf for one in weights)
+    if weights and not (fits and len(weights) == len(names) and any(weights)):
+      each = f"a number for each of {', '.join(names[:8])}, none below 0 and not all 0"
+      expected = each if names else "none where a number is predicted"
       raise UserError(f"task.class_weights={weights}: expected {expected}")
     return cls(settings.name, names, settings.label_smoothing, weights, header.label_kind)
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -12,7 +16,7 @@ from peftjax.compare import records
 from peftjax.compare.study import run_study
 from peftjax.errors import UserError
 from peftjax.registry import _named
-from tests.compare import test_dimensions, test_runs, test_study
+from tests.compare import test_dimensions, test_runs, test_study, test_study_kills
 from tests.train.conftest import write_data, write_model
 
 DIMENSION = """
@@ -114,3 +118,81 @@ def test_a_task_of_ones_own_is_studied_by_its_own_metric(beside, tmp_path, monke
     assert held["gap"] == pytest.approx(held["validation"] - held["train"])
   assert summary.examples and summary.row("lora").difference.to == "full"
   assert "wrong_share" in json.dumps(summary.to_json())
+
+
+METHOD = """
+import dataclasses
+from typing import ClassVar
+
+import jax.numpy as jnp
+
+from peftjax.methods import Targeted
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scale(Targeted):
+  name: ClassVar[str] = "scale"
+  kinds: ClassVar[tuple[str, ...]] = ("linear",)
+  leaf_names: ClassVar[tuple[str, ...]] = ("gain",)
+  learning_rate: ClassVar[float] = 5e-3
+
+  def default_targets(self, model_type):
+    return ("query", "value")
+
+  def create(self, key, site, base):
+    return {"gain": jnp.ones(site.shape[-1])}
+
+  def after(self, leaves, x, y, site, call):
+    return y * leaves["gain"]
+
+  def delta(self, leaves, base, site, shared):
+    return {name: (leaves["gain"] - 1.0) * base[name] for name in ("kernel", "bias")}
+"""
+SEARCHED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from peftjax.compare.study import run_study
+from tests.compare.test_own_code import searched
+run_study(searched(Path(sys.argv[1])), sys.argv[2])
+"""
+
+
+def searched(folder):
+  """A study in which the rate of a method of one's own is searched; the file lies beside the data."""
+  config = test_runs.make_config(folder)
+  config.compare.methods = {"full": {}, "own": {"method": {"name": "own_method:Scale"}}}
+  config.compare.seeds = (0,)
+  config.compare.search.update({"seeds": (100,), "trials": 3})
+  config.compare.update({"timing_rounds": 0, "dimensions": ()})
+  config.train.update({"steps": 4, "save_every": 2})
+  return config
+
+
+@pytest.mark.slow
+def test_a_searched_row_of_ones_own_method_killed_and_resumed(tmp_path):
+  (tmp_path / "own_method.py").write_text(METHOD)
+  write_model(tmp_path / "model")
+  write_data(tmp_path / "reviews.csv")
+  whole, parts = tmp_path / "whole", tmp_path / "parts"
+
+  def started(folder):
+    folder.mkdir(exist_ok=True)
+    environment = os.environ | {"PEFTJAX_CACHE": str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", SEARCHED, str(tmp_path), str(folder)]
+    return subprocess.Popen(command, cwd=test_runs.ROOT, env=environment, stderr=subprocess.PIPE)
+
+  test_study_kills.finish(started(whole))
+  total = test_study_kills.progress(whole)
+  for share in (0.3, 0.7):
+    process = started(parts)
+    while process.poll() is None and test_study_kills.progress(parts) < share * total:
+      time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -9
+  test_study_kills.finish(started(parts))
+  assert test_study_kills.timeless(parts) == test_study_kills.timeless(whole)
+  assert (parts / "search.json").read_bytes() == (whole / "search.json").read_bytes()
+  found = json.loads((whole / "search.json").read_text())
+  assert "own" in json.dumps(found)

@@ -62,7 +62,7 @@ def test_all_linear_takes_every_linear_map():
 )
 def test_acting_equals_the_change_of_weights(module, name):
   model = trained(module, method_of(name))
-  merged, base = model.merge(), make(module)
+  merged, base = model.merge(check=False), make(module)  # the outputs are compared here
   assert merged.adapter_paths() == set()
   found = model(pixels=PIXELS)["logits"]
   close(found, merged(pixels=PIXELS)["logits"])

@@ -8,16 +8,26 @@ import pytest
 
 from peftjax.errors import UserError
 from peftjax.loading import from_config, initialise
+from peftjax.models.registry import FAMILIES
 from tests.oracles.decoders import VOCABULARY
 
+LLAMA = {
+  "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 4,
+  "intermediate_size": 8,
+}  # fmt: skip
 SMALL = {
   "bert": {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8},
   "roberta": {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8},
   "gpt2": {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 20},
   "gptj": {"n_embd": 8, "n_layer": 1, "n_head": 2, "rotary_dim": 4, "n_positions": 20},
   "opt": {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 8},
-  "llama": {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8},
+  "gpt_neox": {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8},
+  "bloom": {"hidden_size": 8, "n_layer": 1, "n_head": 2},
   "t5": {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2},
+  "mt5": {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2},
+  **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "granite"), LLAMA),
+  "mixtral": {**LLAMA, "num_local_experts": 2},
+  "qwen3_moe": {**LLAMA, "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8},
 }
 LEARNED = {"bert": 20, "roberta": 18, "gpt2": 20, "gptj": 20, "opt": 20}  # tokens of 20 positions
 
@@ -29,7 +39,7 @@ def model_of():
   def model(name):
     if name not in made:
       config = {"model_type": name, "vocab_size": VOCABULARY, "max_position_embeddings": 20, **SMALL[name]}
-      if name in ("gpt2", "gptj", "t5"):
+      if name in ("gpt2", "gptj", "t5", "mt5", "bloom"):
         del config["max_position_embeddings"]
       made[name] = initialise(from_config(config), jax.random.key(0))
     return made[name]
@@ -39,12 +49,28 @@ def model_of():
 
 @pytest.mark.parametrize("name", SMALL)
 def test_ids_that_are_not_embedded(name, model_of):
-  inputs = {"decoder_input_ids": np.array([[0, 3]])} if name == "t5" else {}
+  inputs = {"decoder_input_ids": np.array([[0, 3]])} if name.endswith("t5") else {}
   for wrong in (VOCABULARY, -1, 10**6):
     with pytest.raises(UserError, match=f"input_ids has {wrong}; the model has {VOCABULARY}, from 0 to"):
       model_of(name)(input_ids=np.array([[3, wrong]]), **inputs)
   with pytest.raises(UserError, match="input_ids: expected whole numbers, got float64"):
     model_of(name)(input_ids=np.array([[3.0]]), **inputs)
+
+
+def test_every_family_is_here():
+  assert SMALL.keys() == FAMILIES.keys() - {"deci"}  # Llama's layers of several sizes
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_lengths_beyond_the_table_are_computed_or_refused(name, model_of):
+  """Never read past the end: rotations, biases and slopes go on for ever, rows of a table do not."""
+  inputs = {"decoder_input_ids": np.full((1, 33), 5)} if name.endswith("t5") else {}
+  if name in LEARNED:
+    with pytest.raises(UserError, match="do not fit the model's"):
+      model_of(name)(input_ids=np.full((1, 33), 5))
+  else:
+    outputs = model_of(name)(input_ids=np.full((1, 33), 5), **inputs)
+    assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(outputs))
 
 
 @pytest.mark.parametrize("name", LEARNED)

@@ -69,5 +69,8 @@ def test_fields_of_a_task():
     tasks.make("text_classification", "ab", class_weight=(1, 2))
   with pytest.raises(UserError, match="expected a number for each of a, b"):
     tasks.make("text_classification", "ab", class_weights=(1, 2, 3))
+  for wrong in ((1, -1), (0, 0), (float("inf"), 1), (float("nan"), 1), (1, "2")):
+    with pytest.raises(UserError, match="expected a number for each of a, b"):
+      tasks.make("text_classification", "ab", class_weights=wrong)
   with pytest.raises(UserError, match="no such field of task causal_lm"):
     tasks.make("causal_lm", class_weights=(1, 2))
