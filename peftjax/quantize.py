@@ -58,7 +58,7 @@ class CentredScale:
   dtype = property(lambda self: self.mean.dtype)
 
   def value(self) -> jax.Array:
-    """The scales, float32."""
+    """The scales, float32, in the shape of the deviations."""
     return self.mean + qwix.dequantize(self.deviation)
 
 

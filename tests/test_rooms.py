@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 import statistics
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -149,3 +150,18 @@ def test_files_are_small():
   lines = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in MODULES.items()}
   assert {name: count for name, count in lines.items() if count > 500} == {}
   assert statistics.median(lines.values()) <= 120
+
+
+def test_training_and_studies_name_nothing_of_text():
+  """Text is the token input's: what trains, compares and lays out knows neither its arrays nor its tokenizer."""
+  rooms = ("train", "compare", "parallel")
+  found = {
+    name
+    for name, path in MODULES.items()
+    if name.split(".")[0] in rooms and {"input_ids", "tokenizer", "attention_mask"} & set(_words(path))
+  }
+  assert found == set()
+
+
+def _words(path: Path) -> list[str]:
+  return re.findall(r"[a-z_]+", path.read_text(encoding="utf-8"))

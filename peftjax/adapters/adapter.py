@@ -42,7 +42,7 @@ class Adapter:
 
   @property
   def methods(self) -> tuple[Method, ...]:
-    """Its methods."""
+    """The methods whose leaves it holds, in the order of adding."""
     return tuple(one.method for one in self.bound)
 
 

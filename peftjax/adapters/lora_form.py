@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from peftjax import masks
 from peftjax.adapters.adapter import Adapter
 from peftjax.errors import UserError
-from peftjax.interop import rules
+from peftjax.interop import targeting
 from peftjax.methods.base import Leaves
 from peftjax.methods.bound import Bound
 from peftjax.methods.lora import LoRA
@@ -73,7 +73,7 @@ def padded(leaves: Leaves, rank: int) -> Leaves:
 
 
 def rank_of(leaves: Leaves) -> int:
-  """r of factors."""
+  """The rank r of a LoRA's leaves, `lora_b` being [..., r, out]."""
   return int(leaves["lora_b"].shape[-2])
 
 
@@ -101,7 +101,7 @@ def targets_for(model: Model, sites: Iterable[Site]) -> masks.Patterns:
   tails = tuple(sorted({_tail(name) for name in chosen}))
   if {name for name in names if masks.matches(tails, name) and not model.context.in_head(name)} == chosen:
     return tails
-  return rules.exact_patterns(chosen, names)
+  return targeting.exact_patterns(chosen, names)
 
 
 def _tail(name: str) -> str:

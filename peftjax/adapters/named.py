@@ -80,7 +80,7 @@ class Bank:
     return self.delete(name).add(name, adapter)._ordered(self.names)
 
   def delete(self, name: str) -> Bank:
-    """Without the adapter."""
+    """The bank without an adapter; raises `UserError` if it has none of that name."""
     self._of(name)
     return dataclasses.replace(self, held={other: one for other, one in self.held.items() if other != name})
 

@@ -44,7 +44,7 @@ class SearchPoint:
 
   @property
   def name(self) -> str:
-    """Its folder."""
+    """The name of its folder below the row's, such as "lr=0.001"."""
     return ",".join(f"{field.rpartition('.')[2]}={value}" for field, value in (("lr", self.rate), *self.knobs))
 
   def laid_on(self, config: ConfigDict) -> ConfigDict:

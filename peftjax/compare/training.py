@@ -29,7 +29,7 @@ from peftjax.train.timing import Step
 
 
 class JaxTrainer:
-  """A `Trainer`."""
+  """The `Trainer` that trains: runs of `peftjax.train`, and the row `frozen`, which is only evaluated."""
 
   def check(self, config: ConfigDict) -> None:
     """Builds a trial's model as shapes alone, by the header of its data.

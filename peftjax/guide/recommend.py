@@ -79,7 +79,7 @@ class Candidate:
 
   @property
   def overrides(self) -> str:
-    """The method as flags."""
+    """The method as flags of the command line, `--config.method...`."""
     return " ".join(f"--config.method.{name}={value}" for name, value in self.method.items())
 
 

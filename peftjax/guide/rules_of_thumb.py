@@ -101,7 +101,7 @@ RULES: tuple[Rule, ...] = (
 
 
 def applying(wants: Wants) -> list[Rule]:
-  """The rules that apply."""
+  """The rules whose condition holds for the wishes, in the order of the table."""
   return [rule for rule in RULES if rule.applies(wants)]
 
 

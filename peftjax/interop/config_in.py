@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from peftjax import masks, methods
 from peftjax.errors import UserError, nearest
-from peftjax.interop import rules
+from peftjax.interop import targeting
 from peftjax.interop.config_kinds import check_config
 from peftjax.interop.formats import FORMATS
 from peftjax.interop.formats.base import COMMON, Config, Format
@@ -106,7 +106,7 @@ def method_of(config: Config, form: Format, model: Model, *, whole: bool = False
     kinds = form.kinds or method.kinds
     names = {name: modules[name] for site in model.sites if site.kind in kinds for name in site.names}
     fields |= _targets_of(config, form, model, names, known)
-    names = {name: key for name, key in names.items() if rules.is_targeted(config, key)}
+    names = {name: key for name, key in names.items() if targeting.is_targeted(config, key)}
     for field in getattr(method, "patterns", ()):
       entries = fields.get(field) or {}
       fields[field] = {key: value for key, value in entries.items() if any(ends_with(key, name) for name in names)}
@@ -131,7 +131,7 @@ def _targets_of(config: Config, form: Format, model: Model, names: Mapping[str, 
   if config["target_modules"] is None:
     found = form.method().default_targets(model.context.model_type) if issubclass(form.method, Targeted) else ()
     config["target_modules"] = found if isinstance(found, str) else list(found)
-  chosen = {name for name, key in names.items() if rules.is_targeted(config, key)}
+  chosen = {name for name, key in names.items() if targeting.is_targeted(config, key)}
   if not chosen:
     raise UserError(_no_target(config, names.values()))
   targets, exclude = (
@@ -148,7 +148,7 @@ def _targets_of(config: Config, form: Format, model: Model, names: Mapping[str, 
   }
   fields: Config = {"targets": targets, "exclude": exclude, "layers": layers}
   if ours != chosen or any(value and field not in known for field, value in fields.items()):
-    fields = {"targets": rules.exact_patterns(chosen, names), "exclude": (), "layers": ()}
+    fields = {"targets": targeting.exact_patterns(chosen, names), "exclude": (), "layers": ()}
   mode = config.get("bias", "none")
   return {**fields, "bias": f"{form.method.name}_only" if str(mode).endswith("_only") else mode}
 
@@ -168,11 +168,11 @@ def _saved_of(config: Config, model: Model, modules: Mapping[str, str]) -> tuple
   """`modules_to_save` without the task's head, which trains anyway, as names of the modules that own the leaves."""
   owners = {name.rpartition(".")[0] for name in base_names(model)}
   entries = config.get("modules_to_save") or []
-  automatic = {name for names in rules.TASK_HEADS.values() for name in names}
+  automatic = {name for names in targeting.TASK_HEADS.values() for name in names}
   for entry in entries:
-    if entry not in automatic and not any(rules.is_saved([entry], modules[name]) for name in owners):
+    if entry not in automatic and not any(targeting.is_saved([entry], modules[name]) for name in owners):
       tails = {name.rpartition(".")[2] for name in modules.values()}
       raise UserError(f"modules_to_save: no module {entry!r}; {nearest(entry, tails)}")
-  saved = {name for name in owners if rules.is_saved(entries, modules[name]) and not model.context.in_head(name)}
+  saved = {name for name in owners if targeting.is_saved(entries, modules[name]) and not model.context.in_head(name)}
   named = tuple(entry for entry in dict.fromkeys(entries) if _any(entry, saved))
   return named if {name for name in owners if named and masks.matches(named, name)} == saved else tuple(sorted(saved))

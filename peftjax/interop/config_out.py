@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from peftjax import masks
 from peftjax.errors import UserError
-from peftjax.interop import rules, tables
+from peftjax.interop import tables, targeting
 from peftjax.interop.config_in import INIT, TASK_TYPES
 from peftjax.interop.formats.base import Config, Format
 from peftjax.interop.leaves import base_names, module_names
@@ -131,20 +131,20 @@ def _modules_to_save(
   model: Model, method: Method, saved: Iterable[str], task_type: str | None, modules: Mapping[str, str]
 ) -> list[str]:
   owners = {name.rpartition(".")[0] for name in saved}
-  heads = list(rules.TASK_HEADS.get(task_type or "", ()))
-  heads += [modules[name] for name in model.head if not rules.is_saved(heads, modules[name])]
+  heads = list(targeting.TASK_HEADS.get(task_type or "", ()))
+  heads += [modules[name] for name in model.head if not targeting.is_saved(heads, modules[name])]
   others = {modules[name] for name in owners if not model.context.in_head(name)}
   entries = [*method.modules_to_save, *heads]
   everything = {key for name, key in modules.items() if name in {leaf.rpartition(".")[0] for leaf in base_names(model)}}
-  covered = {key for key in everything if rules.is_saved(method.modules_to_save, key)} - {
-    key for key in everything if rules.is_saved(heads, key)
+  covered = {key for key in everything if targeting.is_saved(method.modules_to_save, key)} - {
+    key for key in everything if targeting.is_saved(heads, key)
   }
   return entries if covered == others else [*sorted(others), *heads]
 
 
 def _targets_in(config: Config, method: Any, chosen: set[str], modules: Mapping[str, str]) -> Config:
   for name in sorted(chosen):
-    if rules.is_saved(config.get("modules_to_save") or (), name):
+    if targeting.is_saved(config.get("modules_to_save") or (), name):
       raise UserError(f"{method.name} acts on {name!r}, which PEFT saves whole in modules_to_save; exclude it")
   found: Config = {"target_modules": sorted(chosen)}
   exclude, layers = getattr(method, "exclude", ()), getattr(method, "layers", ())
@@ -153,7 +153,7 @@ def _targets_in(config: Config, method: Any, chosen: set[str], modules: Mapping[
   if simple and all(key in config for key, value in knobs.items() if value):
     tried = {"target_modules": list(method.targets), **{key: list(value) or None for key, value in knobs.items()}}
     tried = {key: value for key, value in tried.items() if key in config}
-    if {key for key in modules.values() if rules.is_targeted({**config, **tried}, key)} == chosen:
+    if {key for key in modules.values() if targeting.is_targeted({**config, **tried}, key)} == chosen:
       found = tried
   return found
 

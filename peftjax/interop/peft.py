@@ -26,7 +26,7 @@ import numpy as np
 from peftjax import masks, outputs
 from peftjax.errors import UserError, nearest
 from peftjax.files import read_json
-from peftjax.interop import rules, tables, token_rows
+from peftjax.interop import tables, targeting, token_rows
 from peftjax.interop.config_in import TASK_TYPES, check_task, checked, format_of, method_of
 from peftjax.interop.config_kinds import check_ours
 from peftjax.interop.config_out import Written, config_of
@@ -264,7 +264,7 @@ def implied_head(folder: str | Path, task: str) -> tuple[str, list[str], int]:
   """
   folder = Path(folder).expanduser()
   wanted = read_config(folder).get("task_type")
-  heads = {one for one, name in TASK_TYPES.items() if name == wanted and name in rules.TASK_HEADS}
+  heads = {one for one, name in TASK_TYPES.items() if name == wanted and name in targeting.TASK_HEADS}
   if not heads or task in heads:
     return "", [], 0
   for key, value in _read_tensors(folder / WEIGHTS).items():
@@ -287,6 +287,11 @@ def has_tokenizer(folder: str | Path) -> bool:
   """Whether an adapter's folder holds a tokenizer of its own, such as trainers save beside it."""
   folder = Path(folder).expanduser()
   return (folder / "tokenizer_config.json").is_file() and any((folder / name).is_file() for name in _TOKENIZERS)
+
+
+def notes_on(folder: str | Path) -> list[str]:
+  """Lines for the log about what an adapter's folder holds that training does not read."""
+  return [f"{folder} has a tokenizer; text is read by that of model.path"] if has_tokenizer(folder) else []
 
 
 def _tokens_of(folder: Path) -> int:
@@ -378,7 +383,7 @@ def _base_places(added: Model, one: Bound, form: Format, config: Mapping[str, An
     key = base_key(added, name, form.prefix, wrapped)
     if form.infix and module in one.method.modules:  # type: ignore[attr-defined]
       places[base_key(added, name, form.prefix, infix=form.infix)] = name
-    elif rules.is_saved(entries, module_key(added, module)):
+    elif targeting.is_saved(entries, module_key(added, module)):
       places[base_key(added, name, form.prefix)] = name
     elif (
       ((leaf == "embedding" or tables.is_vocabulary(added, name)) and key in found)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from peftjax.errors import UserError
-from peftjax.interop import rules
+from peftjax.interop import targeting
 from peftjax.interop.formats.base import Config, Format, Tensors
 from peftjax.interop.leaves import module_key
 from peftjax.vocabulary import output_path, resized, table_path, tied_site, untied
@@ -62,7 +62,7 @@ def prepared(model: Model, config: Config, form: Format) -> tuple[Model, Config]
   entries = config.get("modules_to_save") or ()
   kinds = form.kinds or form.method.kinds
   covers_ties = "unembedding" in form.method.kinds
-  if table and not covers_ties and (rules.is_saved(entries, table) or _is_on(config, table, kinds, "embedding")):
+  if table and not covers_ties and (targeting.is_saved(entries, table) or _is_on(config, table, kinds, "embedding")):
     check_read(model, table)
   if tied_site(model) is None:
     return model, ({**config, TYING: False} if TYING in config else config)
@@ -70,12 +70,12 @@ def prepared(model: Model, config: Config, form: Format) -> tuple[Model, Config]
     return model, _on_table(config, table, output)
   on_output = _is_on(config, output, kinds, "linear")
   return (
-    untied(model) if on_output or rules.is_saved(entries, output) or rules.is_saved(entries, table) else model
+    untied(model) if on_output or targeting.is_saved(entries, output) or targeting.is_saved(entries, table) else model
   ), config
 
 
 def _is_on(config: Mapping[str, Any], module: str, kinds: tuple[str, ...], kind: str) -> bool:
-  return kind in kinds and rules.is_targeted(config, module)
+  return kind in kinds and targeting.is_targeted(config, module)
 
 
 def check_read(model: Model, table: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from peftjax.errors import UserError
-from peftjax.interop import rules, tables
+from peftjax.interop import tables, targeting
 from peftjax.interop.formats.base import Config, Format, Tensor, Tensors
 from peftjax.interop.formats.tokens import FORMATS, KEY
 from peftjax.interop.leaves import module_names, write_adapter
@@ -53,8 +53,8 @@ def method_of(config: Mapping[str, Any], model: Model) -> TrainableTokens | None
   entries = indices if isinstance(indices, Mapping) else {table: indices}
   chosen = {name: value_of("adapter_config.json", INDICES, ids, _IDS) for name, ids in entries.items()}
   for name, ids in list(chosen.items()):
-    is_table = bool(table) and rules.is_saved([name], table)
-    is_tied = tables.tied_site(model) is not None and rules.is_saved([name], output)
+    is_table = bool(table) and targeting.is_saved([name], table)
+    is_tied = tables.tied_site(model) is not None and targeting.is_saved([name], output)
     if not is_table and not is_tied:
       raise UserError(f"{INDICES}: {name!r} is neither the word embeddings, {table!r}, nor tied to them")
     if ids != next(iter(chosen.values())):

@@ -21,7 +21,7 @@ class Actor(Protocol):
 
   @property
   def buffer_names(self) -> tuple[str, ...]:
-    """And those that do not."""
+    """The leaves it reads that do not train."""
 
   def before(self, leaves: Leaves, x: Any, site: Site, call: Call) -> Any:
     """The input that the base gets."""

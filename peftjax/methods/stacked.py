@@ -45,12 +45,12 @@ class Summed(Stack):
     return self.method.acts_by_delta(site)
 
   def delta(self, leaves: Leaves, base: Leaves, site: Site, shared: Leaves) -> Leaves:
-    """Σ_a w_a delta_a."""
+    """Σ_a w_a delta_a over the adapters a: leaves shaped as the base's, float32."""
     changes = jax.vmap(lambda own, common: self.method.delta(own, base, site, common))(dict(leaves), dict(shared))
     return {name: jnp.tensordot(jnp.asarray(self.weights), change, 1) for name, change in changes.items()}
 
   def before(self, leaves: Leaves, x: Any, site: Site, call: Call) -> Any:
-    """The input as it is."""
+    """The input as it is: adapters act on outputs, each from the plain input."""
     if self.method.only_notes:
       self.method.before({name: leaf[0] for name, leaf in leaves.items()}, x, site, call)
     return x

@@ -200,7 +200,7 @@ class BertLayer(nn.Module, HasSites):
 
 
 class BertEncoder(nn.Module):
-  """The stack of layers."""
+  """The stack of layers: hidden states [B, L, hidden] to the same."""
 
   config: BertConfig
   runtime: Runtime

@@ -62,7 +62,7 @@ class WithHead(nn.Module, HasSites):
     return (self.config.model_type, "embeddings", "word_embeddings")
 
   def default_positions(self, inputs: Mapping[str, Any]) -> jax.Array:
-    """The encoder's."""
+    """int[B, L]: the positions that the encoder counts where none are given."""
     return getattr(self, self.config.model_type).default_positions(inputs)
 
   @property

@@ -109,7 +109,7 @@ class Checkpoint:
     return np.array(mapped.view(place.dtype).reshape(place.shape)[index])
 
   def read(self, key: str) -> np.ndarray:
-    """A whole tensor."""
+    """A tensor as it is stored: its own dtype and shape."""
     place = self._places[key]
     value = np.empty(place.shape or (1,), place.dtype)
     for rows, block in self.blocks(key):

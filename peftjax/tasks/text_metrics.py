@@ -73,7 +73,7 @@ def word_error_rate(found: Texts, wanted: Texts) -> float:
 
 
 def character_error_rate(found: Texts, wanted: Texts) -> float:
-  """The same of characters."""
+  """Edits of characters over the characters wanted; nan where nothing is wanted."""
   import jiwer
 
   there = [(one, other) for one, other in zip(found, wanted, strict=True) if other.strip()]

@@ -18,7 +18,7 @@ from peftjax import data as data_lib
 from peftjax import masks, memory, methods, tasks
 from peftjax.adding import add
 from peftjax.errors import NotHere, UserError, nearest
-from peftjax.interop.peft import has_tokenizer
+from peftjax.interop.peft import notes_on
 from peftjax.loading import folder_of, from_config, initialise, load
 from peftjax.model import Model
 from peftjax.models import pretrained
@@ -105,8 +105,8 @@ class Setting:
       model = load(section.path, section.adapter or None, section.dtype, seed=config.seed,
                    other_base=section.other_base, new_head=section.new_head, **options)  # fmt: skip
       if section.adapter:
-        if has_tokenizer(section.adapter):
-          log.warning("model.adapter=%s has a tokenizer; text is read by that of model.path", section.adapter)
+        for note in notes_on(section.adapter):
+          log.warning("model.adapter: %s", note)
         return model  # its method is the adapter's
     return add(model, method, jax.random.fold_in(jax.random.key(config.seed), ADAPTER_KEY))
 

@@ -25,7 +25,7 @@ class Display:
       self._task = self._bar.add_task("", total=total, completed=start, text="")
 
   def update(self, step: int, loss: float, rate: float | None) -> None:
-    """Moves the bar."""
+    """Moves the bar to a step, with its loss and the rate in examples a second."""
     if self._bar is not None:
       shown = f"loss {loss:.4f}" + (f", {rate:.1f} examples/s" if rate else "")
       self._bar.update(self._task, completed=step, text=shown)
@@ -37,7 +37,7 @@ class Display:
       self.say(f"step {step} of {self._total}: {text}")
 
   def say(self, text: str) -> None:
-    """One line."""
+    """Shows a line, above the bar where there is one."""
     if not self._shown:
       return
     if self._bar is not None:

@@ -69,7 +69,7 @@ class RunLog:
     return step == self._total
 
   def progress(self, step: int, loss: float) -> None:
-    """Moves the bar."""
+    """Moves the bar to a step; its rate is that of the steps since the last row."""
     if not self._silent:
       recent = [seconds for seconds, _ in self._window]
       self._display.update(step, loss, self._batch_size * len(recent) / sum(recent) if recent else None)
@@ -106,7 +106,7 @@ class RunLog:
     self.say(f"step {step}: {split} " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
 
   def say(self, text: str) -> None:
-    """One line on stderr."""
+    """Shows a line on stderr, unless silent."""
     if not self._silent:
       self._display.say(text)
 

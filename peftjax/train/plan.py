@@ -208,7 +208,7 @@ def _changed(config: ConfigDict, overrides: list[str]) -> ConfigDict:
 
 
 def show(result: dict[str, Any], console: Console) -> None:
-  """Prints the plan."""
+  """Prints what `plan` returned: bytes a device by kind, the verdict, notes and what may help."""
   each, limit = result["bytes_per_device"], result["limit_bytes"]
   where = result["topology"] or "this machine"
   console.print(

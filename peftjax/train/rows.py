@@ -61,7 +61,7 @@ class RowFile:
         content = content[self._file.write(content) :]
 
   def close(self) -> None:
-    """Closes the file."""
+    """Closes the file; rows that were written stay."""
     self._file.close()
 
 

@@ -113,7 +113,7 @@ class Run:
 
   @property
   def config(self) -> ConfigDict:
-    """As given."""
+    """The config that the run was made of."""
     return self.program.config
 
   @property
@@ -123,12 +123,12 @@ class Run:
 
   @property
   def model(self) -> Model:
-    """With the method added."""
+    """The model with the method added."""
     return self.program.model
 
   @property
   def mesh(self) -> Mesh:
-    """Devices."""
+    """The devices, by axis."""
     return self.program.mesh
 
   @property

@@ -52,7 +52,7 @@ class SplitScores:
   log: RunLog
 
   def before(self, trainable: Tree, frozen: Tree) -> None:
-    """Before the first step."""
+    """Scores the evaluation splits before the first update."""
     self._score(self.run.eval_splits, 0, Leaves(trainable, frozen), "before")
 
   def after(self, step: int, trainable: Tree, frozen: Tree) -> None:

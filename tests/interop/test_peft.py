@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 import peftjax
 from peftjax import UserError, loading, masks, methods
-from peftjax.interop import peft, rules
+from peftjax.interop import peft, targeting
 from peftjax.interop.formats import FORMATS
 from peftjax.methods import LoRA
 from peftjax.model import Model
@@ -254,7 +254,7 @@ def test_pissa_is_written_at_twice_the_rank(base: Model, tmp_path: Path) -> None
   ],
 )
 def test_modules_are_chosen_as_in_peft(config: dict[str, Any], name: str, targeted: bool) -> None:
-  assert rules.is_targeted(config, name) is targeted
+  assert targeting.is_targeted(config, name) is targeted
 
 
 def test_the_methods_settings_are_what_was_saved(base: Model, tmp_path: Path) -> None:

@@ -234,7 +234,7 @@ class OfSize(Protocol):
 
   @property
   def size(self) -> int:
-    """Training examples."""
+    """The number of training examples; 0 in a study of one size."""
 
 
 One = TypeVar("One", bound=OfSize)

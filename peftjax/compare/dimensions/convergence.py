@@ -144,7 +144,7 @@ def median(values: Sequence[float | None]) -> tuple[float | None, float | None, 
 
 
 def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summary) -> Section:
-  """Its part of the report."""
+  """Updates to full fine-tuning's gain, a row for each, with the curves along the runs."""
   sentences = []
   for held in found["targets"]:
     own = sorted((one for one in found["groups"] if one.size == held["size"]), key=lambda one: one.place)

@@ -107,7 +107,7 @@ def _place(falling: np.ndarray, logs: np.ndarray) -> float:
 
 
 def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summary) -> Section:
-  """Its part of the report."""
+  """Scores by number of training examples, a row for each method, and where curves cross."""
   spec, reference, sentences = summary.spec, summary.reference or "", []
   for curve in found["sizes"]:
     ranked: list[AtSize] = sorted(curve["rows"], key=lambda row: -spec.direction * row.estimate)

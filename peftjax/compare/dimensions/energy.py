@@ -43,7 +43,7 @@ def summarize(records: Sequence[Record], summary: Summary) -> Json:
 
 
 def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summary) -> Section:
-  """Its part of the report."""
+  """Energy of an update by row, in the unit that was measured."""
   unit, rows = found["unit"], found["rows"]
   counted = unit == JOULES
   what = "joules a step" if counted else "FLOPs a step (no energy was measured)"

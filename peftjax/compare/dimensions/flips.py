@@ -50,7 +50,7 @@ def summarize(records: Sequence[Record], summary: Summary) -> Json:
 
 
 def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summary) -> Section:
-  """Its part of the report."""
+  """Shares of flipped labels that are memorised, and of true ones, by row and size."""
   given = "Flipped examples predicted as the wrong label that was given"
   return Section(
     heading="Memorised labels",

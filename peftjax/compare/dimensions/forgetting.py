@@ -117,7 +117,7 @@ def rise_at(path: Path, level: float) -> float:
 
 
 def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summary) -> Section:
-  """Its part of the report."""
+  """The rise of the loss on retained text by row: at the end, along the run, at equal gains."""
   reference, loss = summary.reference, spec_of("loss", summary.metrics_spec)
   last = sorted(of_largest_size(found["groups"]), key=lambda one: one.estimate)
   size = last[0].size

@@ -35,7 +35,7 @@ def summarize(records: Sequence[Record], summary: Summary) -> Json:
 
 
 def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summary) -> Section:
-  """Its part of the report."""
+  """FLOPs and time of a forward pass by row, unmerged and merged, over the base's."""
   rows = found["rows"]
   shape = f"{rows[0]['rows']} examples" + (f" of length {rows[0]['length']}" if rows[0]["length"] else "")
   sentences = [

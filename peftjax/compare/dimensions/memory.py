@@ -20,7 +20,7 @@ NAME = "memory"
 
 
 def measure(trained: Trained) -> Json:
-  """As `ledger`."""
+  """The ledger of a trial's step over shapes of its batch, in bytes (`residuals.ledger`)."""
   known = {one["shape"]: one["temp_bytes"] for one in trained.summary.get("compiled", ())}
   return ledger(setting(trained.config, trains=True), known)
 
@@ -31,7 +31,7 @@ def summarize(records: Sequence[Record], summary: Summary) -> Json:
 
 
 def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summary) -> Section:
-  """Its part of the report."""
+  """Bytes of a step by row and shape of its batch: arguments, residuals, temporary."""
   rows = found["rows"]
   largest = {one["row"]: _largest(one) for one in rows}
   first = next(iter(largest.values()))

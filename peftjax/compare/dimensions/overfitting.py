@@ -40,7 +40,7 @@ def summarize(records: Sequence[Record], summary: Summary) -> Json:
 
 
 def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summary) -> Section:
-  """Its part of the report."""
+  """The gap between training and validation scores, by row and size."""
   spec, metric = summary.spec, summary.metric
   less = f"training less validation {metric}" if spec.higher_is_better else f"validation less training {metric}"
   unit = fmt.unit(spec).strip()

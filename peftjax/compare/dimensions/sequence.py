@@ -60,7 +60,7 @@ def _mean(matrices: Sequence[Matrix]) -> list[list[float | None]]:
 
 
 def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summary) -> Section:
-  """Its part of the report."""
+  """Average, backward transfer and forgetting by row, with the matrix of scores [after task, on task]."""
   spec, names = spec_of(found["metric"], summary.metrics_spec), [_short(name) for name in found["tasks"]]
   kept = (
     "Each task kept leaves of its own on one base."

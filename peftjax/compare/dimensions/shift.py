@@ -88,7 +88,7 @@ def drop(home: Scores, away: Scores, direction: float = 1.0) -> Estimate:
 
 
 def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summary) -> Section:
-  """Its part of the report."""
+  """Scores on shifted sets by row, and what is lost against the own test set."""
   spec, reference, scale = summary.spec, summary.reference, fmt.scale(summary.spec)
   groups: list[Away] = of_largest_size(found["groups"])
   names = list(dict.fromkeys(one.set for one in groups))

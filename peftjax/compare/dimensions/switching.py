@@ -57,7 +57,7 @@ def summarize(records: Sequence[Record], summary: Summary) -> Json:
 
 
 def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summary) -> Section:
-  """Its part of the report."""
+  """Time of a switch by row, compilations, and whether a mixed batch equals each adapter's alone."""
   rows = found["rows"]
   compiled = sum(one["compilations"] for one in rows)
   equal = [one["row"] for one in rows if one["equal"]]

@@ -48,7 +48,7 @@ def summarize(records: Sequence[Record], summary: Summary) -> Json:
 
 
 def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summary) -> Section:
-  """Its part of the report."""
+  """Effective rank, relative norm and intruder dimensions of the changes, by row."""
   ranks, new = of_largest_size(found["effective_rank"]), {one.row: one for one in of_largest_size(found["intruders"])}
   sentences = [
     (

@@ -55,7 +55,7 @@ STYLE: dict[Any, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-  """Of one row."""
+  """How one row is drawn: its colour, its marker and its line, as matplotlib takes them."""
 
   color: str
   marker: str
@@ -126,7 +126,7 @@ def text_size(figure: Figure, text: str, size: float, weight: str = "normal") ->
 
 
 def frame(figure: Figure, axes: Axes, left: float, right: float, top: float, bottom: float) -> None:
-  """Margins in points."""
+  """Sets the margins around the axes, in points."""
   width, height = figure.get_size_inches() * 72
   axes.set_position((left / width, bottom / height, (width - left - right) / width, (height - top - bottom) / height))
 

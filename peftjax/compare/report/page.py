@@ -63,7 +63,7 @@ def environment() -> dict[str, str]:
 
 
 def html(config: Mapping[str, Any], summary: Summary, results: Sequence[Record], verdicts: Sequence[Verdict]) -> str:
-  """The page."""
+  """``report.html``: one file with its style, its plots as SVG and its data."""
   loader = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
   template = resources.files("peftjax.compare.report").joinpath("page.html.j2").read_text(encoding="utf-8")
   main = [one for one in results if one.size == (summary.size or 0)]

@@ -38,7 +38,7 @@ class Bounds:
     self._steps, self._characters = MAX_STEPS, MAX_CHARACTERS + 20 * characters
 
   def step(self) -> None:
-    """Counts one step."""
+    """Counts one step of a loop or a call; raises `TemplateError` beyond the bounds of steps and seconds."""
     self._steps -= 1
     if self._steps < 0:
       raise TemplateError(f"it takes more than {MAX_STEPS:,} steps")
@@ -98,7 +98,7 @@ def extent_of(value: Any) -> int:
 
 
 def counted(value: Any) -> Any:
-  """The value, counted."""
+  """The value, after its characters and items were counted against the bound."""
   running().made(extent_of(value))
   return value
 

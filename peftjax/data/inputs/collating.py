@@ -87,7 +87,7 @@ class TextCollate(Collate):
     return Sizes(np.array([len(ids) for ids in encoded.ids], np.int32), int(encoded.cut.sum()), encoded.lost_words)
 
   def fingerprint(self) -> str:
-    """The tokenizer's."""
+    """Hex digest of all that decides the arrays: the tokenizer's."""
     return self.tokenizer.fingerprint()
 
   def __call__(self, examples: Sequence[Example], ids: np.ndarray, length: int) -> Batch:

@@ -44,7 +44,7 @@ class Form:
     return tokenizer.encode_bare([text])[0]
 
   def fingerprint(self) -> str:
-    """Of all that decides the tokens."""
+    """Hex digest of prefix, separator and chat template."""
     chat = (self.chat.source, sorted(self.chat.variables.items())) if self.chat else ""
     return hashlib.sha256(repr((self.prefix, self.separator, chat)).encode()).hexdigest()
 
@@ -119,7 +119,7 @@ class CausalCollate(Collate):
     return Sizes(np.minimum(lengths, self.max_length), int((lengths > self.max_length).sum()), lost)
 
   def fingerprint(self) -> str:
-    """Of tokenizer, form and length."""
+    """Hex digest of tokenizer, form and greatest length."""
     parts = (self.tokenizer.fingerprint(), self.tokenizer.eos_id, self.form.fingerprint(), self.max_length)
     return hashlib.sha256(repr(("causal", *parts, self.in_pieces)).encode()).hexdigest()
 
@@ -185,7 +185,7 @@ class Seq2SeqCollate(Collate):
     return Sizes(np.array(longer, np.int32), cut, 0)
 
   def fingerprint(self) -> str:
-    """Of tokenizer, form and lengths."""
+    """Hex digest of tokenizer, form and both greatest lengths."""
     parts = (self.tokenizer.fingerprint(), self.tokenizer.eos_id, self.form.fingerprint(), self.tokenizer.max_length)
     return hashlib.sha256(repr(("seq2seq", *parts, self.max_target)).encode()).hexdigest()
 

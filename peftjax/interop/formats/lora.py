@@ -87,7 +87,7 @@ def tensors(method: Any, site: Site) -> Mapping[str, Tensor]:
 
 
 def fields_of(config: Config, names: Mapping[str, str], context: Context) -> Config:
-  """The initialisation."""
+  """{"init": ...} for PEFT's `init_lora_weights`; raises `UserError` for what is not known or changes the base."""
   del names, context
   init = config["init_lora_weights"]
   if str(init).startswith("pissa_niter") or init in _CHANGES_BASE:

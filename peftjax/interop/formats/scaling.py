@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from peftjax import masks
 from peftjax.interop.formats.base import Config, Format, Tensor, column, row
-from peftjax.interop.rules import exact_patterns, is_targeted
+from peftjax.interop.targeting import exact_patterns, is_targeted
 from peftjax.methods import targets
 from peftjax.methods.base import Context
 from peftjax.methods.beft import BEFT
