@@ -4,6 +4,7 @@ from peftjax import adapters, masks, methods
 from peftjax.errors import UserError
 from peftjax.loading import load
 from peftjax.model import Model
+from peftjax.wrap.making import wrap
 
 __version__ = "0.1.0"
-__all__ = ["Model", "UserError", "adapters", "load", "masks", "methods"]
+__all__ = ["Model", "UserError", "adapters", "load", "masks", "methods", "wrap"]

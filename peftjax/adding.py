@@ -24,6 +24,7 @@ from peftjax.quantize_model import check_frozen
 from peftjax.sites import Site
 from peftjax.stacks import unstack
 from peftjax.vocabulary import untied_for
+from peftjax.wrap.family import is_wrapped
 
 if TYPE_CHECKING:
   from peftjax.model import Model
@@ -34,12 +35,16 @@ def add(model: Model, methods: Method | Sequence[Method], key: jax.Array | None 
   parts = expand(methods)
   for method in parts:
     check(method)
+  if is_wrapped(model):
+    _check_kinds(model, parts)
   model = untied_for(model, parts)
   try:
     bound = bind(parts, model.context)
     for one in bound:
       check_frozen(model.params, masks.label(model.params, one.mask, model.stacks), one.method.name)
   except masks.LayersDiffer as error:
+    if is_wrapped(model):
+      raise UserError(f"{error}; your own function scans over them as one leaf, so treat them alike") from None
     if not model.layer_stacks:
       raise UserError(f"{error}; the experts of a layer are one leaf, so treat them alike") from None
     return add(model.unrolled(), methods, key)
@@ -57,6 +62,16 @@ def add(model: Model, methods: Method | Sequence[Method], key: jax.Array | None 
   whole = (*model.bound, *bound)
   check_all_used(model.module, params, whole, model.example_inputs)
   return _with_float32(dataclasses.replace(model, params=params, bound=whole))
+
+
+def _check_kinds(model: Model, methods: Sequence[Method]) -> None:
+  """Raises a `UserError` for a method that needs places which dataflow does not find, such as attention."""
+  found = {site.kind for site in model.sites}
+  for method in methods:
+    if method.kinds and found.isdisjoint(method.kinds):
+      named = not {"linear", "conv", "embedding", "norm"} & set(method.kinds)
+      hint = "; such places have names in this package's families alone (peftjax.load)" if named else ""
+      raise UserError(f"{method.name} acts on {' and '.join(method.kinds)} sites, and the model has none{hint}")
 
 
 def _with_float32(model: Model) -> Model:
@@ -110,10 +125,15 @@ def _observed(model: Model, bound: tuple[Bound, ...]) -> dict[str, dict[str, Any
   watching = [one for one in bound if one.method.calibration(one.sites) is not None]
   if not watching:
     return {}
+  if is_wrapped(model):
+    raise UserError(
+      f"{watching[0].method.name} starts from a run of the base, which needs one of this package's families"
+    )
   plain = model.with_params(jax.eval_shape(lambda tree: tree, model.params)).unrolled()
+  module: Any = plain.module
 
   def run(params: masks.Tree) -> dict[str, dict[str, Any]]:
     whole = unstack(params, model.stacks)
-    return {key: leaves for one in watching for key, leaves in observe(plain.module, plain.bound, whole, one).items()}
+    return {key: leaves for one in watching for key, leaves in observe(module, plain.bound, whole, one).items()}
 
   return jax.eval_shape(run, model.params) if model.is_abstract else jax.jit(run)(model.params)

@@ -26,6 +26,7 @@ from peftjax.errors import UserError
 from peftjax.methods import LoRA
 from peftjax.methods.inject import acting
 from peftjax.model import Model
+from peftjax.wrap.family import is_wrapped
 
 # Number of rows, their sum and the sum of their outer products.
 Moments = tuple[jax.Array, jax.Array, jax.Array]
@@ -90,6 +91,10 @@ def add(
 
 def collect(model: Model, names: Iterable[str], batches: Iterable[Mapping[str, Any]]) -> dict[str, Moments]:
   """Moments of what enters the named modules of an unrolled model, over all batches."""
+  if is_wrapped(model):
+    raise UserError("eva watches the modules of this package's families; a model of your own has none")
+  module = model.module
+  assert isinstance(module, nn.Module)
   streams = {site.name: site.streams for site in model.sites}
   every = tuple(stream for site in model.sites if site.kind == "model" for stream in site.streams)
   wanted = {name: [stream.mask for stream in (*streams.get(name, ()), *every)] for name in names}
@@ -98,7 +103,7 @@ def collect(model: Model, names: Iterable[str], batches: Iterable[Mapping[str, A
   def one(params: masks.Tree, batch: Mapping[str, Any]) -> dict[str, Moments]:
     held: dict[str, Moments] = {}
     with nn.intercept_methods(_watch(wanted, batch, held)), acting(model.bound, params) as whole:
-      model.module.apply(variables_of(whole), **batch)
+      module.apply(variables_of(whole), **batch)
     return held
 
   total: dict[str, Moments] | None = None

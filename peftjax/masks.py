@@ -67,7 +67,23 @@ def stack_shape(name: str, stacks: Mapping[str, int]) -> tuple[int, ...]:
 
 
 def _stacks_above(name: str, stacks: Mapping[str, int]) -> list[str]:
-  return sorted((stack for stack in stacks if name.startswith(stack + ".")), key=len)
+  return sorted((stack for stack in stacks if name == stack or name.startswith(stack + ".")), key=len)
+
+
+_LEAVES = ("kernel", "weight", "w", "embedding", "embeddings", "scale")
+
+
+def called(name: str) -> tuple[str, ...]:
+  """What a place may be called in a pattern: its name and, where that is a leaf's own, its module's.
+
+  >>> called("blocks.3.attn.q.kernel"), called("encoder.layer.0.query")
+  (('blocks.3.attn.q.kernel', 'blocks.3.attn.q'), ('encoder.layer.0.query',))
+
+  Haiku's names of modules hold slashes, which may be dots.
+  """
+  module, _, leaf = name.rpartition(".")
+  found = (name, module) if module and leaf in _LEAVES else (name,)
+  return (*found, *(one.replace("/", ".") for one in found)) if "/" in name else found
 
 
 # Patterns ---------------------------------------------------------------------------------------------------------
@@ -85,10 +101,12 @@ def matches(patterns: Patterns, name: str) -> bool:
   True
   >>> matches(("*.layer.0.*",), "encoder.layer.0.attention.self.query")
   True
+
+  A place in a function of a user's own is named by its leaf, and its module's name matches too (`called`).
   """
   if isinstance(patterns, str):
-    return full_match(patterns, name)
-  return any(_entry_matches(entry, name) for entry in patterns)
+    return any(full_match(patterns, one) for one in called(name))
+  return any(_entry_matches(entry, one) for one in called(name) for entry in patterns)
 
 
 def _entry_matches(entry: str, name: str) -> bool:
@@ -119,6 +137,7 @@ def match_table(patterns: Patterns, names: Iterable[str], what: str = "targets")
 
 
 def _near_misses(entry: str, patterns: Patterns, names: list[str]) -> str:
+  names = [one for name in names for one in called(name)]
   tails = {name.rsplit(".", 1)[-1] for name in names if not name.rsplit(".", 1)[-1].isdigit()}
   tails |= {".".join(name.split(".")[-2:]) for name in names if "." in entry}
   if isinstance(patterns, str) and entry in tails:

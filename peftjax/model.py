@@ -21,13 +21,13 @@ import optax
 from flax import linen as nn
 
 from peftjax import adding, buffers, masks, quantize_model, saving
-from peftjax.adapters import merging
+from peftjax.adapters import adapter, merging
 from peftjax.errors import UserError
 from peftjax.methods import Method
 from peftjax.methods.attach import leaf_paths, penalty
 from peftjax.methods.base import Context
 from peftjax.methods.bound import Bound, bind
-from peftjax.methods.inject import acting
+from peftjax.methods.inject import Body, forward
 from peftjax.models.building import build
 from peftjax.models.concrete import check_ids
 from peftjax.models.family import Family
@@ -36,16 +36,19 @@ from peftjax.quantize import is_quantized
 from peftjax.quantize_model import Quantization, dequantize_leaves
 from peftjax.sites import Site
 from peftjax.stacks import unstack
+from peftjax.trees import Static, joined, parted
+from peftjax.wrap.family import is_wrapped, unwrap
+from peftjax.wrap.table import summary, uses_of
 
 HEAD = "head"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Model:
   """A model: everything but `params` is static. Methods return new models; nothing is changed in place.
 
   Attributes:
-    module: the Linen module; it knows nothing of methods.
+    module: the Linen module, or the user's own program (`peftjax.wrap`); it knows nothing of methods.
     params: nested dict of arrays, or of shapes for a model made from config.json alone.
     config: the parsed config of the family.
     hf_config: config.json as a dict.
@@ -60,7 +63,7 @@ class Model:
       took.
   """
 
-  module: nn.Module
+  module: nn.Module | Body
   params: masks.Tree
   config: Any
   hf_config: Mapping[str, Any]
@@ -74,6 +77,9 @@ class Model:
   drawn: tuple[str, ...] = ()
   quantization_errors: Mapping[str, float] = dataclasses.field(default_factory=dict)
   merge_errors: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+  def __repr__(self) -> str:
+    return summary(self)
 
   # Forward --------------------------------------------------------------------------------------------------------
 
@@ -89,9 +95,7 @@ class Model:
     Args:
       adapter_ids: int[B], where the model holds several adapters: which one each example has, -1 for none.
     """
-    rngs = None if rng is None else {"dropout": rng}
-    with acting(self.bound, params, adapter_ids=adapter_ids) as whole:
-      outputs: Any = self.module.apply(buffers.variables_of(whole), **inputs, rngs=rngs)
+    outputs: Any = forward(self.module, self.bound, params, inputs, rng, adapter_ids=adapter_ids)
     return outputs
 
   def __call__(self, *, adapter_ids: Any = None, **inputs: Any) -> dict[str, Any]:
@@ -102,7 +106,8 @@ class Model:
     """
     check_ids(self.config, inputs)
     ids = None if adapter_ids is None else self.checked_ids(adapter_ids)
-    return _jitted(self.forward_key)(self.params, _arrays(inputs), ids)
+    arrays, static = parted(_arrays(inputs) if isinstance(self.module, nn.Module) else inputs)
+    return _jitted(self.forward_key, static)(self.params, arrays, ids)
 
   def checked_ids(self, adapter_ids: Any) -> jax.Array:
     """int[B]: each example's adapter of those that the model holds, -1 for none.
@@ -150,7 +155,7 @@ class Model:
     all_stacks = self.family.all_stacks(self.architecture, self.config)
     model_type = str(self.hf_config.get("model_type", ""))
     encode = functools.partial(_token_ids, self.folder) if self.folder or self.is_abstract else None
-    return Context(self.sites, all_stacks, self.head, model_type, self.hf_config, encode)
+    return Context(self.sites, all_stacks, self.head, model_type, self.hf_config, encode, uses_of(self))
 
   def add(self, methods: Method | Sequence[Method], key: jax.Array | None = None) -> Model:
     """The model with one or several methods added; its base leaves are the same arrays.
@@ -165,11 +170,12 @@ class Model:
 
   def labels(self) -> masks.Tree:
     """The group of every leaf: the head's is "head"; each method's mask names the rest."""
+    context = self.context
 
     def mask(name: str, leaf: Any) -> str:
       if buffers.is_buffer(name):
         return masks.FROZEN
-      if any(name.startswith(prefix + ".") for prefix in self.head) and self.trains_head:
+      if context.in_head(name) and self.trains_head:
         return HEAD
       return masks.union(*(one.mask for one in self.bound))(name, leaf) if self.bound else masks.FROZEN
 
@@ -224,7 +230,13 @@ class Model:
     return {path: count for path, count in self.stacks.items() if buffers.owner(path) in layers}
 
   def unrolled(self) -> Model:
-    """The same model with one subtree a layer instead of stacks, for methods that differ by layer."""
+    """The same model with one subtree a layer instead of stacks, for methods that differ by layer.
+
+    Raises:
+      UserError: it is the user's own, whose program decides how layers are stored.
+    """
+    if is_wrapped(self):
+      raise UserError("layers that a function of your own scans over are one leaf: treat them alike")
     runtime = dataclasses.replace(self.runtime, scan_layers=False)
     module, _, sites, stacks = build(self.family, self.architecture, self.config, runtime)
     unstacked = functools.partial(unstack, stacks=self.layer_stacks)
@@ -286,6 +298,26 @@ class Model:
     """Writes the methods' leaves and what else trains as a Hugging Face PEFT adapter; `overwrite` as in `save`."""
     saving.save_adapter(self, folder, overwrite)
 
+  def load_adapter(self, folder: str | Path) -> Model:
+    """The model with the adapter that `save_adapter` wrote, or Hugging Face PEFT for a model of one of its families.
+
+    Raises:
+      UserError: the model has an adapter already, or the adapter is for another model.
+    """
+    return saving.load_adapter(self, folder)
+
+  def scaled(self, factor: float) -> Model:
+    """The model with what its methods change multiplied by a factor; see `adapters.scaled`."""
+    return adapter.scaled(self, factor)
+
+  def unwrap(self) -> Any:
+    """Of a model that `peftjax.wrap` made, the user's own kind of object again, with the model's leaves.
+
+    Raises:
+      UserError: methods are still separate, or the model is one of this package's families.
+    """
+    return unwrap(self)
+
   def with_params(self, params: masks.Tree) -> Model:
     """The model with other values of the same leaves."""
     return dataclasses.replace(self, params=params)
@@ -297,7 +329,7 @@ def _arrays(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class _Forward:
-  module: nn.Module
+  module: nn.Module | Body
   bound: tuple[Bound, ...]
 
   def __hash__(self) -> int:
@@ -305,11 +337,9 @@ class _Forward:
 
 
 @functools.lru_cache(maxsize=64)
-def _jitted(forward: _Forward) -> Any:
-  def run(params: masks.Tree, inputs: dict[str, Any], adapter_ids: jax.Array | None) -> dict[str, Any]:
-    with acting(forward.bound, params, adapter_ids=adapter_ids) as whole:
-      outputs: Any = forward.module.apply(buffers.variables_of(whole), **inputs)
-    return outputs
+def _jitted(model: _Forward, static: Static) -> Any:
+  def run(params: masks.Tree, arrays: list[Any], adapter_ids: jax.Array | None) -> Any:
+    return forward(model.module, model.bound, params, joined(arrays, static), adapter_ids=adapter_ids)
 
   return jax.jit(run)
 

@@ -15,6 +15,8 @@ from peftjax.interop import peft
 from peftjax.models import writing
 from peftjax.models.components import COMPOSITE
 from peftjax.quantize_model import dequantize_leaves
+from peftjax.wrap import files as wrapped_files
+from peftjax.wrap.family import is_wrapped
 
 if TYPE_CHECKING:
   from peftjax.model import Model
@@ -24,6 +26,8 @@ def save(model: Model, folder: str | Path, overwrite: bool = False) -> None:
   """See `Model.save`."""
   if model.adapter_paths():
     raise UserError("the model has separate adapter leaves; use model.merge().save() or model.save_adapter()")
+  if is_wrapped(model):
+    raise UserError("a model of your own has no format here; write what unwrap() gives as you do, or save_adapter()")
   if is_composite(model):
     _save_components(model, Path(folder), overwrite)
     return
@@ -44,6 +48,9 @@ def _save_components(model: Model, folder: Path, overwrite: bool) -> None:
 
 def save_adapter(model: Model, folder: str | Path, overwrite: bool = False) -> None:
   """See `Model.save_adapter`."""
+  if is_wrapped(model):
+    wrapped_files.save(model, folder, overwrite)
+    return
   if not is_composite(model):
     peft.save(model, folder, overwrite)
     return
@@ -52,3 +59,8 @@ def save_adapter(model: Model, folder: str | Path, overwrite: bool = False) -> N
     raise UserError("the model has no adapter to save")
   for name in acted_on:
     peft.save(component(model, name), Path(folder) / name, overwrite)
+
+
+def load_adapter(model: Model, folder: str | Path) -> Model:
+  """See `Model.load_adapter`."""
+  return wrapped_files.load(model, folder) if is_wrapped(model) else peft.load(model, folder)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,9 @@ import numpy as np
 
 ARRAY_KINDS = ("linear", "conv", "embedding", "unembedding", "norm")
 """Kinds of site whose input and output are one array each."""
+
+BASE_LEAVES = ("kernel", "bias", "embedding", "scale")
+"""What methods call the leaves of a base's module."""
 
 
 class HasSites:
@@ -107,6 +110,33 @@ def _spread(x: jax.Array, axes: tuple[int, ...], sizes: tuple[int, ...]) -> jax.
   return jnp.moveaxis(x.reshape(*x.shape[:-1], *sizes), range(-len(axes), 0), axes)
 
 
+class View(Protocol):
+  """How a leaf of a user's own function reads as methods see it, all layers at once."""
+
+  def of(self, leaf: jax.Array) -> jax.Array:
+    """[*stack, *shape] of the leaf as it is stored."""
+
+  def back(self, change: jax.Array) -> jax.Array:
+    """The leaf's change that one of [*stack, *shape] stands for; zero where the view does not reach."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+  """A leaf that a site in a user's own function has.
+
+  Attributes:
+    role: what methods call it: kernel, bias, embedding, scale.
+    leaf: its dotted path in the tree.
+    view: how methods see it.
+    names: its names, one for each layer.
+  """
+
+  role: str
+  leaf: str
+  view: View
+  names: tuple[str, ...] = ()
+
+
 @dataclasses.dataclass(frozen=True)
 class Example:
   """One call of a site as the model was traced, by which the site runs without the model.
@@ -141,6 +171,8 @@ class Site:
     folding: how the module's arrays read as a matrix's, where they have more axes; None: as they are.
     hidden: the size of the hidden states around it, as the block or the model that it is in declares it; 0: unknown.
     example: a call of it, of sites whose input and output are one array each; None where none was traced.
+    places: of a site in a user's own function, where its leaves stand; () where they are the module's.
+    in_weights: why methods act on the weight itself and not on what goes in and comes out; "" if they do not.
   """
 
   path: tuple[str, ...]
@@ -156,11 +188,40 @@ class Site:
   hidden: int = 0
   folding: Folding | None = None
   example: Example | None = dataclasses.field(default=None, compare=False, repr=False)
+  places: tuple[Place, ...] = ()
+  in_weights: str = ""
 
   @property
   def leaf_path(self) -> tuple[str, ...]:
     """Where the site's own leaves are in the tree: in the module, or under the method's name in it."""
     return self.path if self.method == "__call__" else (*self.path, self.method)
+
+  @property
+  def biases(self) -> tuple[str, ...]:
+    """The names of its biases, where it says where its leaves stand."""
+    return tuple(name for one in self.places if one.role == "bias" for name in one.names)
+
+  def leaf(self, role: str) -> str:
+    """Dotted path of one of the base's leaves."""
+    return next((one.leaf for one in self.places if one.role == role), ".".join((*self.path, role)))
+
+  def base_leaves(self, flat: Mapping[str, Any], roles: Sequence[str] = BASE_LEAVES) -> dict[str, Any]:
+    """The base's leaves at the site as they are stored, by role."""
+    return {role: flat[path] for role in roles if (path := self.leaf(role)) in flat}
+
+  def folded(self, leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The base's leaves of all layers as methods see them; what is none of these stays as it is."""
+    if not self.places:
+      return dict(leaves) if self.folding is None else dict(self.mapped(self.fold)(dict(leaves)))
+    views = {one.role: one.view for one in self.places}
+    return {role: views[role].of(leaf) if role in views else leaf for role, leaf in leaves.items()}
+
+  def unfolded(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `folded`, of changes."""
+    if not self.places:
+      return dict(changes) if self.folding is None else dict(self.mapped(self.unfold)(dict(changes)))
+    views = {one.role: one.view for one in self.places}
+    return {role: views[role].back(leaf) for role, leaf in changes.items()}
 
   def one(self, index: int) -> Site:
     """The site of one layer of the stack."""

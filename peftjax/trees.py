@@ -10,7 +10,8 @@ What is left out of a dict is gone; in a list, a tuple or a dataclass, whose pla
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -72,6 +73,28 @@ def combine(*parts: Tree) -> Tree:
     ValueError: two parts hold the same leaf.
   """
   return _combined(list(parts), "") or {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Static:
+  """What of a pytree is no array, and where its arrays stand; hashable where its values are."""
+
+  structure: Any
+  values: tuple[tuple[int, Any], ...]
+
+
+def parted(tree: Tree) -> tuple[list[Any], Static]:
+  """(the arrays of a tree, the rest): flags, numbers and strings are part of a program, arrays go into it."""
+  leaves, structure = jax.tree.flatten(tree)
+  values = tuple((place, leaf) for place, leaf in enumerate(leaves) if not hasattr(leaf, "dtype"))
+  return [leaf for leaf in leaves if hasattr(leaf, "dtype")], Static(structure, values)
+
+
+def joined(arrays: Sequence[Any], static: Static) -> Tree:
+  """The inverse of `parted`."""
+  rest, given = dict(static.values), iter(arrays)
+  leaves = [rest[place] if place in rest else next(given) for place in range(static.structure.num_leaves)]
+  return jax.tree.unflatten(static.structure, leaves)
 
 
 def _named(node: Any, name: str) -> Iterator[tuple[str, Any]]:

@@ -18,6 +18,7 @@ from peftjax.errors import UserError
 from peftjax.methods.base import Method, ancestors
 from peftjax.models.building import build
 from peftjax.sites import Site
+from peftjax.wrap.family import is_wrapped
 
 if TYPE_CHECKING:
   from peftjax.model import Model
@@ -51,6 +52,11 @@ def untied(model: Model) -> Model:
   site = tied_site(model)
   if site is None:
     return model
+  if is_wrapped(model):
+    raise UserError(
+      f"{site.name} is looked up and is the output layer too, and a method acts on one of the two alone; untie them in "
+      f"your own function, or act on both with lora.ensure_weight_tying=True"
+    )
   for one in model.bound:
     if any(other.path == site.path and other.method == OUTPUT for other in one.sites):
       raise UserError(f"{one.method.name} acts on the output layer by the word embeddings that it is tied to")
@@ -112,7 +118,7 @@ def untied_for(model: Model, methods: Sequence[Method]) -> Model:
 
 def _parts(model: Model, site: Site, method: Method) -> bool:
   module: Any = model.module
-  if getattr(method, "ensure_weight_tying", False):
+  if getattr(method, "ensure_weight_tying", False) or is_wrapped(model):
     return False
   saved, targets = method.modules_to_save, getattr(method, "targets", ())
   table, output = site.names[0], module.head_name

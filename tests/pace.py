@@ -74,6 +74,18 @@ QUICK: dict[str, tuple[str, ...]] = {  # test -> the cases that always run
     "lora-conv", "trainable_tokens-tied", "ia3-quantized", "oft-unrolled",
   ),
   "adapters/test_verifying.py::test_a_wrong_delta_is_refused_at_its_site": ("tied", "experts"),
+  "wrap/test_methods.py::test_acting_equals_the_merged_weights": (
+    "function-lora", "function-dora", "nnx-ia3", "linen-lora", "equinox_vit-lora", "haiku-oft",
+  ),
+  "wrap/test_methods.py::test_without_methods_it_is_the_users_own_function": ("function", "equinox_mlp"),
+  "wrap/test_own_model.py::test_every_library_is_inspected_from_shapes": ("grid_model", "grid_nnx"),
+  "wrap/test_methods.py::test_methods_that_need_named_places_say_so": ("prefix", "houlsby", "prompt"),
+  "wrap/test_family.py::test_outputs_and_gradients_are_the_registered_familys": (
+    "lora", "ia3", "hra", "shira", "trainable_tokens",
+  ),
+  "wrap/test_family.py::test_a_step_costs_no_more_than_two_percent_above_the_registered_familys": (
+    "lora", "dora", "ia3",
+  ),
   "adapters/test_merging.py::test_merging_and_taking_out": (*LINEARS, "ia3", "hybrid"),
 }  # fmt: skip
 

@@ -22,9 +22,10 @@ ROOMS = (
   ("text_generation", "interop.lm_eval"),
   ("tasks", "parallel", "optim", "galore", "eva"),
   ("",),  # peftjax itself, the public names
-  ("loading",),
+  ("loading", "wrap.making"),
   ("model",),
   ("adding", "saving", "composite", "vocabulary", "adapters", "interop"),
+  ("wrap",),
   ("models", "quantize_model"),
   ("methods",),
   ("data",),

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_BASE_LEAVES = ("kernel", "bias", "embedding", "scale")
-
 
 def merge(model: Model, check: bool = True) -> Model:
   """The model with its methods' changes folded into the base's leaves in float32, and no adapter left.
@@ -144,12 +142,12 @@ def _extend(model: Model, flat: Mapping[str, Any], one: Bound, site: Site, found
   """Adds a method's change at a site to those of the methods before it."""
   shared = model.params.get(one.shared_path, {})
   own, base = site_leaves(flat, one, site)
-  held = {name: leaf.astype(jnp.float32) + found.get(".".join((*site.path, name)), 0.0) for name, leaf in base.items()}
-  if any(".".join((*site.path, name)) in found for name in base):
-    _check_second(one, site, shared, own, held)
-  change = functools.partial(_change, one, site.one(0), shared)
-  for name, delta in site.mapped(change)(own, held).items():
-    path = ".".join((*site.path, name))
+  held = {name: leaf.astype(jnp.float32) + found.get(site.leaf(name), 0.0) for name, leaf in base.items()}
+  folded = site.folded(held)
+  if any(site.leaf(name) in found for name in base):
+    _check_second(one, site, shared, own, folded)
+  for name, delta in _changes(one, site, shared, own, folded).items():
+    path = site.leaf(name)
     found[path] = found[path] + delta if path in found else delta
 
 
@@ -176,7 +174,7 @@ def _check_second(one: Bound, site: Site, shared: Leaves, own: Leaves, held: Lea
   if _turns_input(one, site) or acts_on_outputs:
     return
   own, held = jax.tree.map(lambda leaf: leaf[(0,) * len(site.stack)], (own, held))
-  if _reads_base(one.method, own, site.fold(held), site.one(0), shared):
+  if _reads_base(one.method, own, held, site.one(0), shared):
     raise UserError(
       f"{one.method.name} cannot be merged at {site.name} behind another method: it is made of the base's own weights; "
       f"add it first"
@@ -184,16 +182,22 @@ def _check_second(one: Bound, site: Site, shared: Leaves, own: Leaves, held: Lea
 
 
 def _change(one: Bound, site: Site, shared: Leaves, own: Leaves, held: Leaves) -> Leaves:
-  return site.unfold(one.actor().delta(own, site.fold(held), site, shared))
+  """The change of one layer's leaves, as methods see them."""
+  return one.actor().delta(own, held, site, shared)
+
+
+def _changes(one: Bound, site: Site, shared: Leaves, own: Leaves, folded: Leaves) -> Leaves:
+  """The change of the base's leaves at a site as they are stored, from all layers' as methods see them."""
+  change = functools.partial(_change, one, site.one(0), shared)
+  return site.unfolded(site.mapped(change)(own, folded))
 
 
 def site_leaves(flat: Mapping[str, Any], one: Bound, site: Site) -> tuple[Leaves, Leaves]:
   """(the method's leaves, the base's) at a site, layers stacked."""
 
-  def held(prefix: tuple[str, ...], names: tuple[str, ...]) -> Leaves:
-    return {name: flat[path] for name in names if (path := ".".join((*prefix, name))) in flat}
-
-  return held(site.leaf_path, (*one.method.leaf_names, *one.method.buffer_names)), held(site.path, _BASE_LEAVES)
+  names = (*one.method.leaf_names, *one.method.buffer_names)
+  own = {name: flat[path] for name in names if (path := ".".join((*site.leaf_path, name))) in flat}
+  return own, site.base_leaves(flat)
 
 
 # Taking out -------------------------------------------------------------------------------------------------------
@@ -217,18 +221,21 @@ def unmerge(merged: Model, adapter: Adapter) -> Model:
       raise UserError(f"{one.method.name} acted on the tied output layer, which merging made one of its own")
     common = masks.unflatten(adapter.leaves).get(one.shared_path, {})
     own, after = site_leaves({**flat, **adapter.leaves}, one, site)
-    held = {name: leaf.astype(jnp.float32) for name, leaf in after.items()}
+    held = site.folded({name: leaf.astype(jnp.float32) for name, leaf in after.items()})
     undone = site.mapped(functools.partial(_undone, one, site.one(0), common))(own, held)
-    for name, leaf in undone.items():
-      path = ".".join((*site.path, name))
-      flat[path] = leaf.astype(flat[path].dtype)
+    if site.places:  # a view of a part of a leaf
+      undone = {name: leaf - held[name] for name, leaf in undone.items()}
+    for name, leaf in site.unfolded(undone).items():
+      path = site.leaf(name)
+      whole = flat[path].astype(jnp.float32) + leaf if site.places else leaf
+      flat[path] = whole.astype(flat[path].dtype)
   return dataclasses.replace(merged, params=masks.unflatten(flat))
 
 
 def _undone(one: Bound, site: Site, shared: Leaves, own: Leaves, after: Leaves) -> Leaves:
-  """The base's leaves of one layer's site."""
+  """The base's leaves of one layer's site, as methods see them."""
   method = one.method
-  if not _reads_base(method, own, site.fold(after), site, shared):
+  if not _reads_base(method, own, after, site, shared):
     return {name: after[name] - change for name, change in _change(one, site, shared, own, after).items()}
   reason = cannot_undo(method)
   if reason:
@@ -236,7 +243,8 @@ def _undone(one: Bound, site: Site, shared: Leaves, own: Leaves, after: Leaves) 
   if one.scale != 1.0:
     raise UserError(f"{method.name} cannot be taken out at a scale of {one.scale}: its change depends on the base")
   inverse = next(_INVERSES[kind] for kind in type(method).__mro__ if kind in _INVERSES)
-  return site.unfold(inverse(method, own, site.fold(after), site))
+  result: Leaves = inverse(method, own, after, site)
+  return result
 
 
 def cannot_undo(method: Method) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
+from peftjax.errors import UserError
 from peftjax.methods.base import Call, Context, Leaves, Method
 from peftjax.sites import Site
 
@@ -40,7 +41,6 @@ class Own(Method):
     del y
     held = {name: leaf for name in LEAVES if (leaf := call.base(name)) is not None}
     own = {name.removeprefix(PREFIX): leaf for name, leaf in leaves.items()}
-    variables = {**call.module.variables, "params": {**site.unfold(held), **own}}
-    if site.folding is None:
-      return call.module.clone(parent=None).apply(variables, x)
-    return site.folding.fold_y(call.module.clone(parent=None).apply(variables, site.folding.unfold_x(x)))
+    if call.rerun is None:
+      raise UserError(f"{site.name}: the base cannot run with leaves of an adapter's own; give every batch one adapter")
+    return call.rerun({**held, **site.fold(own)}, x)

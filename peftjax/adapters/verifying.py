@@ -23,6 +23,7 @@ from peftjax.methods.bound import Bound
 from peftjax.methods.inject import acting
 from peftjax.quantize import dequantize, is_quantized
 from peftjax.sites import Example, Site
+from peftjax.trees import joined, parted
 from peftjax.vocabulary import OUTPUT
 
 if TYPE_CHECKING:
@@ -158,17 +159,23 @@ def _input(site: Site, changes: Mapping[str, jax.Array]) -> jax.Array:
 def _compare_whole(model: Model, merged: Model) -> None:
   """The outputs on a smallest input of ones, where ones are tokens, masks or positions, and of random numbers."""
   random = np.random.default_rng(0)
-  inputs = {
-    name: jnp.ones(one.shape, one.dtype)
-    if not jnp.issubdtype(one.dtype, jnp.floating)
-    else jnp.asarray(random.normal(size=one.shape), one.dtype)
-    for name, one in model.example_inputs.items()
-  }
-  outputs, folded = model.forward(model.params, inputs), merged.forward(merged.params, inputs)
-  for name, y in outputs.items():
+
+  def drawn(one: Any) -> Any:
+    if jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
+      return jax.random.split(jax.random.key(0), one.shape) if one.shape else jax.random.key(0)
+    is_number = jnp.issubdtype(one.dtype, jnp.floating)
+    return jnp.asarray(random.normal(size=one.shape), one.dtype) if is_number else jnp.ones(one.shape, one.dtype)
+
+  shapes, static = parted(dict(model.example_inputs))
+  inputs = joined([drawn(one) for one in shapes], static)
+  outputs = masks.flatten(model.forward(model.params, inputs))
+  folded = masks.flatten(merged.forward(merged.params, inputs))
+  for name, found in outputs.items():
+    if not jnp.issubdtype(found.dtype, jnp.floating):
+      continue
     y, other = (np.nan_to_num(np.asarray(one[name], np.float32)) for one in (outputs, folded))
     off, size = float(np.abs(y - other).max()), float(np.abs(y).max())
-    if off > (OF_CHANGE + 64 * float(jnp.finfo(outputs[name].dtype).eps)) * size:
+    if off > (OF_CHANGE + 64 * float(jnp.finfo(found.dtype).eps)) * size:
       methods = " and ".join(one.method.name for one in model.bound)
       raise UserError(
         f"{methods} cannot be merged: the model's {name} would be off by {off:.2g} of {size:.2g}; a delta is not what "

@@ -15,7 +15,7 @@ from peftjax.errors import UserError
 from peftjax.methods.base import Leaves, Method
 from peftjax.methods.bound import Bound
 from peftjax.quantize import dequantize, is_quantized
-from peftjax.sites import Site
+from peftjax.sites import BASE_LEAVES, Site
 
 
 def attach(
@@ -59,9 +59,10 @@ def note_key(method: Method, site: Site) -> str:
 
 
 def _base_leaves(flat: Mapping[str, Any], site: Site) -> Leaves:
+  if site.places:
+    return site.folded(site.base_leaves(flat))
   prefix = ".".join(site.base_path)
-  names = ("kernel", "bias", "embedding", "scale")
-  return {name: flat[f"{prefix}.{name}"] for name in names if f"{prefix}.{name}" in flat}
+  return {name: flat[f"{prefix}.{name}"] for name in BASE_LEAVES if f"{prefix}.{name}" in flat}
 
 
 def _put(flat: dict[str, Any], path: str, leaf: Any, dtype: Any) -> None:
@@ -83,7 +84,8 @@ def _create_at(method: Method, site: Site, base: Leaves, key: jax.Array) -> Leav
 
 def _as_arrays(base: Leaves, site: Site) -> Leaves:
   arrays = {name: dequantize(leaf, site.dtype) if is_quantized(leaf) else leaf for name, leaf in base.items()}
-  return site.fold(arrays) | {name: leaf for name, leaf in base.items() if name == "quantized"}
+  folded = arrays if site.places else site.fold(arrays)
+  return folded | {name: leaf for name, leaf in base.items() if name == "quantized"}
 
 
 def leaf_paths(bound: Sequence[Bound], params: masks.Tree) -> set[str]:

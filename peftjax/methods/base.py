@@ -42,6 +42,7 @@ class Context:
     model_type: config.json's.
     config: config.json as a dict.
     encode: a text -> its token ids, special tokens included, by the model's tokenizer; None if it came without one.
+    uses: of a model of the user's own, the name of each leaf -> how its program uses it.
   """
 
   sites: tuple[Site, ...]
@@ -50,6 +51,7 @@ class Context:
   model_type: str = ""
   config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   encode: Callable[[str], tuple[int, ...]] | None = None
+  uses: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   def in_head(self, name: str) -> bool:
     """Whether a module or leaf name lies in the task head."""
@@ -64,6 +66,9 @@ class Call:
     base: reads a leaf of the base module by name, "kernel" or "bias"; None where it has none.
     shared: leaves that all sites of the method share.
     dropout: drops elements of an array at a rate while training, the identity otherwise.
+    key: a fresh key while training, None otherwise.
+    rerun: (leaves, x) -> what the base gives for the input `x` with these leaves in place of its own, of a module that
+      has a kernel, an embedding or a scale; without "bias" among them it has none. None: it can take no others.
     module: the Linen module, for methods on attention and model sites.
     notes: what the method's sites tell one another within one forward pass, such as the model site's attention mask.
   """
@@ -71,6 +76,8 @@ class Call:
   base: Callable[[str], Any]
   shared: Leaves
   dropout: Callable[[jax.Array, float], jax.Array]
+  key: Callable[[], Any] = lambda: None
+  rerun: Callable[[Leaves, Any], Any] | None = None
   module: Any = None
   notes: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -264,6 +271,7 @@ class Targeted(Method):
       raise UserError(f"{self.name} has no default targets for model_type {context.model_type!r}; set targets=(...)")
     names = [name for site in self.candidates(context) for name in site.names]
     if targets != masks.ALL_LINEAR:
+      self._check_uses(targets, names, context)
       masks.match_table(targets, names, f"{self.name}.targets")
     if self.exclude:
       masks.match_table(self.exclude, names, f"{self.name}.exclude")
@@ -273,6 +281,17 @@ class Targeted(Method):
         if layer not in known:
           raise UserError(f"{self.name}.layers: no layer {layer}; the model has {len(known)}, counted from 0")
     return dataclasses.replace(method, targets=targets)
+
+  def _check_uses(self, targets: masks.Patterns, names: list[str], context: Context) -> None:
+    """Raises a `UserError` if a pattern matches only leaves of a user's own that the method cannot act on: why."""
+    for entry in masks.as_entries(targets):
+      one: masks.Patterns = entry if isinstance(targets, str) else (entry,)
+      hits = [name for name in context.uses if masks.matches(one, name)]
+      if hits and not any(masks.matches(one, name) for name in names):
+        raise UserError(
+          f"{self.name}.targets: {entry!r} is {hits[0]!r}, and {self.name} acts on {', '.join(self.kinds)} alone; the "
+          f"leaf is {context.uses[hits[0]]}"
+        )
 
   def candidates(self, context: Context) -> list[Site]:
     """The sites of a kind that the method can act on."""

@@ -42,7 +42,12 @@ class Bound:
     module, _, tail = name.rpartition(".")
     if group != masks.FROZEN or mode == "none" or tail != "bias":
       return group
-    return BIAS if mode == "all" or any(module in site.names for site in self.sites) else masks.FROZEN
+    return BIAS if mode == "all" or self._is_own(name, module) else masks.FROZEN
+
+  def _is_own(self, name: str, module: str) -> bool:
+    """Whether a bias is that of one of its sites."""
+    places = {one for site in self.sites for one in site.biases}
+    return name in places or any(module in masks.called(one) for site in self.sites for one in site.names)
 
   def actor(self, adapter_ids: jax.Array | None = None) -> Actor:
     """What acts at the sites: the method, scaled where it is, or several adapters of it.

@@ -11,13 +11,14 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from peftjax import masks
+from peftjax.buffers import variables_of
 from peftjax.errors import UserError
 from peftjax.methods.actors import Actor
 from peftjax.methods.base import Call, Leaves
@@ -26,14 +27,55 @@ from peftjax.methods.discovery import arguments_of
 from peftjax.quantize import dequantize, is_quantized
 from peftjax.sites import ARRAY_KINDS, Folding, Site
 
-_Entry = tuple[Actor, Site, Leaves, dict[str, Any]]
+Entry = tuple[Actor, Site, Leaves, dict[str, Any]]
+"""What acts at a site: the method, the site, the leaves that its sites share, and what they note."""
+
+Table = Mapping[tuple[tuple[str, ...], str], list[Entry]]
+"""(path, method) of each site -> what acts there, in order."""
+
+Acting = tuple[Actor, Site, Leaves, Call]
+"""An entry at one call: the site's own leaves, and the call."""
+
+
+class Body(Protocol):
+  """What a model computes with, where that is no Linen module."""
+
+  def run(
+    self, params: masks.Tree, inputs: Mapping[str, Any], rng: jax.Array | None, table: Table, read: set[str] | None
+  ) -> Any:
+    """The outputs for inputs by name, with what acts at the sites of the table.
+
+    Args:
+      params: the model's leaves, with what methods derive from their shared ones.
+      rng: dropout is on where it is given.
+      read: if given, collects the dotted paths of the leaves that were read.
+    """
+
+
+def forward(
+  module: nn.Module | Body,
+  bound: Sequence[Bound],
+  params: masks.Tree,
+  inputs: Mapping[str, Any],
+  rng: jax.Array | None = None,
+  *,
+  read: set[str] | None = None,
+  adapter_ids: jax.Array | None = None,
+) -> Any:
+  """One forward pass: a pure function of leaves, inputs and key. For the arguments see `acting` and `Body.run`."""
+  if not isinstance(module, nn.Module):
+    table = table_of(bound, params, read, adapter_ids)
+    return module.run(_with_derived(bound, params), inputs, rng, table, read)
+  rngs = None if rng is None else {"dropout": rng}
+  with acting(bound, params, read, adapter_ids) as whole:
+    return module.apply(variables_of(whole), **inputs, rngs=rngs)
 
 
 @contextlib.contextmanager
 def acting(
   bound: Sequence[Bound], params: masks.Tree, read: set[str] | None = None, adapter_ids: jax.Array | None = None
 ) -> Iterator[masks.Tree]:
-  """Within it, calls of the module's sites are acted on by the methods.
+  """Within it, calls of a Linen module's sites are acted on by the methods.
 
   Args:
     bound: methods with their sites, applied in order.
@@ -44,12 +86,25 @@ def acting(
   Yields:
     The tree to apply the module to: `params`, with what methods derive from their shared leaves.
   """
-  if adapter_ids is not None and not any(one.members for one in bound):
-    raise UserError("adapter_ids: the model does not hold several adapters; stack them first (docs/adapters.md)")
+  table = table_of(bound, params, read, adapter_ids)
   if not bound and not any(map(is_quantized, masks.flatten(params).values())):
     yield params
     return
-  table: dict[tuple[tuple[str, ...], str], list[_Entry]] = {}
+  with nn.intercept_methods(_interceptor(table, read)):
+    yield _with_derived(bound, params)
+
+
+def table_of(
+  bound: Sequence[Bound], params: masks.Tree, read: set[str] | None = None, adapter_ids: jax.Array | None = None
+) -> Table:
+  """What acts at which site in one forward pass. For the arguments see `acting`.
+
+  Raises:
+    UserError: `adapter_ids` without several adapters, or several without them.
+  """
+  if adapter_ids is not None and not any(one.members for one in bound):
+    raise UserError("adapter_ids: the model does not hold several adapters; stack them first (docs/adapters.md)")
+  table: dict[tuple[tuple[str, ...], str], list[Entry]] = {}
   for one in bound:
     shared = params.get(one.shared_path, {})
     if read is not None:
@@ -58,8 +113,32 @@ def acting(
     actor = one.actor(adapter_ids)
     for site in one.sites:
       table.setdefault((site.path, site.method), []).append((actor, site, shared, notes))
-  with nn.intercept_methods(_interceptor(table, read)):
-    yield _with_derived(bound, params)
+  return table
+
+
+def enter(calls: Sequence[Acting], x: Any) -> Any:
+  """The input that the base gets."""
+  given = x
+  for method, site, leaves, call in calls:
+    x = _as_wide_as(given, method.before(leaves, x, site, call))
+  return x
+
+
+def change_of(calls: Sequence[Acting]) -> jax.Array | None:
+  """float32[in, out], what methods add to the kernel that the base's product is taken with; None if none does."""
+  deltas: list[jax.Array] = [
+    method.delta(leaves, _float32_base(call), site, call.shared)["kernel"]
+    for method, site, leaves, call in calls
+    if method.acts_by_delta(site)
+  ]
+  return functools.reduce(jnp.add, deltas) if deltas else None
+
+
+def leave(calls: Sequence[Acting], x: Any, y: Any) -> Any:
+  """The output, from the site's own input and what the base gave."""
+  for method, site, leaves, call in calls:
+    y = _as_wide_as(y, method.after(leaves, x, y, site, call))
+  return y
 
 
 def _with_derived(bound: Sequence[Bound], params: masks.Tree) -> masks.Tree:
@@ -83,7 +162,7 @@ def _derive(one: Bound, shared: Leaves) -> list[Leaves]:
   ]
 
 
-def _interceptor(table: Mapping[Any, list[_Entry]], read: set[str] | None) -> Callable[..., Any]:
+def _interceptor(table: Table, read: set[str] | None) -> Callable[..., Any]:
   def intercept(next_fun: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
     module, method_name = context.module, context.method_name
     if module.scope is None:
@@ -104,20 +183,9 @@ def _interceptor(table: Mapping[Any, list[_Entry]], read: set[str] | None) -> Ca
       (method, site, _leaves(module, method, site, read), _call(module, site, shared, notes))
       for method, site, shared, notes in entries
     ]
-    base_x = x
-    for method, site, leaves, call in calls:
-      base_x = _as_wide_as(x, method.before(leaves, base_x, site, call))
-    deltas: list[jax.Array] = [
-      method.delta(leaves, _float32_base(call), site, call.shared)["kernel"]
-      for method, site, leaves, call in calls
-      if method.acts_by_delta(site)
-    ]
-    if deltas:
-      y = _changed_product(module, run, base_x, functools.reduce(jnp.add, deltas), calls[0][3])
-    else:
-      y = run(base_x)
-    for method, site, leaves, call in calls:
-      y = _as_wide_as(y, method.after(leaves, x, y, site, call))
+    base_x, change = enter(calls, x), change_of(calls)
+    y = run(base_x) if change is None else _changed_product(module, run, base_x, change, calls[0][3])
+    y = leave(calls, x, y)
     return y if first.folding is None else first.folding.unfold_y(y)
 
   return intercept
@@ -202,4 +270,19 @@ def _call(module: nn.Module, site: Site, shared: Leaves, notes: dict[str, Any]) 
     keep = jax.random.bernoulli(module.make_rng("dropout"), 1.0 - rate, x.shape)
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
 
-  return Call(base=base, shared=shared, dropout=drop, module=module, notes=notes)
+  def key() -> Any:
+    return module.make_rng("dropout") if module.has_rng("dropout") else None
+
+  rerun = functools.partial(_rerun, module, site)
+  return Call(base=base, shared=shared, dropout=drop, key=key, rerun=rerun, module=module, notes=notes)
+
+
+def _rerun(module: Any, site: Site, leaves: Leaves, x: Any) -> Any:
+  """What a leaf module gives with other leaves, of as many outputs as these have."""
+  other = module.clone(parent=None)
+  if isinstance(module, nn.Conv | nn.ConvTranspose):
+    other = module.clone(parent=None, features=leaves["kernel"].shape[-1], use_bias="bias" in leaves)
+  variables = {**module.variables, "params": site.unfold(leaves)}
+  if site.folding is None:
+    return other.apply(variables, x)
+  return site.folding.fold_y(other.apply(variables, site.folding.unfold_x(x)))

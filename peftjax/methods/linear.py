@@ -42,13 +42,13 @@ def check_patterns(what: str, patterns: Iterable[str], names: list[str]) -> None
   """Raises a `UserError` if a pattern of a field such as `rank_pattern` matches no name."""
   for pattern in patterns:
     if not any(ends_with(pattern, name) for name in names):
-      tails = {name.rpartition(".")[2] for name in names}
+      tails = {one.rpartition(".")[2] for name in names for one in masks.called(name)}
       raise UserError(f"{what}: {pattern!r} matches no targeted module; {nearest(pattern, tails)}")
 
 
 def ends_with(pattern: str, name: str) -> bool:
   """Whether a regular expression matches a dotted name from some component to its end."""
-  return full_match(rf"(.*\.)?({pattern})$", name)
+  return any(full_match(rf"(.*\.)?({pattern})$", one) for one in masks.called(name))
 
 
 def by_pattern(patterns: Mapping[str, Any], name: str, default: Any) -> Any:

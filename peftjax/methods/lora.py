@@ -205,7 +205,6 @@ def _image(x: jax.Array, a: jax.Array, dtype: Any, site: Site, call: Call) -> ja
   if site.kind == "linear":
     return x.astype(dtype) @ a.astype(dtype)
   groups = getattr(call.module, "feature_group_count", 1)
-  if groups != 1:
+  if groups != 1 or call.rerun is None:
     raise UserError(f"lora cannot act on {site.name}, a convolution of {groups} groups")
-  thin = call.module.clone(parent=None, features=a.shape[-1], use_bias=False)
-  return thin.apply({"params": site.unfold({"kernel": a})}, x).astype(dtype)
+  return call.rerun({"kernel": a}, x).astype(dtype)

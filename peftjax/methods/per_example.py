@@ -119,8 +119,8 @@ class PerExample(Stack):
     size, picked = len(self.ids), jnp.maximum(self.ids, 0)
     others = elsewhere(self.method, leaves, call)
     own, shared, others = jax.tree.map(lambda leaf: leaf[picked], (dict(leaves), dict(call.shared), others))
-    has_rng = call.module.has_rng("dropout")
-    keys = jax.random.split(call.module.make_rng("dropout"), size) if has_rng else None
+    key = call.key()
+    keys = None if key is None else jax.random.split(key, size)
     flat, treedef = jax.tree_util.tree_flatten_with_path(values)
     given = [leaf for _, leaf in flat]
     axes = [_batch_axis(path, leaf, size, site) for path, leaf in flat]

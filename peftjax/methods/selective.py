@@ -49,18 +49,22 @@ class BitFit(Method):
   learning_rate: ClassVar[float] = 2e-3
 
   targets: masks.Patterns = ()
+  biases: tuple[str, ...] = dataclasses.field(default=(), repr=False)
 
   def bind(self, context: Context) -> Self:
     biased = [name for site in context.sites if site.has_bias for name in site.names]
+    own = {name for site in context.sites for name in site.biases}
     if not biased:
       raise UserError(f"method 'bitfit' trains biases, and {context.model_type!r} has none; 'layernorm' may do instead")
     if self.targets:
       masks.match_table(self.targets, biased, "bitfit.targets")
-    return super().bind(context)
+      own = {name for site in context.sites for name, module in zip(site.biases, site.names)
+             if masks.matches(self.targets, module)}  # fmt: skip
+    return dataclasses.replace(super().bind(context), biases=tuple(sorted(own)))
 
   def mask(self, name: str, leaf: Any) -> str:
     module, _, tail = name.rpartition(".")
-    if tail == "bias" and (not self.targets or masks.matches(self.targets, module)):
+    if name in self.biases or (tail == "bias" and (not self.targets or masks.matches(self.targets, module))):
       return BIAS
     return super().mask(name, leaf)
 
@@ -88,10 +92,13 @@ class LayerNormTuning(Method):
       masks.match_table(self.targets, norms, "layernorm.targets")
     targets = self.targets or default_targets.NORMS.get(context.model_type, ("*",))
     bound = super().bind(context)
-    return dataclasses.replace(bound, modules=tuple(name for name in norms if masks.matches(targets, name)))
+    return dataclasses.replace(
+      bound, modules=tuple(module for name in norms if masks.matches(targets, name) for module in masks.called(name))
+    )
 
   def mask(self, name: str, leaf: Any) -> str:
-    return "norm" if name.rpartition(".")[0] in self.modules else super().mask(name, leaf)
+    own = {name, name.rpartition(".")[0]}
+    return super().mask(name, leaf) if own.isdisjoint(self.modules) else "norm"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

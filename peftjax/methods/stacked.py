@@ -60,8 +60,8 @@ class Summed(Stack):
     if self.acts_by_delta(site) or type(self.method).after is Method.after:
       return y
     others = elsewhere(self.method, leaves, call)
-    count, has_rng = len(self.weights), call.module.has_rng("dropout")
-    keys = jax.random.split(call.module.make_rng("dropout"), count) if has_rng else None
+    key = call.key()
+    keys = None if key is None else jax.random.split(key, len(self.weights))
     before = dict(call.notes)
 
     def one(own: Leaves, other: Leaves, shared: Leaves, key: Any) -> Any:
@@ -93,4 +93,4 @@ def alone(call: Call, own: Leaves, shared: Leaves, key: Any, notes: dict[str, An
     keep = jax.random.bernoulli(jax.random.fold_in(key, next(draws)), 1.0 - rate, x.shape)
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
 
-  return Call(base=base, shared=shared, dropout=drop, module=call.module, notes=notes)
+  return dataclasses.replace(call, base=base, shared=shared, dropout=drop, key=lambda: key, notes=notes)

@@ -9,15 +9,17 @@ import jax
 from flax import linen as nn
 
 from peftjax import masks
-from peftjax.buffers import variables_of
 from peftjax.dataflow import used_inputs
 from peftjax.errors import UserError
 from peftjax.methods.attach import leaf_paths, penalty
 from peftjax.methods.bound import Bound
-from peftjax.methods.inject import acting
+from peftjax.methods.inject import Body, forward
+from peftjax.trees import joined, parted
 
 
-def check_all_used(module: nn.Module, params: masks.Tree, bound: Sequence[Bound], inputs: Mapping[str, Any]) -> None:
+def check_all_used(
+  module: nn.Module | Body, params: masks.Tree, bound: Sequence[Bound], inputs: Mapping[str, Any]
+) -> None:
   """Checks by one trace of the forward pass on shapes what the methods' leaves do.
 
   A leaf of `leaf_names` must reach an output of the model or the method's `penalty`, whatever its values: a gate that
@@ -49,7 +51,7 @@ _all_used: set[int] = set()  # what was found in order once in this process: tra
 
 
 def _idle(
-  module: nn.Module,
+  module: nn.Module | Body,
   params: masks.Tree,
   bound: Sequence[Bound],
   inputs: Mapping[str, Any],
@@ -61,14 +63,13 @@ def _idle(
   flat = masks.flatten(params)
   own = {path: flat[path] for path in sorted(added)}
   rest = {path: leaf for path, leaf in flat.items() if path not in added}
-  rngs = None if rng is None else {"dropout": rng}
+  arrays, static = parted(dict(inputs))
 
-  def forward(own: Mapping[str, Any], rest: Mapping[str, Any], batch: Mapping[str, Any]) -> Any:
+  def run(own: Mapping[str, Any], rest: Mapping[str, Any], given: Sequence[Any]) -> Any:
     tree = masks.unflatten({**rest, **own})
-    with acting(bound, tree, read) as whole:
-      return module.apply(variables_of(whole), **batch, rngs=rngs), penalty(bound, tree)
+    return forward(module, bound, tree, joined(given, static), rng, read=read), penalty(bound, tree)
 
-  used = used_inputs(forward, own, rest, dict(inputs))
+  used = used_inputs(run, own, rest, arrays)
   paths = [path for path, leaf in own.items() for _ in jax.tree.leaves(leaf)]
   return added - {path for path, is_used in zip(paths, used) if is_used}
 

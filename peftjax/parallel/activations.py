@@ -60,7 +60,7 @@ def on_mesh(forward: Callable[..., Any], model: Model, mesh: Mesh) -> Callable[.
 
   def run(params: masks.Tree, inputs: Mapping[str, Any], rng: jax.Array | None = None) -> Any:
     with placed(placement):
-      if mesh.size == 1:
+      if mesh.size == 1 or not isinstance(model.module, nn.Module):  # a program of the user's own has no modules
         return forward(params, inputs, rng)
       with nn.intercept_methods(intercept):
         return forward(params, inputs, rng)

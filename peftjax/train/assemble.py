@@ -4,6 +4,7 @@ weights or as shapes alone."""
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from peftjax.models.layers import Runtime
 from peftjax.models.registry import family_of
 from peftjax.parallel.sharding import layout_of
 from peftjax.quantize_model import Quantization
+from peftjax.registry import resolve
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +56,8 @@ class Setting:
 
   Attributes:
     config: as given.
-    folder: the model's.
-    hf_config: its config.json.
+    folder: the model's; None of a model of the user's own.
+    hf_config: its config.json; {} of a model of the user's own.
     header: of the data, a `Dataset` where it was opened; without a name where there is none to ask.
     task: None: a bare model, of which nobody asks a task.
     head: what is built on the base.
@@ -63,7 +65,7 @@ class Setting:
   """
 
   config: ConfigDict
-  folder: Path
+  folder: Path | None
   hf_config: Mapping[str, Any]
   header: data_lib.Header
   task: tasks.Task | None
@@ -85,6 +87,8 @@ class Setting:
     Raises:
       UserError: as `peftjax.load` and `Model.add` do.
     """
+    if self.folder is None:
+      return own_model(self.config, self.task, abstract)
     config, section = self.config, self.config.model
     method = methods.build(config.method)
     options: dict[str, Any] = {**self.head._asdict(), "runtime": runtime(config), "quantize": quantization(config)}
@@ -132,6 +136,42 @@ def quantization(config: ConfigDict) -> Quantization | None:
   return Quantization(section.quantize, section.quantize_block, section.quantize_exclude)
 
 
+def own_model(config: ConfigDict, task: tasks.Task | None, abstract: bool = False) -> Model:
+  """The model that `model.path=module:function` makes, with the configured method.
+
+  The function gives what `peftjax.wrap` gives. Of `config`, `task` and `abstract` it is told what it has arguments for;
+  where it does not ask whether shapes are enough, its arrays are taken for shapes.
+
+  Raises:
+    UserError: there is no such function, it gives something else, or a setting has no meaning for it.
+  """
+  section, method = config.model, methods.build(config.method)
+  for field in ("quantize", "adapter"):
+    if section[field] and (field == "quantize" or abstract):
+      raise UserError(f"model.{field}: a model of your own is taken as {section.path!r} makes it")
+  make = resolve("model.path", str(section.path), {})
+  if not callable(make):
+    raise UserError(f"model.path={section.path!r} is {type(make).__name__}; expected a function that gives a model")
+  told = {"config": config, "task": task, "abstract": abstract}
+  known = inspect.signature(make).parameters
+  model = make(**{name: value for name, value in told.items() if name in known})
+  if not isinstance(model, Model):
+    raise UserError(
+      f"model.path={section.path!r} gave {type(model).__name__}; expected what peftjax.wrap or peftjax.load gives"
+    )
+  if abstract:
+    model = model.with_params(jax.eval_shape(lambda tree: tree, model.params))
+  if section.adapter:
+    return model.load_adapter(section.adapter)
+  return add(model, method, jax.random.fold_in(jax.random.key(config.seed), ADAPTER_KEY))
+
+
+def is_own(path: Any) -> bool:
+  """Whether `model.path` names a function of the user's own, as module:function or file.py:function."""
+  where, _, name = str(path).rpartition(":")
+  return bool(where) and where != "packaged" and name.isidentifier() and not Path(str(path)).expanduser().exists()
+
+
 def setting(config: ConfigDict, dataset: data_lib.Dataset | None = None, trains: bool = False) -> Setting:
   """What a config means: task, labels, head and input, the same for every verb.
 
@@ -146,8 +186,8 @@ def setting(config: ConfigDict, dataset: data_lib.Dataset | None = None, trains:
   Raises:
     UserError: a task that there is not, that does not suit the data, or of which the model has no head.
   """
-  folder = folder_of(config.model.path)
-  hf_config = pretrained.read_config(folder)
+  folder = None if is_own(config.model.path) else folder_of(config.model.path)
+  hf_config = {} if folder is None else pretrained.read_config(folder)
   header, notes = (dataset, ()) if dataset is not None else _known_header(config, trains)
   name = _task_name(config, header, hf_config)
   if not name:
@@ -177,6 +217,8 @@ def stored(config: ConfigDict, head: Head) -> Setting:
 
 
 def _head_of(task: tasks.Task, hf_config: Mapping[str, Any]) -> Head:
+  if not hf_config:  # of the user's own
+    return Head("", task.label_names, task.num_labels)
   family = family_of(hf_config)
   own = family.architectures[family.architecture(hf_config, "")].task
   return Head("" if own == task.head else task.head, task.label_names, task.num_labels)
@@ -198,6 +240,8 @@ def _task_name(config: ConfigDict, header: data_lib.Header, hf_config: Mapping[s
   """The name of the task; empty: nothing says, or `task.name` is none."""
   if config.task.name != "auto":
     return "" if config.task.name == "none" else str(config.task.name)
+  if not hf_config:
+    return header.task
   family = family_of(hf_config)
   own = family.architectures[family.architecture(hf_config, "")].task
   offered = {one.task for one in family.architectures.values()}

@@ -15,6 +15,7 @@ from peftjax.buffers import is_buffer
 from peftjax.model import HEAD, Model
 from peftjax.quantize import kind_of, tree_bytes
 from peftjax.train import assemble
+from peftjax.wrap.table import rows_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ def report(model: Model) -> dict[str, Any]:
     `buffers`: values beside them that are no parameters, such as a method's drawn indices or batch statistics;
     `peft_total`: the total as Hugging Face PEFT counts it, which holds a second copy of every module it saves whole;
     `groups`: parameters by group; `bytes`: of their leaves, buffers included, with scales of quantised leaves;
-    `leaves`: the rows.
+    `leaves`: the rows; `sites`, of a model of the user's own: how its program uses each leaf.
   """
   groups = masks.flatten(model.labels())
   patterns = _patterns(model)
@@ -79,6 +80,7 @@ def report(model: Model) -> dict[str, Any]:
     "groups": dict(sorted(by_group.items())),
     "bytes": dict(sorted(bytes_of.items())),
     "leaves": [dataclasses.asdict(row) for row in leaves],
+    **({"sites": [dataclasses.asdict(row) for row in sites]} if (sites := rows_of(model)) else {}),
   }
 
 
