@@ -238,8 +238,13 @@ def _model(config: ConfigDict, method: Mapping[str, Any]) -> Model:
 
 def _step_flops(config: ConfigDict, model: Model, trainable: int) -> int:
   """FLOPs of a step by the usual count: 2 a parameter and token forwards, 2 for its input's gradient, 2 for its own."""
-  tokens, used = config.train.batch_size * (config.guide.tokens or config.data.max_length), multiplied(model)
+  tokens, used = config.train.batch_size * _tokens(config), multiplied(model)
   return int(tokens * (4 * used + 2 * min(trainable, used)))
+
+
+def _tokens(config: ConfigDict) -> int:
+  """Of an example: what the guide is told, else the greatest length."""
+  return int(config.guide.tokens or config.input.get("max_length", config.data.max_length))
 
 
 def multiplied(model: Model) -> int:

@@ -1,15 +1,21 @@
-"""The input `tokens`: text of every kind as token ids, by the settings in `config.data`."""
+"""The input `tokens`: text of every kind as token ids.
+
+Its settings are fields of `config.input`; `config.data` has the same ones by the same names, for all inputs at once.
+"""
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from peftjax.config.checking import check_value
+from peftjax.config.table import FIELDS
 from peftjax.data.batching import bucket_lengths
 from peftjax.data.inputs.base import Batch, Input, Random, Shapes, Sizes
 from peftjax.data.inputs.collating import Collate
@@ -35,14 +41,18 @@ COLLATES: dict[str, str] = {
   "seq2seq": "peftjax.data.inputs.language:Seq2SeqCollate",
 }
 
+# Fields of `config.input`, and of `config.data`
+SETTINGS = ("max_length", "buckets", "max_target_length", "format", "prefix", "separator", "packing")
+
 
 class Tokens(Input):
   """Token ids of texts, pairs, words with tags, prompts with responses, conversations, sources with targets.
 
   Attributes:
-    data: `config.data`, where its settings stand.
+    data: `config.data` with the settings that `config.input` gives.
   """
 
+  settings: ClassVar[Mapping[str, Any]] = {name: FIELDS[f"data.{name}"].default for name in SETTINGS}
   unit = "token"
 
   def __init__(
@@ -55,7 +65,7 @@ class Tokens(Input):
     form: Form | None = None,
   ):
     super().__init__(config, header, task, folder)
-    self.data = config.data
+    self.data = _with_settings(config)
     self._given = tokenizer, form
     self._collate_class: type[Collate] = resolve("task.collate", task.collate, COLLATES)
     if self.data.packing and task.collate != "causal":
@@ -168,6 +178,24 @@ class Tokens(Input):
     if measured.lost:
       lines.append(f"train: {measured.lost:,} {lost}")
     return lines
+
+
+def _with_settings(config: ConfigDict) -> ConfigDict:
+  """`config.data` with what `config.input` says in its place.
+
+  Raises:
+    UserError: a value out of its range; both sections set a field, to different values.
+  """
+  data = copy.deepcopy(config.data)
+  for name in SETTINGS:
+    if name not in config.input:
+      continue
+    field, given, other = FIELDS[f"data.{name}"], config.input[name], config.data[name]
+    check_value(f"input.{name}", given, field)
+    if other not in (given, field.default):
+      raise UserError(f"input.{name}={given!r} and data.{name}={other!r}: they are one setting; leave one out")
+    data[name] = given
+  return data
 
 
 class PackedTokens(Tokens):
