@@ -12,16 +12,19 @@ from typing import Any, Self
 import numpy as np
 
 from peftjax.compare import statistics
+from peftjax.compare.ending import Ending, ending_of
+from peftjax.compare.failures import Failures, failures_of
 from peftjax.compare.metrics import spec_of, specs_in
 from peftjax.compare.records import Bytes, Parameters, Record, StepCost
 from peftjax.compare.scores import averages_to, unpack_scores
 from peftjax.compare.search import Choice
-from peftjax.compare.statistics import LEVEL, Pooled
+from peftjax.compare.statistics import LEVEL, QUARTER, Pooled
 from peftjax.stored import Stored
 from peftjax.tasks.metric import Metric
 from peftjax.train.timing import StepTimes, Timing
 
-FEW_SEEDS = 5  # with fewer, rows lend each other what they tell of the spread of seeds
+FEW_SEEDS = 5  # with fewer, rows lend each other what they tell of the spread of seeds, and scores are means
+MEAN, MIDDLE = "mean", "interquartile mean"
 NOT_PEFT = ("full", "head", "last_k", "frozen")  # methods that are the reference or a baseline
 
 
@@ -51,7 +54,7 @@ class Estimate(Stored):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SeedEstimate(Estimate):
-  """A mean over seeds, with each seed's own."""
+  """A mean over seeds, or the interquartile mean, with each seed's own figure."""
 
   by_seed: tuple[float, ...] = ()
 
@@ -66,13 +69,18 @@ class Paired(SeedEstimate):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Difference(Paired):
-  """A difference that was judged: p-values by `peftjax.compare.statistics`, the word by Holm's correction over rows."""
+  """A difference that was judged: p-values by `peftjax.compare.statistics`, the word by Holm's correction over rows.
+
+  Attributes:
+    mean: of the seeds' differences, where the estimate is the difference of two interquartile means.
+  """
 
   p: float
   p_equivalence: float
   p_sign_flip: float
   p_holm: float
   verdict: str
+  mean: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,7 +96,11 @@ class Row(SeedEstimate):
 
   Attributes:
     runs, seeds: that the figures rest on.
-    bootstrap: the ends of the score's bootstrap interval, from five seeds on.
+    mean: of all runs, with the interval that holds where a method's runs are alike.
+    bootstrap: the ends of the mean's bootstrap interval, from five seeds on.
+    failures: the runs that failed.
+    ending: whether training had converged.
+    best_rate_inside: whether the search tried lower and higher rates than the one it took; None without a search.
     difference: to the reference; over_baseline: to the baseline.
     flops_per_step: on the summary's `cost_shape`; flops_ratio: over the reference's.
     step_seconds, step_ratio: the median and its ratio to the reference's; interleaved: taken in turns.
@@ -99,7 +111,11 @@ class Row(SeedEstimate):
   method: Mapping[str, Any]
   runs: tuple[str, ...]
   seeds: tuple[int, ...]
+  mean: Estimate | None = None
   bootstrap: tuple[float, float] | None = None
+  failures: Failures | None = None
+  ending: Ending | None = None
+  best_rate_inside: bool | None = None
   difference: Difference | None = None
   over_baseline: Difference | None = None
   parameters: Parameters
@@ -126,6 +142,7 @@ class Summary(Stored):
   Attributes:
     metric, metrics_spec: the main metric's name, and what each metric is.
     examples: of the split, where all rows have a score for each.
+    location: what rows' estimates are: the mean over runs, or from five seeds on the interquartile mean.
     pooled_seeds: whether rows lent each other their spread over seeds.
     cost_shape: of the batch that FLOPs and temporary bytes are of.
     search: what it found for each row.
@@ -144,6 +161,7 @@ class Summary(Stored):
   reference: str | None = None
   baseline: str | None = None
   seeds: tuple[int, ...] = ()
+  location: str = MEAN
   pooled_seeds: bool = False
   cost_shape: str | None = None
   examples: int | None = None
@@ -188,13 +206,25 @@ class Scores:
     return self.values[[self.seeds.index(seed) for seed in seeds]]
 
 
-def summarize(records: Sequence[Record], question: Question, timing: Timing | None = None) -> Summary:
-  """The study in numbers; what it searched, where it ran and what its dimensions found is added by `study.conclude`."""
+def summarize(
+  records: Sequence[Record],
+  question: Question,
+  timing: Timing | None = None,
+  failed: Mapping[str, str] | None = None,
+) -> Summary:
+  """The study in numbers; what it searched, where it ran and what its dimensions found is added by `study.conclude`.
+
+  Args:
+    records: of one size.
+    timing: of steps taken in turns.
+    failed: run -> error, of trials that have no record.
+  """
   order = _ordered(records, question)
   of_row = {row: [record for record in records if record.row == row] for row in order}
   metric, specs = records[0].metric, records[0].metrics_spec
   scores = {row: scores_of(of_row[row], metric, question.split) for row in order}
   single, paired = _pooled(scores)
+  trim = trim_of(scores)
   judged = [
     comparisons(scores, against, question.margin, spec_of(metric, specs), paired)
     for against in (question.reference, question.baseline)
@@ -211,7 +241,10 @@ def summarize(records: Sequence[Record], question: Question, timing: Timing | No
         method=own[0].method,
         runs=tuple(record.run for record in own),
         seeds=scores[row].seeds,
-        **estimate_of(scores[row], single),
+        **estimate_of(scores[row], single, trim),
+        **_of_all_runs(scores[row], single),
+        failures=failures_of(own, spec_of(metric, specs), question.split, question.margin, failed),
+        ending=ending_of(own),
         difference=judged[0].get(row),
         over_baseline=judged[1].get(row),
         parameters=own[0].parameters,
@@ -233,6 +266,7 @@ def summarize(records: Sequence[Record], question: Question, timing: Timing | No
     reference=question.reference if question.reference in of_row else None,
     baseline=question.baseline if question.baseline in of_row else None,
     seeds=tuple(sorted({record.seed for record in records})),
+    location=MIDDLE if trim else MEAN,
     pooled_seeds=paired is not None,
     cost_shape=shape,
     examples=examples.pop() if len(examples) == 1 else None,
@@ -269,31 +303,42 @@ def _pooled(scores: Mapping[str, Scores]) -> tuple[Pooled, Pooled] | tuple[None,
   return statistics.pool_seeds(np.stack(averages))
 
 
-def estimate_of(scores: Scores, pooled: Pooled | None = None) -> dict[str, Any]:
-  """{"estimate", "low", "high", "by_seed", "bootstrap"} of a row's scores."""
+def trim_of(scores: Mapping[str, Scores]) -> float:
+  """The share of runs that estimates leave out at each end: a quarter, where some row has five seeds or more."""
+  return QUARTER if max((len(score.seeds) for score in scores.values()), default=0) >= FEW_SEEDS else 0.0
+
+
+def estimate_of(scores: Scores, pooled: Pooled | None = None, trim: float = 0.0) -> dict[str, Any]:
+  """{"estimate", "low", "high", "by_seed"} of a row's scores."""
   by_seed = scores.values.mean(axis=1)
   if not scores.per_example:
-    return vars(of_seeds(by_seed)) | {"bootstrap": None}
+    return vars(of_seeds(by_seed, trim))
   method = statistics.accuracy_interval if scores.binary else statistics.mean_interval
-  interval, bootstrap = method(scores.values, pooled=pooled), None
-  if len(scores.seeds) >= FEW_SEEDS:
-    drawn = statistics.bootstrap_interval(scores.values)
-    bootstrap = (float(drawn.low), float(drawn.high))
+  interval = method(scores.values, pooled=pooled, trim=trim)
   return {
     "estimate": float(interval.estimate),
     "low": _finite(interval.low),
     "high": _finite(interval.high),
     "by_seed": tuple(by_seed.tolist()),
-    "bootstrap": bootstrap,
   }
 
 
-def of_seeds(values: Sequence[float] | np.ndarray) -> SeedEstimate:
-  """The mean of one number a seed with Student's interval."""
+def _of_all_runs(scores: Scores, pooled: Pooled | None) -> dict[str, Any]:
+  """{"mean", "bootstrap"} of a row's scores."""
+  found = estimate_of(scores, pooled)
+  mean, bootstrap = Estimate(**{name: found[name] for name in ("estimate", "low", "high")}), None
+  if scores.per_example and len(scores.seeds) >= FEW_SEEDS:
+    drawn = statistics.bootstrap_interval(scores.values)
+    bootstrap = (float(drawn.low), float(drawn.high))
+  return {"mean": mean, "bootstrap": bootstrap}
+
+
+def of_seeds(values: Sequence[float] | np.ndarray, trim: float = 0.0) -> SeedEstimate:
+  """The mean of one number a seed with Student's interval; `trim` is that of `statistics.spread`."""
   numbers = np.asarray(values, dtype=np.float64)
   if not len(numbers):
     return SeedEstimate(estimate=float("nan"))
-  made = statistics.seed_interval(numbers)
+  made = statistics.seed_interval(numbers, trim=trim)
   return SeedEstimate(
     estimate=float(made.estimate),
     low=_finite(made.low),
@@ -308,25 +353,26 @@ def comparisons(
   """Every row but `against` with it, on the seeds that both have; one family for Holm's correction."""
   if against not in scores:
     return {}
-  base = scores[against]
+  base, trim = scores[against], trim_of(scores)
   found: dict[str, dict[str, Any]] = {}
   for row, own in scores.items():
     seeds = tuple(seed for seed in base.seeds if seed in own.seeds)
     if row == against or not seeds or own.values.shape[1] != base.values.shape[1]:
       continue
     a, b = own.at(seeds), base.at(seeds)
-    interval = statistics.difference_interval(a, b, pooled=pooled)
+    interval = statistics.difference_interval(a, b, pooled=pooled, trim=trim)
     known = len(seeds) > 1 or own.per_example
     found[row] = {
       "to": against,
       "estimate": float(interval.estimate),
       "low": _finite(interval.low) if known else None,
       "high": _finite(interval.high) if known else None,
-      "p": float(statistics.difference_p(a, b, pooled)),
-      "p_equivalence": float(statistics.equivalence_p(a, b, margin, pooled)),
+      "p": float(statistics.difference_p(a, b, pooled, trim)),
+      "p_equivalence": float(statistics.equivalence_p(a, b, margin, pooled, trim)),
       "p_sign_flip": float(statistics.sign_flip_p((a - b).mean(axis=1))),
       "seeds": seeds,
       "by_seed": tuple((a - b).mean(axis=1).tolist()),
+      "mean": float((a - b).mean()),
     }
   if not found:
     return {}

@@ -66,6 +66,7 @@ class Record(Stored):
     config, config_hash, method: what was trained; the last is the config's section.
     metric: the main one; metrics: split -> name -> value; metrics_spec: name -> what it is.
     scores: split -> the packed main metric of every example, where it has one.
+    majority: split -> the score of always giving its most frequent answer, where answers are single classes.
     shifted: the splits of `data.shifted`.
     compiled: shape of batch -> cost.
     step_seconds: the median; train_seconds: of steps alone; None where nothing is trained.
@@ -89,6 +90,7 @@ class Record(Stored):
   metrics: Mapping[str, Mapping[str, float]]
   metrics_spec: Mapping[str, Metric] = dataclasses.field(default_factory=dict)
   scores: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+  majority: Mapping[str, float] = dataclasses.field(default_factory=dict)
   shifted: tuple[str, ...] = ()
   parameters: Parameters
   bytes: Bytes
@@ -112,6 +114,10 @@ class Record(Stored):
   def score(self, split: str, metric: str = "") -> float | None:
     """A metric on a split, the main one if none is named; None where it was not evaluated."""
     return self.metrics.get(split, {}).get(metric or self.metric)
+
+  def examples(self, split: str) -> int:
+    """The examples of a split whose scores are right or wrong; 0 where there are no such scores."""
+    return int(self.scores.get(split, {}).get("count", 0))
 
 
 def thin(curve: Iterable[tuple[float, float]], points: int = 120) -> tuple[tuple[float, float], ...]:
@@ -143,6 +149,9 @@ def record_of(trial: Trial, summary: Mapping[str, Any], folder: Path) -> Record:
     metrics=summary["metrics"],
     metrics_spec=specs,
     scores={split: packed for split in summary["metrics"] if (packed := _scores(folder, split, spec_of(main, specs)))},
+    majority={
+      split: share for split in summary["metrics"] if (share := _majority(folder, split, spec_of(main, specs)))
+    },
     shifted=shifted_names(trial.config.data),
     parameters=Parameters.from_json(summary["parameters"]),
     bytes=Bytes.from_json({**summary["bytes"], "adapter_file": _adapter_file(summary["bytes"], folder)}),
@@ -174,6 +183,18 @@ def _scores(folder: Path, split: str, spec: Metric) -> dict[str, Any] | None:
     return None
   with np.load(path, allow_pickle=False) as rows:
     return pack_scores(dict(rows), spec)
+
+
+def _majority(folder: Path, split: str, spec: Metric) -> float | None:
+  """The share of a split's most frequent label, where the main metric is the share of examples that have theirs."""
+  path = folder / f"predictions-{split}.npz"
+  if spec.kind != "per-example" or spec.value != "correct" or not path.is_file():
+    return None
+  with np.load(path, allow_pickle=False) as rows:
+    if "label" not in rows or not len(rows["label"]):
+      return None
+    counts = np.unique(rows["label"], axis=0, return_counts=True)[1]
+  return float(counts.max() / counts.sum())
 
 
 def _adapter_file(held: Mapping[str, int], folder: Path) -> int:

@@ -1,18 +1,12 @@
-"""The search before a study: the same number of settings for every row, on seeds that the final runs do not use.
+"""The search before a study: the same number of runs for every row, on seeds that the final runs do not use.
 
-    1. peak learning rates c/√10, c, c·√10 around the row's own, c
-    2. while the best is the lowest or the highest, one further out
-    3. the row's knobs, one value after the other at the best rate; what is better stays
-    4. rates between, at half and quarter distances from the best, until every row has had as many settings
-
-A setting's score is the mean over the search's seeds of the main metric on the validation split; among equal ones the
-lower loss there decides. The test split is not opened. D/search/ROW/SETTING/seed-N/ holds the runs, and what is
+`rates` decides what is tried next and what is taken; here its runs are trained and kept. A run's score is the main
+metric on the validation split. The test split is not opened. D/search/ROW/SETTING/seed-N/ holds the runs, and what is
 finished there is not trained again.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +15,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from peftjax.compare import rates
 from peftjax.compare.metrics import spec_of, specs_in
+from peftjax.compare.rates import Run, SearchPoint
 from peftjax.compare.trainer import RunOutcome, Trainer
 from peftjax.compare.trials import fingerprint, plain_config, row_config, rows_of, sizes_of
 from peftjax.errors import UserError
@@ -35,34 +31,14 @@ Say = Callable[[str], None]
 Laid = Callable[[ConfigDict], ConfigDict]
 
 
-@dataclasses.dataclass(frozen=True)
-class SearchPoint:
-  """What one trial of the search tries: a peak learning rate, and values of the row's knobs."""
-
-  rate: float
-  knobs: tuple[tuple[str, Any], ...] = ()
-
-  @property
-  def name(self) -> str:
-    """The name of its folder below the row's, such as "lr=0.001"."""
-    return ",".join(f"{field.rpartition('.')[2]}={value}" for field, value in (("lr", self.rate), *self.knobs))
-
-  def laid_on(self, config: ConfigDict) -> ConfigDict:
-    """A copy of a row's config with this setting."""
-    config = copy.deepcopy(config)
-    for field, value in (("optim.learning_rate", self.rate), *self.knobs):
-      section, _, last = field.rpartition(".")
-      with config.unlocked():
-        config[section][last] = value
-    return config
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tried(Stored):
-  """A setting with its score and its loss under each seed; None where the run diverged.
+  """A setting with its score and its loss under each seed that it was tried under; None where the run diverged.
 
   Attributes:
     run: its folder.
+    seeds: its own; empty in searches that tried every setting under every seed.
+    value: the score that the curve over all rates gives it; None in such searches.
   """
 
   learning_rate: float
@@ -70,6 +46,8 @@ class Tried(Stored):
   scores: tuple[float | None, ...]
   losses: tuple[float | None, ...] = ()
   run: str = ""
+  seeds: tuple[int, ...] = ()
+  value: float | None = None
 
   @property
   def setting(self) -> SearchPoint:
@@ -80,13 +58,6 @@ class Tried(Stored):
     """Of the scores; None where a run diverged."""
     known = [score for score in self.scores if score is not None]
     return sum(known) / len(known) if len(known) == len(self.scores) else None
-
-  def rank(self, direction: float) -> tuple[float, float]:
-    """More is better: the mean score, then the lower mean loss."""
-    losses = [loss for loss in self.losses if loss is not None]
-    if self.mean is None or len(losses) < len(self.scores):
-      return float("-inf"), float("-inf")
-    return direction * self.mean, -sum(losses) / len(losses)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,6 +88,11 @@ class Choice(Stored):
     """The settings without knobs: learning rates alone."""
     return [one for one in self.tried if not one.knobs]
 
+  @property
+  def runs(self) -> int:
+    """How many it took."""
+    return sum(len(one.scores) for one in self.tried)
+
 
 def search_rows(
   config: ConfigDict, workdir: Path, rows: Sequence[str], trainer: Trainer, say: Say, leases: Leases | None = None
@@ -142,7 +118,7 @@ def search_rows(
   with (leases or Leases(workdir)).shared(wanted, lambda one: f"search-{one[0]}-{one[1]}") as given:
     for row, size in given:
       what = f"search for {row}" + (f" at {size} examples" if size else "")
-      say(f"{what}: {section.trials} settings under {len(section.seeds)} seeds")
+      say(f"{what}: {section.trials * len(section.seeds)} runs, of at most {len(section.seeds)} seeds a setting")
       found[row, size] = choice = search_row(config, workdir, row, trainer, size)
       say(f"{what}: {choice.best.name}" + ("" if choice.interior else ", at the edge of what was tried"))
   choices = [found[one] for one in wanted]
@@ -166,51 +142,36 @@ def search_row(config: ConfigDict, workdir: Path, row: str, trainer: Trainer, si
     base.train.eval_first, base.data.shifted, base.data.retained = False, (), ""
   centre = base.optim.learning_rate or METHODS[base.method.name].learning_rate
   folder = workdir / "search" / row / (f"n={size}" if size else "")
-  tried: dict[SearchPoint, Tried] = {}
-
-  direction = 1.0
-
-  def attempt(settings: Sequence[SearchPoint]) -> None:
-    nonlocal direction
-    fresh = [one for one in dict.fromkeys(settings) if one not in tried][: section.trials - len(tried)]
-    for one, found in zip(fresh, _outcomes(base, folder, fresh, config.compare, trainer)):
-      direction = next((run.direction for run in found if run.score is not None), direction)
-      tried[one] = Tried(
-        learning_rate=one.rate,
-        knobs=dict(one.knobs),
-        scores=tuple(run.score for run in found),
-        losses=tuple(run.loss for run in found),
-        run=one.name,
+  found = rates.find(
+    lambda runs: _outcomes(base, folder, runs, config.compare, trainer),
+    centre,
+    section.factor,
+    section.trials * len(section.seeds),
+    len(section.seeds),
+    dict(_knobs(overrides.get("search") or {})),
+  )
+  tried = []
+  for setting, own in found.runs.items():
+    direction = next((run.direction for run in own.values() if run.score is not None), None)
+    tried.append(
+      Tried(
+        learning_rate=setting.rate,
+        knobs=dict(setting.knobs),
+        scores=tuple(run.score for run in own.values()),
+        losses=tuple(run.loss for run in own.values()),
+        run=setting.name,
+        seeds=tuple(section.seeds[number] for number in own),
+        value=None if direction is None else direction * found.values[setting],
       )
-
-  def best() -> SearchPoint:
-    return max(tried.values(), key=lambda one: one.rank(direction)).setting
-
-  def rate(exponent: float) -> float:
-    return float(f"{centre * section.factor**exponent:.3g}")
-
-  exponents = [-1.0, 0.0, 1.0]
-  attempt([SearchPoint(rate(one)) for one in exponents])
-  while len(tried) < section.trials and best().rate in (rate(min(exponents)), rate(max(exponents))):
-    exponents.append(min(exponents) - 1 if best().rate == rate(min(exponents)) else max(exponents) + 1)
-    attempt([SearchPoint(rate(exponents[-1]))])
-  for field, values in _knobs(overrides.get("search") or {}):
-    for value in values:
-      now = best()
-      attempt([SearchPoint(now.rate, (*(knob for knob in now.knobs if knob[0] != field), (field, value)))])
-  for distance in (0.5, 0.25, 0.125):
-    now = best()
-    attempt(
-      [dataclasses.replace(now, rate=float(f"{now.rate * section.factor**d:.3g}")) for d in (-distance, distance)]
     )
-  rates, chosen = [one.rate for one in tried], best()
+  all_rates = [one.learning_rate for one in tried]
   return Choice(
     row=row,
     size=size,
-    learning_rate=chosen.rate,
-    knobs=dict(chosen.knobs),
-    interior=min(rates) < chosen.rate < max(rates),
-    tried=tuple(tried.values()),
+    learning_rate=found.best.rate,
+    knobs=dict(found.best.knobs),
+    interior=min(all_rates) < found.best.rate < max(all_rates),
+    tried=tuple(tried),
   )
 
 
@@ -234,15 +195,14 @@ class Scored(Stored):
 
 
 def _outcomes(
-  base: ConfigDict, folder: Path, settings: Sequence[SearchPoint], study: ConfigDict, trainer: Trainer
-) -> Iterator[list[Scored]]:
-  """Each setting's outcomes by seed; what is not finished is trained, `compare.together` runs at once."""
-  seeds, runs = study.search.seeds, []
-  for setting in settings:
-    for seed in seeds:
-      config = setting.laid_on(base)
-      config.seed = seed
-      runs.append((config, folder / setting.name / f"seed-{seed}"))
+  base: ConfigDict, folder: Path, wanted: Sequence[Run], study: ConfigDict, trainer: Trainer
+) -> list[Scored]:
+  """The outcome of each run; what is not finished is trained, `compare.together` runs at once."""
+  runs = []
+  for setting, number in wanted:
+    config = setting.laid_on(base)
+    config.seed = study.search.seeds[number]
+    runs.append((config, folder / setting.name / f"seed-{config.seed}"))
   found = {place: kept for config, place in runs if (kept := _finished(config, place))}
   open_ = [(config, place) for config, place in runs if place not in found]
   for start in range(0, len(open_), max(study.together, 1)):
@@ -251,8 +211,7 @@ def _outcomes(
     for (config, place), outcome in zip(group, outcomes):
       found[place] = _scored(config, outcome, study.search.split)
       write_text(place / "score.json", json.dumps(found[place].to_json()) + "\n")
-  for index in range(len(settings)):
-    yield [found[place] for _, place in runs[index * len(seeds) : (index + 1) * len(seeds)]]
+  return [found[place] for _, place in runs]
 
 
 def _scored(config: ConfigDict, outcome: RunOutcome, split: str) -> Scored:

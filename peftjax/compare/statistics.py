@@ -14,11 +14,20 @@ freedom only, so that it gets Student's quantile, that of the examples its own, 
 
     half^2 = t[S-1]^2 Var_hat(seed part) + t[E-1]^2 Var_hat(example part).
 
-By simulation its 95% intervals cover at 94 to 97% from five seeds on, and at no less than 95% with two or three seeds,
-where they must be wide: two runs hardly tell how much runs differ. A study of several methods may lend each of them
-what all of them tell (`pool_seeds`): the variance is then the larger of the method's own and the pooled one. With two
-seeds intervals become a third as wide and still cover at 95%, averaged over the methods; those of a method whose runs
-differ much more than the others' cover less.
+That is enough while the runs of a method are alike. Where one run in seven fails, five runs often show no failure, and
+no interval of the mean can cover what was not seen. From five seeds on a study therefore speaks of the interquartile
+mean, the mean of the middle half of the runs (Agarwal et al. 2021, section 4.3), by the arguments `trim` here: its seed
+part is Yuen's (1974), after Tukey & McLaughlin (1963), of runs with each tail drawn in to the last one that is kept,
+
+    Var_hat(seed part) = (S - 1) s_winsorised^2 / (h (h - 1)),    h = S - 2 floor(trim S),    t[h - 1],
+
+of a difference the same of paired runs (Wilcox 2012, chapter 5), and its example part that of the runs that are kept.
+``python -m experiments.coverage`` simulates both; docs/compare.md has the table.
+
+With two or three seeds intervals must be wide: two runs hardly tell how much runs differ. A study of several methods
+may lend each of them what all of them tell (`pool_seeds`): the variance is then the larger of the method's own and the
+pooled one. With two seeds intervals become a third as wide and still cover at 95%, averaged over the methods; those of
+a method whose runs differ much more than the others' cover less.
 """
 
 from __future__ import annotations
@@ -36,6 +45,7 @@ from scipy import special
 Array = NDArray[np.floating[Any]]
 
 LEVEL = 0.95
+QUARTER = 0.25  # of the runs that the interquartile mean leaves out at each end
 WORDS = ("better", "worse", "matches", "inconclusive")
 
 
@@ -50,7 +60,10 @@ class Interval:
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-  """The average of scores and the two parts of its sampling variance, each of the batch's shape or a number."""
+  """The average of scores and the two parts of its sampling variance, each of the batch's shape or a number.
+
+  The average is over all runs, or over the middle ones.
+  """
 
   mean: Array
   seed_variance: Array  # of the average, from the spread of the seeds' averages; 0 with one seed
@@ -77,26 +90,57 @@ class Pooled:
 # Intervals --------------------------------------------------------------------------------------------------------
 
 
-def spread(scores: Array) -> Spread:
-  """The average of ``scores [..., S, E]`` and its variance, split between seeds and examples.
+def spread(scores: Array, trim: float = 0.0) -> Spread:
+  """The average of ``scores [..., S, E]`` over seeds and examples, and its variance, split between the two.
 
   The residual variance is part of both the spread of the seeds' averages and that of the examples' averages; it is
   taken out of the second, so that it counts once. With one seed all of it is in the second.
+
+  Args:
+    trim: the share of the runs that is left out at each end, by their own averages, rounded down to whole runs.
   """
   scores = np.asarray(scores, dtype=np.float64)
+  return _spread(scores, _middle(scores.mean(-1), trim))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Middle:
+  """The runs that a trimmed mean keeps."""
+
+  weights: Array  # [..., S]: 1 / kept for each run that is kept, else 0
+  drawn_in: Array  # [..., S]: the runs' averages, each tail at the value of the last run that is kept
+  kept: int
+
+  def less(self, other: _Middle) -> _Middle:
+    return _Middle(self.weights - other.weights, self.drawn_in - other.drawn_in, self.kept)
+
+
+def _middle(averages: Array, trim: float) -> _Middle:
+  seeds = averages.shape[-1]
+  cut = int(trim * seeds)
+  order = np.argsort(averages, axis=-1, kind="stable")
+  ranked = np.take_along_axis(averages, order, -1)
+  weights = np.zeros_like(averages)
+  np.put_along_axis(weights, order[..., cut : seeds - cut], 1 / (seeds - 2 * cut), -1)
+  drawn_in = np.clip(averages, ranked[..., cut, None], ranked[..., seeds - cut - 1, None])
+  return _Middle(weights, drawn_in, seeds - 2 * cut)
+
+
+def _spread(scores: Array, middle: _Middle, by_example: Array | None = None) -> Spread:
+  """The spread of ``scores [..., S, E]``; `by_example` is their weighted average over seeds, where it is known."""
   seeds, examples = scores.shape[-2:]
   by_seed = scores.mean(-1)
-  by_example = scores.mean(-2)
-  mean = by_seed.mean(-1)
+  if by_example is None:
+    by_example = np.einsum("...s,...se->...e", middle.weights, scores)
+  mean = by_example.mean(-1)
   of_examples = by_example.var(-1, ddof=1) / examples if examples > 1 else np.zeros_like(mean)
   if seeds == 1:
     return Spread(mean, np.zeros_like(mean), of_examples, seeds, examples, np.zeros_like(mean))
-  of_seeds = by_seed.var(-1, ddof=1) / seeds
-  total = np.square(scores - mean[..., None, None]).sum((-1, -2))
-  rest = total - examples * seeds * (seeds - 1) * of_seeds - seeds * examples * (examples - 1) * of_examples
-  rest = np.maximum(rest, 0) / ((seeds - 1) * max(examples - 1, 1) * seeds * examples)
-  own = np.full_like(mean, seeds - 1)
-  return Spread(mean, of_seeds, np.maximum(of_examples - rest, 0), seeds, examples, own)
+  kept = middle.kept
+  of_seeds = (seeds - 1) * middle.drawn_in.var(-1, ddof=1) / (kept * max(kept - 1, 1))
+  rest = scores - by_seed[..., None] - scores.mean(-2, keepdims=True) + scores.mean((-2, -1), keepdims=True)
+  rest = np.square(rest).sum((-1, -2)) / ((seeds - 1) * max(examples - 1, 1) * kept * examples)
+  return Spread(mean, of_seeds, np.maximum(of_examples - rest, 0), seeds, examples, np.full_like(mean, kept - 1))
 
 
 def pool_seeds(averages: Array) -> tuple[Pooled, Pooled]:
@@ -132,20 +176,23 @@ def _lent(parts: Spread, pooled: Pooled | None) -> Spread:
   return dataclasses.replace(parts, seed_variance=larger, seed_freedom=pooled.freedom)
 
 
-def mean_interval(scores: Array, level: float = LEVEL, pooled: Pooled | None = None) -> Interval:
+def mean_interval(scores: Array, level: float = LEVEL, pooled: Pooled | None = None, trim: float = 0.0) -> Interval:
   """An interval of the expected score over new seeds and new examples.
 
   Args:
     scores: ``[..., S, E]``, real. With S = 1 the interval speaks of new examples only.
     level: the probability that the interval holds the truth.
     pooled: what other methods tell of the seeds; see `pool_seeds`.
+    trim: see `spread`; the interval is then one of the trimmed mean, of so many of all runs that there could be.
   """
-  parts = _lent(spread(scores), pooled)
+  parts = _lent(spread(scores, trim), pooled)
   half = np.sqrt(parts.squared_half_width(1 - level))
   return Interval(parts.mean, parts.mean - half, parts.mean + half)
 
 
-def accuracy_interval(correct: Array, level: float = LEVEL, pooled: Pooled | None = None) -> Interval:
+def accuracy_interval(
+  correct: Array, level: float = LEVEL, pooled: Pooled | None = None, trim: float = 0.0
+) -> Interval:
   """As `mean_interval`, for scores that are 0 or 1; the interval stays inside [0, 1] and never has zero width.
 
   The half-width gives the number of independent examples that would be as informative, and Wilson's interval is
@@ -155,8 +202,9 @@ def accuracy_interval(correct: Array, level: float = LEVEL, pooled: Pooled | Non
     correct: ``[..., S, E]``, zeros and ones.
     level: the probability that the interval holds the truth.
     pooled: what other methods tell of the seeds; see `pool_seeds`.
+    trim: see `spread`.
   """
-  parts = _lent(spread(correct), pooled)
+  parts = _lent(spread(correct, trim), pooled)
   mean, z = parts.mean, special.ndtri(0.5 + level / 2)
   squared_half = parts.squared_half_width(1 - level)
   with np.errstate(divide="ignore", invalid="ignore"):
@@ -167,38 +215,48 @@ def accuracy_interval(correct: Array, level: float = LEVEL, pooled: Pooled | Non
   return Interval(mean, np.maximum(centre - half, 0), np.minimum(centre + half, 1))
 
 
-def paired_spread(scores: Array, reference: Array, pooled: Pooled | None = None) -> Spread:
+def paired_spread(scores: Array, reference: Array, pooled: Pooled | None = None, trim: float = 0.0) -> Spread:
   """The `spread` of ``scores - reference`` on the same seeds and examples, both ``[..., S, E]``.
+
+  With `trim`, of the difference of the two trimmed means; each leaves out runs of its own.
 
   Where all scores are 0 or 1, the variance over examples is never below that of two examples that differ, one each
   way: otherwise two methods that agree on a small test set would have a difference of exactly 0 (compare Bonett &
   Price 2012).
   """
   scores, reference = np.asarray(scores, dtype=np.float64), np.asarray(reference, dtype=np.float64)
-  parts = _lent(spread(scores - reference), pooled)
+  one, other = _middle(scores.mean(-1), trim), _middle(reference.mean(-1), trim)
+  by_example = np.einsum("...s,...se->...e", one.weights, scores)
+  by_example = by_example - np.einsum("...s,...se->...e", other.weights, reference)
+  parts = _lent(_spread(scores - reference, one.less(other), by_example), pooled)
   if parts.examples == 1 or not all(np.isin(one, (0.0, 1.0)).all() for one in (scores, reference)):
     return parts
   return dataclasses.replace(parts, example_variance=np.maximum(parts.example_variance, 2 / parts.examples**2))
 
 
 def difference_interval(
-  scores: Array, reference: Array, level: float = LEVEL, pooled: Pooled | None = None
+  scores: Array, reference: Array, level: float = LEVEL, pooled: Pooled | None = None, trim: float = 0.0
 ) -> Interval:
-  """An interval of the expected ``scores - reference``, paired on seeds and examples, both ``[..., S, E]``."""
-  parts = paired_spread(scores, reference, pooled)
+  """An interval of the expected ``scores - reference``, paired on seeds and examples, both ``[..., S, E]``.
+
+  With `trim`, of the difference of the trimmed means.
+  """
+  parts = paired_spread(scores, reference, pooled, trim)
   half = np.sqrt(parts.squared_half_width(1 - level))
   return Interval(parts.mean, parts.mean - half, parts.mean + half)
 
 
-def seed_interval(values: Array, level: float = LEVEL) -> Interval:
-  """Student's interval of the mean of ``values [..., S]``: what one number a seed tells, this test set given."""
+def seed_interval(values: Array, level: float = LEVEL, trim: float = 0.0) -> Interval:
+  """Student's interval of the mean of ``values [..., S]``: what one number a seed tells, this test set given.
+
+  With `trim`, Yuen's of the trimmed mean.
+  """
   values = np.asarray(values, dtype=np.float64)
-  seeds = values.shape[-1]
-  mean = values.mean(-1)
-  if seeds < 2:
-    return Interval(mean, np.full_like(mean, -np.inf), np.full_like(mean, np.inf))
-  half = -special.stdtrit(seeds - 1, (1 - level) / 2) * values.std(-1, ddof=1) / np.sqrt(seeds)
-  return Interval(mean, mean - half, mean + half)
+  parts = spread(values[..., None], trim)
+  if parts.seeds < 2:
+    return Interval(parts.mean, np.full_like(parts.mean, -np.inf), np.full_like(parts.mean, np.inf))
+  half = np.sqrt(parts.squared_half_width(1 - level))
+  return Interval(parts.mean, parts.mean - half, parts.mean + half)
 
 
 def linearize_ratio(numerator: Array, denominator: Array) -> Array:
@@ -286,21 +344,23 @@ def _two_sided(distance: Array, parts: Spread) -> Array:
   return np.where(distance == 0, 1.0, 10.0**-low)
 
 
-def difference_p(scores: Array, reference: Array, pooled: Pooled | None = None) -> Array:
+def difference_p(scores: Array, reference: Array, pooled: Pooled | None = None, trim: float = 0.0) -> Array:
   """The two-sided p-value of "no difference for new seeds and examples": `difference_interval` turned around.
 
   1.0 with a single seed, which cannot tell how much seeds differ.
   """
-  parts = paired_spread(scores, reference, pooled)
+  parts = paired_spread(scores, reference, pooled, trim)
   return np.ones_like(parts.mean) if parts.seeds == 1 else _two_sided(np.abs(parts.mean), parts)
 
 
-def equivalence_p(scores: Array, reference: Array, margin: float, pooled: Pooled | None = None) -> Array:
+def equivalence_p(
+  scores: Array, reference: Array, margin: float, pooled: Pooled | None = None, trim: float = 0.0
+) -> Array:
   """The p-value of "the difference is at least `margin`", by two one-sided tests (Schuirmann 1987).
 
   It is below alpha exactly where the 1 - 2 alpha interval lies inside (-margin, margin). 1.0 with a single seed.
   """
-  parts = paired_spread(scores, reference, pooled)
+  parts = paired_spread(scores, reference, pooled, trim)
   if parts.seeds == 1:
     return np.ones_like(parts.mean)
   room = margin - np.abs(parts.mean)

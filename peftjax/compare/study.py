@@ -37,6 +37,7 @@ from peftjax.compare import folder as folder_lib
 from peftjax.compare import formatting as fmt
 from peftjax.compare.analysis import Summary
 from peftjax.compare.budget import within_budget
+from peftjax.compare.failures import DIVERGED
 from peftjax.compare.records import Record
 from peftjax.compare.report import page, table
 from peftjax.compare.search import Choice, changes_of, search_rows
@@ -115,9 +116,14 @@ def conclude(
   if not results:
     return Outcome(Summary(failed=failed, search=tuple(searched)), failed)
   fields = {key: config.compare[key] for key in ("reference", "baseline", "margin", "split")}
-  summary = conclusions(results, analysis.Question(**fields), config.compare.dimensions, times)
+  summary = conclusions(results, analysis.Question(**fields), config.compare.dimensions, times, failed)
+  inside = {one.row: one.interior for one in sorted(searched, key=lambda one: one.size)}
   summary = dataclasses.replace(
-    summary, failed=failed, search=tuple(searched), environment=dict(environment or page.environment())
+    summary,
+    failed=failed,
+    search=tuple(searched),
+    rows=tuple(dataclasses.replace(row, best_rate_inside=inside.get(row.row)) for row in summary.rows),
+    environment=dict(environment or page.environment()),
   )
   verdicts = claims.judge(summary, results)
   outputs.check_as_written(workdir, folder_lib.CONCLUSIONS)
@@ -133,14 +139,16 @@ def conclusions(
   question: analysis.Question,
   names: Iterable[str] = tuple(dimensions.DIMENSIONS),
   times: Timing | None = None,
+  failed: Mapping[str, str] | None = None,
 ) -> Summary:
   """The numbers of a study's records, and what its dimensions found; the first are about the largest size.
 
   Args:
     names: of `config.compare.dimensions`; all of peftjax's own if left out.
+    failed: run -> error, of trials that have no record.
   """
   size = max(record.size for record in results)
-  summary = analysis.summarize([one for one in results if one.size == size], question, times)
+  summary = analysis.summarize([one for one in results if one.size == size], question, times, failed)
   summary = dataclasses.replace(summary, size=size or None)
   found = dimensions.conclusions(results, summary, names)
   return dataclasses.replace(summary, dimensions=found)
@@ -303,6 +311,8 @@ def _keep_error(trial: Trial, workdir: Path, error: Exception) -> str:
 
 
 def _last_line(error: Exception) -> str:
+  if isinstance(error, Diverged):
+    return f"{DIVERGED}: {error}"
   if isinstance(error, UserError):
     return str(error)
   return traceback.format_exception_only(error)[-1].strip().splitlines()[0]

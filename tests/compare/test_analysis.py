@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from peftjax.compare import analysis, claims, records
 from peftjax.compare.analysis import Question, Summary
@@ -22,13 +23,23 @@ def study():
   return results, analysis.summarize(results, Question(), timing.timing_of(synthetic.seconds(), "full"))
 
 
-def test_estimates_are_the_average_accuracy(study):
+def test_estimates_are_the_interquartile_mean_accuracy_with_the_mean_beside_it(study):
   results, summary = study
+  assert summary.location == "interquartile mean"
   for one in summary.rows:
     mine = [record.score("test") for record in results if record.row == one.row]
-    assert one.by_seed == pytest.approx(mine) and one.estimate == pytest.approx(np.mean(mine))
+    assert one.by_seed == pytest.approx(mine) and one.estimate == pytest.approx(stats.trim_mean(mine, 0.25))
     assert one.low < one.estimate < one.high
-    assert one.bootstrap == pytest.approx([one.low, one.high], abs=0.006)
+    assert one.mean.estimate == pytest.approx(np.mean(mine))
+    assert one.bootstrap == pytest.approx([one.mean.low, one.mean.high], abs=0.006)
+    if one.difference:
+      assert one.difference.mean == pytest.approx(one.mean.estimate - summary.rows[0].mean.estimate)
+
+
+def test_with_few_seeds_estimates_are_means():
+  summary = analysis.summarize(synthetic.results(seeds=4, examples=300), Question())
+  assert summary.location == "mean"
+  assert all(one.estimate == one.mean.estimate == pytest.approx(np.mean(one.by_seed)) for one in summary.rows)
 
 
 def test_large_differences_are_found_and_the_reference_has_none(study):
@@ -106,7 +117,8 @@ def test_a_metric_without_examples_is_compared_over_seeds():
   assert summary.examples is None
   lora = summary.row("lora")
   values = np.array(lora.by_seed)
-  assert lora.high - lora.estimate == pytest.approx(2.776 * values.std(ddof=1) / np.sqrt(5), rel=1e-3)
+  assert lora.mean.high - lora.mean.estimate == pytest.approx(2.776 * values.std(ddof=1) / np.sqrt(5), rel=1e-3)
+  assert lora.estimate == pytest.approx(np.sort(values)[1:4].mean())
 
 
 def test_f1_over_entities_comes_from_counts():

@@ -93,7 +93,7 @@ def test_the_page_takes_its_colours_from_the_reader(made):
   html = made[2]
   assert "prefers-color-scheme: dark" in html and "@media print" in html and "width=device-width" in html
   drawings = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
-  assert len(drawings) == 14
+  assert len(drawings) == 16
   for drawing in drawings:
     assert not re.search(r"#[0-9a-f]{6}\b", drawing), "a fixed colour would vanish in the dark"
     assert set(re.findall(r"var\((--[a-z0-9-]+)\)", drawing)) <= {*plots_variables(), "--font"}
@@ -146,6 +146,7 @@ def test_no_words_cover_each_other(methods, narrow):
   drawn = [
     pareto(summary, narrow),
     sections.forest(summary, narrow),
+    sections.profiles(summary, narrow),
     sections.losses(summary, results, narrow),
     sections.memory(summary, narrow),
     sections.times(summary, narrow),
@@ -215,4 +216,4 @@ def test_the_latex_table_has_every_cell_and_no_bare_special_character(made):
   assert (
     not re.search(r"(?<!\\)[%#_]", text.partition("\n")[2]) and "−" not in text and text.count("{") == text.count("}")
   )
-  assert r"lora" in text and r"\begin{tabular}{lrrlrrrrr}" in text
+  assert r"lora" in text and r"\begin{tabular}{lrrlrrrrrr}" in text

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
+from experiments import coverage
 from peftjax.compare import statistics
 
 
@@ -233,3 +234,53 @@ def test_seed_interval_is_students():
   expected = stats.t.interval(0.95, 4, values.mean(), stats.sem(values))
   interval = statistics.seed_interval(values)
   np.testing.assert_allclose([interval.low, interval.high], expected)
+
+
+@pytest.mark.parametrize("seeds", [5, 6, 9])
+def test_the_interquartile_means_interval_is_yuens(seeds):
+  """scipy's trimmed Welch test against a constant is the one-sample form; one example leaves the seed part alone."""
+  values = np.random.default_rng(16).standard_t(2, seeds)
+  interval = statistics.seed_interval(values, trim=0.25)
+  assert interval.estimate == pytest.approx(stats.trim_mean(values, 0.25))
+  expected = stats.ttest_ind(values, np.zeros(seeds), equal_var=False, trim=0.25)
+  p = statistics.difference_p(values[:, None], np.zeros((seeds, 1)), trim=0.25)
+  assert p == pytest.approx(expected.pvalue, rel=1e-5)
+  kept = seeds - 2 * (seeds // 4)
+  half = abs(interval.estimate / expected.statistic) * stats.t.ppf(0.975, kept - 1)
+  np.testing.assert_allclose([interval.low, interval.high], interval.estimate + np.array([-half, half]), rtol=1e-6)
+
+
+def test_a_trimmed_difference_is_that_of_the_trimmed_means_and_pairs_runs():
+  rng = np.random.default_rng(17)
+  shared = rng.normal(0, 1.0, (7, 1))
+  a, b = (shared + shift + rng.normal(0, 0.01, (7, 50)) for shift in (0.3, 0.0))
+  interval = statistics.difference_interval(a, b, trim=0.25)
+  means = [stats.trim_mean(one.mean(-1), 0.25) for one in (a, b)]
+  assert interval.estimate == pytest.approx(means[0] - means[1])
+  assert interval.high - interval.low < 0.05  # what moves both under a seed cancels
+
+
+def test_without_trimming_nothing_changes_and_three_runs_lose_none():
+  a, b = np.random.default_rng(18).random((2, 20, 3, 40)) < 0.7
+  for trim in (0.0, 0.25):
+    parts = statistics.spread(a, trim)
+    np.testing.assert_allclose(parts.mean, a.mean((-1, -2)))
+    np.testing.assert_allclose(parts.seed_variance, a.mean(-1).var(-1, ddof=1) / 3)
+    np.testing.assert_allclose(statistics.difference_p(a, b, trim=trim), statistics.difference_p(a, b), rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+  ("family", "mean_misses"), [(coverage.NORMAL, False), (coverage.SKEWED, False), (coverage.FAILING, True)]
+)
+def test_intervals_cover_where_runs_fail(family, mean_misses):
+  """One case of each kind of the table in docs/compare.md."""
+  own, mean = coverage.single(family, 6, 400, 600, np.random.default_rng(19))
+  assert 0.93 <= own.share <= 0.995
+  assert (mean.share < 0.9) == mean_misses
+
+
+def test_differences_cover_where_one_of_two_methods_fails():
+  pair = (coverage.FAILING, coverage.NORMAL)
+  own, mean = coverage.difference(pair, 6, 400, 400, np.random.default_rng(22))
+  assert 0.93 <= own.share <= 0.995
+  assert mean.share < 0.92

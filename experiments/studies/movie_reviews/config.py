@@ -1,6 +1,11 @@
 """MiniLM on movie reviews with 32, 128 and 512 training sentences, and on tweets, product reviews and editorials.
 
 peftjax compare --config=experiments/studies/movie_reviews/config.py --workdir=runs/movie_reviews
+
+The argument `again` is the same at 512 sentences with sixteen runs of four seeds for every row's search, where the kept
+study had seven of one:
+
+peftjax compare --config=experiments/studies/movie_reviews/config.py:again --workdir=runs/movie_reviews_again
 """
 
 from __future__ import annotations
@@ -8,6 +13,7 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from peftjax.config import default
+from peftjax.errors import UserError, nearest
 
 # row -> fields of the method, peak learning rate in the middle of the search
 METHODS = {
@@ -23,7 +29,13 @@ HEAD_RATE = 3e-2
 HEAD_RATES = (5e-3, 2e-1)
 
 
-def get_config() -> ConfigDict:
+STUDIES = ("kept", "again")
+
+
+def get_config(study: str = "kept") -> ConfigDict:
+  """`study`: kept or again."""
+  if study not in STUDIES:
+    raise UserError(f"--config=...:{study}; {nearest(study, STUDIES)}")
   config = default()
   config.model.dropout = 0.0
   config.data.name = "packaged:movie_reviews"
@@ -40,6 +52,11 @@ def get_config() -> ConfigDict:
   config.compare.together = 6
   config.compare.dimensions = ("overfitting", "update", "memory", "inference", "switching", "energy")
   config.compare.timing_rounds = 12
+  if study == "again":
+    config.data.train_examples = 512
+    config.compare.sizes = ()
+    config.compare.search.update({"seeds": (100, 101, 102, 103), "trials": 4})
+    config.compare.dimensions = ("overfitting",)
   return config
 
 

@@ -119,8 +119,8 @@ def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summar
   plot = Plot(
     f"{NAME}-curves",
     f"{summary.split.capitalize()} {summary.metric} against training examples",
-    "Mean over seeds with 95% intervals over new seeds and new examples. Every run of a row makes the same number of "
-    "updates unless the config counts epochs.",
+    f"{summary.location.capitalize()} over seeds with 95% intervals over new seeds and new examples. Every run of a "
+    "row makes the same number of updates unless the config counts epochs.",
     lambda narrow: _figure(found, summary, narrow),
   )
   table = [(one.run, fmt.whole(one.size), fmt.score_text(one.score(summary.split), spec)) for one in records]

@@ -54,11 +54,9 @@ def summarize(records: Sequence[Record], summary: Summary) -> Json | None:
       )
       compared = analysis.comparisons(away, summary.reference or "", summary.margin, summary.spec)
       for row, one in away.items():
-        estimate = analysis.estimate_of(one)
-        del estimate["bootstrap"]
         found.append(
           Away(
-            **estimate,
+            **analysis.estimate_of(one, trim=analysis.trim_of(away)),
             set=name,
             row=row,
             size=size,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from peftjax.compare import formatting as fmt
-from peftjax.compare.analysis import Difference, Row, Summary
+from peftjax.compare.analysis import MIDDLE, Difference, Row, Summary
 
 Compared = tuple[Row, Difference]  # a PEFT method and its difference to the reference
 
@@ -55,6 +55,8 @@ def _accuracy(summary: Summary, reference: Row, chosen: Row, one: Difference) ->
   spec = summary.spec
   percent = "%" if spec.share else ""
   basis = f"{len(reference.seeds)} seed{'s' if len(reference.seeds) > 1 else ''}"
+  if summary.location == MIDDLE:
+    basis = f"the middle half of {basis}"
   if summary.examples:
     basis += f" and {fmt.whole(summary.examples)} {summary.split} examples"
   kind = {"better": "the best PEFT method", "matches": "the smallest that matches"}

@@ -28,7 +28,8 @@ from peftjax.compare.drawing.svg import svg
 from peftjax.compare.metrics import SHARE, spec_of
 from peftjax.compare.records import Record
 from peftjax.compare.report import answer, table
-from peftjax.compare.report.sections import costs, differences, learning, search_section
+from peftjax.compare.report.basis import basis
+from peftjax.compare.report.sections import costs, differences, learning, runs_section, search_section
 from peftjax.config import DEFAULT_DATA
 from peftjax.files import write_text
 
@@ -67,11 +68,13 @@ def html(config: Mapping[str, Any], summary: Summary, results: Sequence[Record],
   loader = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
   template = resources.files("peftjax.compare.report").joinpath("page.html.j2").read_text(encoding="utf-8")
   main = [one for one in results if one.size == (summary.size or 0)]
-  own = [("costs", costs(summary)), ("learning", learning(summary, main)), *_dimensions(config, summary, results)]
+  own = [("runs", runs_section(summary)), ("costs", costs(summary)), ("learning", learning(summary, main))]
+  own += _dimensions(config, summary, results)
   return loader.from_string(template).render(
     title=_title(config),
     headline=answer.headline(summary),
     sentences=answer.sentences(summary),
+    basis=basis(summary),
     summary=summary,
     lead=_drawn(differences(summary)),
     methods=(table.columns(summary), [table.cells(row, summary) for row in summary.rows]),
@@ -103,8 +106,10 @@ def markdown(
   parts = [
     f"# {_title(config)}",
     f"**{answer.headline(summary)}.** " + " ".join(answer.sentences(summary)),
+    "\n".join(f"- {name}: {said}" for name, said in basis(summary)),
     f"## The methods\n\n{table.heading(summary)}\n\n" + table.markdown(summary),
     *(["## Failed trials\n\n" + table.markdown_grid(["run", "error"], failed)] if failed else []),
+    _told(runs_section(summary)),
     *(_told(one) for _, one in _dimensions(config, summary, results)),
     "## All seeds\n\n" + table.markdown_grid(*seed_table(summary, results)),
     *([_told(search_section(summary))] if summary.search else []),

@@ -14,8 +14,15 @@ from peftjax.compare.drawing import lines, rows
 from peftjax.compare.drawing.pareto import pareto
 from peftjax.compare.drawing.rows import Line
 from peftjax.compare.drawing.svg import SERIES
+from peftjax.compare.failures import Failures
+from peftjax.compare.metrics import SHARE
 from peftjax.compare.records import Record
 
+CURVE = "The score on the curve decided: it is read from all runs at rates nearby, not from a rate's own alone."
+FAILED = (
+  "A run counts as failed if it diverged, if its score is not above that of the most frequent answer, or if it lies in "
+  "the worse of two groups."
+)
 HELD = {"weights": SERIES[5], "gradients": SERIES[1], "optimizer": SERIES[0], "activations": SERIES[4]}
 
 
@@ -29,15 +36,15 @@ def differences(summary: Summary) -> Section:
       Plot(
         "forest",
         f"Difference to {summary.reference or ''}",
-        "Paired on seeds and examples, with 95% intervals. Small strokes are the single seeds. The band is the margin "
-        f'of ±{margin}, set before the study: an interval inside it means "matches".',
+        f"Of {summary.location}s, paired on seeds and examples, with 95% intervals. Small strokes are single seeds. "
+        f'The band is the margin of ±{margin}, set before the study: an interval inside it means "matches".',
         lambda narrow: forest(summary, narrow),
       ),
       Plot(
         "pareto",
         "What the trainable parameters buy",
-        f"{summary.split} {fmt.named(spec)} with 95% intervals. The dotted line is the best that so many parameters "
-        "bought.",
+        f"{summary.split} {fmt.named(spec)}, {summary.location} with 95% intervals. The dotted line is the best that "
+        "so many parameters bought.",
         lambda narrow: pareto(summary, narrow),
       ),
     ),
@@ -57,6 +64,68 @@ def forest(summary: Summary, narrow: bool, baseline: bool = False) -> Figure | N
   unit = fmt.unit(spec).strip()
   across = f"{summary.split} {summary.metric} less {found[0][1].to}'s{unit and f', {unit}'}"
   return rows.marked(drawn, summary, across, narrow, at=0.0, band=fmt.scale(spec) * summary.margin)
+
+
+def runs_section(summary: Summary) -> Section:
+  """How a method's runs lie, and which of them failed."""
+  spec = summary.spec
+  known = [(row, row.failures) for row in summary.rows if row.failures]
+  sentences = [
+    f"{row.row}'s runs look like two groups, {fmt.score_text(one.groups.gap, spec)}{fmt.unit(spec)} apart (p = "
+    f"{one.groups.p:.2g}); the worse one has {len(one.groups.worse)} of {len(row.seeds)}."
+    for row, one in known
+    if one.groups
+  ]
+  return Section(
+    heading="The runs one by one",
+    sentences=(
+      *sentences,
+      FAILED,
+    ),
+    plots=(
+      Plot(
+        "profiles",
+        "Performance profiles",
+        f"The share of a method's runs whose {summary.split} {summary.metric} is at least what the axis says. A curve "
+        "that lies higher is better at that level; a long flat piece parts two groups of runs.",
+        lambda narrow: profiles(summary, narrow),
+      ),
+    ),
+    columns=("method", "failed", "of", "share of new runs that fail [95%]", "which", "why"),
+    rows=tuple(
+      (
+        row.row,
+        str(one.count),
+        str(one.started),
+        _failing(one),
+        fmt.runs(tuple(one.runs)) or fmt.NONE,
+        "; ".join(dict.fromkeys(one.runs.values())) or fmt.NONE,
+      )
+      for row, one in known
+    ),
+  )
+
+
+def _failing(one: Failures) -> str:
+  share, low, high = (fmt.score_text(value, SHARE) for value in (one.count / one.started, one.low, one.high))
+  return f"{share} [{low}, {high}]%"
+
+
+def profiles(summary: Summary, narrow: bool) -> Figure | None:
+  """Agarwal et al. 2021, section 4.2: the share of runs at or beyond each score."""
+  scale, direction, drawn = fmt.scale(summary.spec), summary.spec.direction, {}
+  everything = [value for row in summary.rows for value in row.by_seed if np.isfinite(value)]
+  for row in summary.rows:
+    values = np.sort([value for value in row.by_seed if np.isfinite(value)])
+    if len(values) > 1:
+      ends = np.array([min(everything), *np.repeat(values, 2), max(everything)])
+      shares = [
+        100 * float(np.mean(direction * values >= direction * end - (1e-12 if before else -1e-12)))
+        for end, before in zip(ends, [True, *[direction > 0, direction < 0] * len(values), direction < 0])
+      ]
+      drawn[row.row] = lines.flat(list(zip((scale * ends).tolist(), shares)))
+  across = f"{summary.split} {fmt.named(summary.spec)}"
+  return lines.curves(drawn, summary, across, "% of runs", narrow, marks="none")
 
 
 def costs(summary: Summary) -> Section:
@@ -182,25 +251,27 @@ def search_section(summary: Summary) -> Section:
           ", ".join(f"{name} {value}" for name, value in tried.knobs.items()) or fmt.NONE,
           ", ".join("diverged" if score is None else fmt.score_text(score, spec) for score in tried.scores),
           "diverged" if tried.mean is None else fmt.score_text(tried.mean, spec),
+          fmt.score_text(tried.value, spec),
           ("yes" if one.interior else "yes, at the edge of what was tried") if chosen else "",
         )
       )
   return Section(
     heading="The search",
     sentences=(
-      f"Every method had {len(summary.search[0].tried)} settings, on seeds that the final runs do not use.",
+      f"Every method had {summary.search[0].runs} runs, on seeds that the final runs do not use.",
       "They were scored on validation data. A best rate at the edge of what was tried may not be the best.",
+      *([CURVE] if any(one.value is not None for choice in summary.search for one in choice.tried) else []),
     ),
     plots=(
       Plot(
         "rates",
         "Learning rates",
-        f"Mean validation {fmt.named(spec)} of the search's seeds. The ring is the chosen rate, where no other setting "
-        "was better.",
+        f"Validation {fmt.named(spec)} of the search's seeds: the curve through all runs, of searches that have none "
+        "the mean. The ring is the chosen rate, where no other setting was better.",
         lambda narrow: rates(summary, narrow),
       ),
     ),
-    columns=("method", "learning rate", "other settings", "scores by seed", "mean", "chosen"),
+    columns=("method", "learning rate", "other settings", "scores by seed", "mean", "on the curve", "chosen"),
     rows=tuple(table),
   )
 
@@ -212,7 +283,8 @@ def rates(summary: Summary, narrow: bool) -> Figure | None:
   ringed: dict[str, tuple[float, float]] = {}
   for one in summary.search:
     if summary.row(one.row):
-      points = sorted((tried.learning_rate, scale * tried.mean) for tried in one.rates if tried.mean is not None)
+      read = [(tried.learning_rate, tried.mean if tried.value is None else tried.value) for tried in one.rates]
+      points = sorted((tried, scale * score) for tried, score in read if score is not None)
       drawn[one.row] = lines.flat(points)
       ringed.update((one.row, point) for point in points if point[0] == one.learning_rate)
   across, up = "peak learning rate (log scale)", f"validation {fmt.named(summary.spec)}"

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from peftjax.compare import formatting as fmt
-from peftjax.compare.analysis import Row, Summary
+from peftjax.compare.analysis import MIDDLE, Row, Summary
 
 STYLES = {"better": "green", "matches": "green", "worse": "red", "inconclusive": "yellow"}
 LEFT = (0, 3)  # columns of words
@@ -26,6 +26,8 @@ def columns(summary: Summary) -> list[str]:
     f"{summary.split} {summary.metric}{sign} [95%]",
     f"to {reference} [95%]",
     "verdict",
+    *([f"mean{sign}"] if summary.location == MIDDLE else []),
+    "failed runs",
     "trainable",
     f"step (/ {reference})",
     f"FLOPs / {reference}",
@@ -41,6 +43,8 @@ def cells(row: Row, summary: Summary) -> list[str]:
     fmt.estimate(row, summary.spec),
     fmt.difference(row.difference, summary.spec),
     row.difference.verdict if row.difference else fmt.NONE,
+    *([fmt.score_text(row.mean.estimate if row.mean else None, summary.spec)] if summary.location == MIDDLE else []),
+    f"{row.failures.count} of {row.failures.started}" if row.failures else fmt.NONE,
     _with(fmt.short(row.parameters.trainable), fmt.percent(row.parameters.percent)),
     _with(fmt.seconds(row.step_seconds), f"{row.step_ratio.estimate:.2f}" if row.step_ratio else fmt.NONE),
     f"{row.flops_ratio:.2f}" if row.flops_ratio else fmt.NONE,
@@ -91,6 +95,11 @@ def notes(summary: Summary) -> list[str]:
     f"Intervals are 95%, over new seeds and new examples. 'matches': within ±{margin}.",
     "'better', 'worse': p < 0.05 after Holm's correction over the methods. 'inconclusive': this study cannot tell.",
   ]
+  if summary.location == MIDDLE:
+    lines.append(
+      "Scores are interquartile means, of the middle half of the runs, and differences those of two such means: few "
+      "failed runs do not move them. The mean of all runs and the failed ones stand beside."
+    )
   if len(summary.seeds) == 1:
     lines.append("One seed: intervals speak of new examples only, and nothing can be concluded about the methods.")
   elif len(summary.seeds) < 5:
