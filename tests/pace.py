@@ -43,6 +43,13 @@ QUICK: dict[str, tuple[str, ...]] = {  # test -> the cases that always run
   "oracles/test_peft_adapters.py::test_five_adamw_steps_give_the_same_losses": (
     "ia3", "prompt", "llama-lora", "prefix",
   ),
+  "oracles/test_generation_config.py::test_what_the_file_says_is_obeyed": (
+    "llama-rules", "t5-lengths", "llama-suppressed", "llama-beams",
+  ),
+  "oracles/test_token_rows.py::test_an_adapter_of_peft_with_token_rows_loads_and_saves_back": ("tied-False",),
+  "oracles/test_token_rows.py::test_our_lora_beside_token_rows_loads_in_peft": ("untied",),
+  "oracles/test_token_rows.py::test_an_adapter_with_a_larger_tokenizer_resizes_the_base_as_auto_peft_does": ("untied",),
+  "oracles/test_token_rows.py::test_generate_reads_by_the_tokenizer_of_the_adapter": ("tied",),
   "oracles/test_tied.py::test_forward_equals_merged_equals_saved_equals_torch_on_tied_embeddings": ("gpt2", "t5"),
   "oracles/test_vocabulary_peft.py::test_an_adapter_of_a_model_with_new_tokens_loads_and_saves": (
     "saved-tied", "output-own", "output-tied", "both-own",

@@ -12,6 +12,7 @@ from peftjax.compare.trainer import Trainer
 from peftjax.compare.trials import fingerprint, is_frozen, plain_config, row_config, rows_of
 from peftjax.errors import UserError
 from peftjax.files import read_json, write_text
+from peftjax.kinds import SETTINGS, number, value_of
 
 
 def within_budget(config: ConfigDict, workdir: Path, trainer: Trainer) -> ConfigDict:
@@ -26,7 +27,7 @@ def within_budget(config: ConfigDict, workdir: Path, trainer: Trainer) -> Config
   if not budget:
     return config
   changed, path, rows = copy.deepcopy(config), workdir / "budget.json", rows_of(config)
-  kept = read_json(path)["rows"] if path.is_file() else {}
+  kept = value_of(str(path), "rows", read_json(path).get("rows"), SETTINGS) if path.is_file() else {}
   found = {}
   for row, overrides in rows.items():
     one = row_config(config, row, overrides, config.compare.seeds[0])
@@ -34,8 +35,11 @@ def within_budget(config: ConfigDict, workdir: Path, trainer: Trainer) -> Config
       continue
     if (overrides.get("train") or {}).get("steps"):
       raise UserError(f"compare.methods.{row}.train.steps: compare.budget_flops decides the updates; leave one out")
-    known, content = kept.get(row, {}), fingerprint(plain_config(one))
-    flops = known["flops_per_step"] if known.get("config_hash") == content else float(trainer.step_flops(one))
+    known, content = value_of(str(path), row, kept.get(row, {}), SETTINGS), fingerprint(plain_config(one))
+    if known.get("config_hash") == content:
+      flops = value_of(str(path), f"{row}.flops_per_step", known.get("flops_per_step"), number(above=0.0))
+    else:
+      flops = float(trainer.step_flops(one))
     steps = int(budget // flops)
     if steps < 1:
       raise UserError(f"compare.budget_flops={budget:.3g}: one update of {row} takes {flops:.3g}")

@@ -21,7 +21,7 @@ from peftjax.compare.scores import pack_scores
 from peftjax.compare.trials import Trial, config_changes, fingerprint, plain_config
 from peftjax.data.extra_sets import shifted_names
 from peftjax.errors import UserError
-from peftjax.files import read_json, write_text
+from peftjax.files import parse_json, write_text
 from peftjax.stored import Stored
 from peftjax.tasks.metric import Metric
 from peftjax.train.rows import read_rows
@@ -220,7 +220,7 @@ def finished(trial: Trial, workdir: Path) -> Record | None:
   path = trial.folder(workdir) / "record.json"
   if not path.is_file():
     return None
-  record = Record.from_json(read_json(path))
+  record = Record.read(path)
   wanted = plain_config(trial.config)
   if record.config_hash != fingerprint(wanted):
     shown = "; ".join(config_changes(record.config, wanted)[:3])
@@ -245,8 +245,6 @@ def read_results(path: Path) -> list[Record]:
     raise UserError(f"no file {path}; `peftjax compare --workdir={path.parent}` makes it")
   records = []
   for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-    try:
-      records.append(Record.from_json(json.loads(line)))
-    except (ValueError, KeyError, TypeError, AttributeError):
-      raise UserError(f"{path}, line {number}: no record of a trial") from None
+    where = f"{path}, line {number}: no record of a trial"
+    records.append(Record.checked(parse_json(line, where), where))
   return records

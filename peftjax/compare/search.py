@@ -234,11 +234,11 @@ def _finished(config: ConfigDict, place: Path) -> Scored | None:
   if not path.is_file():
     return None
   kept = read_json(path)
-  if kept["config_hash"] != fingerprint(plain_config(config)):
+  if kept.get("config_hash") != fingerprint(plain_config(config)):
     raise UserError(f"{place} holds a trial of another search: use another --workdir, or delete it")
   if "loss" not in kept:
     raise UserError(f"{path} has no 'loss', so an older version wrote it: use another --workdir, or delete {place}")
-  return Scored.from_json(kept)
+  return Scored.checked(kept, str(path))
 
 
 def _check(config: ConfigDict) -> None:

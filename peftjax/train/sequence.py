@@ -34,6 +34,7 @@ from ml_collections import ConfigDict
 from peftjax import masks
 from peftjax.errors import UserError
 from peftjax.files import read_json, write_text
+from peftjax.kinds import list_of, number, value_of
 from peftjax.masks import Tree
 from peftjax.parallel.mesh import put_tree
 from peftjax.tasks.metric import Metric
@@ -153,7 +154,9 @@ def _row(
   """The scores on all tasks after the last one that was trained; kept beside its run."""
   path = place / "sequence.json"
   if path.is_file():
-    row: list[float | None] = read_json(path)["scores"]
+    row: list[float | None] = list(
+      value_of(str(path), "scores", read_json(path).get("scores"), list_of(number().or_null))
+    )
     return row
   metric = runs[-1].task.main_metric
   scores: list[float | None] = [None] * len(configs)

@@ -1,5 +1,5 @@
 """A run's folder and the command line on inputs that nobody meant them for: configs, summaries, rows, costs, the JSON
-and the manifest of checkpoints, the settings of methods, verbs and flags.
+and the manifest of checkpoints, results of studies, the settings of methods, verbs and flags.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 
 from peftjax import cli, methods, optim
 from peftjax import config as configs
+from peftjax.compare import records
 from peftjax.config.table import ALIASES, FIELDS
 from peftjax.errors import UserError
 from peftjax.methods import METHODS
 from peftjax.train import checkpoint, compiling, folder, manifest, rows
+from tests.compare import synthetic
 from tests.fuzz.test_text import VALUES, changed, mangled
 
 COUNTS = [pytest.param(150, id="quick"), pytest.param(12_000, id="all", marks=pytest.mark.slow)]
@@ -99,6 +101,21 @@ def test_costs(fuzz, tmp_path, count):
     compiling.Costs(tmp_path, lambda _: None)
 
   fuzz("compiled.json", json_bytes({"8x16": COST, "8x8": COST}), act, count)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_results_of_a_study(fuzz, tmp_path, count):
+  """As `guide` reads those of others."""
+  (made,) = synthetic.results({"lora": synthetic.METHODS["lora"]}, seeds=1, examples=3, steps=2)
+  good = json.loads(json.dumps(made.to_json()))
+  path = tmp_path / "results.jsonl"
+
+  def act(content: bytes) -> None:
+    path.write_bytes(content.replace(b"\n", b" ") + b"\n")
+    records.read_results(path)
+
+  found = fuzz("results of studies", json_bytes(good) | st.just(json.dumps(good).encode()), act, count)
+  assert found["refused"] > 0 and found["ok"] > 0
 
 
 def damaged_or(act: Callable[[Any], Any]) -> Callable[[Any], Any]:
