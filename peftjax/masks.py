@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -107,6 +107,21 @@ def matches(patterns: Patterns, name: str) -> bool:
   if isinstance(patterns, str):
     return any(full_match(patterns, one) for one in called(name))
   return any(_entry_matches(entry, one) for one in called(name) for entry in patterns)
+
+
+def shortest(chosen: Collection[str], names: Collection[str]) -> tuple[str, ...]:
+  """A suffix, or a glob behind a layer's number, that matches `chosen` and nothing else of `names`; else all of them.
+
+  >>> shortest({"h.0.a.key", "h.1.a.key"}, {"h.0.a.key", "h.1.a.key", "h.0.b.key"})
+  ('a.key',)
+  """
+  parts = min(chosen).split(".")
+  for start in range(len(parts) - 1, -1, -1):
+    suffix = ".".join(parts[start:])
+    for entry in (suffix, f"*[0-9].{suffix}"):
+      if {name for name in names if _entry_matches(entry, name)} == set(chosen):
+        return (entry,)
+  return tuple(sorted(chosen))
 
 
 def _entry_matches(entry: str, name: str) -> bool:

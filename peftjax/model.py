@@ -30,7 +30,7 @@ from peftjax.methods.bound import Bound, bind
 from peftjax.methods.inject import Body, forward
 from peftjax.models.building import build
 from peftjax.models.concrete import check_ids
-from peftjax.models.family import Family
+from peftjax.models.family import Family, module_key
 from peftjax.models.layers import Runtime
 from peftjax.quantize import is_quantized
 from peftjax.quantize_model import Quantization, dequantize_leaves
@@ -155,7 +155,8 @@ class Model:
     all_stacks = self.family.all_stacks(self.architecture, self.config)
     model_type = str(self.hf_config.get("model_type", ""))
     encode = functools.partial(_token_ids, self.folder) if self.folder or self.is_abstract else None
-    return Context(self.sites, all_stacks, self.head, model_type, self.hf_config, encode, uses_of(self))
+    renamed = functools.partial(module_key, self.family) if self.family.renamed_modules else None
+    return Context(self.sites, all_stacks, self.head, model_type, self.hf_config, encode, uses_of(self), renamed)
 
   def add(self, methods: Method | Sequence[Method], key: jax.Array | None = None) -> Model:
     """The model with one or several methods added; its base leaves are the same arrays.

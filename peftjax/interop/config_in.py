@@ -109,12 +109,21 @@ def method_of(config: Config, form: Format, model: Model, *, whole: bool = False
     names = {name: key for name, key in names.items() if targeting.is_targeted(config, key)}
     for field in getattr(method, "patterns", ()):
       entries = fields.get(field) or {}
-      fields[field] = {key: value for key, value in entries.items() if any(ends_with(key, name) for name in names)}
+      fields[field] = dict(_respelled(entries, names))
   if form.inits is not None:
     fields["init"] = _init_of(config[INIT], form.inits)
   fields |= form.fields_of(config, names, model.context)
   fields["modules_to_save"] = _saved_of(config, model, modules)
   return methods.build({"name": method.name, **{name: value for name, value in fields.items() if name in known}})
+
+
+def _respelled(entries: Mapping[str, Any], names: Mapping[str, str]) -> Iterable[tuple[str, Any]]:
+  """What is said of modules by the ends of their names, for those there are and by the tree's names for them."""
+  for key, value in entries.items():
+    if any(ends_with(key, name) for name in names):
+      yield key, value
+    else:
+      yield from ((name, value) for name, theirs in names.items() if ends_with(key, theirs))
 
 
 def _init_of(value: Any, inits: Mapping[Any, str]) -> str:

@@ -14,6 +14,7 @@ from peftjax.interop.formats.base import Config, Format
 from peftjax.interop.leaves import base_names, module_names
 from peftjax.methods.base import BIAS, Method
 from peftjax.methods.bound import Bound
+from peftjax.methods.linear import ends_with
 from peftjax.models.family import checkpoint_axes
 from peftjax.vocabulary import table_path, tied_site
 
@@ -75,9 +76,23 @@ def config_of(model: Model, one: Bound, form: Format) -> Written:
     config[INIT] = next(key for key, value in form.inits.items() if value == method.init)
   acted_on = [name.rpartition(".")[0] for name in own] or [name for site in one.sites for name in site.names]
   names = {name: modules.get(name, name) for name in acted_on}
+  if model.family.renamed_modules:
+    config |= {
+      key: _respelled(config[key], names)
+      for key, field in form.fields.items()
+      if field in getattr(method, "patterns", ())
+    }
   if form.chooses_modules:
     config |= _targets_in(config, method, set(names.values()), modules)
   return Written({**config, **form.config_of(method, config, names, model.context)}, saved, biases, own)
+
+
+def _respelled(entries: Mapping[str, Any], names: Mapping[str, str]) -> Config:
+  """What is said of modules by the ends of their names in the tree, by PEFT's names for them."""
+  found: Config = {}
+  for pattern, value in entries.items():
+    found |= {theirs: value for name, theirs in names.items() if ends_with(pattern, name) and theirs not in found}
+  return found
 
 
 def _check_tables(model: Model, one: Bound, form: Format, saved: Iterable[str]) -> None:
@@ -153,8 +168,10 @@ def _targets_in(config: Config, method: Any, chosen: set[str], modules: Mapping[
   if simple and all(key in config for key, value in knobs.items() if value):
     tried = {"target_modules": list(method.targets), **{key: list(value) or None for key, value in knobs.items()}}
     tried = {key: value for key, value in tried.items() if key in config}
-    if {key for key in modules.values() if targeting.is_targeted({**config, **tried}, key)} == chosen:
-      found = tried
+    tails = {**tried, "target_modules": sorted({name.rpartition(".")[2] for name in chosen})}
+    for one in (tried, tails):
+      if {key for key in modules.values() if targeting.is_targeted({**config, **one}, key)} == chosen:
+        return one
   return found
 
 

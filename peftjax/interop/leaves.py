@@ -12,6 +12,7 @@ from peftjax import masks
 from peftjax.interop.formats.base import Format, Layers, Tensor, Tensors
 from peftjax.methods.base import Leaves
 from peftjax.methods.bound import Bound
+from peftjax.models import family
 from peftjax.models.family import Index, checkpoint_axes, checkpoint_key, expanded
 from peftjax.sites import Site
 
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
 def module_key(model: Model, name: str) -> str:
   """PEFT's (Hugging Face's) name of a module of the tree."""
-  return checkpoint_key(model.family, f"{name}.kernel").removesuffix(".weight") if name else ""
+  if not name:
+    return ""
+  return family.module_key(model.family, checkpoint_key(model.family, f"{name}.kernel").removesuffix(".weight"))
 
 
 def module_names(model: Model) -> dict[str, str]:
@@ -145,6 +148,7 @@ def _in_tree(model: Model, one: Bound, layers: Layers, shared: Leaves) -> dict[s
 def base_key(model: Model, name: str, prefix: str, wrapped: Iterable[str] = (), infix: str = "base_layer") -> str:
   """PEFT's key of a base leaf; a module that PEFT wraps in an adapter keeps its own leaves under `base_layer`."""
   module, _, leaf = checkpoint_key(model.family, name).rpartition(".")
+  module = family.module_key(model.family, module)
   if name.rpartition(".")[0] in wrapped or infix != "base_layer":
     return f"{prefix}{module}.{infix}.{leaf}"
   return f"{prefix}{module}.{leaf}"

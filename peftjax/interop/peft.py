@@ -45,6 +45,7 @@ from peftjax.interop.leaves import (
 from peftjax.methods.base import Method
 from peftjax.methods.bound import Bound
 from peftjax.models import pretrained
+from peftjax.models.family import module_key as module_key_of
 from peftjax.models.tensor_files import Checkpoint, write_tensors
 
 if TYPE_CHECKING:
@@ -201,6 +202,9 @@ def load(
     check_task(full, model)
     rows, tensors = token_rows.taken(full, _read_tensors(folder / WEIGHTS))
     tensors = tables.with_shared(model, form, tensors)
+    family = model.family
+    if any(module_key_of(family, key) != key for key in tensors):  # as modules were called before transformers 5
+      model = dataclasses.replace(model, family=dataclasses.replace(family, renamed_modules=()))
     model, full = tables.prepared(tables.with_vocabulary(model, form, tensors, _tokens_of(folder)), full, form)
     whole = not inference and ours.get("method") == form.method.name
     method = method_of(full, form, model, whole=whole)
@@ -210,7 +214,8 @@ def load(
     tokens = token_rows.method_of(full, model)
     if tokens is not None:
       added = _with(added, tokens, token_rows.FORM, {}, rows, folder)
-    return _with_own_leaves(added, form, folder) if form.has_more(method) else added
+    added = _with_own_leaves(added, form, folder) if form.has_more(method) else added
+    return dataclasses.replace(added, family=family) if added.family is not family else added
   except UserError as error:
     base = config.get("base_model_name_or_path")
     raise UserError(f"{folder}: {error}" + (f" (made for {base!r})" if base else "")) from None

@@ -10,6 +10,7 @@ A method is a frozen dataclass whose fields are its settings. It never sees how 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
@@ -43,6 +44,7 @@ class Context:
     config: config.json as a dict.
     encode: a text -> its token ids, special tokens included, by the model's tokenizer; None if it came without one.
     uses: of a model of the user's own, the name of each leaf -> how its program uses it.
+    renamed: a module's name -> the one that transformers has for it now, where that is another than in checkpoints.
   """
 
   sites: tuple[Site, ...]
@@ -52,6 +54,24 @@ class Context:
   config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   encode: Callable[[str], tuple[int, ...]] | None = None
   uses: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  renamed: Callable[[str], str] | None = None
+
+  def spelled(self, patterns: masks.Patterns, names: Sequence[str]) -> masks.Patterns:
+    """Patterns of modules with those that match none of `names`, but what transformers calls these now, respelled."""
+    if self.renamed is None or patterns == masks.ALL_LINEAR:
+      return patterns
+    now = {name: self.renamed(name) for name in names}
+    found: list[str] = []
+    for entry in masks.as_entries(patterns):
+      one: masks.Patterns = entry if isinstance(patterns, str) else (entry,)
+      hits = {name for name in names if masks.matches(one, now[name])}
+      if not hits or any(masks.matches(one, name) for name in names):
+        found.append(entry)
+      elif isinstance(patterns, str):
+        return "|".join(re.escape(name) for name in sorted(hits))
+      else:
+        found += masks.shortest(hits, names)
+    return patterns if isinstance(patterns, str) else tuple(found)
 
   def in_head(self, name: str) -> bool:
     """Whether a module or leaf name lies in the task head."""
@@ -270,17 +290,18 @@ class Targeted(Method):
     if not targets:
       raise UserError(f"{self.name} has no default targets for model_type {context.model_type!r}; set targets=(...)")
     names = [name for site in self.candidates(context) for name in site.names]
+    targets, exclude = context.spelled(targets, names), context.spelled(self.exclude, names)
     if targets != masks.ALL_LINEAR:
       self._check_uses(targets, names, context)
       masks.match_table(targets, names, f"{self.name}.targets")
-    if self.exclude:
-      masks.match_table(self.exclude, names, f"{self.name}.exclude")
+    if exclude:
+      masks.match_table(exclude, names, f"{self.name}.exclude")
     if self.layers:
       known = sorted({index for name in names if (index := layer_index(name)) is not None})
       for layer in self.layers:
         if layer not in known:
           raise UserError(f"{self.name}.layers: no layer {layer}; the model has {len(known)}, counted from 0")
-    return dataclasses.replace(method, targets=targets)
+    return dataclasses.replace(method, targets=targets, exclude=exclude)
 
   def _check_uses(self, targets: masks.Patterns, names: list[str], context: Context) -> None:
     """Raises a `UserError` if a pattern matches only leaves of a user's own that the method cannot act on: why."""

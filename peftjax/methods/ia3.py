@@ -45,8 +45,9 @@ class IA3(Targeted):
       feedforward = default_targets.IA3_FEEDFORWARD.get(context.model_type, ()) if not self.targets else ()
       defaults = default_targets.IA3_FEEDFORWARD.get(context.model_type, ())
       if self.targets and not isinstance(self.targets, str):
-        feedforward = tuple(entry for entry in defaults if entry in self.targets)
+        feedforward = tuple(entry for entry in defaults if entry in bound.targets)
     elif feedforward:
+      feedforward = context.spelled(feedforward, [name for site in bound.candidates(context) for name in site.names])
       targeted = {name: bound.wants(name, site, context) for site in bound.candidates(context) for name in site.names}
       for pattern, hit in masks.match_table(feedforward, list(targeted), "ia3.feedforward").items():
         if not any(targeted[name] for name in hit):

@@ -2,16 +2,19 @@
 
     [p₁ ... pₙ ; e(x₁) ... e(x_L)] enters the model; the outputs of the n virtual tokens are cut off again.
 
-A sequence classifier pools the first position, which is then a virtual token, as in Hugging Face PEFT.
+A sequence classifier pools the first position, which is then a virtual token, as in Hugging Face PEFT. Before patches
+of a picture this is visual prompt tuning (Jia et al. 2022, arXiv 2203.12119), shallow or deep: the prompt stands behind
+the class token and has no position, and deep, every layer reads one of its own in the place of what became of the last.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import re
 from collections.abc import Iterable
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +24,7 @@ from peftjax.methods.base import Call, Context, Leaves
 from peftjax.methods.virtual_tokens import VirtualTokens
 from peftjax.sites import Site
 
-INITS = ("random", "vocab", "text", "class_labels")
+INITS = ("random", "vocab", "text", "class_labels", "uniform")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,8 +32,11 @@ class Prompt(VirtualTokens):
   """Virtual tokens that are leaves themselves.
 
   Attributes:
-    init: random (N(0, 1), as in PEFT), vocab (embeddings of tokens drawn from the vocabulary), text, or class_labels
-      (one virtual token a label, the mean of its name's embeddings, and the rest drawn from the vocabulary).
+    init: random (N(0, 1), as in PEFT), vocab (embeddings of tokens drawn from the vocabulary), text, class_labels
+      (one virtual token a label, the mean of its name's embeddings, and the rest drawn from the vocabulary), or uniform
+      within ±√(6 / (values of a patch + hidden)), as visual prompts are drawn; models without a vocabulary take uniform
+      for vocab.
+    deep: a prompt for every layer, of models that embed no tokens.
     init_text: for init="text": the text, repeated or cut to n tokens.
     init_ids: its token ids, for who has no tokenizer.
     label_ids: for init="class_labels": the token ids of each label's name; left out, those of the model's label names.
@@ -41,9 +47,12 @@ class Prompt(VirtualTokens):
   learning_rate: ClassVar[float] = 3e-2
 
   init: str = "vocab"
+  deep: bool = False
   init_text: str = ""
   init_ids: tuple[int, ...] = ()
   label_ids: tuple[tuple[int, ...], ...] = ()
+  patch: tuple[int, ...] = dataclasses.field(default=(), repr=False)
+  """Axes of the patch that a vector stands for, of models that embed patches."""
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -59,19 +68,37 @@ class Prompt(VirtualTokens):
       )
 
   def bind(self, context: Context) -> Self:
-    method = self
+    method = dataclasses.replace(self, patch=_patch(context))
+    reads_tokens = any(site.streams[0].ids for site in context.sites if site.kind == "model")
+    if self.deep and reads_tokens:
+      raise UserError(f"{self.name}.deep: a prompt for every layer is for pictures; of texts, prefix has one for each")
     if self.init == "text":
-      method = dataclasses.replace(self, init_ids=self.init_ids or encoded(self.name, self.init_text, context))
+      method = dataclasses.replace(method, init_ids=self.init_ids or encoded(self.name, self.init_text, context))
     elif self.init == "class_labels":
-      method = dataclasses.replace(self, label_ids=self.label_ids or _label_ids(self.name, context))
+      method = dataclasses.replace(method, label_ids=self.label_ids or _label_ids(self.name, context))
     check_ids(self.name, (*method.init_ids, *itertools.chain(*method.label_ids)), context)
     return super(Prompt, method).bind(context)
 
+  def select(self, context: Context) -> list[Site]:
+    models = super().select(context)
+    if not self.deep:
+      return models
+    stream = models[0].streams[0]
+    return [*models, *(site for site in context.sites if site.kind == "block" and stream in site.streams)]
+
   def create(self, key: jax.Array, site: Site, base: Leaves) -> Leaves:
     count = self.rows
+    if self.deep and site.kind == "model":
+      return {}
     if self.init == "random":
       return {"prompt_embeddings": jax.random.normal(key, (count, *site.shape))}
-    vocabulary = base["embedding"]
+    vocabulary = base.get("embedding")
+    if self.init == "uniform" or (vocabulary is None and self.init == "vocab"):
+      patch = math.prod(self.patch or site.shape)
+      bound = math.sqrt(6.0 / (patch + site.shape[0]))
+      return {"prompt_embeddings": jax.random.uniform(key, (count, *site.shape), minval=-bound, maxval=bound)}
+    if vocabulary is None:
+      raise UserError(f"{self.name}.init={self.init!r}: the model embeds no tokens; use uniform or random")
     if self.init == "text":
       return {"prompt_embeddings": vocabulary[jnp.resize(jnp.asarray(self.init_ids), (count,))].astype(jnp.float32)}
     drawn = vocabulary[jax.random.randint(key, (count,), 0, vocabulary.shape[0])].astype(jnp.float32)
@@ -79,10 +106,29 @@ class Prompt(VirtualTokens):
       drawn = drawn.at[index].set(vocabulary[jnp.asarray(label)].astype(jnp.float32).mean(axis=0))
     return {"prompt_embeddings": drawn}
 
+  def before(self, leaves: Leaves, x: dict[str, Any], site: Site, call: Call) -> dict[str, Any]:
+    if not self.deep:
+      return super().before(leaves, x, site, call)
+    if site.kind == "model":
+      return super().before({"prompt_embeddings": jnp.zeros((self.rows, *site.shape))}, x, site, call)
+    name, states = next(iter(x.items()))
+    prompt = leaves["prompt_embeddings"][: self.num_virtual_tokens].astype(states.dtype)
+    start = site.streams[0].start
+    return {**x, name: states.at[:, start : start + len(prompt)].set(prompt)}
+
+  def after(self, leaves: Leaves, x: dict[str, Any], y: Any, site: Site, call: Call) -> Any:
+    return super().after(leaves, x, y, site, call) if site.kind == "model" else y
+
   def prompt(self, leaves: Leaves, call: Call | None = None) -> jax.Array:
     del call
     embeddings: jax.Array = leaves["prompt_embeddings"]
     return embeddings
+
+
+def _patch(context: Context) -> tuple[int, ...]:
+  """Axes of the window that each vector of the first stream is computed from; () of a model of tokens."""
+  places = {site.base_path for site in context.sites if site.kind == "model"}
+  return next((site.shape[:-1] for site in context.sites if site.kind == "conv" and site.path in places), ())
 
 
 def encoded(name: str, text: str, context: Context) -> tuple[int, ...]:

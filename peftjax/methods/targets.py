@@ -7,6 +7,9 @@ from peftjax.masks import Patterns
 _QV = ("q_proj", "v_proj")
 _LLAMA_LIKE = ("llama", "mistral", "mixtral", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3")
 
+_DINOV2 = ("dinov2", "dinov2_with_registers")
+_VISION = ("vit", "deit", *_DINOV2)
+
 # Attention's query and value, or the fused projection that holds them.
 ATTENTION: dict[str, Patterns] = {
   "bert": ("query", "value"),
@@ -18,7 +21,7 @@ ATTENTION: dict[str, Patterns] = {
   "opt": _QV,
   "t5": ("q", "v"),
   "mt5": ("q", "v"),
-  "vit": ("query", "value"),
+  **dict.fromkeys(_VISION, ("query", "value")),
   "whisper": _QV,
   **dict.fromkeys(_LLAMA_LIKE, _QV),
 }
@@ -37,6 +40,8 @@ IA3: dict[str, tuple[str, ...]] = {
   "mistral": ("k_proj", "v_proj", "down_proj"),
   "mixtral": ("k_proj", "v_proj", "w2"),
   **dict.fromkeys(("gemma", "gemma2", "gemma3_text", "qwen2", "qwen3"), ("q_proj", "v_proj", "down_proj")),
+  **dict.fromkeys(("vit", "deit"), ("key", "value", "output.dense")),
+  **dict.fromkeys(_DINOV2, ("key", "value", "*.mlp.*[2t]")),  # fc2, or of SwiGLU weights_out
 }
 
 # Those of IA3's targets whose input, not output, is scaled.
@@ -52,6 +57,8 @@ IA3_FEEDFORWARD: dict[str, tuple[str, ...]] = {
   "mt5": (),
   "mixtral": ("w2",),
   **dict.fromkeys(("llama", "mistral", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3"), ("down_proj",)),
+  **dict.fromkeys(("vit", "deit"), ("output.dense",)),
+  **dict.fromkeys(_DINOV2, ("*.mlp.*[2t]",)),
 }
 
 # Where VB-LoRA's published lists are wider than LoRA's; the rest are ATTENTION.
@@ -70,6 +77,7 @@ VALUES: dict[str, tuple[str, ...]] = {
   "gptj": ("v_proj",),
   "opt": ("v_proj",),
   **dict.fromkeys(_LLAMA_LIKE, ("v_proj",)),
+  **dict.fromkeys(_VISION, ("value",)),
 }
 
 # Normalisations that HF PEFT's LN tuning trains; where an architecture is not listed, all of them.

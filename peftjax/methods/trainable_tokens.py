@@ -83,7 +83,8 @@ class TrainableTokens(Targeted):
 
 
 def _word_embeddings(context: Context) -> Patterns:
-  paths = {".".join(site.base_path) for site in context.sites if site.kind == "model"}
+  tables = {site.path for site in context.sites if site.kind == "embedding"}
+  paths = {".".join(site.base_path) for site in context.sites if site.kind == "model" and site.base_path in tables}
   if not paths:
     raise UserError("trainable_tokens: this model declares no word embeddings; set targets=(...)")
   return tuple(sorted(paths))

@@ -20,6 +20,7 @@ from peftjax.models.layers import Runtime
 # What an architecture computes, and so which tasks it can be trained for.
 ENCODER = "encoder"
 TEXT_CLASSIFICATION = "text_classification"
+IMAGE_CLASSIFICATION = "image_classification"
 TOKEN_CLASSIFICATION = "token_classification"
 QUESTION_ANSWERING = "question_answering"
 MASKED_LM = "masked_lm"
@@ -62,6 +63,8 @@ class Family:
     unused: regular expressions of checkpoint keys that other architectures use and this load may pass over.
     untransposed: regular expressions of dotted module names whose kernel Hugging Face stores as [in, out].
     rename: (pattern, replacement) pairs from dotted tree path, layers numbered, to Hugging Face's key.
+    renamed_modules: (pattern, replacement) pairs, all of which are applied, from a module's name in checkpoints to the
+      one that transformers and PEFT's adapters have for it now, where these differ; both are read, the latter written.
     default: the architecture built when config.json names none.
     copies: checkpoint key, below a prefix -> keys that hold the same tensor again, or in its stead.
     always_tied: whether transformers ties output layer and word embeddings whatever config.json says, unless the files
@@ -80,6 +83,7 @@ class Family:
   unused: tuple[str, ...] = ()
   untransposed: tuple[str, ...] = ()
   rename: tuple[tuple[str, str], ...] = ()
+  renamed_modules: tuple[tuple[str, str], ...] = ()
   default: str = ""
   copies: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
   always_tied: bool = False
@@ -150,6 +154,13 @@ def checkpoint_key(family: Family, name: str) -> str:
       break
   module, _, leaf = name.rpartition(".")
   return f"{module}.{_LEAF_NAMES.get(leaf, leaf)}" if module else leaf
+
+
+def module_key(family: Family, name: str) -> str:
+  """The name that transformers, and PEFT's adapters, now have for what is called `name` in checkpoints."""
+  for pattern, replacement in family.renamed_modules:
+    name = re.sub(rf"^{pattern}$", replacement, name)
+  return name
 
 
 def checkpoint_axes(family: Family, name: str, ndim: int) -> tuple[int, ...] | None:

@@ -32,7 +32,7 @@ SMALLEST = 2**14  # elements; smaller leaves cost more to gather than to hold
 
 # Modules that lead back to the hidden states, by the end of their Hugging Face name; other linears lead away from them.
 _BACK = re.compile(
-  r"(^|\.)(o_proj|out_proj|c_proj|down_proj|fc2|fc_out|wo|o|w2|dense_4h_to_h|(output|attention)\.dense)$"
+  r"(^|\.)(o_proj|out_proj|c_proj|down_proj|fc2|fc_out|wo|o|w2|weights_out|dense_4h_to_h|(output|attention)\.dense)$"
 )
 _ATTENTION = re.compile(r"(^|\.)(\w*attn|\w*attention|SelfAttention|EncDecAttention)(\.|$)")
 _OUTPUT_LAYER = re.compile(r"(^|\.)(lm_head|embed_out)$")

@@ -18,6 +18,7 @@ __all__ = ["TASKS", "Forward", "Metric", "Task", "check_fields", "from_config", 
 # config.task.name -> class
 TASKS: dict[str, str] = {
   "causal_lm": "peftjax.tasks.causal_lm:CausalLM",
+  "image_classification": "peftjax.tasks.classification:Classification",
   "seq2seq_lm": "peftjax.tasks.seq2seq_lm:Seq2SeqLM",
   "text_classification": "peftjax.tasks.classification:Classification",
   "token_classification": "peftjax.tasks.token_classification:TokenClassification",

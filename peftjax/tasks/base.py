@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from peftjax.data.sources.types import CAUSAL_LM, Header
+from peftjax.data.sources.types import CAUSAL_LM, OTHER_LABELS, OWN_SHARE, Header
 from peftjax.errors import UserError, nearest
 from peftjax.tasks.metric import Metric
 
@@ -24,7 +24,7 @@ Batch = Mapping[str, Any]
 Forward = Callable[..., Mapping[str, jax.Array]]
 Arrays = dict[str, Any]
 
-NOT_INPUTS = ("labels", "weight", "index")
+NOT_INPUTS = ("labels", "weight", "index", OTHER_LABELS, OWN_SHARE)
 
 
 class Task(Protocol):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from peftjax.data.sources.types import Header
+from peftjax.data.sources.types import OTHER_LABELS, OWN_SHARE, Header
 from peftjax.errors import UserError
 from peftjax.tasks.base import (
   Arrays,
@@ -85,12 +85,20 @@ class Classification(Task):
     return cls(settings.name, names, settings.label_smoothing, weights, header.label_kind)
 
   def loss(self, forward: Forward, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, Arrays]:
-    labels, weight = batch["labels"], batch["weight"]
-    losses = self._losses(forward(model_inputs(batch))["logits"], labels, self.label_smoothing, self.class_weights)
-    total = (losses * weight).sum()
+    logits = forward(model_inputs(batch))["logits"]
+    losses, weight = self._weighted(logits, batch["labels"], batch["weight"])
+    if OWN_SHARE in batch:
+      share = batch[OWN_SHARE]
+      other, other_weight = self._weighted(logits, batch[OTHER_LABELS], batch["weight"])
+      losses, weight = share * losses + (1 - share) * other, share * weight + (1 - share) * other_weight
+    return losses.sum(), weight.sum(), {}
+
+  def _weighted(self, logits: jax.Array, labels: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(losses times weights, weights in the mean), both [B], in training."""
+    losses = self._losses(logits, labels, self.label_smoothing, self.class_weights) * weight
     if self.class_weights and labels.ndim == 1:
       weight = weight * jnp.asarray(self.class_weights)[labels]
-    return total, weight.sum(), {}
+    return losses, weight
 
   def predict(self, forward: Forward, batch: Batch) -> Arrays:
     logits = forward(model_inputs(batch))["logits"].astype(jnp.float32)

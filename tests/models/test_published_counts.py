@@ -1,4 +1,4 @@
-"""Published numbers of parameters of decoders and T5, exact and from shapes alone."""
+"""Published numbers of parameters of decoders, T5 and ViT, exact and from shapes alone."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ MODEL_TYPES = {
   "mt0": "mt5",
   "t5": "t5",
   "flan": "t5",
+  "vit": "vit",
 }
 # HF PEFT's method -> (ours, its setting -> ours); settings that leave the counts alone are not named.
 TARGETS = {"target_modules": "targets"}
@@ -30,6 +31,7 @@ METHODS = {
   "FULL": ("full", {}),
   "LORA": ("lora", RANKED),
   "LOHA": ("loha", RANKED),
+  "LOKR": ("lokr", {**RANKED, "decompose_factor": "decompose_factor"}),
   "HIRA": ("hira", RANKED),
   "DELORA": ("delora", RANKED),
   "SHIRA": ("shira", RANKED),
@@ -49,7 +51,6 @@ METHODS = {
 # What is not here, and why; docs/models.md says the same.
 LEFT_OUT = {
   "layoutlm-base": "family",
-  "vit-base-patch16-224-in21k": "family",
   "segformer-b0": "family",
   "whisper-small": "family",
   "custom-mlp": "no published architecture",
@@ -93,7 +94,8 @@ DECODERS = [row for row in ROWS if row["model_family"] not in ENCODERS and not r
 @pytest.mark.parametrize("row", DECODERS, ids=label)
 def test_published_rows(row, tmp_path, capsys):
   model_type = MODEL_TYPES[row["model_family"].split("-")[0]]
-  (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, **row["hf_config"]}))
+  named = {"architectures": [row["hf_config"]["_class"]]} if "_class" in row["hf_config"] else {}
+  (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, **named, **row["hf_config"]}))
   assert cli.main(["inspect", "--json", f"--config.model.path={tmp_path}", *overrides(row)]) == 0
   found = json.loads(capsys.readouterr().out)
   assert found["trainable"] == row["trainable"]

@@ -89,6 +89,24 @@ def test_families(hf_config, away, back):
   assert found[back] == P(None, "tensor", "fsdp")
 
 
+@pytest.mark.parametrize(
+  ("changes", "away", "back"),
+  [
+    ({"model_type": "vit", "intermediate_size": 192}, "intermediate.dense", "output.dense"),
+    ({"model_type": "dinov2", "mlp_ratio": 3}, "mlp.fc1", "mlp.fc2"),
+    ({"model_type": "dinov2_with_registers", "use_swiglu_ffn": True}, "mlp.weights_in", "mlp.weights_out"),
+  ],
+)
+def test_vision_transformers(changes, away, back):
+  found = specs({"hidden_size": 128, "num_attention_heads": 4, "num_hidden_layers": 2, "image_size": 32, **changes})
+  layers = "encoder.layer"
+  for path in (f"{layers}.attention.attention.query.kernel", f"{layers}.{away}.kernel"):
+    assert found[path] == P(None, "fsdp", "tensor")
+  for path in (f"{layers}.attention.output.dense.kernel", f"{layers}.{back}.kernel"):
+    assert found[path] == P(None, "tensor", "fsdp")
+  assert "fsdp" in str(found["embeddings.patch_embeddings.projection.kernel"])
+
+
 def test_experts_are_whole_along_their_axis():
   experts = {"model_type": "mixtral", "num_local_experts": 2, "num_experts_per_tok": 1}
   found = specs({**LLAMA, **experts, "architectures": ["MixtralForCausalLM"]})

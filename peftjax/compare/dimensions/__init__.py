@@ -24,6 +24,7 @@ DIMENSIONS = {  # in the order of the report
     *DERIVED[:1],
     "overfitting",
     "flips",
+    "confusion",
     *DERIVED[1:],
     "update",
     "memory",

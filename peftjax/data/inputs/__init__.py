@@ -16,10 +16,19 @@ if TYPE_CHECKING:
   from peftjax.tasks import Task
 
 # config.input.name -> class
-INPUTS: dict[str, str] = {"tokens": "peftjax.data.inputs.tokens:Tokens"}
+INPUTS: dict[str, str] = {
+  "images": "peftjax.data.inputs.images:Images",
+  "tokens": "peftjax.data.inputs.tokens:Tokens",
+}
 
 # A field of the data's examples -> the kind that reads it where neither config nor task names one.
-READS: dict[str, str] = {"text": "tokens", "tokens": "tokens", "source": "tokens", "messages": "tokens"}
+READS: dict[str, str] = {
+  "image": "images",
+  "text": "tokens",
+  "tokens": "tokens",
+  "source": "tokens",
+  "messages": "tokens",
+}
 
 
 def input_class(name: str) -> type[Input]:

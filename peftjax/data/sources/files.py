@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from peftjax.data.sources import media
 from peftjax.data.sources.labels import AUTO, TAGS, Labels, read_labels
 from peftjax.data.sources.splits import hashed_split
 from peftjax.data.sources.text_files import Row, TextFile
@@ -33,6 +35,7 @@ LABEL_NAMES = ("label", "labels", "category", "class", "intent")
 TAGS_NAMES = ("tags", "ner_tags", "labels")
 SOURCE_NAMES = ("source", "prompt", "instruction", "question", "input")
 TARGET_NAMES = ("target", "response", "output", "answer", "completion")
+IMAGE_NAMES = ("image", "file_name", "image_path", "filename", "path", "file")
 MESSAGES_NAMES = ("messages", "conversation", "conversations")
 
 
@@ -40,7 +43,8 @@ MESSAGES_NAMES = ("messages", "conversation", "conversations")
 class Columns:
   """Which columns of a row hold what; an empty name: there is none.
 
-  One of `text`, `tokens`, `messages` and `source` is there; `pair` beside `text`, `target` beside `source`.
+  One of `text`, `tokens`, `messages`, `source` and `image` is there; `pair` beside `text`, `target` beside `source`,
+  and `text` may stand beside `image`.
   """
 
   text: str = ""
@@ -50,10 +54,13 @@ class Columns:
   source: str = ""
   target: str = ""
   messages: str = ""
+  image: str = ""
 
   @property
   def task(self) -> str:
     """The task that the columns are data for."""
+    if self.image:
+      return media.IMAGES.task if self.label else ""
     if self.tokens:
       return TOKEN_CLASSIFICATION
     return SEQ2SEQ_LM if self.source else TEXT_CLASSIFICATION if self.label else CAUSAL_LM
@@ -66,6 +73,8 @@ class Columns:
     """What an example of these columns holds."""
     if self.messages:
       return ("messages",)
+    if self.image:
+      return ("image", *(("text",) if self.text else ()), *(("label",) if self.label else ()))
     if self.source:
       return ("source", "target")
     texts = ("tokens",) if self.tokens else ("text", "text_pair") if self.pair else ("text",)
@@ -80,6 +89,7 @@ class FileSource:
   rows: np.ndarray  # [n] int64
   columns: Columns
   labels: Labels | None
+  root: Path = Path()  # of pictures
 
   def __len__(self) -> int:
     return len(self.rows)
@@ -91,8 +101,12 @@ class FileSource:
       return {"source": row[columns.source], "target": row[columns.target]}
     if columns.messages:
       return {"messages": row[columns.messages]}
-    if columns.tokens:
-      example: Example = {"tokens": row[columns.tokens]}
+    example: Example
+    if columns.image:
+      path = media.named_file(row[columns.image], self.root, self.file.where(number))
+      example = {"image": media.read(path), "where": str(path)} | ({"text": row[columns.text]} if columns.text else {})
+    elif columns.tokens:
+      example = {"tokens": row[columns.tokens]}
     else:
       example = {"text": row[columns.text]} | ({"text_pair": row[columns.pair]} if columns.pair else {})
     if self.labels is not None:
@@ -120,12 +134,19 @@ def open_files(kind: str, path: str, named: Named) -> Dataset:
   files = {part: TextFile(file, kind) for part, file in find_files(kind, path).items()}
   leading = files.get("train") or files[""]
   columns = choose_columns(leading[0], leading.where(0), named)
+  roots: dict[str, Path] = {}
+  sizes: dict[str, str] = {}
+  if columns.image:
+    root = Path(named.image_root).expanduser() if named.image_root else None
+    roots = {part: root or file.path.parent for part, file in files.items()}
+    sizes = {part: _sizes(file, columns, roots[part]) for part, file in files.items()}
   contents = {part: [_content(file, row, columns) for row in range(len(file))] for part, file in files.items()}
   labels = _labels(files, contents, columns, kind == "csv", named.label_kind) if columns.label else None
   if "train" in files:
     parts = {split: (file, np.arange(len(file))) for split, file in files.items()}
   else:
     parts = _divided(files[""], [text for text, _ in contents[""]])
+  folders = {split: roots.get(split, roots.get("", Path())) for split in parts}
   return Dataset(
     name=f"{kind}:{path}",
     task=columns.task,
@@ -136,10 +157,11 @@ def open_files(kind: str, path: str, named: Named) -> Dataset:
     label_kind=labels.kind if labels else "",
     identity={
       "files": {part: file.sha256 for part, file in files.items()},
-      "columns": dataclasses.astuple(columns),
+      "columns": dataclasses.astuple(dataclasses.replace(columns, image=""))[:-1],
+      **({"image": columns.image, "images": sizes} if columns.image else {}),
       **({} if named.label_kind == AUTO else {"label_kind": named.label_kind}),
     },
-    read=lambda split: FileSource(*parts[split], columns, labels),
+    read=lambda split: FileSource(*parts[split], columns, labels, folders[split]),
     notes=(labels.told(columns.label),) if labels else (),
   )
 
@@ -170,10 +192,7 @@ def find_files(kind: str, path: str) -> dict[str, Path]:
 
 def _check_link(file: Path) -> None:
   """Raises a `UserError` if a file of a folder is a link out of it, except to the store of Hugging Face's cache."""
-  target, folder = file.resolve(), file.parent.resolve()
-  snapshots = next((one for one in folder.parents if one.name == "snapshots"), None)
-  stores = [folder, *([snapshots.parent / "blobs"] if snapshots is not None else [])]
-  if not any(target.is_relative_to(store) for store in stores):
+  if not media.is_inside(file, file.parent):
     raise UserError(f"{file} is a link out of the data set's folder; name the file that is meant")
 
 
@@ -184,13 +203,16 @@ def choose_columns(row: Row, where: str, named: Named) -> Columns:
     UserError: a named column is not there, or no column looks like text.
   """
   texts = named.text.split(",") if named.text else []
-  for name in filter(None, [*texts, named.label, named.source, named.target]):
+  for name in filter(None, [*texts, named.label, named.source, named.target, named.image]):
     if name not in row:
       raise UserError(f"{where}: no column {name!r}; {nearest(name, row)}")
   if len(texts) > 2:
     raise UserError(f"data.text_column={named.text!r}: expected one column or two")
   if (columns := _text_to_text(row, where, named)) is not None:
     return columns
+  if image := named.image or _image_column(row, texts):
+    text = texts[0] if texts else _first(TEXT_NAMES, row)
+    return Columns(image=image, text=text, label=named.label or _first(LABEL_NAMES, row))
   lists = [name for name in row if isinstance(row[name], list)]
   odd = _first(texts[:1] or MESSAGES_NAMES, [name for name in lists if _have_roles(row[name])])
   if odd and not _are_messages(row[odd]):
@@ -209,6 +231,24 @@ def choose_columns(row: Row, where: str, named: Named) -> Columns:
   if tokens and not label:
     raise UserError(f"{where}: no column {' or '.join(map(repr, TAGS_NAMES))}; set data.label_column to {_choice(row)}")
   return Columns(text, "" if tokens else pair, tokens, label)
+
+
+def _image_column(row: Row, texts: Iterable[str]) -> str:
+  """The column that names a picture, in a table that is not one of texts."""
+  if texts or _first((*TEXT_NAMES, *TOKENS_NAMES, *MESSAGES_NAMES), row):
+    return ""
+  return _first(IMAGE_NAMES, [name for name in row if media.medium_of(str(row[name])) is not None])
+
+
+def _sizes(file: TextFile, columns: Columns, root: Path) -> str:
+  """Hex digest of the sizes of the pictures that a table names, each of which must be there."""
+  digest = hashlib.sha256()
+  for number in range(len(file)):
+    name, where = file[number].get(columns.image), file.where(number)
+    if not isinstance(name, str):
+      raise UserError(f"{where}: column {columns.image!r} holds {name!r:.60}, expected the path of a picture")
+    digest.update(f"{media.named_file(name, root, where).stat().st_size} ".encode())
+  return digest.hexdigest()
 
 
 def _text_to_text(row: Row, where: str, named: Named) -> Columns | None:
@@ -270,7 +310,7 @@ def _content(file: TextFile, number: int, columns: Columns) -> tuple[str, Any]:
       count = len(label) if isinstance(label, list) else "no list of"
       raise UserError(f"{where}: {len(tokens)} tokens but {count} tags in column {columns.label!r}")
     return " ".join(tokens), label
-  names = [name for name in (columns.text, columns.pair, columns.source, columns.target) if name]
+  names = [name for name in (columns.image, columns.text, columns.pair, columns.source, columns.target) if name]
   for name in names:
     if not isinstance(row[name], str):
       raise UserError(f"{where}: column {name!r} holds {row[name]!r:.60}, expected a string")

@@ -1,4 +1,4 @@
-"""Data by one string: ``packaged:NAME``, ``jsonl:FILE``, ``csv:FILE``, ``tfds:NAME``, or a source of your own.
+"""Data by one string: ``packaged:NAME``, ``jsonl:FILE``, ``csv:FILE``, ``folder:PATH``, ``tfds:NAME``, or one's own.
 
 dataset = open_data("csv:reviews/{split}.csv", text_column="review")
 dataset.task, dataset.label_names, dataset.splits     # "text_classification", ("bad", "good"), {"train": 900, ...}
@@ -27,6 +27,7 @@ SOURCES: dict[str, str] = {
   "tfds": "peftjax.data.sources.tfds:open_tfds",
   "jsonl": "peftjax.data.sources.files:open_jsonl",
   "csv": "peftjax.data.sources.files:open_csv",
+  "folder": "peftjax.data.sources.folder:open_folder",
 }
 
 # Of sources that are prepared when they are first opened: what knows the header before.
@@ -40,25 +41,31 @@ def open_data(
   source_column: str = "",
   target_column: str = "",
   label_kind: str = "auto",
+  image_column: str = "",
+  image_root: str = "",
 ) -> Dataset:
   """Opens a data set.
 
   Args:
     spec: ``packaged:NAME`` (`peftjax.data.sources.packaged`), ``tfds:NAME`` (any prepared TFDS set, or its folder),
-      ``jsonl:PATH`` or ``csv:PATH``, or ``module:Name[:REST]``; empty: the default data. A path is a file, which a hash
-      of the text divides 80 / 10 / 10; a folder with ``train.jsonl``, ``validation.jsonl``, ``test.jsonl``; or a
-      pattern with ``{split}`` in it.
+      ``jsonl:PATH`` or ``csv:PATH``, ``folder:PATH`` (`peftjax.data.sources.folder`), or ``module:Name[:REST]``; empty:
+      the default data. A path is a file, which a hash of the text divides 80 / 10 / 10; a folder with
+      ``train.jsonl``, ``validation.jsonl``, ``test.jsonl``; or a pattern with ``{split}`` in it.
     text_column: the column of the text, ``a,b`` for a pair, or of a conversation's messages; empty: found by its name.
     label_column: empty: found by its name.
     source_column: of text to text: the prompt, or the text to translate; empty: found by its name.
     target_column: of text to text: what is to come out.
     label_kind: of a file's labels: "class", "number", "classes" or "multi_hot"; "auto": told from the column.
+    image_column: of a table, the column of a picture's path; empty: found by its name.
+    image_root: the folder that such paths start from; empty: the table's.
 
   Raises:
     UserError: whatever is wrong with the string, the files or the labels, with file and line.
   """
   opened, rest, _ = _opener(spec or DEFAULT_DATA)
-  return opened(rest, Named(text_column, label_column, source_column, target_column, label_kind))
+  return opened(
+    rest, Named(text_column, label_column, source_column, target_column, label_kind, image_column, image_root)
+  )
 
 
 def open_as(spec: str, data: ConfigDict) -> Dataset:
@@ -79,9 +86,12 @@ def header_of(data: ConfigDict) -> Header:
   return opened(rest, _named(data))
 
 
+_MORE = (("label_kind", "auto"), ("image_column", ""), ("image_root", ""))
+
+
 def _named(data: ConfigDict) -> Named:
   columns = (data.text_column, data.label_column, data.source_column, data.target_column)
-  return Named(*columns, data.get("label_kind", "auto"))
+  return Named(*columns, *(data.get(name, default) for name, default in _MORE))
 
 
 def _opener(spec: str) -> tuple[Open, str, str]:

@@ -34,6 +34,7 @@ PACKAGED = {
   "interface_pt": ("interface_pt", None),
   "self_instruct": ("instructions", "self_instruct"),
   "gsm8k": ("instructions", "gsm8k"),
+  "sign_digits": ("sign_digits", None),
 }
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from peftjax.data.sources.files import PAIR_NAMES, SOURCE_NAMES, TARGET_NAMES, TEXT_NAMES
+from peftjax.data.sources.media import IMAGES
 from peftjax.data.sources.packaged import builder_of, prepared_builder
 from peftjax.data.sources.tfds_folder import check_below, check_folder
 from peftjax.data.sources.types import (
@@ -45,11 +46,15 @@ class TfdsSource:
   def __getitem__(self, index: int) -> Example:
     try:
       record = self.records[index]
-      example = {ours: _plain(record[feature]) for ours, feature in self.features}
+      example = {
+        ours: record[feature] if ours == IMAGES.field else _plain(record[feature]) for ours, feature in self.features
+      }
     except Exception as error:  # a damaged record, or text that is not UTF-8
       raise UserError(f"{self.name}: example {index} cannot be read: {error}") from None
     if example.get("label") == -1:  # how TFDS marks a hidden label
       raise UserError(f"{self.name}: example {index} has no label (-1); this split was published without")
+    if IMAGES.field in example:
+      example["where"] = f"{self.name}: example {index}"
     return example
 
 
@@ -110,7 +115,10 @@ def _open(name: str, builder: tfds.core.DatasetBuilder, named: Named) -> Dataset
   chosen = _choose(name, dict(builder.info.features or {}), named)
 
   def read(split: str) -> Source:
-    return TfdsSource(f"{name} {split}", builder.as_data_source(split), tuple(chosen.items()))
+    import tensorflow_datasets as tfds
+
+    kept = {chosen[IMAGES.field]: tfds.decode.SkipDecoding()} if IMAGES.field in chosen else None  # as files
+    return TfdsSource(f"{name} {split}", builder.as_data_source(split, decoders=kept), tuple(chosen.items()))
 
   header = _header(name, builder, chosen)
   identity = {"files": _file_hashes(Path(builder.data_path)), "columns": sorted(chosen.items())}
@@ -121,11 +129,14 @@ def _header(name: str, builder: tfds.core.DatasetBuilder, chosen: dict[str, str]
   """The header of a builder's data, through the columns `chosen`; no splits where it is not prepared."""
   features = dict(builder.info.features or {})
   target = features.get(chosen.get("label") or chosen.get("tags", ""))
-  kinds = {"tokens": TOKEN_CLASSIFICATION, "source": SEQ2SEQ_LM, "label": TEXT_CLASSIFICATION}
+  labelled = IMAGES.task if IMAGES.field in chosen else TEXT_CLASSIFICATION
+  kinds = {"tokens": TOKEN_CLASSIFICATION, "source": SEQ2SEQ_LM, "label": labelled}
   label_names = tuple(getattr(getattr(target, "feature", target), "names", None) or ())
   return Header(
     name=name,
-    task=next((kind for column, kind in kinds.items() if column in chosen), CAUSAL_LM),
+    task=next(
+      (kind for column, kind in kinds.items() if column in chosen), "" if IMAGES.field in chosen else CAUSAL_LM
+    ),
     label_names=label_names,
     splits={split: info.num_examples for split, info in builder.info.splits.items()},
     columns=tuple(features),
@@ -143,7 +154,7 @@ def _choose(name: str, features: dict[str, Any], named: Named) -> dict[str, str]
     return [key for key, one in inner.items() if isinstance(one, kind)]
 
   asked = named.text.split(",") if named.text else []
-  for column in filter(None, [*asked, named.label, named.source, named.target]):
+  for column in filter(None, [*asked, named.label, named.source, named.target, named.image]):
     if column not in features:
       raise UserError(f"{name} has no column {column!r}; {nearest(column, features)}")
   words, texts = of(tfds.features.Text, sequence=True), of(tfds.features.Text)
@@ -155,12 +166,18 @@ def _choose(name: str, features: dict[str, Any], named: Named) -> dict[str, str]
   if words and tags and (not asked or asked[0] in words):
     tokens = asked[0] if asked else words[0]
     return {"tokens": tokens, "tags": _one(name, "label", named.label, tags, ("tags", "ner"))}
+  numbers = [key for key, one in features.items() if one.shape == () and np.issubdtype(one.np_dtype, np.floating)]
+  fitting = classes + (numbers if named.label else [])
+  pictures = of(tfds.features.Image)
+  if named.image or (pictures and not asked and not texts):
+    chosen = {IMAGES.field: _one(name, "image", named.image, pictures, ("image",))}
+    chosen |= {"text": asked[0]} if asked else {}
+    return chosen | ({"label": _one(name, "label", named.label, fitting, ("label",))} if named.label or classes else {})
   chosen = {"text": asked[0] if asked else _one(name, "text", "", texts, TEXT_NAMES)}
   pair = asked[1:] or ([] if asked else [column for column in PAIR_NAMES if column in texts])
   chosen |= {"text_pair": pair[0]} if pair else {}
-  numbers = [key for key, one in features.items() if one.shape == () and np.issubdtype(one.np_dtype, np.floating)]
   if named.label or classes:
-    chosen["label"] = _one(name, "label", named.label, classes + (numbers if named.label else []), ("label",))
+    chosen["label"] = _one(name, "label", named.label, fitting, ("label",))
   return chosen
 
 

@@ -12,9 +12,13 @@ from typing import Any, Protocol
 from peftjax.errors import UserError, nearest
 
 TEXT_CLASSIFICATION = "text_classification"
+IMAGE_CLASSIFICATION = "image_classification"
 TOKEN_CLASSIFICATION = "token_classification"
 CAUSAL_LM = "causal_lm"
 SEQ2SEQ_LM = "seq2seq_lm"
+
+# Of examples that an input has mixed two by two: the other one's labels, and float32 [B], how much is its own.
+OTHER_LABELS, OWN_SHARE = "other_labels", "own_share"
 
 # What an example's label is: one of the names, any of them, a number, one of the names for each token, or unknown.
 LABEL_KINDS = ("class", "classes", "number", "tags", "")
@@ -27,6 +31,8 @@ class Named:
   """The columns that a user names; an empty one is found by its usual names.
 
   Attributes:
+    image: of a picture's path.
+    image_root: the folder that such paths start from; empty: the table's.
     label_kind: what the user says that the labels are: "auto", "class", "number", "classes" or "multi_hot".
   """
 
@@ -35,6 +41,8 @@ class Named:
   source: str = ""
   target: str = ""
   label_kind: str = "auto"
+  image: str = ""
+  image_root: str = ""
 
 
 class Source(Protocol):
@@ -42,7 +50,9 @@ class Source(Protocol):
 
   An example is a dict of what was stored; which names, `Header.fields` says. Of text it has `text` str and perhaps
   `text_pair` str, or `tokens` list of str; and `label` (int, float, or [C] float32 of zeros and ones), or `tags`, an
-  int for each token; or neither. Or it has `source` and `target`, str, or `messages`, a list of {"role", "content"}.
+  int for each token; or neither. Of a picture it has `image`, the bytes of its file or a uint8 array [H, W, channels],
+  and `where`, which names it in errors. Or it has `source` and `target`, str, or `messages`, a list of {"role",
+  "content"}.
   """
 
   def __len__(self) -> int: ...
@@ -56,9 +66,9 @@ class Header:
 
   Attributes:
     name: the string it was opened by.
-    task: "text_classification", "token_classification"; "seq2seq_lm" of a source and a target, on which a causal
-      language model can be trained, too; "causal_lm" of conversations and of texts without labels; empty: the data
-      does not say.
+    task: "text_classification", "token_classification", "image_classification"; "seq2seq_lm" of a source and a target,
+      on which a causal language model can be trained, too; "causal_lm" of conversations and of texts without labels;
+      empty: the data does not say.
     label_names: the label with number i at place i; empty where numbers are predicted or nothing is.
     splits: split name -> number of examples.
     columns: all columns that the data has.

@@ -57,8 +57,15 @@ def _check_sizes(config: Config, expected: Config) -> None:
 # Prompts ----------------------------------------------------------------------------------------------------------
 
 
+def _check_prompt(deep: bool, context: Context) -> None:
+  """Raises a `UserError` for a prompt or prefix that PEFT has none of: before pictures, or of several layers."""
+  if deep or not all(site.streams[0].ids for site in context.sites if site.kind == "model"):
+    raise UserError("PEFT has prompts and prefixes for models of tokens alone")
+
+
 def _prompt_config(method: Prompt, config: Config, names: Mapping[str, str], context: Context) -> Config:
   del config, names
+  _check_prompt(method.deep, context)
   return {**_sizes(context), "prompt_tuning_init": _INITS.get(method.init, "RANDOM")}
 
 
@@ -70,6 +77,7 @@ def _prompt_fields(config: Config, names: Mapping[str, str], context: Context) -
 
 def _p_tuning_config(method: PTuning, config: Config, names: Mapping[str, str], context: Context) -> Config:
   del config, names
+  _check_prompt(False, context)
   found = _sizes(context)
   return {**found, "encoder_hidden_size": getattr(method, "encoder_hidden_size", 0) or found["token_dim"]}
 
@@ -115,6 +123,7 @@ def _prefix_sizes(context: Context) -> Config:
 
 def _prefix_config(method: Prefix, config: Config, names: Mapping[str, str], context: Context) -> Config:
   del config
+  _check_prompt(False, context)
   for site in _attention(context):
     for name in site.names:
       if name not in names:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from peftjax.data.loader import EvalLoader
+from peftjax.data.sources.media import IMAGES
 from peftjax.train.evaluate import evaluate, make_predict, save_rows
 from peftjax.train.evaluators.base import Evaluated, Evaluator, Leaves, Moment
 
@@ -14,7 +17,10 @@ if TYPE_CHECKING:
 
 
 class Predict(Evaluator):
-  """``predictions-SPLIT.npz`` holds every example's result after the last step."""
+  """``predictions-SPLIT.npz`` holds every example's result after the last step.
+
+  Of classes of pictures, ``examples-SPLIT.png`` shows some, and ``confusion-SPLIT.png`` what was taken for what.
+  """
 
   name = "predict"
   moments = ("before", "during", "after", "eval")
@@ -30,3 +36,8 @@ class Predict(Evaluator):
   def save(self, folder: Path, split: str, moment: Moment, rows: Any) -> None:
     if moment == "eval" or (moment == "after" and self.of.config.train.predictions):
       save_rows(folder, split, rows)
+      loader, names = self.of.loaders.evals[split], self.of.task.label_names
+      if names and IMAGES.field in loader.dataset.fields and np.ndim(rows["prediction"]) == 1:
+        from peftjax.train.evaluators import pictures  # only runs on pictures draw any
+
+        pictures.save(folder, split, loader.source, rows, names)

@@ -30,6 +30,7 @@ SIZES = {
   "interface_pt": (1817, 182, 240),
   "self_instruct": (143, 19, 13),
   "gsm8k": (6700, 773, 1319),
+  "sign_digits": (370, 80, 150),
 }
 
 
@@ -39,7 +40,9 @@ def rows(builder, split: str) -> list[dict]:
 
 
 def texts(builder, split: str) -> set[str]:
-  column = next(name for name in ("text", "source", "tokens") if name in builder.info.features)
+  column = next(name for name in ("text", "source", "tokens", "image") if name in builder.info.features)
+  if column == "image":
+    return {row[column].tobytes().hex() for row in rows(builder, split)}
   found = [row[column] for row in rows(builder, split)]
   return {normalised((b" ".join(one) if isinstance(one, list) else one).decode()) for one in found}
 

@@ -1,0 +1,171 @@
+"""Folders of pictures: by class, divided or not, or with a table beside them.
+
+D/train/cat/1.jpg  D/train/dog/2.png  D/test/cat/3.jpg      the splits as they lie
+D/cat/1.jpg  D/dog/2.png                                    divided 80 / 10 / 10 by a hash of each picture's bytes
+D/metadata.csv  D/1.jpg ...                                 a table of file_name and label (metadata.jsonl, labels.csv)
+D/train/metadata.csv  D/train/1.jpg ...                     one for each split
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from peftjax.data.sources.files import SHARES, SPLIT_FILES, open_files
+from peftjax.data.sources.media import IMAGES, MEDIA, Medium, check_inside, medium_of, read
+from peftjax.data.sources.splits import hashed_split
+from peftjax.data.sources.types import Dataset, Example, Named
+from peftjax.errors import NotHere, UserError, nearest
+
+TABLES = ("metadata.csv", "metadata.jsonl", "labels.csv", "labels.jsonl", "metadata.tsv", "labels.tsv")
+_NO_DATA = ("thumbs.db", "desktop.ini")  # what other systems leave behind
+Entry = tuple[str, int]  # path below the folder, label
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderSource:
+  """A `Source`: some files below a folder, with their labels."""
+
+  root: Path
+  field: str
+  entries: tuple[Entry, ...]
+
+  def __len__(self) -> int:
+    return len(self.entries)
+
+  def __getitem__(self, index: int) -> Example:
+    name, label = self.entries[index]
+    path = self.root / name
+    check_inside(path, self.root, str(path))
+    return {self.field: read(path), "where": str(path), "label": label}
+
+
+def open_folder(path: str, named: Named) -> Dataset:
+  """``folder:PATH``, as the module says.
+
+  Raises:
+    UserError: there is no such folder, a folder is empty, a file is no picture, or a class of another split is none of
+      the training split's, each with the file.
+  """
+  root = Path(path).expanduser()
+  if not root.is_dir():
+    near = [one.name for one in root.absolute().parent.glob("*/")] if root.absolute().parent.is_dir() else []
+    raise NotHere(f"data.name: no folder {path!r}; {nearest(root.name, near)}")
+  if (table := _table(root)) is not None:
+    return dataclasses.replace(open_files(*table, named), name=f"folder:{path}")
+  splits = {split: root / name for split, names in SPLIT_FILES.items() for name in names if (root / name).is_dir()}
+  if "train" in splits:
+    files = {split: _by_class(folder, root) for split, folder in splits.items()}
+  else:
+    files = {"": _by_class(root, root)}
+  medium = _medium([name for found in files.values() for names in found.values() for name in names], root)
+  leading = files.get("train") or files[""]
+  labels = tuple(leading)
+  if len(labels) < 2:
+    raise UserError(
+      f"{splits.get('train', root)} holds the one class {labels[0]!r}; expected a folder for each of several"
+    )
+  entries = {split: tuple(_labelled(found, labels, root)) for split, found in files.items()}
+  identity: dict[str, object] = {"labels": labels, "files": {key: _digest(root, one) for key, one in entries.items()}}
+  if "" in entries:
+    entries = _divided(root, entries[""])
+  return Dataset(
+    name=f"folder:{path}",
+    task=medium.task,
+    label_names=labels,
+    splits={split: len(one) for split, one in entries.items()},
+    columns=(medium.field, "label"),
+    fields=(medium.field, "label"),
+    label_kind="class",
+    identity=identity,
+    read=lambda split: FolderSource(root, medium.field, entries[split]),
+  )
+
+
+def _table(root: Path) -> tuple[str, str] | None:
+  """(kind, path or pattern) of the table that the folder holds, as `open_files` takes them."""
+  for name in TABLES:
+    kind = "jsonl" if name.endswith(".jsonl") else "csv"
+    if (root / name).is_file():
+      return kind, str(root / name)
+    if any((root / split / name).is_file() for split in SPLIT_FILES["train"]):
+      return kind, f"{root}/{{split}}/{name}"
+  for kind, ending in (("csv", "csv"), ("csv", "tsv"), ("jsonl", "jsonl")):
+    if (root / f"train.{ending}").is_file():
+      return kind, str(root)
+  return None
+
+
+def _by_class(folder: Path, root: Path) -> dict[str, list[str]]:
+  """Class -> paths of its files below `root`, both sorted."""
+  found: dict[str, list[str]] = {}
+  for entry in _entries(folder):
+    if entry.is_dir():
+      files = [str(file.relative_to(root)) for file in _walk(entry, root)]
+      if not files:
+        raise UserError(f"{entry} holds no picture")
+      found[entry.name] = files
+    elif medium_of(entry.name) is not None:
+      raise UserError(
+        f"{entry} lies in no class's folder; expected {folder}/CLASS/{entry.name}, or metadata.csv beside it"
+      )
+  if not found:
+    raise UserError(f"{folder} holds no folder of a class; expected {folder}/CLASS/*.jpg, or metadata.csv and pictures")
+  return found
+
+
+def _walk(folder: Path, root: Path) -> Iterator[Path]:
+  for entry in _entries(folder):
+    check_inside(entry, root, str(entry))
+    if entry.is_dir():
+      yield from _walk(entry, root)
+    elif medium_of(entry.name) is None:
+      raise UserError(f"{entry} is no picture by its ending; expected {', '.join(IMAGES.endings)}")
+    else:
+      yield entry
+
+
+def _entries(folder: Path) -> list[Path]:
+  try:
+    entries = sorted(folder.iterdir())
+  except OSError as error:
+    raise UserError(f"cannot read {folder}: {error.strerror}") from None
+  return [one for one in entries if not one.name.startswith(".") and one.name.lower() not in _NO_DATA]
+
+
+def _medium(names: list[str], root: Path) -> Medium:
+  kinds = {medium: name for name in names if (medium := medium_of(name)) is not None}
+  if len(kinds) > 1:
+    shown = " and ".join(repr(name) for name in list(kinds.values())[:2])
+    raise UserError(f"{root} holds {shown}: expected files of one kind")
+  return next(iter(kinds), MEDIA[0])
+
+
+def _labelled(files: dict[str, list[str]], labels: tuple[str, ...], root: Path) -> Iterator[Entry]:
+  for label, names in files.items():
+    if label not in labels:
+      raise UserError(
+        f"{root / names[0]}: class {label!r} is none of the {len(labels)} of the training split; "
+        f"{nearest(label, labels)}"
+      )
+    for name in names:
+      yield name, labels.index(label)
+
+
+def _digest(root: Path, entries: tuple[Entry, ...]) -> str:
+  """Of names, labels and sizes: contents would have to be read whole."""
+  digest = hashlib.sha256()
+  for name, label in entries:
+    digest.update(f"{name}\0{label}\0{(root / name).stat().st_size}\0".encode("utf-8", "surrogateescape"))
+  return digest.hexdigest()
+
+
+def _divided(root: Path, entries: tuple[Entry, ...]) -> dict[str, tuple[Entry, ...]]:
+  """The splits of a folder without: copies of a picture fall together, whatever their names are."""
+  sides = [hashed_split(hashlib.sha256(read(root / name)).hexdigest(), SHARES) for name, _ in entries]
+  parts = {split: tuple(one for one, side in zip(entries, sides) if side == split) for split in SHARES}
+  if not parts["train"]:
+    raise UserError(f"{root} has too few pictures to divide into training, validation and test")
+  return {split: one for split, one in parts.items() if one}

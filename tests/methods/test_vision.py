@@ -1,0 +1,122 @@
+"""Every method on a vision transformer: it acts, its leaves get gradients, or the reason why not."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from peftjax import masks, methods
+from peftjax.errors import UserError
+from peftjax.loading import from_config, initialise
+from peftjax.models.layers import Runtime
+from peftjax.models.vit import Embeddings, ViTLayer
+from peftjax.testing import bases
+from peftjax.train.flops import count_flops
+from tests.methods import matrix
+
+FAMILIES = {
+  "vit": {"model_type": "vit", "intermediate_size": 40},
+  "deit": {"model_type": "deit", "intermediate_size": 40},
+  "dinov2": {"model_type": "dinov2", "mlp_ratio": 2},
+  "registers": {"model_type": "dinov2_with_registers", "use_swiglu_ffn": True},
+}
+SIZES = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 12, "patch_size": 4}
+SETTINGS = {**matrix.SETTINGS, "vpt_deep": {"num_virtual_tokens": 3, "deep": True}}
+WITHOUT = {"trainable_tokens": "this model declares no word embeddings"}
+NAMES = [*(name for name in matrix.NAMES if name not in WITHOUT), "vpt_deep"]
+PIXELS = np.random.default_rng(0).normal(size=(2, 3, 12, 12)).astype(np.float32)
+
+
+def make(name):
+  return methods.Prompt(**SETTINGS[name]) if name == "vpt_deep" else matrix.make(name, SETTINGS.get(name, {}))
+
+
+@functools.cache
+def base(family, **sizes):
+  config = {**SIZES, **FAMILIES[family], **sizes}
+  return initialise(from_config(config, task="image_classification", num_labels=5), jax.random.key(0))
+
+
+def moved(model):
+  """With what trains moved a little, so that no gradient is zero at the start."""
+  return bases.replaced(model, bases.noise_on(bases.trainable(model), seed=1, scale=0.05))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_method_acts_and_every_leaf_of_it_has_a_gradient(family, name):
+  model = moved(base(family).add(make(name), jax.random.key(1)))
+  trainable, frozen = masks.partition(model.params, model.labels())
+
+  def loss(leaves):
+    outputs = model.forward(masks.combine(leaves, frozen), {"pixel_values": PIXELS})
+    return (outputs["logits"] ** 2).sum(), outputs
+
+  gradients, outputs = jax.jit(jax.grad(loss, has_aux=True))(trainable)
+  plain = base(family)(pixel_values=PIXELS)
+  assert {key: one.shape for key, one in outputs.items()} == {key: one.shape for key, one in plain.items()}
+  assert np.abs(outputs["logits"] - plain["logits"]).max() > 1e-6
+  for path, gradient in masks.flatten(gradients).items():
+    # The base has leaves that no output depends on: the mask token, and keys' biases, which softmax does not see.
+    assert path.endswith(("mask_token", "key.bias")) or np.abs(gradient).max() > 1e-9, path
+
+
+@pytest.mark.parametrize(("name", "why"), WITHOUT.items())
+def test_a_method_that_does_not_apply_says_why(name, why):
+  with pytest.raises(UserError, match=why):
+    base("vit").add(make(name))
+
+
+def test_a_deep_prompt_replaces_what_became_of_the_last_layers():
+  """By hand: one layer after the other, each with its own prompt behind the class token."""
+  model = moved(base("vit").add(make("vpt_deep"), jax.random.key(1)))
+  params, config = model.params, base("vit").config
+  prompts = params["vit"]["encoder"]["layer"]["prompt_embeddings"]
+  assert prompts.shape == (2, 3, 24)
+  layers = {name: leaves for name, leaves in params["vit"]["encoder"]["layer"].items() if name != "prompt_embeddings"}
+  embeddings = Embeddings(config, Runtime())
+  states = embeddings.apply({"params": params["vit"]["embeddings"]}, PIXELS)
+  for index in range(2):
+    rest = states[:, 1 if index == 0 else 4 :]
+    states = jnp.concatenate([states[:, :1], jnp.broadcast_to(prompts[index], (2, 3, 24)), rest], axis=1)
+    leaves = jax.tree.map(lambda leaf, at=index: leaf[at], layers)
+    states, _ = ViTLayer(config, Runtime()).apply({"params": leaves}, states)
+  hidden = Runtime().layer_norm(config.layer_norm_eps).apply({"params": params["vit"]["layernorm"]}, states)
+  expected = hidden[:, 0] @ params["classifier"]["kernel"] + params["classifier"]["bias"]
+  np.testing.assert_allclose(model(pixel_values=PIXELS)["logits"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_visual_prompts_are_drawn_as_published():
+  """Within ±√(6 / (values of a patch + hidden)), and close to it."""
+  prompt = base("vit").add(methods.Prompt(num_virtual_tokens=50)).params["from_embeds"]["prompt_embeddings"]
+  bound = np.sqrt(6 / (4 * 4 * 3 + 24))
+  assert 0.99 * bound < np.abs(prompt).max() <= bound
+
+
+@pytest.mark.parametrize("init", ["text", "class_labels"])
+def test_visual_prompts_start_from_no_text(init):
+  with pytest.raises(UserError):
+    base("vit").add(methods.Prompt(init=init, init_ids=(1,), label_ids=((1,),)))
+
+
+def test_flops_of_lora_on_all_linears_are_at_most_seven_tenths_of_full():
+  sizes = {"hidden_size": 768, "num_attention_heads": 12, "image_size": 112, "patch_size": 16}
+  for family in FAMILIES:
+    wide = {**sizes, **({"intermediate_size": 3072} if family in ("vit", "deit") else {"mlp_ratio": 4})}
+    found = [_flops(family, method, wide) for method in (methods.LoRA(rank=8, targets="all-linear"), methods.Full())]
+    assert found[0] <= 0.70 * found[1], (family, found[0] / found[1])
+
+
+def _flops(family, method, sizes):
+  config = {**SIZES, **FAMILIES[family], **sizes}
+  model = from_config(config, task="image_classification", num_labels=5).add(method, jax.random.key(0))
+  inputs = {"pixel_values": jax.ShapeDtypeStruct((4, 3, 112, 112), jnp.float32)}
+
+  def gradient(flat, rest, inputs):
+    return jax.grad(lambda leaves: jnp.sum(model.forward(masks.unflatten({**rest, **leaves}), inputs)["logits"]))(flat)
+
+  return count_flops(gradient, bases.trainable(model), bases.rest_of(model), inputs)

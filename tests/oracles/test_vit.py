@@ -1,0 +1,149 @@
+"""ViT, DeiT and DINOv2 against transformers on torch: outputs, states, gradients, other sizes, and the way back."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+
+import peftjax
+from peftjax import loading
+from peftjax.models import writing
+from peftjax.models.family import module_key
+from peftjax.models.layers import Runtime
+from peftjax.models.resampling import matrix
+from tests.oracles import vision
+
+CLASSES = {
+  "vit": ("ViTForImageClassification", {"qkv_bias": False}),
+  "vit-bare": ("ViTModel", {"pooler_output_size": 7, "pooler_act": "relu"}),
+  "deit": ("DeiTForImageClassification", {}),
+  "deit-bare": ("DeiTModel", {}),
+  "deit-teacher": ("DeiTForImageClassificationWithTeacher", {"hidden_act": "quick_gelu"}),
+  "dinov2": ("Dinov2ForImageClassification", {"head_dim": 5}),
+  "dinov2-bare": ("Dinov2Model", {"use_mask_token": False}),
+  "dinov2-swiglu": ("Dinov2ForImageClassification", {"use_swiglu_ffn": True}),
+  "registers": ("Dinov2WithRegistersForImageClassification", {}),
+  "registers-bare": ("Dinov2WithRegistersModel", {"use_swiglu_ffn": True}),
+}
+
+
+def assert_close(ours, theirs, tolerance=1e-5):
+  theirs = theirs.detach().numpy() if isinstance(theirs, torch.Tensor) else theirs
+  np.testing.assert_allclose(np.asarray(ours), theirs, rtol=tolerance, atol=tolerance * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_outputs_and_all_hidden_states(name):
+  class_name, sizes = CLASSES[name]
+  reference, folder = vision.model(class_name, **sizes)
+  ours = loading.load(folder, runtime=Runtime(output_hidden_states=True))
+  assert ours.architecture == class_name
+  for height, width in ((15, 15), (21, 18), (10, 13)):  # as learned, larger, smaller with pixels left over
+    pictures = vision.pixels(height, width)
+    with torch.no_grad():
+      expected = vision.outputs(reference, pictures, output_hidden_states=True)
+    found = ours(pixel_values=pictures)
+    assert set(expected.keys()) <= set(found)
+    assert len(found["hidden_states"]) == len(expected.hidden_states) == 4
+    for mine, theirs in zip(found["hidden_states"], expected.hidden_states):
+      assert_close(mine, theirs)
+    for key in expected.keys() - {"hidden_states"}:
+      assert_close(found[key], expected[key])
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_gradients(name):
+  class_name, sizes = CLASSES[name]
+  reference, folder = vision.model(class_name, **sizes)
+  ours, pictures = peftjax.load(folder), vision.pixels(18, 12)
+  key = "logits" if "logits" in ours(pixel_values=pictures) else "last_hidden_state"
+
+  def loss(params):
+    return (ours.forward(params, {"pixel_values": pictures})[key] ** 2).sum()
+
+  found = writing.to_checkpoint(ours.family, jax.grad(loss)(ours.params), ours.stacks)
+  reference.zero_grad()
+  (vision.outputs(reference, pictures)[key] ** 2).sum().backward()
+  theirs = {name: one.grad for name, one in reference.named_parameters() if one.grad is not None}
+  largest = max(float(one.abs().max()) for one in theirs.values())
+  for name, gradient in found.items():
+    module, _, leaf = name.rpartition(".")
+    if module.endswith("weights_in"):  # one matrix in checkpoints, two modules in transformers
+      expected = torch.cat([theirs[f"{module[:-10]}{part}_proj.{leaf}"] for part in ("gate", "up")])
+    else:
+      renamed = f"{module_key(ours.family, module)}.{leaf}" if module else leaf
+      expected = theirs.get(renamed.replace("weights_out", "down_proj"))
+    if expected is None:  # what torch never reads: the mask token, and a pooler beside the states
+      assert not np.any(gradient), name
+    else:
+      atol = 1e-5 * max(float(expected.abs().max()), 0.01 * largest)  # a key's bias has none but rounding
+      np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=atol, err_msg=name)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_saved_models_load_in_transformers(name, tmp_path):
+  class_name, sizes = CLASSES[name]
+  reference, folder = vision.model(class_name, **sizes)
+  peftjax.load(folder).save(tmp_path / "saved")
+  again, report = getattr(transformers, class_name).from_pretrained(tmp_path / "saved", output_loading_info=True)
+  assert not report["missing_keys"]
+  assert not report["unexpected_keys"]
+  for (name, mine), (_, theirs) in zip(again.state_dict().items(), reference.state_dict().items()):
+    assert torch.equal(mine, theirs), name
+  before, after = (json.loads((path / "config.json").read_text()) for path in (folder, tmp_path / "saved"))
+  assert before == after
+
+
+def test_masked_patches():
+  reference, folder = vision.model("Dinov2Model")
+  pictures = vision.pixels()
+  hidden = np.random.default_rng(1).random((2, 25)) < 0.4
+  expected = reference(torch.tensor(pictures), bool_masked_pos=torch.tensor(hidden))
+  assert_close(
+    peftjax.load(folder)(pixel_values=pictures, bool_masked_pos=hidden)["last_hidden_state"], expected.last_hidden_state
+  )
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize(("new", "old"), [(3, 7), (16, 37), (11, 4), (5, 5), (1, 6), (9, 1)])
+def test_the_resampling_matrix_is_torchs(new, old, antialias):
+  samples = torch.eye(old)[None, :, :, None].repeat(1, 1, 1, old)  # each old row alone
+  expected = torch.nn.functional.interpolate(samples, size=(new, old), mode="bicubic", antialias=antialias)
+  assert_close(matrix(new, old, antialias).T, expected[0, :, :, 0], 1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+def test_random_configs(seed):
+  random = np.random.default_rng(seed)
+  heads, patch = int(random.integers(1, 5)), int(random.integers(1, 6))
+  classes = [*CLASSES.values()]
+  class_name, _ = classes[random.integers(len(classes))]
+  sizes = {
+    "hidden_size": heads * int(random.choice([1, 3, 4, 7])) + int(random.integers(2)),
+    "num_attention_heads": heads,
+    "num_hidden_layers": int(random.integers(1, 4)),
+    "patch_size": patch,
+    "image_size": patch * int(random.integers(1, 6)) + int(random.integers(patch)),
+    "num_channels": int(random.integers(1, 5)),
+    "hidden_act": str(random.choice(["gelu", "relu", "gelu_new", "silu"])),
+    "layer_norm_eps": float(random.choice([1e-12, 1e-5])),
+    "qkv_bias": bool(random.random() < 0.5),
+  }
+  if class_name.startswith("Dinov2"):
+    sizes |= {"use_swiglu_ffn": bool(random.random() < 0.5), "mlp_ratio": int(random.integers(1, 5))}
+  else:
+    sizes["intermediate_size"] = int(random.integers(1, 40))
+  reference, folder = vision.model(class_name, **sizes)
+  side = sizes["image_size"] if random.random() < 0.5 else sizes["image_size"] + 2 * patch
+  pictures = vision.pixels(side, side, channels=sizes["num_channels"])
+  with torch.no_grad():
+    expected = vision.outputs(reference, pictures)
+  found = peftjax.load(folder)(pixel_values=pictures)
+  for key in expected.keys():
+    assert_close(found[key], expected[key])

@@ -1,0 +1,96 @@
+"""A classifier of pictures from the command line: trained, drawn, resumed to the same bytes, and what is wrong said."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from peftjax import cli
+from peftjax import config as configs
+from peftjax.compare.dimensions.base import Trained
+from peftjax.compare.dimensions.confusion import measure, pictures
+from peftjax.train import loop
+from peftjax.train.watch import Watch
+from tests.data.pictures import coloured
+
+VIT = {
+  "model_type": "vit",
+  "architectures": ["ViTModel"],
+  "hidden_size": 16,
+  "num_hidden_layers": 2,
+  "num_attention_heads": 2,
+  "intermediate_size": 24,
+  "image_size": 12,
+  "patch_size": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  root = tmp_path_factory.mktemp("pictures")
+  (root / "vit").mkdir()
+  (root / "vit" / "config.json").write_text(json.dumps(VIT))
+  coloured(root / "data", {"train": 16, "val": 4, "test": 6})
+  return root
+
+
+def overrides(folder, *more):
+  return (
+    f"model.path={folder / 'vit'}",
+    "model.init=random",
+    f"data.name=folder:{folder / 'data'}",
+    "method.name=full",
+    "optim.learning_rate=3e-3",
+    "train.batch_size=12",
+    "train.steps=12",
+    "train.save_every=4",
+    "train.tensorboard=False",
+    "train.final_splits=('test',)",
+    *more,
+  )
+
+
+MIXED = ("input.crop=0.5", "input.flip=True", "input.rand_augment=1", "input.mixup=0.2")
+
+
+def test_a_run_learns_colours_draws_what_it_found_and_goes_on_where_it_died(folder, tmp_path, monkeypatch):
+  whole, parts = tmp_path / "whole", tmp_path / "parts"
+  config = configs.load("", overrides(folder, *MIXED))
+  summary = loop.train(config, whole)
+  assert summary["metrics"]["test"]["accuracy"] > 0.8 and summary["main_metric"] == "accuracy"
+  for name, least in (("examples", 100), ("confusion", 200)):
+    assert min(Image.open(whole / f"{name}-test.png").size) > least
+
+  with np.load(whole / "predictions-test.npz") as rows:
+    matrix = measure(Trained(config, whole, summary, {"split": "test"}))
+    assert np.trace(np.array(matrix["matrix"])) == rows["correct"].sum() and len(matrix["pictures"]) == 12
+  assert pictures(matrix["pictures"], narrow=True).get_axes()
+
+  plain = Watch.dispatched
+
+  def dying(self, step, *rest, **more):
+    if step == 7:
+      raise RuntimeError("died")
+    return plain(self, step, *rest, **more)
+
+  monkeypatch.setattr(Watch, "dispatched", dying)
+  with pytest.raises(RuntimeError, match="died"):
+    loop.train(config, parts)
+  monkeypatch.setattr(Watch, "dispatched", plain)
+  loop.train(config, parts)
+  for name in ("metrics.jsonl", "predictions-test.npz", "examples-test.png"):
+    assert (parts / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_a_truncated_picture_ends_the_run_in_one_line_with_its_file(folder, tmp_path, capsys):
+  coloured(tmp_path / "data", {"train": 4, "test": 2})
+  path = tmp_path / "data" / "train" / "red" / "2.png"
+  path.write_bytes(path.read_bytes()[:60])
+  given = [f"--config.{one}" for one in overrides(folder, f"data.name=folder:{tmp_path / 'data'}")]
+  assert cli.main(["train", f"--workdir={tmp_path / 'run'}", *given]) == 2
+  said = capsys.readouterr().err.strip().splitlines()[-1]
+  assert re.search(r"train/red/2.png: the image cannot be read", said)
