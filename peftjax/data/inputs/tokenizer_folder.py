@@ -7,9 +7,10 @@ decides where none of them names a class.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,19 @@ class Settings:
     return found
 
 
+@contextlib.contextmanager
+def refusing(what: str) -> Iterator[None]:
+  """Makes one line of what the library raises: bare `Exception`s, and its panics, which are no `Exception`s."""
+  try:
+    yield
+  except UserError:
+    raise
+  except BaseException as error:
+    if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+      raise UserError(f"{what}: {error}") from None
+    raise
+
+
 def read_tokenizer(folder: str | Path) -> TokenizerFolder:
   """The tokenizer of a model folder.
 
@@ -213,14 +227,10 @@ def read_tokenizer(folder: str | Path) -> TokenizerFolder:
   folder = Path(folder)
   settings = Settings(folder)
   made = BUILT[settings.kind]
-  try:
+  with refusing(f"the tokenizer files in {folder} are damaged"):
     fast, truncation = _built(settings)
     _add_tokens(fast, settings)
     _set_post_processor(fast, settings)
-  except UserError:
-    raise
-  except Exception as error:  # the library raises bare Exception
-    raise UserError(f"the tokenizer files in {folder} are damaged: {error}") from None
   inputs = settings.names("model_input_names", ("token_type_ids",) if made.gives_type_ids else ())
   return TokenizerFolder(
     fast=fast,

@@ -12,7 +12,7 @@ import numpy as np
 import tokenizers
 
 from peftjax.data.inputs.base import IGNORED
-from peftjax.data.inputs.tokenizer_folder import TokenizerFolder, read_tokenizer
+from peftjax.data.inputs.tokenizer_folder import TokenizerFolder, read_tokenizer, refusing
 from peftjax.errors import UserError
 
 
@@ -130,7 +130,8 @@ class Tokenizer:
 
   def decode(self, ids: Sequence[int]) -> str:
     """The text of some ids, special tokens left out."""
-    text: str = self._fast.decode(list(ids), skip_special_tokens=True)
+    with refusing("the tokenizer cannot decode tokens"):
+      text: str = self._fast.decode(list(ids), skip_special_tokens=True)
     return _without_odd_spaces(text) if self._made.cleans_up else text
 
   def _glues_words(self) -> bool:
@@ -141,10 +142,8 @@ class Tokenizer:
     return bool(apart.ids != joined.ids and spaced.ids[1:] == joined.ids[1:])
 
   def _encodings(self, inputs: list[Any], **how: bool) -> list[Any]:
-    try:
+    with refusing("the tokenizer cannot encode a text"):  # such as an unknown word where it has no unknown token
       found: list[Any] = self._fast.encode_batch(inputs, **how)
-    except Exception as error:  # the library raises bare Exception, as for an unknown word without an unknown token
-      raise UserError(f"the tokenizer cannot encode a text: {error}") from None
     if self._embedded < self.size:
       beyond = next((index for one in found for index in one.ids if index >= self._embedded), None)
       if beyond is not None:

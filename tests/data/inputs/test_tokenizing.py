@@ -7,6 +7,7 @@ import pickle
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -132,3 +133,12 @@ def test_a_decoder_without_padding_fills_with_its_end(tmp_path):
   assert tokenizer.pad_id == 2
   assert not tokenizer.gives_type_ids
   assert tokenizer.encode(["xy<end>"]).ids[0].tolist() == [0, 1, 2]
+
+
+def test_a_pattern_of_a_tokenizer_without_end_is_one_line(tmp_path):
+  """The library gives up and panics, which is no Exception."""
+  fast = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
+  fast.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex("((a+)+)+$"), "isolated")
+  fast.save(str(tmp_path / "tokenizer.json"))
+  with pytest.raises(UserError, match="the tokenizer cannot encode a text: .*retry-limit"):
+    load_tokenizer(tmp_path).encode(["a" * 40 + "!"])
