@@ -115,7 +115,7 @@ FULL = [  # what is written; function, which of its calls; the line; the checkpo
   ("the last checkpoint", "checkpoint:Checkpoints.save", 2, r"saving: .*the checkpoint of step 2 is whole", 2),
   ("a manifest", "manifest:write", 2, r"saving: .*the checkpoint of step 2 is whole", 2),
   ("predictions", "evaluators.predict:save_rows", 1, r"cannot write .*predictions-validation\.npz", 4),
-  ("the summary", "summary:write_text", 1, r"cannot write .*summary\.json", 4),
+  ("the summary", "session:write_text", 1, r"cannot write .*summary\.json", 4),
 ]
 
 
