@@ -199,7 +199,7 @@ FIELDS: dict[str, Field] = {
   "compare.search.sizes": Field(
     "largest", "of compare.sizes that settings are searched at", choices=("largest", "each")
   ),
-  "compare.search.trials": Field(6, "settings of each row", least=1, most=10_000),
+  "compare.search.trials": Field(6, "times the number of seeds: runs of each row", least=1, most=10_000),
   "compare.search.factor": Field(10**0.5, "between neighbouring learning rates", above=1),
   "compare.search.split": Field("validation", "what the search is decided on", filled=True),
   "compare.timing_rounds": Field(
