@@ -40,6 +40,28 @@ CONFIGS = {
     {**LAYERS, "ffn_dim": 28, "num_hidden_layers": 2, "max_position_embeddings": 40, "word_embed_proj_dim": 12},
     "embed_tokens",
   ),
+  **{
+    name: (kind, {**LLAMA, **more, "tie_word_embeddings": True}, "embed_tokens")
+    for name, kind, more in (
+      ("gemma", transformers.GemmaConfig, {}),
+      ("gemma3_text", transformers.Gemma3TextConfig, {"query_pre_attn_scalar": 4}),
+      ("mistral", transformers.MistralConfig, {}),
+      ("mixtral", transformers.MixtralConfig, {"num_local_experts": 3}),
+      ("qwen2", transformers.Qwen2Config, {}),
+      ("qwen3", transformers.Qwen3Config, {}),
+      (
+        "qwen3_moe",
+        transformers.Qwen3MoeConfig,
+        {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 12},
+      ),
+    )
+  },
+  "gpt_neox": (
+    transformers.GPTNeoXConfig,
+    {**LAYERS, "intermediate_size": 28, "num_hidden_layers": 2, "rotary_pct": 0.5, "tie_word_embeddings": True},
+    "embed_in",
+  ),
+  "mt5": (transformers.MT5Config, T5, "shared"),
   "t5": (transformers.T5Config, T5, "shared"),
   "t5-v1.1": (
     transformers.T5Config,
@@ -50,21 +72,29 @@ CONFIGS = {
 IDS = token_ids(2, 9)
 
 
+def is_t5(name: str) -> bool:
+  return "t5" in name
+
+
+def output_of(name: str) -> str:
+  return "embed_out" if name == "gpt_neox" else "lm_head"
+
+
 @functools.cache
 def saved(name: str) -> Path:
   """A random model's folder; other families than T5 without the dropout of their configs, which is off anyway."""
   kind, settings, _ = CONFIGS[name]
   folder = Path(tempfile.mkdtemp(prefix="tied-"))
-  random_model(kind(**settings), "Seq2SeqLM" if name.startswith("t5") else "CausalLM").save_pretrained(folder)
+  random_model(kind(**settings), "Seq2SeqLM" if is_t5(name) else "CausalLM").save_pretrained(folder)
   return folder
 
 
 def inputs(name: str) -> dict[str, np.ndarray]:
-  return {"input_ids": IDS, **({"decoder_input_ids": IDS[:, :5]} if name.startswith("t5") else {})}
+  return {"input_ids": IDS, **({"decoder_input_ids": IDS[:, :5]} if is_t5(name) else {})}
 
 
 def in_torch(name: str, folder: Path):
-  kind = transformers.AutoModelForSeq2SeqLM if name.startswith("t5") else transformers.AutoModelForCausalLM
+  kind = transformers.AutoModelForSeq2SeqLM if is_t5(name) else transformers.AutoModelForCausalLM
   model, report = kind.from_pretrained(folder, attn_implementation="eager", output_loading_info=True)
   assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
   return run_theirs(model.eval(), **inputs(name)).logits
@@ -72,12 +102,12 @@ def in_torch(name: str, folder: Path):
 
 def on_table(name: str):
   """Methods, and whether the merged model still has one table."""
-  table = CONFIGS[name][2]
+  table, output = CONFIGS[name][2], output_of(name)
   return {
     "embeddings": (LoRA(rank=3, alpha=5.0, targets=(table,)), False),
-    "output": (LoRA(rank=3, alpha=5.0, targets=("lm_head",)), False),
+    "output": (LoRA(rank=3, alpha=5.0, targets=(output,)), False),
     "both alike": (LoRA(rank=3, alpha=5.0, targets=(table,), ensure_weight_tying=True), True),
-    "each by itself": (LoRA(rank=3, alpha=5.0, targets=(table, "lm_head")), False),
+    "each by itself": (LoRA(rank=3, alpha=5.0, targets=(table, output)), False),
     "rows of both": (TrainableTokens(token_indices=(4, 9, 30)), True),
   }
 
@@ -132,7 +162,7 @@ def test_an_output_layer_in_the_files_counts_as_in_transformers(name: str, case:
   key = table_key(name)
 
   def edit(tensors):
-    tensors["lm_head.weight"] = tensors[key] * (0.5 if case == "differs" else 1.0)
+    tensors[f"{output_of(name)}.weight"] = tensors[key] * (0.5 if case == "differs" else 1.0)
     if case == "instead":
       del tensors[key]
 
