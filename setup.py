@@ -22,6 +22,7 @@ RUNTIME = [
   "numpy>=2.0",
   "optax>=0.2.5",
   "orbax-checkpoint>=0.12",
+  "pillow>=11",
   "qwix>=0.1.8",
   "rich>=13.7",
   "rouge-score>=0.1.2",

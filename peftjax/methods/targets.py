@@ -8,6 +8,7 @@ _QV = ("q_proj", "v_proj")
 _LLAMA_LIKE = ("llama", "mistral", "mixtral", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3")
 
 _DINOV2 = ("dinov2", "dinov2_with_registers")
+_CLIP = ("clip", "clip_vision_model")
 _VISION = ("vit", "deit", *_DINOV2)
 
 # Attention's query and value, or the fused projection that holds them.
@@ -23,6 +24,7 @@ ATTENTION: dict[str, Patterns] = {
   "mt5": ("q", "v"),
   **dict.fromkeys(_VISION, ("query", "value")),
   "whisper": _QV,
+  **dict.fromkeys(_CLIP, _QV),
   **dict.fromkeys(_LLAMA_LIKE, _QV),
 }
 
@@ -41,6 +43,7 @@ IA3: dict[str, tuple[str, ...]] = {
   "mixtral": ("k_proj", "v_proj", "w2"),
   **dict.fromkeys(("gemma", "gemma2", "gemma3_text", "qwen2", "qwen3"), ("q_proj", "v_proj", "down_proj")),
   **dict.fromkeys(("vit", "deit"), ("key", "value", "output.dense")),
+  **dict.fromkeys(_CLIP, ("k_proj", "v_proj", "fc2")),
   **dict.fromkeys(_DINOV2, ("key", "value", "*.mlp.*[2t]")),  # fc2, or of SwiGLU weights_out
 }
 
@@ -58,6 +61,7 @@ IA3_FEEDFORWARD: dict[str, tuple[str, ...]] = {
   "mixtral": ("w2",),
   **dict.fromkeys(("llama", "mistral", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3"), ("down_proj",)),
   **dict.fromkeys(("vit", "deit"), ("output.dense",)),
+  **dict.fromkeys(_CLIP, ("fc2",)),
   **dict.fromkeys(_DINOV2, ("*.mlp.*[2t]",)),
 }
 
@@ -78,6 +82,7 @@ VALUES: dict[str, tuple[str, ...]] = {
   "opt": ("v_proj",),
   **dict.fromkeys(_LLAMA_LIKE, ("v_proj",)),
   **dict.fromkeys(_VISION, ("value",)),
+  **dict.fromkeys(_CLIP, ("v_proj",)),
 }
 
 # Normalisations that HF PEFT's LN tuning trains; where an architecture is not listed, all of them.

@@ -349,7 +349,7 @@ class ViTModel(nn.Module, HasSites):
     return {**outputs, "pooler_output": self.pooler(hidden)} if self.add_pooling_layer else outputs
 
 
-def check_pixels(pixel_values: Any, config: ViTConfig) -> None:
+def check_pixels(pixel_values: Any, config: Any) -> None:
   """Raises `UserError` unless images are [B, channels, H, W] and hold a patch."""
   shape = tuple(pixel_values.shape)
   rows, columns = config.patch_size

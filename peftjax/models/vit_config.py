@@ -165,10 +165,15 @@ def parse(hf_config: Mapping[str, Any]) -> ViTConfig:
   config = ViTConfig(**fields_for(given, ViTConfig), model_type=model_type)
   activation(config.hidden_act)
   activation(config.pooler_act)
-  rows, columns = config.grid
+  check_grid(config.image_size, config.patch_size)
+  return config
+
+
+def check_grid(image: Size, patch: Size) -> None:
+  """Raises a `UserError` unless an image holds a number of patches that can be."""
+  rows, columns = image[0] // patch[0], image[1] // patch[1]
   if not 1 <= rows * columns <= MOST_PATCHES:
     raise UserError(
-      f"config.json: image_size={list(config.image_size)} holds {rows} x {columns} patches of "
-      f"{list(config.patch_size)} pixels; expected 1 to {MOST_PATCHES}"
+      f"config.json: image_size={list(image)} holds {rows} x {columns} patches of {list(patch)} pixels; "
+      f"expected 1 to {MOST_PATCHES}"
     )
-  return config

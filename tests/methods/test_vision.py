@@ -23,6 +23,7 @@ FAMILIES = {
   "deit": {"model_type": "deit", "intermediate_size": 40},
   "dinov2": {"model_type": "dinov2", "mlp_ratio": 2},
   "registers": {"model_type": "dinov2_with_registers", "use_swiglu_ffn": True},
+  "clip": {"model_type": "clip_vision_model", "intermediate_size": 40},
 }
 SIZES = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 12, "patch_size": 4}
 SETTINGS = {**matrix.SETTINGS, "vpt_deep": {"num_virtual_tokens": 3, "deep": True}}
@@ -35,9 +36,14 @@ def make(name):
   return methods.Prompt(**SETTINGS[name]) if name == "vpt_deep" else matrix.make(name, SETTINGS.get(name, {}))
 
 
+def fitting(family, name):
+  """The method; the pattern that `patterns` trains is a module's name."""
+  return methods.Patterns(train=("q_proj",)) if (family, name) == ("clip", "patterns") else make(name)
+
+
 @functools.cache
-def base(family, **sizes):
-  config = {**SIZES, **FAMILIES[family], **sizes}
+def base(family):
+  config = {**SIZES, **FAMILIES[family]}
   return initialise(from_config(config, task="image_classification", num_labels=5), jax.random.key(0))
 
 
@@ -49,7 +55,7 @@ def moved(model):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_method_acts_and_every_leaf_of_it_has_a_gradient(family, name):
-  model = moved(base(family).add(make(name), jax.random.key(1)))
+  model = moved(base(family).add(fitting(family, name), jax.random.key(1)))
   trainable, frozen = masks.partition(model.params, model.labels())
 
   def loss(leaves):
@@ -60,9 +66,11 @@ def test_a_method_acts_and_every_leaf_of_it_has_a_gradient(family, name):
   plain = base(family)(pixel_values=PIXELS)
   assert {key: one.shape for key, one in outputs.items()} == {key: one.shape for key, one in plain.items()}
   assert np.abs(outputs["logits"] - plain["logits"]).max() > 1e-6
+  # The base has leaves that no logit depends on: the mask token, keys' biases, which softmax does not see, and the
+  # normalisation of CLIP's class token, of which its classifier reads nothing.
+  unread = ("mask_token", "key.bias", "k_proj.bias", "post_layernorm.scale", "post_layernorm.bias")
   for path, gradient in masks.flatten(gradients).items():
-    # The base has leaves that no output depends on: the mask token, and keys' biases, which softmax does not see.
-    assert path.endswith(("mask_token", "key.bias")) or np.abs(gradient).max() > 1e-9, path
+    assert path.endswith(unread) or np.abs(gradient).max() > 1e-9, path
 
 
 @pytest.mark.parametrize(("name", "why"), WITHOUT.items())
@@ -106,7 +114,7 @@ def test_visual_prompts_start_from_no_text(init):
 def test_flops_of_lora_on_all_linears_are_at_most_seven_tenths_of_full():
   sizes = {"hidden_size": 768, "num_attention_heads": 12, "image_size": 112, "patch_size": 16}
   for family in FAMILIES:
-    wide = {**sizes, **({"intermediate_size": 3072} if family in ("vit", "deit") else {"mlp_ratio": 4})}
+    wide = {**sizes, **({"intermediate_size": 3072} if family in ("vit", "deit", "clip") else {"mlp_ratio": 4})}
     found = [_flops(family, method, wide) for method in (methods.LoRA(rank=8, targets="all-linear"), methods.Full())]
     assert found[0] <= 0.70 * found[1], (family, found[0] / found[1])
 

@@ -1,4 +1,4 @@
-"""ViT, DeiT and DINOv2 against transformers on torch: outputs, states, gradients, other sizes, and the way back."""
+"""ViT, DeiT, DINOv2 and CLIP's images against transformers on torch: outputs, states, gradients, and the way back."""
 
 from __future__ import annotations
 
@@ -28,6 +28,9 @@ CLASSES = {
   "dinov2-bare": ("Dinov2Model", {"use_mask_token": False}),
   "dinov2-swiglu": ("Dinov2ForImageClassification", {"use_swiglu_ffn": True}),
   "registers": ("Dinov2WithRegistersForImageClassification", {}),
+  "clip": ("CLIPForImageClassification", {}),
+  "clip-bare": ("CLIPVisionModel", {"hidden_act": "gelu"}),
+  "clip-projection": ("CLIPVisionModelWithProjection", {}),
   "registers-bare": ("Dinov2WithRegistersModel", {"use_swiglu_ffn": True}),
 }
 
@@ -147,3 +150,16 @@ def test_random_configs(seed):
   found = peftjax.load(folder)(pixel_values=pictures)
   for key in expected.keys():
     assert_close(found[key], expected[key])
+
+
+@pytest.mark.slow  # 90 MB to download
+def test_the_packaged_vision_transformer():
+  folder = loading.folder_of("packaged:dinov2-small-focus")
+  reference, report = transformers.Dinov2Model.from_pretrained(folder, output_loading_info=True)
+  assert not report["missing_keys"] and not report["unexpected_keys"]
+  ours = peftjax.load("packaged:dinov2-small-focus")
+  for height, width in ((98, 98), (126, 70)):
+    pictures = vision.pixels(height, width)
+    with torch.no_grad():
+      expected = reference.eval()(torch.tensor(pictures))
+    assert_close(ours(pixel_values=pictures)["last_hidden_state"], expected.last_hidden_state)

@@ -24,6 +24,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
   "DeiT": {"intermediate_size": 40},
   "Dinov2WithRegisters": {"mlp_ratio": 3, "num_register_tokens": 2},
   "Dinov2": {"mlp_ratio": 2},
+  "CLIPVision": {"intermediate_size": 40, "projection_dim": 7},
+  "CLIP": {"projection_dim": 7},
 }
 
 
@@ -31,7 +33,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
 def model(class_name: str, **sizes: Any) -> tuple[torch.nn.Module, Path]:
   """(torch model in evaluation mode with wide random weights, its folder)."""
   family = next(name for name in FAMILIES if class_name.startswith(name))
-  config = getattr(transformers, f"{family}Config")(**{**SIZES, **FAMILIES[family], **sizes})
+  given = {**SIZES, **FAMILIES[family], **sizes}
+  if family == "CLIP":  # both towers in one config
+    labels = given.pop("num_labels")
+    own = {"projection_dim": given.pop("projection_dim"), "num_labels": labels}
+    given = {"vision_config": {**given, "intermediate_size": 40}, "text_config": {"num_hidden_layers": 1}, **own}
+  config = getattr(transformers, f"{family}Config")(**given)
   torch.manual_seed(0)
   made = getattr(transformers, class_name)(config).eval()
   for name, parameter in made.named_parameters():

@@ -44,7 +44,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
   "CLIP": _SHORTEST,
 }
 # config.json's model_type -> class, where there is no preprocessor_config.json
-OF_MODEL = {"vit": "ViT", "deit": "DeiT", "dinov2": "Bit", "dinov2_with_registers": "Bit", "clip": "CLIP"}
+OF_MODEL = {"vit": "ViT", "deit": "DeiT", "dinov2": "Bit", "dinov2_with_registers": "Bit", "clip": "CLIP",
+            "clip_vision_model": "CLIP"}  # fmt: skip
 _ENDINGS = ("ImageProcessorFast", "ImageProcessorPil", "ImageProcessor", "FeatureExtractor")
 # What asks for something else than is computed here.
 _REFUSED = ("do_pad", "do_color_quantize", "do_reduce_labels", "do_flip_channel_order", "use_square_size")
