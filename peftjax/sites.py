@@ -66,48 +66,54 @@ class Stream:
 class Folding:
   """How a linear map over several axes reads as a matrix: x [..., in], W [in, out], y [..., out].
 
-  Methods see the matrix; the module sees its own axes. Of a transposed convolution the kernel alone is turned.
+  Methods see the matrix; the module sees its own axes. Of a convolution the kernel alone is turned.
 
   Attributes:
     x: axes of the input that are summed over; counted from the last, but for those before an ellipsis.
     y: axes of the output that the kernel makes.
-    kernel: the permutation that puts the kernel's summed axes first and those of the output last.
+    kernel: the permutation that puts the kernel's summed axes first and those of the output last; without the axis of
+      experts, which leads.
     shape: of the kernel's axes in that order.
+    experts: (axis of the input, axis of the output) that the kernel's first axis goes along, one matrix for each place
+      on it; x [..., E, in], W [E, in, out], y [..., E, out] then. None: one matrix.
   """
 
   x: tuple[int, ...]
   y: tuple[int, ...]
   kernel: tuple[int, ...]
   shape: tuple[int, ...]
+  experts: tuple[int, int] | None = None
 
   def fold_x(self, x: jax.Array) -> jax.Array:
     """[..., in] of an input."""
-    return _gathered(x, self.x)
+    return _gathered(x, self.x, self.experts and self.experts[0])
 
   def unfold_x(self, x: jax.Array) -> jax.Array:
     """The input that [..., in] stands for."""
-    return _spread(x, self.x, self.shape[: len(self.x)])
+    return _spread(x, self.x, self.shape[: len(self.x)], self.experts and self.experts[0])
 
   def fold_y(self, y: jax.Array) -> jax.Array:
     """[..., out] of an output."""
-    return _gathered(y, self.y)
+    return _gathered(y, self.y, self.experts and self.experts[1])
 
   def unfold_y(self, y: jax.Array) -> jax.Array:
     """The output that [..., out] stands for."""
-    return _spread(y, self.y, self.shape[len(self.shape) - len(self.y) :])
+    return _spread(y, self.y, self.shape[len(self.shape) - len(self.y) :], self.experts and self.experts[1])
 
 
-def _gathered(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+def _gathered(x: jax.Array, axes: tuple[int, ...], experts: int | None) -> jax.Array:
   if not axes:
     return x
-  moved = jnp.moveaxis(x, axes, range(-len(axes), 0))
+  first = () if experts is None else (experts,)
+  moved = jnp.moveaxis(x, (*first, *axes), range(-len(axes) - len(first), 0))
   return moved.reshape(*moved.shape[: -len(axes)], math.prod(moved.shape[-len(axes) :]))
 
 
-def _spread(x: jax.Array, axes: tuple[int, ...], sizes: tuple[int, ...]) -> jax.Array:
+def _spread(x: jax.Array, axes: tuple[int, ...], sizes: tuple[int, ...], experts: int | None) -> jax.Array:
   if not axes:
     return x
-  return jnp.moveaxis(x.reshape(*x.shape[:-1], *sizes), range(-len(axes), 0), axes)
+  first = () if experts is None else (experts,)
+  return jnp.moveaxis(x.reshape(*x.shape[:-1], *sizes), range(-len(axes) - len(first), 0), (*first, *axes))
 
 
 class View(Protocol):
@@ -162,8 +168,9 @@ class Site:
     names: Hugging Face's dotted module name, one for each layer of the stack (one alone if not stacked).
     stack: leading axes of the stored leaves: (), (layers,) or, for experts, (layers, experts); `names` runs over them
       in row-major order.
-    shape: of one layer: linear (in, out); conv (*window, in, out); embedding and unembedding (vocabulary, features);
-      norm (features,); attention (query heads, key heads, head size); sublayer, block and model (hidden,).
+    shape: of one layer and one expert: linear (in, out); conv (*window, in of a group, out), or (in · window, out)
+      where methods see a matrix; embedding and unembedding (vocabulary, features); norm (features,); attention (query
+      heads, key heads, head size); sublayer, block and model (hidden,).
     dtype: of the base's leaves.
     has_bias: whether the base module has a bias.
     base_path: the module whose leaves `create` sees as the base's: its own, and the word embeddings' for a model.
@@ -173,6 +180,11 @@ class Site:
     example: a call of it, of sites whose input and output are one array each; None where none was traced.
     places: of a site in a user's own function, where its leaves stand; () where they are the module's.
     in_weights: why methods act on the weight itself and not on what goes in and comes out; "" if they do not.
+    window: of a convolution: the sizes of its kernel along space or time.
+    groups: of a convolution: the parts of its channels that are convolved apart.
+    transposed: of a convolution: whether it is one from outputs to inputs.
+    experts: matrices that one call uses, each for its share of the input; leaves have them as first axis behind the
+      stack's. 0: one matrix, without that axis.
   """
 
   path: tuple[str, ...]
@@ -190,6 +202,10 @@ class Site:
   example: Example | None = dataclasses.field(default=None, compare=False, repr=False)
   places: tuple[Place, ...] = ()
   in_weights: str = ""
+  window: tuple[int, ...] = ()
+  groups: int = 1
+  transposed: bool = False
+  experts: int = 0
 
   @property
   def leaf_path(self) -> tuple[str, ...]:
@@ -233,28 +249,49 @@ class Site:
       function = jax.vmap(function)
     return function
 
+  @property
+  def lead(self) -> tuple[int, ...]:
+    """The axes of the site's own leaves before those of one matrix: the stack's and the experts'."""
+    return (*self.stack, *((self.experts,) if self.experts else ()))
+
+  def as_matrix(self) -> Site:
+    """The site of a convolution, its kernel a matrix [in · window, out] ordered as torch's [out, in, *window]."""
+    *window, source, target = self.shape
+    order = (len(window), *range(len(window)), len(window) + 1)
+    return dataclasses.replace(
+      self,
+      shape=(math.prod(self.shape[:-1]), target),
+      folding=Folding((), (), order, (source, *window, target)),
+    )
+
   def fold(self, leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """The module's leaves of one layer as methods see them: a kernel of `shape`, a bias [out]."""
+    """The module's leaves of one layer as methods see them: a kernel of `shape`, a bias [out]; of experts one each."""
     if self.folding is None:
       return dict(leaves)
-    found = dict(leaves)
+    found, lead = dict(leaves), (self.experts,) if self.experts else ()
     if "kernel" in found:
-      found["kernel"] = found["kernel"].transpose(self.folding.kernel).reshape(self.shape)
+      found["kernel"] = found["kernel"].transpose(self._order(self.folding.kernel)).reshape(*lead, *self.shape)
     if "bias" in found:
-      found["bias"] = found["bias"].reshape(-1)
+      found["bias"] = found["bias"].reshape(*lead, -1)
     return found
 
   def unfold(self, leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `fold`; a transposed convolution's kernel may have another number of features."""
+    """The inverse of `fold`; the kernel of a convolution may have another number of features."""
     if self.folding is None:
       return dict(leaves)
-    found = dict(leaves)
+    found, lead = dict(leaves), (self.experts,) if self.experts else ()
     if "kernel" in found:
-      spread = found["kernel"].reshape(self.folding.shape) if self.folding.x else found["kernel"]
-      found["kernel"] = spread.transpose(np.argsort(self.folding.kernel))
+      *sizes, last = self.folding.shape
+      features = found["kernel"].shape[-1] if not self.folding.x else last
+      spread = found["kernel"].reshape(*lead, *sizes, features)
+      found["kernel"] = spread.transpose(self._order(np.argsort(self.folding.kernel)))
     if "bias" in found and self.folding.y:
-      found["bias"] = found["bias"].reshape(self.folding.shape[len(self.folding.x) :])
+      found["bias"] = found["bias"].reshape(*lead, *self.folding.shape[len(self.folding.x) :])
     return found
+
+  def _order(self, axes: Any) -> tuple[int, ...]:
+    """A permutation of one matrix's axes, behind that of experts."""
+    return (0, *(axis + 1 for axis in axes)) if self.experts else tuple(axes)
 
   @property
   def name(self) -> str:

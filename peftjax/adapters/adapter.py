@@ -94,7 +94,8 @@ def _with_output(base: Model, adapter: Adapter) -> Model:
 
 
 def _fits(base: Model, adapter: Adapter) -> bool:
-  known = {(site.path, site.method, site.stack, site.shape) for site in base.sites}
+  sites = [*base.sites, *(site.as_matrix() for site in base.sites if site.kind == "conv")]
+  known = {(site.path, site.method, site.stack, site.shape) for site in sites}
   return all(
     (site.path, site.method, site.stack, site.shape) in known for one in adapter.bound for site in one.sites
   ) and all(path in masks.flatten(base.params) for path in adapter.along)

@@ -84,8 +84,8 @@ def from_deltas(
       leaves, errors[table], ranks[table] = _decomposed(changes[table], site, rank, energy, clamp, table)
     else:
       leaves = {
-        "lora_a": jnp.zeros((*site.stack, site.shape[0], 1)),
-        "lora_b": jnp.zeros((*site.stack, 1, site.shape[1])),
+        "lora_a": jnp.zeros((*site.lead, *site.shape[:-1], 1)),
+        "lora_b": jnp.zeros((*site.lead, 1, site.shape[-1])),
       }
     found[path] = (site, leaves if bias is None else {**leaves, "lora_b_bias": bias})
   return Converted(lora_form.filled(base, found), errors, ranks)
@@ -116,13 +116,15 @@ def _decomposed(
   """(factors, error of each layer, rank of each layer)."""
   features = site.shape[-1]
   change = site.mapped(lambda kernel: site.fold({"kernel": kernel})["kernel"])(change)
-  matrix = change.reshape(*site.stack, -1, features)
+  matrix = change.reshape(*site.lead, -1, features)
   limit = min(matrix.shape[-2:])
+  if site.groups > 1:
+    raise UserError(f"{path!r} changes, and the update of a LoRA mixes the {site.groups} groups of its convolution")
   if rank > limit:
     raise UserError(f"rank {rank} exceeds the {limit} singular values of {path!r}; {limit} is exact")
   u, s, vt = jnp.linalg.svd(matrix, full_matrices=False)
   if rank:
-    kept = np.full(site.stack, rank)
+    kept = np.full(site.lead, rank)
   else:
     sums = np.cumsum(np.square(np.asarray(s, np.float64)), axis=-1)
     kept = np.minimum((sums < energy * sums[..., -1:] * (1.0 - 1e-7)).sum(axis=-1) + 1, limit)
@@ -133,7 +135,7 @@ def _decomposed(
     a, b = site.mapped(functools.partial(_clamped, quantile=clamp))(a, b)
   norm = jnp.linalg.norm(matrix, axis=(-2, -1))
   error = jnp.linalg.norm(matrix - a @ b, axis=(-2, -1)) / jnp.where(norm > 0, norm, 1.0)
-  a = a.reshape(*site.stack, *site.shape[:-1], most)
+  a = a.reshape(*site.lead, *site.shape[:-1], most)
   return {"lora_a": a, "lora_b": b}, np.asarray(error), kept
 
 

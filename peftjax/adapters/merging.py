@@ -24,6 +24,7 @@ from peftjax.errors import UserError
 from peftjax.methods import BOFT, HRA, IA3, OFT, HiRA, MiSS, RoAd
 from peftjax.methods.base import Leaves, Method
 from peftjax.methods.bound import Bound
+from peftjax.methods.experts import OverExperts
 from peftjax.quantize_model import dequantize_leaves
 from peftjax.sites import Site
 from peftjax.vocabulary import OUTPUT, output_path, tied_site, untied
@@ -165,7 +166,8 @@ def _turns_input(one: Bound, site: Site) -> bool:
   if one.scale != 1.0:
     return False  # it acts by its change of the weights
   method = one.method
-  return isinstance(method, OFT | HRA) or (isinstance(method, IA3) and bool(method.settings(site.names[0])))
+  turns = isinstance(method, OFT | HRA) and not method.acts_by_delta(site)
+  return turns or (isinstance(method, IA3) and bool(method.settings(site.names[0])))
 
 
 def _check_second(one: Bound, site: Site, shared: Leaves, own: Leaves, held: Leaves) -> None:
@@ -243,8 +245,11 @@ def _undone(one: Bound, site: Site, shared: Leaves, own: Leaves, after: Leaves) 
   if one.scale != 1.0:
     raise UserError(f"{method.name} cannot be taken out at a scale of {one.scale}: its change depends on the base")
   inverse = next(_INVERSES[kind] for kind in type(method).__mro__ if kind in _INVERSES)
-  result: Leaves = inverse(method, own, after, site)
-  return result
+
+  def back(own: Leaves, after: Leaves) -> Leaves:
+    return inverse(method, own, after, site)
+
+  return (jax.vmap(back) if site.experts else back)(own, after)
 
 
 def cannot_undo(method: Method) -> str:
@@ -256,7 +261,7 @@ def cannot_undo(method: Method) -> str:
 
 def _reads_base(method: Method, own: Leaves, base: Leaves, site: Site, shared: Leaves) -> bool:
   """Whether the change depends on the base's values, and not only on their shapes."""
-  whole = jax.make_jaxpr(lambda held: method.delta(own, held, site, shared))(base).jaxpr
+  whole = jax.make_jaxpr(lambda held: OverExperts(method).delta(own, held, site, shared))(base).jaxpr
   inputs = set(whole.invars)
   read = {one for equation in whole.eqns for one in equation.invars if not hasattr(one, "val")}
   return bool(inputs & (read | {one for one in whole.outvars if not hasattr(one, "val")}))

@@ -82,8 +82,12 @@ def config_of(model: Model, one: Bound, form: Format) -> Written:
       for key, field in form.fields.items()
       if field in getattr(method, "patterns", ())
     }
+  experts = _experts(one, form)
+  if experts:
+    config["target_parameters"] = sorted(f"{names[name]}.weight" for name in experts)
   if form.chooses_modules:
-    config |= _targets_in(config, method, set(names.values()), modules)
+    plain = {key for name, key in names.items() if name not in experts}
+    config |= _targets_in(config, method, plain, modules) if plain or not experts else {"target_modules": []}
   return Written({**config, **form.config_of(method, config, names, model.context)}, saved, biases, own)
 
 
@@ -92,6 +96,17 @@ def _respelled(entries: Mapping[str, Any], names: Mapping[str, str]) -> Config:
   found: Config = {}
   for pattern, value in entries.items():
     found |= {theirs: value for name, theirs in names.items() if ends_with(pattern, name) and theirs not in found}
+  return found
+
+
+def _experts(one: Bound, form: Format) -> set[str]:
+  """Names of the modules that hold a matrix for each expert, which PEFT targets as parameters."""
+  found = {name for site in one.sites if site.experts for name in site.names}
+  if found and "target_parameters" not in form.defaults:
+    raise UserError(f"PEFT has LoRA alone for experts, not {form.peft_type}; merge it and save the model")
+  for field in ("dropout", "lora_bias"):
+    if found and getattr(one.method, field, False):
+      raise UserError(f"PEFT's LoRA of experts has no {field}; merge it and save the model")
   return found
 
 

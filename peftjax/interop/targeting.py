@@ -21,14 +21,16 @@ def is_targeted(config: Mapping[str, Any], name: str) -> bool:
   """Whether PEFT puts an adapter on the module called `name`.
 
   Args:
-    config: adapter_config.json; `target_modules`, `exclude_modules`, `layers_to_transform`, `layers_pattern` and
-      `modules_to_save` are read.
+    config: adapter_config.json; `target_modules`, `exclude_modules`, `target_parameters`, `layers_to_transform`,
+      `layers_pattern` and `modules_to_save` are read.
   """
   exclude, targets = config.get("exclude_modules"), config.get("target_modules")
   if exclude and _names(exclude, name):
     return False
   if any(full_match(rf"(^|.*\.){entry}($|\..*)", name) for entry in config.get("modules_to_save") or ()):
     return False
+  if _names(config.get("target_parameters") or (), f"{name}.weight"):
+    return True
   if not targets or not _names(targets, name):
     return False
   layers = config.get("layers_to_transform")

@@ -9,6 +9,7 @@ import jax
 
 from peftjax.errors import UserError
 from peftjax.methods.base import Call, Leaves, Method
+from peftjax.methods.experts import OverExperts
 from peftjax.sites import Site
 
 
@@ -30,7 +31,7 @@ class Actor(Protocol):
     """The output, from the original input and the base's output."""
 
   def acts_by_delta(self, site: Site) -> bool:
-    """Whether the base's product is taken with `delta` added to its kernel."""
+    """Whether it acts by `delta` alone, in place of `before` and `after`."""
 
   def delta(self, leaves: Leaves, base: Leaves, site: Site, shared: Leaves) -> Leaves:
     """float32 changes of the base module's leaves, by name."""
@@ -80,19 +81,15 @@ class Scaled:
 
   def after(self, leaves: Leaves, x: Any, y: Any, site: Site, call: Call) -> Any:
     """y + f (after(x, y) - y)."""
-    if self.acts_by_delta(site):
-      held = {name: leaf for name in ("kernel", "bias") if (leaf := call.base(name)) is not None}
-      change = self.delta(leaves, held, site, call.shared).get("bias")  # the kernel's is in the product
-      return y if change is None else y + change.astype(y.dtype)
-    return interpolated(y, self.method.after(leaves, x, y, site, call), self.factor)
+    return interpolated(y, OverExperts(self.method).after(leaves, x, y, site, call), self.factor)
 
   def acts_by_delta(self, site: Site) -> bool:
-    """The method's, or that it changes a linear layer's input."""
-    return self.method.acts_by_delta(site) or (site.kind == "linear" and changes_input(self.method))
+    """The method's, or that it changes the input of a linear map or a convolution."""
+    return self.method.acts_by_delta(site) or (site.kind in ("linear", "conv") and changes_input(self.method))
 
   def delta(self, leaves: Leaves, base: Leaves, site: Site, shared: Leaves) -> Leaves:
     """f times the method's."""
-    changes = self.method.delta(leaves, base, site, shared)
+    changes = OverExperts(self.method).delta(leaves, base, site, shared)
     return {name: self.factor * change for name, change in changes.items()}
 
 

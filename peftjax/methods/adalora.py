@@ -51,6 +51,9 @@ class AdaLoRA(LinearMethod):
   """
 
   name: ClassVar[str] = "adalora"
+  kinds: ClassVar[tuple[str, ...]] = ("linear", "conv")
+  windows: ClassVar[tuple[int, ...]] = (2,)
+  grouped: ClassVar[bool] = False
   leaf_names: ClassVar[tuple[str, ...]] = _LEAVES
   learning_rate: ClassVar[float] = 1e-3
 
@@ -91,7 +94,7 @@ class AdaLoRA(LinearMethod):
 
   def after(self, leaves: Leaves, x: jax.Array, y: jax.Array, site: Site, call: Call) -> jax.Array:
     a, b, e = (leaves[name].astype(y.dtype) for name in _LEAVES)
-    return y + call.dropout(x.astype(y.dtype), self.dropout) @ a * (self._scale * e) @ b
+    return y + call.product(call.dropout(x.astype(y.dtype), self.dropout), a) * (self._scale * e) @ b
 
   def delta(self, leaves: Leaves, base: Leaves, site: Site, shared: Leaves) -> Leaves:
     del base, shared

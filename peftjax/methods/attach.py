@@ -14,6 +14,7 @@ from peftjax import masks
 from peftjax.errors import UserError
 from peftjax.methods.base import Leaves, Method
 from peftjax.methods.bound import Bound
+from peftjax.methods.experts import OverExperts
 from peftjax.quantize import dequantize, is_quantized
 from peftjax.sites import BASE_LEAVES, Site
 
@@ -76,10 +77,11 @@ def _put(flat: dict[str, Any], path: str, leaf: Any, dtype: Any) -> None:
 
 def _create_at(method: Method, site: Site, base: Leaves, key: jax.Array) -> Leaves:
   hashes = jnp.asarray([zlib.crc32(name.encode()) for name in site.names], jnp.uint32)
+  create = OverExperts(method).create
   if not site.stack:
-    return method.create(jax.random.fold_in(key, hashes[0]), site, _as_arrays(base, site))
+    return create(jax.random.fold_in(key, hashes[0]), site, _as_arrays(base, site))
   keys = jax.vmap(lambda one: jax.random.fold_in(key, one))(hashes).reshape(site.stack)
-  return site.mapped(lambda one, leaves: method.create(one, site.one(0), _as_arrays(leaves, site)))(keys, base)
+  return site.mapped(lambda one, leaves: create(one, site.one(0), _as_arrays(leaves, site)))(keys, base)
 
 
 def _as_arrays(base: Leaves, site: Site) -> Leaves:
@@ -108,6 +110,6 @@ def penalty(bound: Sequence[Bound], params: masks.Tree) -> jax.Array | float:
     for site in one.sites:
       prefix = ".".join(site.leaf_path)
       leaves = {name: flat[f"{prefix}.{name}"] for name in one.method.leaf_names if f"{prefix}.{name}" in flat}
-      each = functools.partial(one.method.penalty, site=site.one(0))
+      each = functools.partial(OverExperts(one.method).penalty, site=site.one(0))
       total += jnp.sum(site.mapped(jax.vmap(each) if one.is_stacked else each)(leaves))
   return total

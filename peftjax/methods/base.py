@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from peftjax import masks
@@ -89,6 +90,9 @@ class Call:
     key: a fresh key while training, None otherwise.
     rerun: (leaves, x) -> what the base gives for the input `x` with these leaves in place of its own, of a module that
       has a kernel, an embedding or a scale; without "bias" among them it has none. None: it can take no others.
+    product: (x, kernel) -> what a linear module or a convolution makes of x with this kernel in place of its own, and
+      without a bias; the kernel as the site has it, but for the number of features. Keywords are other settings of a
+      convolution.
     module: the Linen module, for methods on attention and model sites.
     notes: what the method's sites tell one another within one forward pass, such as the model site's attention mask.
   """
@@ -98,6 +102,7 @@ class Call:
   dropout: Callable[[jax.Array, float], jax.Array]
   key: Callable[[], Any] = lambda: None
   rerun: Callable[[Leaves, Any], Any] | None = None
+  product: Callable[..., jax.Array] = jnp.dot
   module: Any = None
   notes: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -111,6 +116,8 @@ class Method:
     kinds: the kinds of site it can act on; () for a mask alone.
     leaf_names: the leaves it adds that train, and `buffer_names` those that do not.
     learning_rate: default peak learning rate with AdamW.
+    windows: the numbers of axes that the windows of convolutions may have at which it acts; () for none.
+    grouped: it acts at convolutions of several groups, too.
     free: fields in which runs trained by one program may differ; see `free_leaves`.
     only_notes: `before` changes no input, and only notes what `after` needs.
   """
@@ -120,6 +127,8 @@ class Method:
   leaf_names: ClassVar[tuple[str, ...]] = ()
   buffer_names: ClassVar[tuple[str, ...]] = ()
   learning_rate: ClassVar[float] = 1e-3
+  windows: ClassVar[tuple[int, ...]] = ()
+  grouped: ClassVar[bool] = False
   free: ClassVar[tuple[str, ...]] = ()
   only_notes: ClassVar[bool] = False
 
@@ -203,7 +212,10 @@ class Method:
     return y
 
   def acts_by_delta(self, site: Site) -> bool:
-    """Whether the base's product is taken with `delta` added to its kernel, as no cheaper way exists; linear sites."""
+    """Whether it acts at a linear map or a convolution by `delta` alone, as no cheaper way exists.
+
+    The base's product is then taken with the change added to its kernel; `before` and `after` are not called.
+    """
     del site
     return False
 
@@ -291,6 +303,7 @@ class Targeted(Method):
       raise UserError(f"{self.name} has no default targets for model_type {context.model_type!r}; set targets=(...)")
     names = [name for site in self.candidates(context) for name in site.names]
     targets, exclude = context.spelled(targets, names), context.spelled(self.exclude, names)
+    self._check_convolutions(dataclasses.replace(method, targets=targets), context)
     if targets != masks.ALL_LINEAR:
       self._check_uses(targets, names, context)
       masks.match_table(targets, names, f"{self.name}.targets")
@@ -316,7 +329,38 @@ class Targeted(Method):
 
   def candidates(self, context: Context) -> list[Site]:
     """The sites of a kind that the method can act on."""
-    return [site for site in context.sites if site.kind in self.kinds]
+    return [
+      self.at_convolution(site) if site.kind == "conv" else site for site in context.sites if site.kind in self.kinds
+    ]
+
+  def at_convolution(self, site: Site) -> Site:
+    """The site of a convolution as the method sees it."""
+    return site
+
+  def _check_convolutions(self, method: Self, context: Context) -> None:
+    """Raises a `UserError` for a convolution that is targeted, and at which the method does not act."""
+    if "linear" not in self.kinds:
+      return
+    for site in context.sites:
+      chosen = [name for name in site.names if site.kind == "conv" and method.wants(name, site, context)]
+      if chosen and (reason := self.refuses(site)):
+        raise UserError(f"{self.name} cannot act on {chosen[0]!r}, {reason}; leave it out of targets, or exclude it")
+
+  def refuses(self, site: Site) -> str:
+    """Why it cannot act at the site of a convolution; "" if it can."""
+    what = f"a {'transposed ' if site.transposed else ''}convolution"
+    axes = f"of {len(site.window)} ax{'es' if len(site.window) > 1 else 'is'}"
+    if not self.windows:
+      return what
+    if site.places:  # in a user's own function
+      return "" if self.name == "lora" else f"{what} of a wrapped function; lora can"
+    if site.transposed:
+      return f"{what}; lora can" if self.name != "lora" else ""
+    if len(site.window) not in self.windows:
+      return f"{what} {axes}: it does at those of {' or '.join(map(str, self.windows))}, as in Hugging Face PEFT"
+    if site.groups > 1 and not self.grouped:
+      return f"{what} of {site.groups} groups"
+    return ""
 
   def select(self, context: Context) -> list[Site]:
     """The matched sites, in the model's order."""

@@ -3,7 +3,7 @@
     y = ((x B_m ... B_1) W) ⊙ s + b,  B_i = P_i diag(R_i1 ... R_id) P_iᵀ,  R = (I - S)(I + S)⁻¹,  S = (Z - Zᵀ) / 2
 
 x meets each butterfly factor as a permutation and small blocks. Z starts at zero and s at one, so the model starts as
-the base, bitwise.
+the base, bitwise. At a convolution the kernel is rotated, [in · window, out].
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ class BOFT(LinearMethod):
   """
 
   name: ClassVar[str] = "boft"
+  kinds: ClassVar[tuple[str, ...]] = ("linear", "conv")
+  windows: ClassVar[tuple[int, ...]] = (2,)
   leaf_names: ClassVar[tuple[str, ...]] = ("boft_r", "boft_s")
   learning_rate: ClassVar[float] = 1e-3
 
@@ -73,22 +75,37 @@ class BOFT(LinearMethod):
       "boft_s": jnp.ones(site.shape[1]),
     }
 
+  def acts_by_delta(self, site: Site) -> bool:
+    return site.kind == "conv" and self.dropout == 0.0
+
   def before(self, leaves: Leaves, x: jax.Array, site: Site, call: Call) -> jax.Array:
-    rotations = _rotations(leaves["boft_r"])
-    if self.dropout:
-      kept = dropout_mask(call, (*rotations.shape[:2], 1, 1), self.dropout)
-      rotations = kept * rotations + (1.0 - kept) * jnp.eye(rotations.shape[-1])
-    return self._rotate(x, rotations.astype(x.dtype), site)
+    return x if site.kind == "conv" else self._rotate(x, self._kept(leaves, call).astype(x.dtype), site)
 
   def after(self, leaves: Leaves, x: jax.Array, y: jax.Array, site: Site, call: Call) -> jax.Array:
+    if site.kind == "conv":
+      kernel = call.base("kernel")
+      change = self._changed(kernel, self._kept(leaves, call), leaves["boft_s"], site) - kernel
+      return y + call.product(x.astype(y.dtype), change.astype(y.dtype))
     bias = call.base("bias")
     product = y if bias is None else y - bias.astype(y.dtype)
     return y + product * (leaves["boft_s"] - 1.0).astype(y.dtype)
 
   def delta(self, leaves: Leaves, base: Leaves, site: Site, shared: Leaves) -> Leaves:
     del shared
-    rotation = self._rotate(jnp.eye(site.shape[0]), _rotations(leaves["boft_r"]), site)
-    return {"kernel": rotation @ base["kernel"] * leaves["boft_s"] - base["kernel"]}
+    return {
+      "kernel": self._changed(base["kernel"], _rotations(leaves["boft_r"]), leaves["boft_s"], site) - base["kernel"]
+    }
+
+  def _kept(self, leaves: Leaves, call: Call) -> jax.Array:
+    """The rotations, while training some of them the identity."""
+    rotations = _rotations(leaves["boft_r"])
+    if not self.dropout:
+      return rotations
+    kept = dropout_mask(call, (*rotations.shape[:2], 1, 1), self.dropout)
+    return kept * rotations + (1.0 - kept) * jnp.eye(rotations.shape[-1])
+
+  def _changed(self, kernel: jax.Array, rotations: jax.Array, scale: jax.Array, site: Site) -> jax.Array:
+    return self._rotate(jnp.eye(site.shape[0]), rotations, site) @ kernel * scale
 
   def _blocks(self, site: Site) -> tuple[int, int]:
     """(number, size)."""

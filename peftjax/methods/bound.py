@@ -13,6 +13,7 @@ from peftjax import masks
 from peftjax.errors import UserError
 from peftjax.methods.actors import Actor, Scaled
 from peftjax.methods.base import BIAS, Context, Method
+from peftjax.methods.experts import OverExperts
 from peftjax.methods.per_example import PerExample
 from peftjax.methods.stacked import Summed
 from peftjax.sites import Site
@@ -62,7 +63,7 @@ class Bound:
         raise UserError(f"the model holds {len(self.members)} adapters; say by adapter_ids which each example has")
       local = jnp.asarray(self.members)[jnp.maximum(adapter_ids, 0)]
       return PerExample(self.method, jnp.where(adapter_ids < 0, -1, local))
-    return self.method if self.scale == 1.0 else Scaled(self.method, self.scale)
+    return OverExperts(self.method) if self.scale == 1.0 else Scaled(self.method, self.scale)
 
   @property
   def is_stacked(self) -> bool:

@@ -78,8 +78,9 @@ def _site_of(context: Any, args: Any, kwargs: Any, stacks: Mapping[str, int]) ->
       folding = folding_of(module, arguments, shape)
     except NotAMatrix:
       return None
+  experts = 0
   if folding is not None and folding.x:
-    split = len(folding.x)
+    split, experts = len(folding.x), shape[0] if folding.experts is not None else 0
     shape = (math.prod(folding.shape[:split]), math.prod(folding.shape[split:]))
   elif folding is not None:
     shape = folding.shape
@@ -90,9 +91,11 @@ def _site_of(context: Any, args: Any, kwargs: Any, stacks: Mapping[str, int]) ->
   names = tuple(name[:-1] for name in masks.layer_names(below, stacks))
   stack = masks.stack_shape(below, stacks)
   example = _example(module, arguments) if kind in ARRAY_KINDS else None
-  site = Site(
-    module.path, method, kind, names, stack, shape, dtype, has_bias, module.path, folding=folding, example=example
-  )
+  site = Site(module.path, method, kind, names, stack, shape, dtype, has_bias, base_path=module.path, folding=folding,
+              experts=experts, example=example)  # fmt: skip
+  if isinstance(module, nn.Conv | nn.ConvTranspose):
+    groups, transposed = getattr(module, "feature_group_count", 1), isinstance(module, nn.ConvTranspose)
+    return dataclasses.replace(site, window=shape[:-2], groups=groups, transposed=transposed)
   if kind != "model":
     return site
   base_path = (*module.path, *module.embedding_path)

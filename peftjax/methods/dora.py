@@ -2,8 +2,8 @@
 
     y = x W' + b,  W' = m ⊙ (W + s·A B) / ‖W + s·A B‖        m: [out], the norm is of each output's column
 
-m starts as W's norms and B at zero, so the model starts as the base. The norm takes no gradient (section 4.3), and is
-never that of a formed matrix:
+Of a convolution the norm is that of all weights of an output channel. m starts as W's norms and B at zero, so the model
+starts as the base. The norm takes no gradient (section 4.3), and is never that of a formed matrix:
 
     ‖W + s·A B‖²_j = ‖W_j‖² + 2 s (Wᵀ A)_j · B_j + s² B_jᵀ (Aᵀ A) B_j        a thin product and an r×r Gram matrix
 
@@ -29,7 +29,8 @@ class DoRA(LoRA):
   """LoRA on the direction of each output's weights, with their magnitude learned apart."""
 
   name: ClassVar[str] = "dora"
-  kinds: ClassVar[tuple[str, ...]] = ("linear",)
+  kinds: ClassVar[tuple[str, ...]] = ("linear", "conv")
+  grouped: ClassVar[bool] = False
   leaf_names: ClassVar[tuple[str, ...]] = ("lora_a", "lora_b", "lora_magnitude")
   learning_rate: ClassVar[float] = 1e-3
 
@@ -40,7 +41,8 @@ class DoRA(LoRA):
 
   def create(self, key: jax.Array, site: Site, base: Leaves) -> Leaves:
     kernel = base["kernel"].astype(jnp.float32)
-    return {**super().create(key, site, base), "lora_magnitude": jnp.sqrt(jnp.sum(jnp.square(kernel), axis=0))}
+    magnitude = jnp.sqrt(jnp.sum(jnp.square(kernel), axis=tuple(range(kernel.ndim - 1))))
+    return {**super().create(key, site, base), "lora_magnitude": magnitude}
 
   def after(self, leaves: Leaves, x: jax.Array, y: jax.Array, site: Site, call: Call) -> jax.Array:
     kernel, bias = call.base("kernel"), call.base("bias")
@@ -58,10 +60,11 @@ class DoRA(LoRA):
     """‖W + s·A B‖ of each output, float32[out]."""
     a, b = leaves["lora_a"], leaves["lora_b"]
     if "lora_a_init" in leaves:
-      a = jnp.concatenate([a, leaves["lora_a_init"]], axis=1)
+      a = jnp.concatenate([a, leaves["lora_a_init"]], axis=-1)
       b = jnp.concatenate([b, -leaves["lora_b_init"]], axis=0)
     a, b = (jax.lax.stop_gradient(leaf.astype(jnp.float32)) for leaf in (a, b))
     b *= self.scale(leaves, site)
+    a, kernel = a.reshape(-1, a.shape[-1]), kernel.reshape(-1, kernel.shape[-1])
     cross = jnp.einsum("io,ir->ro", kernel, a.astype(kernel.dtype), preferred_element_type=jnp.float32)
     square = jnp.sum(jnp.square(kernel.astype(jnp.float32)), axis=0)
     return jnp.sqrt(square + jnp.sum((2.0 * cross + (a.T @ a) @ b) * b, axis=0))

@@ -1,4 +1,7 @@
-"""Linear maps over several axes as matrices: which axes of `DenseGeneral`, `Einsum` and `ConvTranspose` are which."""
+"""Linear maps over several axes as matrices: which axes of `DenseGeneral`, `Einsum` and `ConvTranspose` are which.
+
+An axis that input, kernel and output share, such as that of experts, makes one matrix for each place on it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from peftjax.sites import Folding
 
 
 class NotAMatrix(Exception):
-  """The map is not one matrix for all of the input, such as one for each expert."""
+  """The map is neither one matrix for all of the input nor one for each place on a single axis of it."""
 
 
 def folding_of(module: nn.Module, arguments: Mapping[str, Any], kernel: tuple[int, ...]) -> Folding | None:
@@ -22,7 +25,8 @@ def folding_of(module: nn.Module, arguments: Mapping[str, Any], kernel: tuple[in
     kernel: the shape of its kernel.
 
   Raises:
-    NotAMatrix: it has axes that input, kernel and output share, or its axes come out in another order.
+    NotAMatrix: input, kernel and output share several axes, or one that does not lead in the kernel and come before
+      the output's own; or the axes come out in another order.
   """
   if isinstance(module, nn.ConvTranspose):
     return _of_transposed(kernel) if module.transpose_kernel else None
@@ -39,12 +43,14 @@ def _of_transposed(kernel: tuple[int, ...]) -> Folding:
 
 
 def _of_general(module: Any, x: Any, kernel: tuple[int, ...]) -> Folding:
-  if module.batch_dims:
+  shared = len(module.batch_dims)
+  if shared > 1:
     raise NotAMatrix
   axes = (module.axis,) if isinstance(module.axis, int) else tuple(module.axis)
   made = 1 if isinstance(module.features, int) else len(module.features)
   summed = tuple(axis if axis < 0 else axis - x.ndim for axis in axes)
-  return Folding(summed, tuple(range(-made, 0)), tuple(range(len(kernel))), kernel)
+  own = kernel[shared:]
+  return Folding(summed, tuple(range(-made, 0)), tuple(range(len(own))), own, (0, 0) if shared else None)
 
 
 def _of_einsum(module: Any, arguments: Mapping[str, Any], kernel: tuple[int, ...]) -> Folding:
@@ -59,16 +65,21 @@ def _of_einsum(module: Any, arguments: Mapping[str, Any], kernel: tuple[int, ...
   x, weight, y = (_letters(part) for part in (*operands.split(","), output))
   summed = [letter for letter in weight if letter in x and letter not in y]
   made = [letter for letter in y if letter in weight and letter not in x]
+  shared = [letter for letter in weight if letter in x and letter in y]
   rest = [[letter for letter in side if letter not in weight] for side in (x, y)]
-  is_matrix = summed and made and len(summed) + len(made) == len(weight) and rest[0] == rest[1]
+  is_matrix = summed and made and len(shared + summed + made) == len(weight) and rest[0] == rest[1]
   if not is_matrix or any(len(set(side)) < len(side) for side in (x, weight, y)):
     raise NotAMatrix
-  order = tuple(weight.index(letter) for letter in (*summed, *made))
+  if shared and (shared != weight[:1] or any(y.index(letter) < y.index(shared[0]) for letter in made)):
+    raise NotAMatrix
+  own, sizes = weight[len(shared) :], kernel[len(shared) :]
+  order = tuple(own.index(letter) for letter in (*summed, *made))
   return Folding(
     tuple(_axis(x, letter) for letter in summed),
     tuple(_axis(y, letter) for letter in made),
     order,
-    tuple(kernel[axis] for axis in order),
+    tuple(sizes[axis] for axis in order),
+    (_axis(x, shared[0]), _axis(y, shared[0])) if shared else None,
   )
 
 

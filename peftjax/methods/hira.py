@@ -35,6 +35,8 @@ class HiRA(LinearMethod):
   """
 
   name: ClassVar[str] = "hira"
+  kinds: ClassVar[tuple[str, ...]] = ("linear", "conv")
+  windows: ClassVar[tuple[int, ...]] = (1, 2, 3)
   leaf_names: ClassVar[tuple[str, ...]] = ("hira_a", "hira_b")
   patterns: ClassVar[tuple[str, ...]] = ("rank_pattern",)
   learning_rate: ClassVar[float] = 4.5e-3
@@ -65,10 +67,8 @@ class HiRA(LinearMethod):
     return self.dropout == 0.0
 
   def after(self, leaves: Leaves, x: jax.Array, y: jax.Array, site: Site, call: Call) -> jax.Array:
-    if self.acts_by_delta(site):
-      return y
     delta = self.delta(leaves, {"kernel": call.base("kernel")}, site, call.shared)["kernel"]
-    return y + call.dropout(x.astype(y.dtype), self.dropout) @ delta.astype(y.dtype)
+    return y + call.product(call.dropout(x.astype(y.dtype), self.dropout), delta.astype(y.dtype))
 
   def delta(self, leaves: Leaves, base: Leaves, site: Site, shared: Leaves) -> Leaves:
     del shared

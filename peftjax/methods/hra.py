@@ -4,7 +4,8 @@
 
 In compact WY form H = I - U Tᵀ Uᵀ with T⁻¹ = ½ I + triu(Uᵀ U, 1) (Schreiber and Van Loan 1989): two thin products and
 an r×r triangular solve, and H is never formed. With r even the u come in equal pairs at first, whose reflections
-cancel, so the model starts as the base up to rounding; with r odd it does not, as in PEFT.
+cancel, so the model starts as the base up to rounding; with r odd it does not, as in PEFT. At a convolution the kernel
+is reflected, [in · window, out].
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ class HRA(LinearMethod):
   """
 
   name: ClassVar[str] = "hra"
+  kinds: ClassVar[tuple[str, ...]] = ("linear", "conv")
+  windows: ClassVar[tuple[int, ...]] = (2,)
   leaf_names: ClassVar[tuple[str, ...]] = ("hra_u",)
   learning_rate: ClassVar[float] = 1e-3
 
@@ -44,6 +47,9 @@ class HRA(LinearMethod):
       return {"hra_u": uniform_by_fan(key, (features_in, self.rank), self.rank)}
     half = uniform_by_fan(key, (features_in, self.rank // 2), self.rank // 2)
     return {"hra_u": jnp.repeat(half, 2, axis=1)}
+
+  def acts_by_delta(self, site: Site) -> bool:
+    return site.kind == "conv"
 
   def before(self, leaves: Leaves, x: jax.Array, site: Site, call: Call) -> jax.Array:
     u, t = self._factors(leaves)

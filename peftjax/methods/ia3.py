@@ -29,7 +29,9 @@ class IA3(Targeted):
   """
 
   name: ClassVar[str] = "ia3"
-  kinds: ClassVar[tuple[str, ...]] = ("linear",)
+  kinds: ClassVar[tuple[str, ...]] = ("linear", "conv")
+  windows: ClassVar[tuple[int, ...]] = (2, 3)
+  grouped: ClassVar[bool] = True
   leaf_names: ClassVar[tuple[str, ...]] = ("ia3_l",)
   learning_rate: ClassVar[float] = 1e-2
 
@@ -60,7 +62,8 @@ class IA3(Targeted):
 
   def create(self, key: jax.Array, site: Site, base: Leaves) -> Leaves:
     del key, base
-    return {"ia3_l": jnp.ones(site.shape[0] if self.settings(site.names[0]) else site.shape[1])}
+    *_, source, target = site.shape
+    return {"ia3_l": jnp.ones(source * site.groups if self.settings(site.names[0]) else target)}
 
   def before(self, leaves: Leaves, x: jax.Array, site: Site, call: Call) -> jax.Array:
     return x * leaves["ia3_l"].astype(x.dtype) if self.settings(site.names[0]) else x
@@ -72,5 +75,6 @@ class IA3(Targeted):
     del shared
     change = leaves["ia3_l"] - 1.0
     if self.settings(site.names[0]):
-      return {"kernel": change[:, None] * base["kernel"]}
+      of_groups = change.reshape(site.groups, -1).T  # [in of one group, groups]
+      return {"kernel": jnp.repeat(of_groups, site.shape[-1] // site.groups, axis=1) * base["kernel"]}
     return {name: change * base[name] for name in ("kernel", "bias") if name in base}

@@ -23,9 +23,12 @@ from peftjax.errors import UserError
 from peftjax.methods.actors import Actor
 from peftjax.methods.base import Call, Leaves
 from peftjax.methods.bound import Bound
+from peftjax.methods.calls import dropping
 from peftjax.methods.discovery import arguments_of
 from peftjax.quantize import dequantize, is_quantized
 from peftjax.sites import ARRAY_KINDS, Folding, Site
+
+_BARE = "bare"  # the name of a copy on which no method acts
 
 Entry = tuple[Actor, Site, Leaves, dict[str, Any]]
 """What acts at a site: the method, the site, the leaves that its sites share, and what they note."""
@@ -120,7 +123,8 @@ def enter(calls: Sequence[Acting], x: Any) -> Any:
   """The input that the base gets."""
   given = x
   for method, site, leaves, call in calls:
-    x = _as_wide_as(given, method.before(leaves, x, site, call))
+    if not method.acts_by_delta(site):
+      x = _as_wide_as(given, method.before(leaves, x, site, call))
   return x
 
 
@@ -137,7 +141,8 @@ def change_of(calls: Sequence[Acting]) -> jax.Array | None:
 def leave(calls: Sequence[Acting], x: Any, y: Any) -> Any:
   """The output, from the site's own input and what the base gave."""
   for method, site, leaves, call in calls:
-    y = _as_wide_as(y, method.after(leaves, x, y, site, call))
+    if not method.acts_by_delta(site):
+      y = _as_wide_as(y, method.after(leaves, x, y, site, call))
   return y
 
 
@@ -165,7 +170,7 @@ def _derive(one: Bound, shared: Leaves) -> list[Leaves]:
 def _interceptor(table: Table, read: set[str] | None) -> Callable[..., Any]:
   def intercept(next_fun: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
     module, method_name = context.module, context.method_name
-    if module.scope is None:
+    if module.scope is None or module.name == _BARE:
       return next_fun(*args, **kwargs)
     if method_name == "__call__" and is_quantized(_kernel(module)):
       next_fun = functools.partial(_quantized_product, module)
@@ -183,8 +188,13 @@ def _interceptor(table: Table, read: set[str] | None) -> Callable[..., Any]:
       (method, site, _leaves(module, method, site, read), _call(module, site, shared, notes))
       for method, site, shared, notes in entries
     ]
-    base_x, change = enter(calls, x), change_of(calls)
-    y = run(base_x) if change is None else _changed_product(module, run, base_x, change, calls[0][3])
+    deltas = [
+      site.unfold(method.delta(leaves, _float32_base(call), site, call.shared))
+      for method, site, leaves, call in calls
+      if method.acts_by_delta(site)
+    ]
+    base_x = enter(calls, x)
+    y = _changed(module, run, base_x, deltas, first, calls[0][3]) if deltas else run(base_x)
     y = leave(calls, x, y)
     return y if first.folding is None else first.folding.unfold_y(y)
 
@@ -230,20 +240,38 @@ def _float32_base(call: Call) -> Leaves:
   return {name: leaf.astype(jnp.float32) for name, leaf in held.items() if leaf is not None}
 
 
-def _changed_product(
-  module: Any, run: Callable[[jax.Array], jax.Array], x: jax.Array, delta: jax.Array, call: Call
+def _changed(
+  module: Any, run: Callable[[jax.Array], jax.Array], x: jax.Array, deltas: Sequence[Leaves], site: Site, call: Call
 ) -> jax.Array:
-  """A linear module's output with `delta` added to its kernel.
+  """The output of a linear module or a convolution with changes added to its leaves.
 
   In float32 the sum of the kernels is multiplied once; in fewer bits a small change would be rounded away in that sum,
   so that it is multiplied by itself.
   """
-  kernel = call.base("kernel")
+  names = {name for one in deltas for name in one}
+  total = site.fold({name: functools.reduce(jnp.add, [one[name] for one in deltas if name in one]) for name in names})
+  kernel, bias = call.base("kernel"), call.base("bias")
   if {kernel.dtype, x.dtype, module.dtype or jnp.dtype(jnp.float32)} != {jnp.dtype(jnp.float32)}:
     y = run(x)
-    return y + x.astype(y.dtype) @ delta.astype(y.dtype)
-  y = jnp.dot(x, kernel + delta, precision=module.precision)
-  return y + call.base("bias") if module.use_bias else y
+    y = y + call.product(x.astype(y.dtype), total["kernel"].astype(y.dtype)).astype(y.dtype)
+  else:
+    y = call.product(x, kernel + total["kernel"])
+    y = y if bias is None else y + bias
+  return y + total["bias"].astype(y.dtype) if "bias" in total else y
+
+
+def _product(module: Any, site: Site, x: jax.Array, kernel: jax.Array, **changes: Any) -> jax.Array:
+  """What the module makes of x with another kernel, both as the site has them, and without a bias.
+
+  Args:
+    changes: other settings of a convolution.
+  """
+  if site.kind == "linear":
+    one = functools.partial(jnp.dot, precision=module.precision)
+    return jax.vmap(one, in_axes=(-2, 0), out_axes=-2)(x, kernel) if kernel.ndim > 2 else one(x, kernel)
+  other = module.clone(parent=None, name=_BARE, features=kernel.shape[-1], use_bias=False, **changes)
+  found: jax.Array = other.apply({"params": site.unfold({"kernel": kernel})}, x)
+  return found
 
 
 def _leaves(module: nn.Module, method: Actor, site: Site, read: set[str] | None) -> Leaves:
@@ -264,24 +292,19 @@ def _call(module: nn.Module, site: Site, shared: Leaves, notes: dict[str, Any]) 
       return dequantize(leaf, module.param_dtype)
     return leaf if leaf is None or site.folding is None else site.fold({name: leaf})[name]
 
-  def drop(x: jax.Array, rate: float) -> jax.Array:
-    if rate == 0.0 or not module.has_rng("dropout"):
-      return x
-    keep = jax.random.bernoulli(module.make_rng("dropout"), 1.0 - rate, x.shape)
-    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
-
   def key() -> Any:
     return module.make_rng("dropout") if module.has_rng("dropout") else None
 
   rerun = functools.partial(_rerun, module, site)
-  return Call(base=base, shared=shared, dropout=drop, key=key, rerun=rerun, module=module, notes=notes)
+  product = functools.partial(_product, module, site)
+  return Call(base, shared, dropping(key), key, rerun, product, module, notes)
 
 
 def _rerun(module: Any, site: Site, leaves: Leaves, x: Any) -> Any:
   """What a leaf module gives with other leaves, of as many outputs as these have."""
-  other = module.clone(parent=None)
+  other = module.clone(parent=None, name=_BARE)
   if isinstance(module, nn.Conv | nn.ConvTranspose):
-    other = module.clone(parent=None, features=leaves["kernel"].shape[-1], use_bias="bias" in leaves)
+    other = module.clone(parent=None, name=_BARE, features=leaves["kernel"].shape[-1], use_bias="bias" in leaves)
   variables = {**module.variables, "params": site.unfold(leaves)}
   if site.folding is None:
     return other.apply(variables, x)

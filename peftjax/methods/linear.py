@@ -14,11 +14,15 @@ from peftjax.errors import UserError, nearest
 from peftjax.methods import targets as default_targets
 from peftjax.methods.base import Call, Context, Targeted
 from peftjax.patterns import full_match
+from peftjax.sites import Site
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LinearMethod(Targeted):
   """A method on linear sites whose default targets are LoRA's: attention's query and value.
+
+  At convolutions, those that act there see a matrix [in · window, out] for the kernel, in the order in which torch has
+  it, so that blocks, products and reflections are those of PEFT.
 
   Class attributes:
     patterns: its fields that map a name pattern to a value for modules that differ.
@@ -26,6 +30,9 @@ class LinearMethod(Targeted):
 
   kinds: ClassVar[tuple[str, ...]] = ("linear",)
   patterns: ClassVar[tuple[str, ...]] = ()
+
+  def at_convolution(self, site: Site) -> Site:
+    return site if site.places else site.as_matrix()
 
   def default_targets(self, model_type: str) -> masks.Patterns:
     return default_targets.ATTENTION.get(model_type, ())

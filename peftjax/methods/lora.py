@@ -2,10 +2,11 @@
 
     y = x W + s · (x A) B        A: [in, r], B: [r, out], s = α / r, or α / √r rank-stabilised (arXiv 2312.03732)
 
-Of a convolution, A is one to r channels with the base's window, A: [*window, in, r], and B a pointwise one. B starts at
-zero, so the model starts as the base. PiSSA (arXiv 2404.02948) and OLoRA (arXiv 2406.01775) start from the principal
-part A₀B₀ of W and act on the residual W - s·A₀B₀. Here the base is never changed: A₀ and B₀ are kept as frozen leaves
-and y = x W + s · ((x A) B - (x A₀) B₀), which is the same function.
+Of a convolution, A is one to r channels with the base's window, A: [*window, in, r], and B a pointwise one; where the
+base has groups, B has too, B: [r / groups, out], and A reads all channels. B starts at zero, so the model starts as the
+base. PiSSA (arXiv 2404.02948) and OLoRA (arXiv 2406.01775) start from the principal part A₀B₀ of W and act on the
+residual W - s·A₀B₀. Here the base is never changed: A₀ and B₀ are kept as frozen leaves and
+y = x W + s · ((x A) B - (x A₀) B₀), which is the same function.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ class LoRA(LinearMethod):
 
   name: ClassVar[str] = "lora"
   kinds: ClassVar[tuple[str, ...]] = ("linear", "embedding", "conv")
+  windows: ClassVar[tuple[int, ...]] = (1, 2, 3)
+  grouped: ClassVar[bool] = True
   leaf_names: ClassVar[tuple[str, ...]] = ("lora_a", "lora_b", "lora_b_bias")
   buffer_names: ClassVar[tuple[str, ...]] = ("lora_a_init", "lora_b_init", "lora_scale")
   patterns: ClassVar[tuple[str, ...]] = ("rank_pattern", "alpha_pattern")
@@ -107,11 +110,21 @@ class LoRA(LinearMethod):
     kinds = (*self.kinds, "unembedding") if self.ensure_weight_tying and "embedding" in self.kinds else self.kinds
     return [site for site in context.sites if site.kind in kinds]
 
+  def at_convolution(self, site: Site) -> Site:
+    return site
+
+  def refuses(self, site: Site) -> str:
+    rank = self.settings(site.names[0])[0]
+    if site.groups > 1 and (self.init in _FROM_WEIGHT or rank % site.groups):
+      return f"a convolution of {site.groups} groups: they must divide the rank {rank}, and init be drawn"
+    return super().refuses(site)
+
   def create(self, key: jax.Array, site: Site, base: Leaves) -> Leaves:
     if site.kind == "unembedding":
       return {}  # the leaves at its embedding site
     rank, scale = self.settings(site.names[0])
     *window, channels_in, features_out = site.shape
+    channels_in *= site.groups
     features_in = math.prod(window) * channels_in
     if site.kind == "embedding":
       # PEFT draws the embedding's B and zeroes its A.
@@ -126,6 +139,7 @@ class LoRA(LinearMethod):
       return {"lora_a": a, "lora_b": b} | ({"kernel": kernel} if self.loftq_iterations > 1 else {})
     leaves = _fresh(self.init, key, features_in, features_out, rank)
     leaves["lora_a"] = leaves["lora_a"].reshape(*window, channels_in, rank)
+    leaves["lora_b"] = leaves["lora_b"][: rank // site.groups]
     if self.lora_bias:
       leaves["lora_b_bias"] = jnp.zeros(features_out)
     return leaves
@@ -139,7 +153,7 @@ class LoRA(LinearMethod):
       a, b = (call.base(name).astype(dtype) for name in ("lora_a", "lora_b"))
       return jnp.asarray(self.scale(leaves, site), dtype) * ((x.astype(dtype) @ b.T) @ a.T)
     dropped = x if site.kind == "embedding" else call.dropout(x.astype(dtype), self.dropout)
-    total = _image(dropped, leaves["lora_a"], dtype, site, call) @ leaves["lora_b"].astype(dtype)
+    total = _raised(_image(dropped, leaves["lora_a"], dtype, site, call), leaves["lora_b"].astype(dtype), site.groups)
     if "lora_a_init" in leaves:
       total -= _image(x, leaves["lora_a_init"], dtype, site, call) @ leaves["lora_b_init"].astype(dtype)
     if "lora_b_bias" in leaves:
@@ -150,6 +164,8 @@ class LoRA(LinearMethod):
     del shared
     if site.kind == "unembedding":
       return {}  # the same table, changed at its embedding site
+    if site.groups > 1:
+      raise UserError(f"{self.name} cannot be merged at {site.name}: its update mixes the groups of the convolution")
     scale = self.scale(leaves, site)
     low_rank = leaves["lora_a"] @ leaves["lora_b"]
     if "lora_a_init" in leaves:
@@ -204,7 +220,17 @@ def _image(x: jax.Array, a: jax.Array, dtype: Any, site: Site, call: Call) -> ja
     return jnp.take(a, x, axis=0).astype(dtype)
   if site.kind == "linear":
     return x.astype(dtype) @ a.astype(dtype)
-  groups = getattr(call.module, "feature_group_count", 1)
-  if groups != 1 or call.rerun is None:
-    raise UserError(f"lora cannot act on {site.name}, a convolution of {groups} groups")
+  if site.groups > 1:
+    return call.product(x, a, feature_group_count=1).astype(dtype)
+  if call.rerun is None:
+    raise UserError(f"lora cannot act on {site.name}: the convolution takes no other kernel")
   return call.rerun({"kernel": a}, x).astype(dtype)
+
+
+def _raised(x: jax.Array, b: jax.Array, groups: int) -> jax.Array:
+  """x B; of several groups, each group's features from its share of the rank."""
+  if groups == 1:
+    return x @ b
+  rank, features = b.shape
+  parts = jnp.einsum("...gr,rgo->...go", x.reshape(*x.shape[:-1], groups, rank), b.reshape(rank, groups, -1))
+  return parts.reshape(*x.shape[:-1], features)

@@ -68,8 +68,6 @@ class MiSS(LinearMethod):
     return self.init == "bat"
 
   def after(self, leaves: Leaves, x: jax.Array, y: jax.Array, site: Site, call: Call) -> jax.Array:
-    if self.acts_by_delta(site):
-      return y
     shards = call.dropout(x.astype(y.dtype), self.dropout)
     shards = jnp.pad(shards, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % self.rank)])
     sums = shards.reshape(*x.shape[:-1], -1, self.rank).sum(axis=-2)

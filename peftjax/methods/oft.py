@@ -3,7 +3,8 @@
     y = (x R) W + b,  R = diag(R₁ ... R_n),  R_k = (I + Q_k)(I - Q_k)⁻¹,  Q_k = -Q_kᵀ        Q_k: [block, block]
 
 x is rotated block by block, so W is never touched. The inverse is Neumann's series cut off, I + 2Q + 2Q² + 2Q³ + Q⁴ for
-five terms, or exact on request. Q starts at zero, so the model starts as the base, bitwise.
+five terms, or exact on request. Q starts at zero, so the model starts as the base, bitwise. At a convolution the kernel
+is rotated, [in · window, out].
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ class OFT(LinearMethod):
   """
 
   name: ClassVar[str] = "oft"
+  kinds: ClassVar[tuple[str, ...]] = ("linear", "conv")
+  windows: ClassVar[tuple[int, ...]] = (2,)
   leaf_names: ClassVar[tuple[str, ...]] = ("oft_r",)
   learning_rate: ClassVar[float] = 1e-3
 
@@ -57,6 +60,9 @@ class OFT(LinearMethod):
     del key, base
     blocks, size = self._blocks(site)
     return {"oft_r": jnp.zeros((1 if self.block_share else blocks, size * (size - 1) // 2))}
+
+  def acts_by_delta(self, site: Site) -> bool:
+    return site.kind == "conv"
 
   def before(self, leaves: Leaves, x: jax.Array, site: Site, call: Call) -> jax.Array:
     blocks, size = self._blocks(site)

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 
 from peftjax.errors import UserError
 from peftjax.methods.base import Call, Leaves, Method
-from peftjax.methods.stacked import Stack, alone, elsewhere
+from peftjax.methods.calls import alone
+from peftjax.methods.stacked import Stack, elsewhere
 from peftjax.sites import ARRAY_KINDS, Site, Stream
 
 
@@ -43,13 +44,13 @@ class PerExample(Stack):
   def before(self, leaves: Leaves, x: Any, site: Site, call: Call) -> Any:
     """Each example's input as its adapter has it."""
     method = self.method
-    if type(method).before is Method.before:
+    if type(method).before is Method.before or method.acts_by_delta(site):
       return x
     rest, value = _parted(x, site)
     value = self._checked(value, site)
 
     def step(own: Leaves, alone: Call, one: Any) -> Any:
-      new = method.before(own, _joined(rest, one), site, alone)
+      new = self.each.before(own, _joined(rest, one), site, alone)
       return {name: new[name] for name in one} if rest else new
 
     new = self._map(step, leaves, call, site, value)
@@ -76,7 +77,7 @@ class PerExample(Stack):
       return method.after({}, x, y, site, call)  # the pass is over, and with it what was noted
 
     def step(own: Leaves, alone: Call, one: Any, base: Any) -> Any:
-      return method.after(own, _joined(rest, one), base, site, alone)
+      return self.each.after(own, _joined(rest, one), base, site, alone)
 
     new = self._map(step, leaves, call, site, value, self._checked(y, site))
     flat, treedef = jax.tree_util.tree_flatten_with_path(y)
@@ -109,10 +110,10 @@ class PerExample(Stack):
   def _multiplied(self, leaves: Leaves, x: jax.Array, y: jax.Array, site: Site, call: Call) -> jax.Array:
     """Where the method acts by its delta: each adapter's is computed once."""
     held = {name: leaf.astype(jnp.float32) for name in ("kernel", "bias") if (leaf := call.base(name)) is not None}
-    change = jax.vmap(lambda own, shared: self.method.delta(own, held, site, shared)["kernel"])
+    change = jax.vmap(lambda own, shared: self.each.delta(own, held, site, shared)["kernel"])
     chosen = change(leaves, dict(call.shared))[jnp.maximum(self.ids, 0)].astype(y.dtype)
-    update = jnp.einsum("bni,bio->bno", x.astype(y.dtype).reshape(x.shape[0], -1, x.shape[-1]), chosen)
-    return _where(self.ids < 0, y, y + update.reshape(y.shape), 0)
+    update = jax.vmap(lambda row, kernel: call.product(row[None], kernel)[0])(x.astype(y.dtype), chosen)
+    return _where(self.ids < 0, y, y + update.astype(y.dtype), 0)
 
   def _map(self, step: Callable[..., Any], leaves: Leaves, call: Call, site: Site, *values: Any) -> Any:
     """step(leaves, call, *values) of every example alone, as a batch of one; the notes it makes are kept for all."""

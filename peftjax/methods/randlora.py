@@ -80,8 +80,6 @@ class RandLoRA(LinearMethod):
     return self.dropout == 0.0
 
   def after(self, leaves: Leaves, x: jax.Array, y: jax.Array, site: Site, call: Call) -> jax.Array:
-    if self.acts_by_delta(site):
-      return y
     first, second = (factor.astype(y.dtype) for factor in self._factors(leaves, call.shared, site))
     return y + call.dropout(x.astype(y.dtype), self.dropout) @ first @ second * (self.alpha / self.rank)
 

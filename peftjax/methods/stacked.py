@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from peftjax.methods.base import Call, Leaves, Method
+from peftjax.methods.calls import alone
+from peftjax.methods.experts import OverExperts
 from peftjax.sites import Site
 
 
@@ -18,6 +19,11 @@ class Stack:
   """A method of which there are several adapters."""
 
   method: Method
+
+  @property
+  def each(self) -> OverExperts:
+    """The method, at sites with experts at each of them."""
+    return OverExperts(self.method)
 
   @property
   def leaf_names(self) -> tuple[str, ...]:
@@ -46,7 +52,7 @@ class Summed(Stack):
 
   def delta(self, leaves: Leaves, base: Leaves, site: Site, shared: Leaves) -> Leaves:
     """Σ_a w_a delta_a over the adapters a: leaves shaped as the base's, float32."""
-    changes = jax.vmap(lambda own, common: self.method.delta(own, base, site, common))(dict(leaves), dict(shared))
+    changes = jax.vmap(lambda own, common: self.each.delta(own, base, site, common))(dict(leaves), dict(shared))
     return {name: jnp.tensordot(jnp.asarray(self.weights), change, 1) for name, change in changes.items()}
 
   def before(self, leaves: Leaves, x: Any, site: Site, call: Call) -> Any:
@@ -57,7 +63,7 @@ class Summed(Stack):
 
   def after(self, leaves: Leaves, x: Any, y: Any, site: Site, call: Call) -> Any:
     """The output with what every adapter adds to the base's."""
-    if self.acts_by_delta(site) or type(self.method).after is Method.after:
+    if type(self.method).after is Method.after:
       return y
     others = elsewhere(self.method, leaves, call)
     key = call.key()
@@ -65,7 +71,7 @@ class Summed(Stack):
     before = dict(call.notes)
 
     def one(own: Leaves, other: Leaves, shared: Leaves, key: Any) -> Any:
-      return self.method.after(own, x, y, site, alone(call, own | other, shared, key, dict(before)))
+      return self.each.after(own, x, y, site, alone(call, own | other, shared, key, dict(before)))
 
     weights = jnp.asarray(self.weights)
 
@@ -78,19 +84,3 @@ class Summed(Stack):
 def elsewhere(method: Method, leaves: Leaves, call: Call) -> Leaves:
   """Stacked leaves that the method reads from its module though they are another site's: a tied table's."""
   return {name: leaf for name in method.leaf_names if name not in leaves and (leaf := call.base(name)) is not None}
-
-
-def alone(call: Call, own: Leaves, shared: Leaves, key: Any, notes: dict[str, Any]) -> Call:
-  """The call as one adapter sees it: its leaves, its dropout."""
-  draws = itertools.count()
-
-  def base(name: str) -> Any:
-    return own[name] if name in own else call.base(name)
-
-  def drop(x: jax.Array, rate: float) -> jax.Array:
-    if rate == 0.0 or key is None:
-      return x
-    keep = jax.random.bernoulli(jax.random.fold_in(key, next(draws)), 1.0 - rate, x.shape)
-    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
-
-  return dataclasses.replace(call, base=base, shared=shared, dropout=drop, key=lambda: key, notes=notes)

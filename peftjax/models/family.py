@@ -164,14 +164,14 @@ def module_key(family: Family, name: str) -> str:
 
 
 def checkpoint_axes(family: Family, name: str, ndim: int) -> tuple[int, ...] | None:
-  """The permutation that turns a checkpoint's tensor into the leaf; None for none. Its own inverse but for 3-D and 4-D.
+  """The permutation that turns a checkpoint's tensor into the leaf; None for none. Its own inverse up to 3-D.
 
   Torch stores linear kernels [out, in] and convolutions [out, in, *window].
   """
   module, _, leaf = name.rpartition(".")
   if leaf != "kernel" or any(re.fullmatch(pattern, module) for pattern in family.untransposed):
     return None
-  return {2: (1, 0), 3: (2, 1, 0), 4: (2, 3, 1, 0)}[ndim]
+  return {2: (1, 0), 3: (2, 1, 0), 4: (2, 3, 1, 0), 5: (2, 3, 4, 1, 0)}[ndim]
 
 
 Index = int | tuple[int, ...] | None

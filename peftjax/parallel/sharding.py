@@ -5,7 +5,8 @@
   q_proj.lora_b  [layers, rank, heads · size]      (None, None, "heads")      -> PartitionSpec(None, None, "tensor")
 
 An adapter's leaf takes the names of those axes of the adapted leaf that its own match, and a statistic of the optimizer
-those of its parameter. Axes of layers and experts are whole on every device. What does not divide is replicated.
+those of its parameter. Axes of layers are whole on every device, and so are those of experts that are picked one at a
+time; where one map holds a matrix for each expert, experts lie apart. What does not divide is replicated.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from peftjax.sites import Folding, Site
 
 Axes = tuple[str | None, ...]
 
-EMBED, HEADS, MLP, VOCAB = "embed", "heads", "mlp", "vocab"
-RULES: Mapping[str, str] = {EMBED: "fsdp", HEADS: "tensor", MLP: "tensor", VOCAB: "tensor"}
+EMBED, HEADS, MLP, VOCAB, EXPERT = "embed", "heads", "mlp", "vocab", "expert"
+RULES: Mapping[str, str] = {EXPERT: "tensor", EMBED: "fsdp", HEADS: "tensor", MLP: "tensor", VOCAB: "tensor"}
 SMALLEST = 2**14  # elements; smaller leaves cost more to gather than to hold
 
 # Modules that lead back to the hidden states, by the end of their Hugging Face name; other linears lead away from them.
@@ -103,7 +104,10 @@ def layout_of(model: Model, mesh: Mesh) -> Layout:
     for path in [path for path in flat if path.startswith(prefix)]:
       stack = masks.stack_shape(path, model.stacks)
       own = flat[path].shape[len(stack) :]
-      axes[path] = (*(None,) * len(stack), *_names(path.rpartition(".")[2], own, site, ends))
+      lead: Axes = (None,) * len(stack)
+      if site.experts and own[:1] == (site.experts,):
+        lead, own = (*lead, EXPERT), own[1:]
+      axes[path] = (*lead, *_names(path.rpartition(".")[2], own, site, ends))
   for path, leaf in flat.items():
     axes.setdefault(path, _unnamed(path, leaf, model.stacks, hidden))
   return Layout(mesh, axes, dict(model.stacks))

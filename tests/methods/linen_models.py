@@ -14,7 +14,7 @@ from peftjax.loading import from_config
 from peftjax.model import Model
 from peftjax.models.family import Architecture, Family
 
-LAYERS, HIDDEN = 2, 12
+LAYERS, HIDDEN, EXPERTS = 2, 12, 3
 
 
 class Block(nn.Module):
@@ -60,6 +60,18 @@ class Normed(nn.Module):
     return {"logits": nn.Dense(5, name="head")(nn.Dense(HIDDEN, name="dense")(x).mean(axis=1))}
 
 
+class Convs(nn.Module):
+  """A convolution of each kind, called by its kind."""
+
+  @nn.compact
+  def __call__(self, pixels: jax.Array) -> dict[str, jax.Array]:
+    x = nn.Conv(12, (3, 3), name="2-D")(nn.Conv(4, (1, 1), name="stem")(pixels))
+    x = nn.Conv(12, (3, 3), feature_group_count=3, name="grouped")(x)
+    x = nn.Conv(4, (3, 3, 1), name="3-D")(x[..., None, :])[..., 0, :]
+    x = nn.ConvTranspose(4, (2, 2), name="transposed")(x)
+    return {"logits": nn.Dense(5, name="head")(nn.Conv(4, (3,), name="1-D")(x.mean(axis=2)).mean(axis=1))}
+
+
 def family(module: type[nn.Module]) -> Family:
   """One's own family of one architecture."""
   return Family(
@@ -71,7 +83,22 @@ def family(module: type[nn.Module]) -> Family:
   )
 
 
-FAMILIES = {module: family(module) for module in (TinyViT, Einsums, Normed)}
+class Mixture(nn.Module):
+  """Experts that all see every token: one kernel for all of them in each of three maps, mixed by a router."""
+
+  @nn.compact
+  def __call__(self, pixels: jax.Array) -> dict[str, jax.Array]:
+    x = nn.Dense(HIDDEN, name="patches")(pixels.reshape(*pixels.shape[:2], -1))
+    gates = nn.softmax(nn.Dense(EXPERTS, name="router")(x))
+    wide = jnp.broadcast_to(x, (EXPERTS, *x.shape))
+    wide = jnp.tanh(nn.DenseGeneral((2, 4), axis=-1, batch_dims=(0,), name="first")(wide))
+    wide = nn.gelu(nn.Einsum((EXPERTS, 2, 4, 20), "ebtnh,enhf->btef", name="second")(wide))
+    y = nn.Einsum((EXPERTS, HIDDEN, 20), "BTEF,EDF->BTED", use_bias=False, name="third")(wide)
+    return {"logits": nn.Dense(5, name="head")(jnp.einsum("bted,bte->bd", y, gates))}
+
+
+CONVS = family(Convs)
+FAMILIES = {module: family(module) for module in (TinyViT, Einsums, Normed, Mixture)}
 PIXELS = jnp.asarray(np.random.default_rng(0).normal(size=(3, 6, 4, 3)), jnp.float32)
 
 

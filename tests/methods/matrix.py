@@ -8,6 +8,7 @@ would read it. `test_matrix.py` computes every row again and compares it with th
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import sys
 from pathlib import Path
@@ -15,13 +16,18 @@ from typing import Any
 
 from peftjax import methods
 from peftjax.adapters import abilities
+from peftjax.errors import UserError
+from peftjax.loading import from_config
+from peftjax.methods.base import Targeted
 from peftjax.model import Model
 from peftjax.testing import bases, columns
+from tests.methods import linen_models
 
+CONVOLUTIONS = ("1-D", "2-D", "3-D", "grouped", "transposed")
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 COLUMNS = (
-  "starts as the base", "trains", "FLOPs", "merge", "convert", "combine", "mixed batch", "sweep", "resume", "PEFT out",
-  "PEFT in",
+  "starts as the base", "trains", "FLOPs", "conv", "merge", "convert", "combine", "mixed batch", "sweep", "resume",
+  "PEFT out", "PEFT in",
 )  # fmt: skip
 
 SETTINGS: dict[str, dict[str, Any]] = {  # on the tiny encoder; a method that is not named has none
@@ -102,6 +108,31 @@ def added(name: str, seed: int) -> Model:
   return subject(name).moved(seed)
 
 
+def convolutions(name: str) -> str:
+  """At which convolutions the method can be: the numbers of their axes, and whether of groups too."""
+  parts = [part for part in make(name, SETTINGS.get(name, {})).parts if "linear" in part.kinds and part.leaf_names]
+  if not parts or not isinstance(parts[-1], Targeted):
+    return "-"
+  found = [kind for kind in CONVOLUTIONS if _takes(dataclasses.replace(parts[-1], targets=(kind,)))]
+  return ", ".join(found) or "no: it acts at no convolution, and says so when one is targeted"
+
+
+def _takes(method: methods.Method) -> bool:
+  try:
+    convs().add(method)
+  except UserError as error:
+    if "cannot act on" not in str(error):
+      raise
+    return False
+  return True
+
+
+@functools.cache
+def convs() -> Model:
+  """Convolutions of all kinds, of shapes alone."""
+  return from_config({"model_type": "mine"}, family=linen_models.CONVS)
+
+
 def row(name: str) -> tuple[str, ...]:
   """A method's cells, in the order of `COLUMNS`; what can be done is done by `tests/adapters`, with every method."""
   one = subject(name)
@@ -109,6 +140,7 @@ def row(name: str) -> tuple[str, ...]:
     columns.starts_as_base(one, START.get(name, "")),
     columns.trains(one),
     columns.flops(one, make(name, WIDE.get(name, {}))),
+    convolutions(name),
     *(columns.able(one, ability) for ability in abilities.ABILITIES),
     columns.in_a_sweep(one),
     columns.resumes(one),
@@ -132,6 +164,8 @@ The rows are those of a text encoder; what is another on pictures stands in [vis
 - *starts as the base*: outputs with fresh leaves against the base's.
 - *trains*: the leaves that move in a step, beside the head; no other does.
 - *FLOPs*: of a step's gradient, over full fine-tuning's: two layers of BERT-base, 8 x 64 tokens, default settings.
+- *conv*: the convolutions at which it acts, by the axes of their windows, and of several
+  groups (`tests/oracles/test_conv_peft.py` compares with PEFT); "-" where it is not on such modules at all.
 - *merge* (into the base's weights), *convert* (to LoRA), *combine* (several, weighted), *mixed batch* (every example
   names its adapter): each is done with every method, or refused with this reason, by `tests/adapters`; see
   [adapters.md](adapters.md).

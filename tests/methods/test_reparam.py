@@ -269,7 +269,7 @@ def act(
   """The site's output for x, without its bias, one operation at a time."""
   call = methods.Call(base={"kernel": kernel}.get, shared=shared, dropout=lambda value, rate: value)
   if method.acts_by_delta(site):
-    kernel = kernel + method.delta(leaves, {"kernel": kernel}, site, shared)["kernel"]
+    return x @ (kernel + method.delta(leaves, {"kernel": kernel}, site, shared)["kernel"])
   return method.after(leaves, x, method.before(leaves, x, site, call) @ kernel, site, call)
 
 

@@ -66,6 +66,26 @@ def row(key: str) -> Tensor:
   return Tensor(key, lambda leaf: leaf.reshape(1, -1), np.ravel)
 
 
+def kernel(key: str, *axes: int) -> Tensor:
+  """A matrix [in · window, out] that PEFT stores as a convolution's kernel [out, in, *window].
+
+  Args:
+    axes: (in, *window).
+  """
+  return Tensor(
+    key,
+    lambda leaf: leaf.T.reshape(leaf.shape[1], *axes),
+    lambda tensor: tensor.reshape(tensor.shape[0], -1).T,
+  )
+
+
+def square(site: Site, method: str) -> None:
+  """Raises a `UserError` at a convolution whose window PEFT takes for a square."""
+  if len(set(site.window)) > 1:
+    size = " x ".join(map(str, site.window))
+    raise UserError(f"PEFT's {method} takes windows of convolutions for squares, and {site.name}'s is {size}")
+
+
 def needed(tensors: Tensors, key: str) -> np.ndarray:
   """A tensor that others make no sense without.
 

@@ -69,21 +69,53 @@ FIELDS = {
   "lora_bias": "lora_bias",
   "ensure_weight_tying": "ensure_weight_tying",
 }
-FREE = ("init_lora_weights", "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
-        "qalora_group_size", "trainable_token_indices")  # fmt: skip
+FREE = ("target_parameters", "init_lora_weights", "megatron_core", "loftq_config", "eva_config", "corda_config",
+        "lora_ga_config", "qalora_group_size", "trainable_token_indices")  # fmt: skip
 
 
 def tensors(method: Any, site: Site) -> Mapping[str, Tensor]:
-  """A and B, transposed; an embedding's have names of their own."""
+  """A and B, transposed; an embedding's have names of their own, and a convolution's a window."""
   del method
   if site.kind == "embedding":
     return {"lora_a": transposed("lora_embedding_A"), "lora_b": transposed("lora_embedding_B")}
+  if site.experts:  # as of `target_parameters`: A [E r, in], B [out, r E]
+    count = site.experts
+    return {
+      "lora_a": Tensor(
+        "lora_A.weight",
+        lambda leaf: leaf.transpose(0, 2, 1).reshape(-1, leaf.shape[1]),
+        lambda value: value.reshape(count, -1, value.shape[1]).transpose(0, 2, 1),
+      ),
+      "lora_b": Tensor(
+        "lora_B.weight",
+        lambda leaf: leaf.transpose(2, 1, 0).reshape(leaf.shape[2], -1),
+        lambda value: value.reshape(value.shape[0], -1, count).transpose(2, 1, 0),
+      ),
+    }
+  if site.kind == "conv":
+    points = (1,) * len(site.window)
+    return {
+      "lora_a": _window_first("lora_A.weight", len(site.window)),
+      "lora_b": Tensor(
+        "lora_B.weight",
+        lambda leaf: leaf.T.reshape(*leaf.shape[::-1], *points),
+        lambda value: value.reshape(value.shape[:2]).T,
+      ),
+      "lora_b_bias": Tensor("lora_B.bias"),
+      "lora_magnitude": Tensor("lora_magnitude_vector", lambda leaf: leaf.reshape(1, -1, *points), np.ravel),
+    }
   return {
     "lora_a": transposed("lora_A.weight"),
     "lora_b": transposed("lora_B.weight"),
     "lora_b_bias": Tensor("lora_B.bias"),
     "lora_magnitude": Tensor("lora_magnitude_vector"),
   }
+
+
+def _window_first(key: str, axes: int) -> Tensor:
+  """[*window, in, r] that PEFT stores as [r, in, *window]."""
+  order = (axes + 1, axes, *range(axes))
+  return Tensor(key, lambda leaf: leaf.transpose(order), lambda value: value.transpose(np.argsort(order)))
 
 
 def fields_of(config: Config, names: Mapping[str, str], context: Context) -> Config:
@@ -119,13 +151,15 @@ def leaves_as(method: LoRA, site: Site, leaves: Leaves) -> Leaves:
   """The leaves of `saved_as(method)`."""
   if method.init not in ("pissa", "olora"):
     return leaves
+  if site.experts:
+    raise UserError(f"PEFT's LoRA of experts has no init={method.init!r}; merge it and save the model")
   if "lora_a_init" in leaves:
     other_a, other_b = leaves["lora_a_init"], -leaves["lora_b_init"]
   else:
     other_a, other_b = np.zeros_like(leaves["lora_a"]), np.zeros_like(leaves["lora_b"])
   return {
     **leaves,
-    "lora_a": np.concatenate([leaves["lora_a"], other_a], axis=1),
+    "lora_a": np.concatenate([leaves["lora_a"], other_a], axis=-1),
     "lora_b": np.concatenate([leaves["lora_b"], other_b], axis=0),
   }
 

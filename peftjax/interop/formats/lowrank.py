@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from peftjax.interop.formats.base import MODULES, TARGETS, Config, Format, Tensor, transposed
+from peftjax.interop.formats.base import MODULES, TARGETS, Config, Format, Tensor, kernel, transposed
 from peftjax.methods.delora import DeLoRA
 from peftjax.methods.gralora import GraLoRA
 from peftjax.methods.hira import HiRA
-from peftjax.methods.loha import LoHa
-from peftjax.methods.lokr import LoKr
+from peftjax.methods.loha import LoHa, is_tucker
+from peftjax.methods.lokr import LoKr, factor_pair
 from peftjax.sites import Site
 
 
@@ -18,6 +19,45 @@ def _matrices(*names: str, **others: Tensor) -> Callable[[Any, Site], Mapping[st
   """Leaves that PEFT stores transposed, under names of which ours are the lower-case spelling."""
   table = {name.lower().removesuffix(".weight"): transposed(name) for name in names} | others
   return lambda method, site: table
+
+
+def _core(key: str, site: Site) -> Tensor:
+  """A Tucker product's core, to which PEFT gives a window of two axes where the convolution's has one."""
+  tail = (1,) if len(site.window) == 1 else ()
+  return Tensor(
+    key, lambda leaf: leaf.reshape(*leaf.shape, *tail), lambda value: value.reshape(value.shape[:2] + site.window)
+  )
+
+
+_LOHA = _matrices("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+_LOKR = _matrices("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")
+_HIRA = _matrices("hira_A", "hira_B")
+
+
+def _loha(method: LoHa, site: Site) -> Mapping[str, Tensor]:
+  if not is_tucker(method, site):
+    return _LOHA(method, site)
+  cores = {f"hada_t{index}": _core(f"hada_t{index}", site) for index in (1, 2)}
+  return {**_LOHA(method, site), **cores, "hada_w1_a": Tensor("hada_w1_a"), "hada_w2_a": Tensor("hada_w2_a")}
+
+
+def _lokr(method: LoKr, site: Site) -> Mapping[str, Tensor]:
+  found = dict(_LOKR(method, site))
+  if site.kind == "conv":
+    found["lokr_w2"] = kernel("lokr_w2", -1, *site.window)
+  if is_tucker(method, site):
+    rank, (source, target) = method.settings(site.names[0])[0], site.shape
+    sizes = (source // math.prod(site.window), target)
+    if rank < max(factor_pair(size, method.decompose_factor)[1] for size in sizes) / 2:
+      found |= {"lokr_t2": _core("lokr_t2", site), "lokr_w2_a": Tensor("lokr_w2_a")}
+  return found
+
+
+def _hira(method: HiRA, site: Site) -> Mapping[str, Tensor]:
+  if site.kind != "conv":
+    return _HIRA(method, site)
+  points = (1,) * len(site.window)
+  return {"hira_a": kernel("hira_A", -1, *site.window), "hira_b": kernel("hira_B", -1, *points)}
 
 
 # LoHa and LoKr, which PEFT has from LyCORIS, have no biases.
@@ -40,6 +80,7 @@ _LYCORIS_FIELDS = {
   "alpha_pattern": "alpha_pattern",
   "rank_dropout": "rank_dropout",
   "module_dropout": "module_dropout",
+  "use_effective_conv2d": "use_effective_conv2d",
 }
 
 FORMATS = (
@@ -48,8 +89,7 @@ FORMATS = (
     method=LoHa,
     defaults=_LYCORIS,
     fields=_LYCORIS_FIELDS,
-    free=("use_effective_conv2d",),
-    tensors=_matrices("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),
+    tensors=_loha,
   ),
   Format(
     peft_type="LOKR",
@@ -62,8 +102,7 @@ FORMATS = (
       "rank_dropout_scale": "rank_dropout_scale",
     },
     inits={True: "default", False: "default", "lycoris": "lycoris"},
-    free=("use_effective_conv2d",),
-    tensors=_matrices("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"),
+    tensors=_lokr,
   ),
   Format(
     peft_type="HIRA",
@@ -79,7 +118,7 @@ FORMATS = (
     },
     fields={"r": "rank", "hira_dropout": "dropout", "rank_pattern": "rank_pattern"},
     inits={True: "kaiming", False: "kaiming", "gaussian": "gaussian"},
-    tensors=_matrices("hira_A", "hira_B"),
+    tensors=_hira,
   ),
   Format(
     peft_type="GRALORA",

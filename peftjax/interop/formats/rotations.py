@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from peftjax.interop.formats.base import MODULES, Config, Format, Tensor, column
+from peftjax.interop.formats.base import MODULES, Config, Format, Tensor, column, row, square
 from peftjax.methods.base import Context
 from peftjax.methods.boft import BOFT
 from peftjax.methods.c3a import C3A
@@ -23,6 +23,21 @@ def _leaves(**table: Tensor) -> Callable[[Any, Site], Mapping[str, Tensor]]:
 
 def _without(*keys: str) -> Config:
   return {key: value for key, value in MODULES.items() if key not in keys}
+
+
+def _oft(method: OFT, site: Site) -> Mapping[str, Tensor]:
+  square(site, "OFT")
+  return {"oft_r": Tensor("oft_R.weight")}
+
+
+def _boft(method: BOFT, site: Site) -> Mapping[str, Tensor]:
+  square(site, "BOFT")
+  return {"boft_r": Tensor("boft_R"), "boft_s": (row if site.kind == "conv" else column)("boft_s")}
+
+
+def _hra(method: HRA, site: Site) -> Mapping[str, Tensor]:
+  square(site, "HRA")
+  return {"hra_u": Tensor("hra_u")}
 
 
 _FEW_KNOBS = _without("exclude_modules", "layers_to_transform", "layers_pattern", "bias")
@@ -63,7 +78,7 @@ FORMATS = (
       "use_cayley_neumann": "use_cayley_neumann",
       "num_cayley_neumann_terms": "num_cayley_neumann_terms",
     },
-    tensors=_leaves(oft_r=Tensor("oft_R.weight")),
+    tensors=_oft,
     bias_mode="oft_only",
   ),
   Format(
@@ -83,7 +98,7 @@ FORMATS = (
       "boft_n_butterfly_factor": "boft_n_butterfly_factor",
       "boft_dropout": "dropout",
     },
-    tensors=_leaves(boft_r=Tensor("boft_R"), boft_s=column("boft_s")),
+    tensors=_boft,
     bias_mode="boft_only",
   ),
   Format(
@@ -91,7 +106,7 @@ FORMATS = (
     method=HRA,
     defaults={**MODULES, "r": 8, "apply_GS": False},
     fields={"r": "rank", "apply_GS": "apply_gs"},
-    tensors=_leaves(hra_u=Tensor("hra_u")),
+    tensors=_hra,
     bias_mode="hra_only",
   ),
   Format(

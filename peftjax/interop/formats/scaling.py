@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from peftjax import masks
 from peftjax.interop.formats.base import Config, Format, Tensor, column, row
 from peftjax.interop.targeting import exact_patterns, is_targeted
@@ -16,6 +18,9 @@ from peftjax.sites import Site
 
 
 def _tensors(method: IA3, site: Site) -> Mapping[str, Tensor]:
+  if site.kind == "conv":
+    points = (1,) * len(site.window)
+    return {"ia3_l": Tensor("ia3_l", lambda leaf: leaf.reshape(1, -1, *points), np.ravel)}
   return {"ia3_l": (row if method.settings(site.names[0]) else column)("ia3_l")}
 
 
