@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftjax import buffers, masks
@@ -19,6 +20,7 @@ from peftjax.methods.base import Targeted
 from peftjax.methods.bound import Bound
 from peftjax.models.building import build
 from peftjax.models.components import CLASS_NAME, COMPOSITE, CompositeFamily, Part, composite_family
+from peftjax.models.registry import FAMILIES
 from peftjax.sites import Site
 
 if TYPE_CHECKING:
@@ -28,12 +30,15 @@ INDEX = "model_index.json"
 """diffusers' list of a pipeline's components; its folder holds one folder for each."""
 
 
-def compose(models: Mapping[str, Model], index: Mapping[str, Any] | None = None) -> Model:
+def compose(models: Mapping[str, Model], index: Mapping[str, Any] | None = None, folder: Path | None = None) -> Model:
   """The models as the components of one; their leaves stay the same arrays.
 
+  No leaf of a component is tied to another component's: the same model under two names is two, which train apart.
+
   Args:
-    models: name -> model without methods.
+    models: name -> model without methods; they may differ in dtype.
     index: model_index.json; left out: one of these components.
+    folder: where that file is; `save` copies what it lists and what is no model: tokenizers, schedulers, processors.
 
   Raises:
     UserError: no model, a name that cannot be a module's, a model with methods, models that run differently.
@@ -46,15 +51,19 @@ def compose(models: Mapping[str, Model], index: Mapping[str, Any] | None = None)
       raise UserError(f"component {name!r}: expected a name of letters, digits and underscores, not {buffers.ROOT!r}")
     if model.bound:
       raise UserError(f"component {name!r} has methods; put the models together first, and add methods to the whole")
-    if model.runtime != first.runtime:
-      raise UserError(f"component {name!r} runs otherwise than the others; give all of them one runtime and one dtype")
+    own = dataclasses.replace(model.runtime, dtype=first.runtime.dtype, compute_dtype=first.runtime.compute_dtype)
+    if own != first.runtime:
+      raise UserError(f"component {name!r} runs otherwise than the others; give all of them one runtime but for dtypes")
   parts = {
-    name: Part(model.family, model.architecture, model.config, model.hf_config, model.folder)
+    name: Part(model.family, model.architecture, model.config, model.hf_config, model.runtime, model.folder)
     for name, model in models.items()
   }
-  family = composite_family(parts)
+  family = composite_family(parts, folder)
   module, _, sites, stacks = build(family, CLASS_NAME, None, first.runtime)
-  index = index or {"_class_name": CLASS_NAME, **{name: ["peftjax", one.architecture] for name, one in models.items()}}
+  index = index or {
+    "_class_name": CLASS_NAME,
+    **{name: [_library(one), one.architecture] for name, one in parts.items()},
+  }
   return dataclasses.replace(
     first,
     module=module,
@@ -71,6 +80,13 @@ def compose(models: Mapping[str, Model], index: Mapping[str, Any] | None = None)
       f"{name}.{path}": error for name, model in models.items() for path, error in model.quantization_errors.items()
     },
   )
+
+
+def _library(part: Part) -> str:
+  """Whose class reads the component's folder."""
+  if part.hf_config.get("_class_name"):
+    return "diffusers"
+  return "transformers" if part.hf_config.get("model_type") in FAMILIES else "peftjax"
 
 
 def _agreed(parts: Mapping[str, Part], index: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,7 +128,8 @@ def component(model: Model, name: str) -> Model:
   if not isinstance(family, CompositeFamily) or name not in family.parts:
     raise UserError(f"component: no {name!r}; {nearest(name, components(model))}")
   part = family.parts[name]
-  module, _, sites, stacks = build(part.family, part.architecture, part.config, model.runtime)
+  runtime = part.within(model.runtime)
+  module, _, sites, stacks = build(part.family, part.architecture, part.config, runtime)
   bound = tuple(one for each in model.bound if (one := _within(each, name)).sites)
   variables = buffers.variables_of(model.params)
   tree = {**variables.pop("params")[name]}
@@ -129,6 +146,7 @@ def component(model: Model, name: str) -> Model:
     hf_config=part.hf_config,
     family=part.family,
     architecture=part.architecture,
+    runtime=runtime,
     sites=sites,
     stacks=stacks,
     bound=bound,

@@ -21,7 +21,7 @@ from peftjax.models import dinov2_onnx, gguf, pretrained
 from peftjax.models.building import build
 from peftjax.models.family import Architecture, Family
 from peftjax.models.layers import Runtime
-from peftjax.models.registry import family_of
+from peftjax.models.registry import NAMES, family_of
 from peftjax.quantize_model import Quantization, as_quantization
 from peftjax.vocabulary import output_path, table_path, tied_site
 
@@ -41,6 +41,7 @@ def load(
   quantize: Quantization | str | None = None,
   place: Callable[[Model], Callable[[masks.Tree], masks.Tree]] | None = None,
   family: Family | str = "",
+  component_dtypes: Mapping[str, str] | None = None,
   other_base: bool = False,
   new_head: bool = False,
 ) -> Model:
@@ -58,7 +59,9 @@ def load(
     runtime: how it runs; `dtype` overrides its dtype.
     quantize: int8, int4 or nf4: the kernels of linear modules are quantised one after the other while they are read.
     place: the model, of shapes -> (a tree of shapes -> its shardings): where leaves are to lie as they are read.
-    family: one's own family, or `module:Name` of it; empty: what config.json says.
+    family: one's own family, or `module:Name` of it; empty: what config.json says. For several models, several divided
+      by commas, each for the components that its `model_types` names.
+    component_dtypes: component -> dtype, of those that are stored otherwise.
     other_base: take the adapter though it says that it was trained on other weights.
     new_head: draw the task's head with `seed` though the checkpoint has one, such as of other labels.
 
@@ -66,10 +69,13 @@ def load(
     UserError: the folder, the architecture, a key or a shape is not what was expected.
   """
   if isinstance(path, Mapping) or is_index_folder(path):
-    if task or num_labels or label_names or family:
-      raise UserError("model.path: a head and a family belong to one component; load it and `compose` the models")
-    whole = _load_components(path, dtype, runtime=runtime, seed=seed, quantize=quantize, place=place)
-    return _with_adapters(whole, Path(adapter)) if adapter else whole
+    if task or num_labels or label_names:
+      raise UserError("model.path: a head belongs to one component; load it and `compose` the models")
+    options: dict[str, Any] = {"runtime": runtime, "seed": seed, "quantize": quantize, "place": place}
+    whole = _components(path, dtype, component_dtypes or {}, family, load, options)
+    return _with_adapters(whole, Path(adapter), other_base) if adapter else whole
+  if component_dtypes:
+    raise UserError(f"model.component_dtypes: {str(path)!r} is one model; set model.dtype")
   folder = folder_of(path)
   hf_config = pretrained.read_config(folder)
   family = family_of(hf_config, family)
@@ -92,11 +98,73 @@ def is_index_folder(path: str | Path) -> bool:
   return (folder / INDEX).is_file() and not (folder / pretrained.CONFIG).is_file()
 
 
-def _load_components(path: str | Path | Mapping[str, str | Path], dtype: str, **options: Any) -> Model:
-  if isinstance(path, Mapping):
-    return compose({name: load(one, dtype=dtype, **options) for name, one in path.items()})
-  folder = Path(path).expanduser()
-  index = read_json(folder / INDEX)
+def inputs_folder(folder: Path) -> Path:
+  """Where what reads a model's inputs stands: beside the model, or of several models in diffusers' folder for it."""
+  beside = folder / "tokenizer"
+  return beside if is_index_folder(folder) and beside.is_dir() else folder
+
+
+def described(
+  path: str | Path,
+  dtype: str = "float32",
+  *,
+  component_dtypes: Mapping[str, str] | None = None,
+  family: Family | str = "",
+  **options: Any,
+) -> Model:
+  """The model of a folder, or of several as one, in shapes alone; what is there besides config.json is not looked at.
+
+  Args:
+    options: as of `from_config`; the head's are for one model.
+  """
+  if not is_index_folder(path):
+    if component_dtypes:
+      raise UserError(f"model.component_dtypes: {str(path)!r} is one model; set model.dtype")
+    return from_config(pretrained.read_config(folder_of(path)), dtype, family=family, **options)
+  own = {name: value for name, value in options.items() if name in ("runtime", "quantize")}
+
+  def shapes(folder: Path, dtype: str, *, family: Family, **options: Any) -> Model:
+    return from_config(pretrained.read_config(folder), dtype, family=family, **options)
+
+  return _components(path, dtype, component_dtypes or {}, family, shapes, own)
+
+
+def _components(
+  path: str | Path | Mapping[str, str | Path],
+  dtype: str,
+  dtypes: Mapping[str, str],
+  families: Family | str,
+  make: Callable[..., Model],
+  options: Mapping[str, Any],
+) -> Model:
+  """The components that a folder lists, or that are given, each by `make`, put together."""
+  folder, index = None, None
+  if not isinstance(path, Mapping):
+    folder = Path(path).expanduser()
+    index = read_json(folder / INDEX)
+    path = {name: folder / name for name in _listed(folder, index)}
+  for name in dtypes:
+    if name not in path:
+      raise UserError(f"model.component_dtypes: no component {name!r}; {nearest(name, path)}")
+  named = [families] if isinstance(families, Family) else [family_of({}, one) for one in families.split(",") if one]
+  made = {}
+  for name, one in path.items():
+    try:
+      hf_config = pretrained.read_config(folder_of(one))
+      family = _family_among(named, hf_config)
+      _check_class(name, index, family)
+      made[name] = make(one, dtype=dtypes.get(name, dtype), family=family, **options)
+    except UserError as error:
+      raise UserError(f"component {name!r}: {error}") from None
+  return compose(made, index, folder)
+
+
+def _listed(folder: Path, index: Mapping[str, Any]) -> list[str]:
+  """The components of model_index.json that are models; others are tokenizers and such.
+
+  Raises:
+    UserError: a component is not there, or there is no model.
+  """
   listed = [name for name, what in index.items() if isinstance(what, list) and any(what)]
   odd = [name for name in listed if Path(name).name != name or name == ".."]
   if odd:
@@ -104,17 +172,35 @@ def _load_components(path: str | Path | Mapping[str, str | Path], dtype: str, **
   missing = [name for name in listed if not (folder / name).is_dir()]
   if missing:
     raise UserError(f"{folder / INDEX} lists {missing[0]!r}, and there is no such folder; the download is incomplete")
-  models = [name for name in listed if (folder / name / pretrained.CONFIG).is_file()]  # others are tokenizers and such
-  return compose({name: load(folder / name, dtype=dtype, **options) for name in models}, index)
+  models = [name for name in listed if (folder / name / pretrained.CONFIG).is_file()]
+  if not models:
+    raise UserError(f"{folder / INDEX} lists no component with a {pretrained.CONFIG}")
+  return models
 
 
-def _with_adapters(model: Model, folder: Path) -> Model:
+def _family_among(families: Sequence[Family], hf_config: Mapping[str, Any]) -> Family:
+  """The one that covers a config.json, of the user's own first."""
+  kinds = {hf_config.get(name) for name in NAMES}
+  return next((one for one in families if kinds & set(one.model_types)), None) or family_of(hf_config)
+
+
+def _check_class(name: str, index: Mapping[str, Any] | None, family: Family) -> None:
+  """Raises a `UserError` if model_index.json gives a component a class that its family has not."""
+  entry = (index or {}).get(name)
+  found = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+  known = {*family.architectures, *family.model_types}
+  if found is not None and found not in known:
+    raise UserError(f"{INDEX} says that it is a {found}, and its config.json is {family.model_types[0]!r}'s; "
+                    f"{nearest(str(found), known)}")  # fmt: skip
+
+
+def _with_adapters(model: Model, folder: Path, other_base: bool) -> Model:
   """The composite with the adapters that stand in the folder under its components' names."""
   found = [name for name in components(model) if (folder / name / peft.CONFIG).is_file()]
   if not found:
     raise UserError(f"{folder} has no folder of an adapter for any of {', '.join(components(model))}")
   for name in found:
-    part = peft.load(component(model, name), folder / name)
+    part = peft.load(component(model, name), folder / name, other_base=other_base)
     for one in part.bound:
       model = model.add(in_component(one, name))
     shared = frozenset(one.shared_path for one in part.bound)

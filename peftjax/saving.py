@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,8 @@ from peftjax.errors import UserError
 from peftjax.files import write_text
 from peftjax.interop import peft
 from peftjax.models import writing
-from peftjax.models.components import COMPOSITE
+from peftjax.models.components import COMPOSITE, CompositeFamily
+from peftjax.outputs import written
 from peftjax.quantize_model import dequantize_leaves
 from peftjax.wrap import files as wrapped_files
 from peftjax.wrap.family import is_wrapped
@@ -43,7 +45,28 @@ def _save_components(model: Model, folder: Path, overwrite: bool) -> None:
     raise UserError(f"{folder} holds a model already; give overwrite=True, or another folder")
   for name in components(model):
     save(component(model, name), folder / name, overwrite)
+  assert isinstance(model.family, CompositeFamily)
+  if model.family.folder is not None and not _is_same(model.family.folder, folder):
+    _copy_beside(model, model.family.folder, folder, overwrite)
   write_text(folder / INDEX, json.dumps(model.hf_config[COMPOSITE], indent=2, sort_keys=True) + "\n")
+
+
+def _is_same(one: Path, other: Path) -> bool:
+  return one.exists() and other.exists() and one.samefile(other)
+
+
+def _copy_beside(model: Model, source: Path, folder: Path, overwrite: bool) -> None:
+  """Copies the listed components that are no models: tokenizers, schedulers, processors; but no weights."""
+  for name, what in model.hf_config[COMPOSITE].items():
+    if name in components(model) or not isinstance(what, list) or not (source / name).is_dir():
+      continue
+    files = [path.name for path in sorted((source / name).iterdir()) if path.is_file() and path.suffix in _TEXTS]
+    with written(folder / name, files, "component", overwrite=overwrite, base=source / name) as temporary:
+      for file in files:
+        shutil.copyfile(source / name / file, temporary / file)
+
+
+_TEXTS = (".json", ".txt", ".model", ".spm", ".jinja")  # of vocabularies and settings
 
 
 def save_adapter(model: Model, folder: str | Path, overwrite: bool = False) -> None:

@@ -21,7 +21,7 @@ from peftjax.models.layers import Runtime, stack_of
 from peftjax.train.checkpoint import Base, Checkpoints
 from peftjax.train.inspection import report
 from peftjax.train.state import init_state
-from tests.methods.linen_models import FAMILIES, PIXELS, Normed, make
+from tests.methods.linen_models import FAMILIES, PIXELS, Normed, family, make
 
 MEAN, VAR = (f"buffers.batch_stats.bn.{name}" for name in ("mean", "var"))
 
@@ -150,3 +150,53 @@ def test_statistics_of_stacked_layers_go_with_their_layers(tmp_path):
 def test_a_module_may_not_stand_where_buffers_do():
   with pytest.raises(UserError, match="'buffers'"):
     buffers.tree_of({"params": {"buffers": {"kernel": 1}}})
+
+
+class ResNet(nn.Module):
+  """A stem and a residual block, each convolution before a batch normalisation."""
+
+  counts: bool = False
+
+  @nn.compact
+  def __call__(self, pixels):
+    def norm(name):
+      return nn.BatchNorm(use_running_average=not self.counts, name=name)
+
+    x = nn.relu(norm("bn1")(nn.Conv(8, (3, 3), use_bias=False, name="conv1")(pixels)))
+    y = nn.relu(norm("bn2")(nn.Conv(8, (3, 3), strides=2, use_bias=False, name="conv2")(x)))
+    x = norm("bn3")(nn.Conv(8, (1, 1), strides=2, use_bias=False, name="shortcut")(x)) + y
+    return {"logits": nn.Dense(5, name="head")(x.mean(axis=(1, 2)))}
+
+
+@pytest.mark.parametrize(
+  ("method", "trained"),
+  [
+    (methods.LayerNormTuning(), {f"bn{number}.{leaf}" for number in (1, 2, 3) for leaf in ("scale", "bias")}),
+    (methods.BitFit(), {f"bn{number}.bias" for number in (1, 2, 3)}),
+    (methods.LoHa(rank=2, targets=("conv2",)), {f"conv2.hada_w{n}_{x}" for n in (1, 2) for x in "ab"}),
+  ],
+  ids=lambda part: getattr(part, "name", ""),
+)
+def test_a_resnet_trains_around_its_statistics(method, trained):
+  model = make(ResNet, FAMILY_OF[ResNet]).add(method, jax.random.key(0))
+  groups = masks.flatten(model.labels())
+  assert {path for path, group in groups.items() if group not in (masks.FROZEN, "head")} == trained
+  trainable, frozen = masks.partition(model.params, model.labels())
+
+  def loss(part, frozen):
+    return jnp.sum(model.forward(masks.combine(part, frozen), {"pixels": PIXELS})["logits"] ** 2)
+
+  moved = jax.tree.map(lambda leaf, slope: leaf - 0.1 * slope, trainable, jax.jit(jax.grad(loss))(trainable, frozen))
+  after = model.with_params(masks.combine(moved, frozen))
+  assert np.abs(after(pixels=PIXELS)["logits"] - model(pixels=PIXELS)["logits"]).max() > 1e-4
+  for path, leaf in masks.flatten(after.params).items():
+    if buffers.is_buffer(path):
+      np.testing.assert_array_equal(leaf, masks.flatten(model.params)[path])
+
+
+def test_statistics_that_would_be_counted_are_refused():
+  with pytest.raises(UserError, match="bn1 counts statistics.*use_running_average=True"):
+    make(ResNet, family(lambda: ResNet(counts=True)))
+
+
+FAMILY_OF = {ResNet: family(ResNet)}

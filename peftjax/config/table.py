@@ -27,6 +27,10 @@ FIELDS: dict[str, Field] = {
   "seed": Field(0, "initialisation, dropout and data order all derive from it", least=0, most=2**32 - 1),
   # The model
   "model.path": Field("packaged:minilm", "a Hugging Face folder, or packaged:NAME", filled=True),
+  "model.family": Field("", "module:Name of an own architecture family, or several divided by commas"),
+  "model.component_dtypes": Field(
+    (), "of a folder of several models: NAME=DTYPE of components that are stored otherwise than model.dtype", item=_NAME
+  ),
   "model.init": Field(
     "pretrained", "random: draw the weights that config.json describes", choices=("pretrained", "random")
   ),

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from peftjax import masks
+from peftjax.buffers import is_buffer
 from peftjax.interop.formats.base import Format, Layers, Tensor, Tensors
 from peftjax.methods.base import Leaves
 from peftjax.methods.bound import Bound
@@ -31,8 +32,8 @@ def module_names(model: Model) -> dict[str, str]:
   """{name in the tree: name in PEFT} of all modules, those that only hold other modules included."""
   names = {}
   for leaf in base_names(model):
-    parts = leaf.split(".")[:-1]
-    names.update({(name := ".".join(parts[:end])): module_key(model, name) for end in range(1, len(parts) + 1)})
+    parts, first = leaf.split(".")[:-1], 3 if is_buffer(leaf) else 1  # the root and the collection are no modules
+    names.update({(name := ".".join(parts[:end])): module_key(model, name) for end in range(first, len(parts) + 1)})
   return names
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from peftjax import buffers, masks
+from peftjax.errors import UserError
 from peftjax.methods.folding import NotAMatrix, folding_of
 from peftjax.sites import ARRAY_KINDS, Example, Site, Stream
 
@@ -67,6 +68,8 @@ def _site_of(context: Any, args: Any, kwargs: Any, stacks: Mapping[str, int]) ->
         kind, shape, dtype = leaf_kind, tuple(value.shape), value.dtype
         has_bias = module.has_variable("params", "bias")
         break
+  if isinstance(module, nn.BatchNorm):
+    _check_uses_statistics(module, arguments_of(module, method, args, kwargs))
   if kind is None and method == "attend" and isinstance(module, nn.Embed):
     kind, shape, dtype = "unembedding", tuple(module.embedding.shape), module.embedding.dtype
   if kind is None:
@@ -108,6 +111,15 @@ def _example(module: nn.Module, arguments: Mapping[str, Any]) -> Example:
     lambda one: jax.ShapeDtypeStruct(one.shape, one.dtype) if isinstance(one, jax.Array) else one, dict(arguments)
   )
   return Example(module.clone(parent=None, name=None), shapes)
+
+
+def _check_uses_statistics(module: nn.BatchNorm, arguments: Mapping[str, Any]) -> None:
+  given = arguments.get("use_running_average")
+  if not (module.use_running_average if given is None else given):
+    raise UserError(
+      f"{'.'.join(module.path)} counts statistics while it runs, and no step here keeps them; build the model with "
+      "nn.BatchNorm(use_running_average=True)"
+    )
 
 
 def _in_context(sites: list[Site]) -> list[Site]:

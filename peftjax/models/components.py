@@ -21,13 +21,23 @@ CLASS_NAME = "Composite"
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """One component: its family and architecture, its config as parsed and as config.json has it, where it came from."""
+  """One component: its family and architecture, its config as parsed and as config.json has it, where it came from.
+
+  Attributes:
+    runtime: how it runs by itself; in the whole, its dtypes are its own and the rest is the whole's.
+  """
 
   family: Family
   architecture: str
   config: Any
   hf_config: Mapping[str, Any]
+  runtime: Runtime
   folder: Path | None = None
+
+  def within(self, runtime: Runtime) -> Runtime:
+    """How it runs in a whole that runs so."""
+    own = self.runtime
+    return dataclasses.replace(runtime, dtype=own.dtype, compute_dtype=own.compute_dtype)
 
 
 class Components(nn.Module):
@@ -37,12 +47,11 @@ class Components(nn.Module):
   Outputs: name -> outputs.
   """
 
-  parts: tuple[tuple[str, Any, Any], ...]
-  runtime: Runtime
+  parts: tuple[tuple[str, Any, Any, Runtime], ...]
 
   def setup(self) -> None:
-    for name, build, config in self.parts:
-      setattr(self, name, build(config, self.runtime))
+    for name, build, config, runtime in self.parts:
+      setattr(self, name, build(config, runtime))
 
   def __call__(self, **inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {name: getattr(self, name)(**given) for name, given in inputs.items()}
@@ -54,9 +63,11 @@ class CompositeFamily(Family):
 
   Attributes:
     parts: name -> component.
+    folder: that of model_index.json, if they came from one.
   """
 
   parts: Mapping[str, Part] = dataclasses.field(default_factory=dict)
+  folder: Path | None = None
 
   def stacks_of(self, architecture: str, config: Any, runtime: Runtime) -> dict[str, int]:
     return {
@@ -73,13 +84,13 @@ class CompositeFamily(Family):
     }
 
 
-def composite_family(parts: Mapping[str, Part]) -> CompositeFamily:
+def composite_family(parts: Mapping[str, Part], folder: Path | None = None) -> CompositeFamily:
   """The family of one composite model."""
   heads = [f"{name}.{head}" for name, part in parts.items() for head in _of(part).head]
 
   def build(config: Any, runtime: Runtime) -> nn.Module:
     del config
-    return Components(tuple((name, _of(part).build, part.config) for name, part in parts.items()), runtime)
+    return Components(tuple((name, _of(part).build, part.config, part.within(runtime)) for name, part in parts.items()))
 
   return CompositeFamily(
     model_types=(COMPOSITE,),
@@ -88,6 +99,7 @@ def composite_family(parts: Mapping[str, Part]) -> CompositeFamily:
     stacks=lambda config: {},
     inputs=lambda config: {name: part.family.inputs(part.config) for name, part in parts.items()},
     parts=dict(parts),
+    folder=folder,
   )
 
 

@@ -20,9 +20,10 @@ from peftjax import masks, memory, methods, tasks
 from peftjax.adding import add
 from peftjax.errors import NotHere, UserError, nearest
 from peftjax.interop.peft import notes_on
-from peftjax.loading import folder_of, from_config, initialise, load
+from peftjax.loading import described, folder_of, from_config, initialise, inputs_folder, is_index_folder, load
 from peftjax.model import Model
 from peftjax.models import pretrained
+from peftjax.models.components import COMPOSITE
 from peftjax.models.family import CAUSAL_LM, ENCODER, SEQ2SEQ_LM
 from peftjax.models.layers import Runtime
 from peftjax.models.registry import family_of
@@ -57,7 +58,7 @@ class Setting:
   Attributes:
     config: as given.
     folder: the model's; None of a model of the user's own.
-    hf_config: its config.json; {} of a model of the user's own.
+    hf_config: its config.json; what `described` says of several models as one; {} of a model of the user's own.
     header: of the data, a `Dataset` where it was opened; without a name where there is none to ask.
     task: None: a bare model, of which nobody asks a task.
     head: what is built on the base.
@@ -75,7 +76,13 @@ class Setting:
   def inputs(self, header: data_lib.Header | None = None) -> data_lib.Input:
     """What makes batches of the data, or of other data for the same task."""
     assert self.task is not None
-    return data_lib.make_input(self.config, header or self.header, self.task, self.folder)
+    folder = None if self.folder is None else inputs_folder(self.folder)
+    return data_lib.make_input(self.config, header or self.header, self.task, folder)
+
+  @property
+  def is_composite(self) -> bool:
+    """Whether it is several models as one."""
+    return COMPOSITE in self.hf_config
 
   def model(self, abstract: bool = False, mesh: Mesh | None = None) -> Model:
     """The base with the task's head and the config's method.
@@ -91,23 +98,30 @@ class Setting:
       return own_model(self.config, self.task, abstract)
     config, section = self.config, self.config.model
     method = methods.build(config.method)
-    options: dict[str, Any] = {**self.head._asdict(), "runtime": runtime(config), "quantize": quantization(config)}
+    options: dict[str, Any] = {"runtime": runtime(config), "quantize": quantization(config), "family": section.family}
+    if not self.is_composite:
+      options |= self.head._asdict()
     if section.init not in INITS:
       raise UserError(f"model.init={section.init!r}; {nearest(section.init, INITS)}")
     if abstract or section.init == "random":
-      model = from_config(self.hf_config, section.dtype, **options)
+      if self.is_composite:
+        model = described(section.path, section.dtype, component_dtypes=component_dtypes(config), **options)
+      else:
+        model = from_config(self.hf_config, section.dtype, **options)
       if section.init == "random" and not abstract:
         if section.adapter:
           raise UserError("model.adapter: an adapter needs the base that it was trained on, not model.init=random")
         if options["quantize"]:
           raise UserError("model.quantize: a model with model.init=random trains its base, which cannot be quantised")
         memory.check(masks.count(model.params).bytes, f"model.init=random: the weights of {section.path}")
-        model = dataclasses.replace(initialise(model, jax.random.key(config.seed)), folder=self.folder)
+        model = initialise(model, jax.random.key(config.seed))
+        model = model if self.is_composite else dataclasses.replace(model, folder=self.folder)
     else:
       if mesh is not None and mesh.size > 1:
         options["place"] = lambda base: layout_of(base, mesh).shardings
       model = load(section.path, section.adapter or None, section.dtype, seed=config.seed,
-                   other_base=section.other_base, new_head=section.new_head, **options)  # fmt: skip
+                   other_base=section.other_base, new_head=section.new_head, component_dtypes=component_dtypes(config),
+                   **options)  # fmt: skip
       if section.adapter:
         for note in notes_on(section.adapter):
           log.warning("model.adapter: %s", note)
@@ -172,6 +186,17 @@ def is_own(path: Any) -> bool:
   return bool(where) and where != "packaged" and name.isidentifier() and not Path(str(path)).expanduser().exists()
 
 
+def component_dtypes(config: ConfigDict) -> dict[str, str]:
+  """component -> dtype, from `config.model.component_dtypes`."""
+  found = {}
+  for entry in config.model.component_dtypes:
+    name, equals, dtype = str(entry).partition("=")
+    if not equals:
+      raise UserError(f"model.component_dtypes: {entry!r}: expected NAME=DTYPE, such as 'vae=bfloat16'")
+    found[name] = dtype
+  return found
+
+
 def setting(config: ConfigDict, dataset: data_lib.Dataset | None = None, trains: bool = False) -> Setting:
   """What a config means: task, labels, head and input, the same for every verb.
 
@@ -187,7 +212,7 @@ def setting(config: ConfigDict, dataset: data_lib.Dataset | None = None, trains:
     UserError: a task that there is not, that does not suit the data, or of which the model has no head.
   """
   folder = None if is_own(config.model.path) else folder_of(config.model.path)
-  hf_config = {} if folder is None else pretrained.read_config(folder)
+  hf_config = _hf_config(config, folder)
   header, notes = (dataset, ()) if dataset is not None else _known_header(config, trains)
   name = _task_name(config, header, hf_config)
   if not name:
@@ -203,7 +228,7 @@ def setting(config: ConfigDict, dataset: data_lib.Dataset | None = None, trains:
     header = data_lib.Header("", task=name, label_names=_labels_of(config, hf_config))
     task = tasks.from_config(name, config.task, header)
     header = dataclasses.replace(header, fields=task.fields)
-  return Setting(config, folder, hf_config, header, task, _head_of(task, hf_config), notes)
+  return Setting(config, folder, hf_config, header, task, _head_of(config, task, hf_config), notes)
 
 
 def stored(config: ConfigDict, head: Head) -> Setting:
@@ -213,13 +238,28 @@ def stored(config: ConfigDict, head: Head) -> Setting:
     UserError: there is no model folder any more.
   """
   folder = folder_of(config.model.path)
-  return Setting(config, folder, pretrained.read_config(folder), data_lib.Header(""), None, head)
+  return Setting(config, folder, _hf_config(config, folder), data_lib.Header(""), None, head)
 
 
-def _head_of(task: tasks.Task, hf_config: Mapping[str, Any]) -> Head:
-  if not hf_config:  # of the user's own
+def _hf_config(config: ConfigDict, folder: Path | None) -> Mapping[str, Any]:
+  if folder is None:  # of the user's own
+    return {}
+  if not is_index_folder(folder):
+    return pretrained.read_config(folder)
+  return described(folder, component_dtypes=component_dtypes(config), family=config.model.family).hf_config
+
+
+def _head_of(config: ConfigDict, task: tasks.Task, hf_config: Mapping[str, Any]) -> Head:
+  if not hf_config:
     return Head("", task.label_names, task.num_labels)
-  family = family_of(hf_config)
+  if COMPOSITE in hf_config:
+    if task.head != COMPOSITE:
+      raise UserError(
+        f"task.name={task.name!r} needs one model with its head, and {config.model.path!r} is several; train one of "
+        f"its folders, or name a task whose `head` is {COMPOSITE!r}"
+      )
+    return Head()
+  family = family_of(hf_config, config.model.family)
   own = family.architectures[family.architecture(hf_config, "")].task
   return Head("" if own == task.head else task.head, task.label_names, task.num_labels)
 
@@ -242,7 +282,9 @@ def _task_name(config: ConfigDict, header: data_lib.Header, hf_config: Mapping[s
     return "" if config.task.name == "none" else str(config.task.name)
   if not hf_config:
     return header.task
-  family = family_of(hf_config)
+  if COMPOSITE in hf_config:
+    return ""
+  family = family_of(hf_config, config.model.family)
   own = family.architectures[family.architecture(hf_config, "")].task
   offered = {one.task for one in family.architectures.values()}
   if header.task == SEQ2SEQ_LM:

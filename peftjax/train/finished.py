@@ -14,6 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 from peftjax import masks, outputs
+from peftjax.composite import components
 from peftjax.data.inputs.tokens import padding_id
 from peftjax.data.packages import cache_folder
 from peftjax.errors import UserError, nearest
@@ -139,7 +140,8 @@ def export(
     merged = model.merge(check)
     merged.save(out, overwrite)
     losses = merged.merge_errors
-  size = outputs.size_of(out, "adapter" if form == "peft" else "model")
+  kind = "adapter" if form == "peft" else "model"
+  size = sum(outputs.size_of(folder, kind) for folder in (Path(out), *(Path(out) / name for name in components(model))))
   return {
     "out": str(out),
     "format": form,

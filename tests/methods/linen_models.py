@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -72,7 +73,7 @@ class Convs(nn.Module):
     return {"logits": nn.Dense(5, name="head")(nn.Conv(4, (3,), name="1-D")(x.mean(axis=2)).mean(axis=1))}
 
 
-def family(module: type[nn.Module]) -> Family:
+def family(module: Callable[[], nn.Module]) -> Family:
   """One's own family of one architecture."""
   return Family(
     model_types=("mine",),
@@ -102,9 +103,9 @@ FAMILIES = {module: family(module) for module in (TinyViT, Einsums, Normed, Mixt
 PIXELS = jnp.asarray(np.random.default_rng(0).normal(size=(3, 6, 4, 3)), jnp.float32)
 
 
-def make(module: type[nn.Module]) -> Model:
+def make(module: type[nn.Module], own: Family | None = None) -> Model:
   """The model with random leaves."""
-  model = from_config({"model_type": "mine"}, family=FAMILIES[module])
+  model = from_config({"model_type": "mine"}, family=own or FAMILIES[module])
   random = np.random.default_rng(7)
 
   def draw(path: str, leaf: Any) -> jax.Array:
