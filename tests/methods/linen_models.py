@@ -73,13 +73,14 @@ class Convs(nn.Module):
     return {"logits": nn.Dense(5, name="head")(nn.Conv(4, (3,), name="1-D")(x.mean(axis=2)).mean(axis=1))}
 
 
-def family(module: Callable[[], nn.Module]) -> Family:
+def family(module: Callable[[], nn.Module], untransposed: tuple[str, ...] = ()) -> Family:
   """One's own family of one architecture."""
   return Family(
     model_types=("mine",),
     parse=lambda hf_config: (),
     architectures={"Mine": Architecture(lambda config, runtime: module(), "classification", head=("head",))},
     stacks=lambda config: {},
+    untransposed=untransposed,
     inputs=lambda config: {"pixels": jax.ShapeDtypeStruct((1, 6, 4, 3), jnp.float32)},
   )
 
