@@ -68,7 +68,9 @@ FIELDS: dict[str, Field] = {
   "task.text_metrics": Field(("exact_match", "chrf"), "fields of peftjax.tasks.text_metrics.METRICS", item=_NAME),
   # The data
   "data.name": Field(
-    "", f"packaged:NAME, jsonl:FILE, csv:FILE, folder:PATH, tfds:NAME, or module:Name; empty: {DEFAULT_DATA}"
+    "",
+    "packaged:NAME, or jsonl:, csv:, folder:, squad:, pairs: with a path, tfds:NAME, module:Name; "
+    f"empty: {DEFAULT_DATA}",
   ),
   "data.train_examples": Field(0, "the first n of the shuffled training split; 0: all", least=0, most=COUNT),
   "data.eval_examples": Field(

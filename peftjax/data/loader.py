@@ -21,6 +21,7 @@ from peftjax.data.extra_sets import RETAINED, open_retained, open_shifted
 from peftjax.data.flipping import flipped
 from peftjax.data.inputs.base import Batch, Input
 from peftjax.data.measuring import Measured, measure
+from peftjax.data.parts import rows_of
 from peftjax.data.reading import WHOLE, EvaluationSteps, Reader, Share, TrainingSteps, read_ahead
 from peftjax.data.sources.types import Dataset, Header, Source
 from peftjax.errors import UserError
@@ -33,7 +34,7 @@ class TrainLoader:
   rows of weight 0.
 
   Attributes:
-    examples: in an epoch; of packed data the rows.
+    examples: in an epoch; the rows where they are packed or give several.
     steps_per_epoch: batches in an epoch.
     measured: lengths of all examples of the split, and what was cut; None of inputs of one size.
     notes: lines for the log about what does not reach the model and how the data is laid out.
@@ -126,14 +127,13 @@ class EvalLoader:
 
   @functools.cached_property
   def _steps(self) -> EvaluationSteps:
-    reader = Reader(self.source, self.inputs, self._share)
-    lengths = np.zeros(self.examples, np.int32) if self.measured is None else self.measured.lengths[self._ids]
-    batches = evaluation_batches(lengths, self._batch_size, self.inputs.buckets or (0,))
-    ids = np.where(batches.ids == FILL, FILL, self._ids[batches.ids])
-    return EvaluationSteps(Batches(ids, batches.lengths), reader)
+    found = rows_of(self.source, self._ids, self.measured)
+    batches = evaluation_batches(found.lengths, self._batch_size, self.inputs.buckets or (0,))
+    ids = np.where(batches.ids == FILL, FILL, found.ids[batches.ids])
+    return EvaluationSteps(Batches(ids, batches.lengths), Reader(found.source, self.inputs, self._share))
 
   def __len__(self) -> int:
-    return -(-self.examples // self._batch_size)
+    return len(self._steps)
 
   def __iter__(self) -> Iterator[Batch]:
     return read_ahead(self._steps, workers=0)
@@ -196,9 +196,9 @@ def make_loaders(
 
 def _train_loader(config: ConfigDict, dataset: Dataset, inputs: Input, ids: np.ndarray, share: Share) -> TrainLoader:
   measured = measure(dataset, "train", inputs) if inputs.buckets else None
-  lengths = np.zeros(len(ids), np.int32) if measured is None else measured.lengths[ids]
+  found = rows_of(dataset.split("train"), ids, measured)
   seed = int(config.seed)
-  order = inputs.order(ids, lengths, config.train.batch_size, seed)
+  order = inputs.order(found.ids, found.lengths, config.train.batch_size, seed)
   identity = {
     "data.name": dataset.name,
     "data's content": dataset.fingerprint(),
@@ -208,7 +208,7 @@ def _train_loader(config: ConfigDict, dataset: Dataset, inputs: Input, ids: np.n
   } | inputs.identity()
   if config.data.get("flip_labels", 0.0):
     identity["data.flip_labels"] = float(config.data.flip_labels)
-  reader = inputs.reader(dataset.split("train"), share, seed, order)
+  reader = inputs.reader(found.source, share, seed, order)
   notes = [*dataset.notes, *inputs.notes(measured)]
   return TrainLoader(order, reader, measured, identity, int(config.data.workers), notes)
 

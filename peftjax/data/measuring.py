@@ -26,14 +26,16 @@ class Measured:
   """What encoding a split showed; of its examples what `Sizes` says.
 
   Attributes:
-    lengths: [n] int32, places that each example needs, after cutting.
+    lengths: [r] int32, places that each row needs, after cutting.
     cut: examples that did not fit.
     lost: what training was to learn and nothing carries.
+    counts: [n] int32, the rows that each example gives; None: one each.
   """
 
   lengths: np.ndarray
   cut: int
   lost: int
+  counts: np.ndarray | None = None
 
 
 def measure(dataset: Dataset, split: str, inputs: Input) -> Measured:
@@ -43,14 +45,15 @@ def measure(dataset: Dataset, split: str, inputs: Input) -> Measured:
   if (saved := _load(path)) is not None:
     return saved
   source = dataset.split(split)
-  lengths, cut, lost = [np.zeros(0, np.int32)], 0, 0
+  lengths, counts, cut, lost = [np.zeros(0, np.int32)], [], 0, 0
   for start in range(0, len(source), _CHUNK):
     examples = [source[index] for index in range(start, min(start + _CHUNK, len(source)))]
     sizes = inputs.sizes(examples)
     lengths.append(sizes.lengths)
+    counts += [] if sizes.counts is None else [sizes.counts]
     cut += sizes.cut
     lost += sizes.lost
-  measured = Measured(np.concatenate(lengths), cut, lost)
+  measured = Measured(np.concatenate(lengths), cut, lost, np.concatenate(counts) if counts else None)
   _save(path, measured)
   return measured
 
@@ -58,12 +61,13 @@ def measure(dataset: Dataset, split: str, inputs: Input) -> Measured:
 def _load(path: Path) -> Measured | None:
   try:
     with path.open("rb") as file, np.load(file) as saved:
-      return Measured(saved["lengths"], int(saved["cut"]), int(saved["lost"]))
+      counts = saved.get("counts")
+      return Measured(saved["lengths"], int(saved["cut"]), int(saved["lost"]), counts)
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # not there, or cut short by a crash
     return None
 
 
 def _save(path: Path, measured: Measured) -> None:
   with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-    np.savez(file, **dataclasses.asdict(measured))
+    np.savez(file, **{name: value for name, value in dataclasses.asdict(measured).items() if value is not None})
   os.replace(file.name, path)

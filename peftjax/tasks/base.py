@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from peftjax.data.sources.types import CAUSAL_LM, OTHER_LABELS, OWN_SHARE, Header
+from peftjax.data.sources.types import CAUSAL_LM, OTHER_LABELS, OWN_SHARE, Header, Source
 from peftjax.errors import UserError, nearest
 from peftjax.tasks.metric import Metric
 
@@ -85,12 +85,30 @@ class Task(Protocol):
     follow from its `index`, so that evaluations repeat."""
     raise NotImplementedError
 
+  def inputs(self, batch: Batch) -> dict[str, Any]:
+    """The part of a batch that the model reads, in one of its passes if the task has several."""
+    return model_inputs(batch)
+
+  def finish(self, predictions: dict[str, np.ndarray], source: Source) -> dict[str, np.ndarray]:
+    """The predictions with what the examples as they are stored add to them on the host: texts of spans, sizes of
+    images. Where examples give several rows, one prediction an example is made of theirs.
+
+    Args:
+      predictions: what `predict` gave, and "index" [N], in its order.
+      source: the split's examples by that index.
+
+    Returns:
+      What `per_example` and `metrics` take, with "index" and "loss", one of each for every example.
+    """
+    del source
+    return predictions
+
   def per_example(self, predictions: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What the metrics are computed from, one row an example: a bootstrap over examples resamples these."""
     raise NotImplementedError
 
   def metrics(self, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Metrics over all examples, from what `predict` gave for them."""
+    """Metrics over all examples, from what `predict` and `finish` gave for them."""
     raise NotImplementedError
 
 

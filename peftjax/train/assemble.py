@@ -298,9 +298,13 @@ def _task_name(config: ConfigDict, header: data_lib.Header, hf_config: Mapping[s
     return CAUSAL_LM
   if own == ENCODER:
     return ""
-  if header.task and own not in (CAUSAL_LM, SEQ2SEQ_LM) and not config.data.label_column:
+  if header.task and not _needs_no_labels(own) and not config.data.label_column:
     raise UserError(f"data.label_column: task {own!r} needs labels, and {header.name!r} has none that is known")
   return own
+
+
+def _needs_no_labels(name: str) -> bool:
+  return name in tasks.TASKS and tasks.task_class(name).needs_no_labels
 
 
 def _extended(config: ConfigDict, header: data_lib.Header) -> tuple[str, ...]:

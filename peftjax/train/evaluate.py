@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from peftjax.data.loader import EvalLoader
 from peftjax.files import write_bytes
 from peftjax.masks import Tree, combine
 from peftjax.parallel.mesh import put_batch, replicated
@@ -33,13 +34,13 @@ def make_predict(forward: ModelForward, task: Task, mesh: Mesh) -> Predict:
 
 
 def evaluate(
-  predict: Predict, trainable: Tree, frozen: Tree, batches: Iterable[Mapping[str, np.ndarray]], task: Task, mesh: Mesh
+  predict: Predict, trainable: Tree, frozen: Tree, batches: EvalLoader, task: Task, mesh: Mesh
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
   """(metrics, one row an example) over all batches.
 
   Args:
     predict: see `make_predict`.
-    batches: a finite pass; rows whose `index` is negative only fill up and are left out.
+    batches: of a split; rows whose `index` is negative only fill up and are left out.
     task: scores the predictions.
 
   Returns:
@@ -54,7 +55,7 @@ def evaluate(
     ahead = dispatched
   if ahead is not None:
     parts.append(jax.device_get(ahead))
-  predictions = _joined(parts)
+  predictions = task.finish(_joined(parts), batches.source)
   rows = task.per_example(predictions)
   return task.metrics(predictions), {"index": predictions["index"], "loss": predictions["loss"]} | rows
 

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from peftjax import config as config_lib
 from peftjax import masks, methods, tasks
-from peftjax.data.inputs.tokens import check_positions
+from peftjax.data.inputs.text import check_positions
 from peftjax.errors import UserError
 from peftjax.loading import from_config
 from peftjax.parallel import mesh as mesh_lib

@@ -32,6 +32,16 @@ def predictions(kind: str, rows: int = 9) -> dict[str, np.ndarray]:
   if kind in labels:
     given = {"logits": logits, "labels": labels[kind], "loss": loss, "weight": np.ones(rows, "f4")}
     return given | ({"loss": (logits[:, 0] - labels["number"]) ** 2} if kind == "number" else {})
+  if kind == "answers":
+    f1, answered = random.random(rows), random.integers(2, size=rows)
+    counted = {"losses": loss.astype("f8"), "windows": np.ones(rows), "exact_match": (f1 > 0.5).astype(int), "f1": f1}
+    return {**counted, "loss": loss, "answered": answered}
+  if kind == "pairs":
+    vectors = random.normal(size=(2, rows, 5))
+    text, pair = (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype("f4")
+    ids = {"text_id": np.arange(rows), "pair_id": rows + np.arange(rows)}
+    return {"text": text, "pair": pair, **ids, "labels": labels["number"], "loss": loss,
+            "weight": (labels["number"] > 0).astype("f4")}  # fmt: skip
   if kind == "tags":
     tags = random.integers(5, size=(2, rows, 4))
     return {"found": tags[0], "labels": tags[1], "loss": loss, "weight": np.full(rows, 4.0, "f4")}
@@ -48,6 +58,9 @@ TASKS = {
   "tags": tasks.make("token_classification", ("O", "B-X", "I-X", "B-Y", "I-Y")),
   "causal": tasks.make("causal_lm"),
   "seq2seq": tasks.make("seq2seq_lm"),
+  "masked": tasks.make("masked_lm"),
+  "answers": tasks.task_class("question_answering")(may_be_empty=True),
+  "pairs": tasks.task_class("contrastive")(scored=True),
 }
 
 

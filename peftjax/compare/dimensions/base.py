@@ -25,7 +25,6 @@ from peftjax.compare.trials import buildable, is_frozen
 from peftjax.errors import UserError, nearest
 from peftjax.masks import Tree, combine
 from peftjax.model import Model
-from peftjax.tasks.base import model_inputs
 from peftjax.train.evaluate import Predict, evaluate, make_predict
 from peftjax.train.finished import restored
 from peftjax.train.loop import make_run
@@ -75,7 +74,7 @@ class Trained:
   @functools.cached_property
   def batch(self) -> dict[str, jax.Array]:
     """The model's inputs of the first batch of training examples."""
-    return {name: jnp.asarray(array) for name, array in model_inputs(next(self.run.loaders.train)).items()}
+    return {name: jnp.asarray(array) for name, array in self.run.task.inputs(next(self.run.loaders.train)).items()}
 
   def scores(self, split: str) -> tuple[Mapping[str, float], Mapping[str, np.ndarray]]:
     """(metrics, one row an example) of a split: what the last step left, or else evaluated now.

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 # config.input.name -> class
 INPUTS: dict[str, str] = {
   "images": "peftjax.data.inputs.images:Images",
+  "masked_tokens": "peftjax.data.inputs.masked_tokens:MaskedTokens",
+  "text_pairs": "peftjax.data.inputs.text_pairs:TextPairs",
   "tokens": "peftjax.data.inputs.tokens:Tokens",
+  "windows": "peftjax.data.inputs.windows:Windows",
 }
 
 # A field of the data's examples -> the kind that reads it where neither config nor task names one.
@@ -28,6 +31,7 @@ READS: dict[str, str] = {
   "tokens": "tokens",
   "source": "tokens",
   "messages": "tokens",
+  "question": "windows",
 }
 
 

@@ -37,14 +37,16 @@ class Sizes:
   """What encoding some examples shows.
 
   Attributes:
-    lengths: [n] int32, the places (tokens, frames) that each needs room for.
+    lengths: [r] int32, the places (tokens, frames) that each row needs room for.
     cut: examples that did not fit.
     lost: what training was to learn and nothing carries any more: words with a tag; responses that are cut off whole.
+    counts: [n] int32, the rows that each example gives, such as the windows of a long document; None: one each.
   """
 
   lengths: np.ndarray
   cut: int = 0
   lost: int = 0
+  counts: np.ndarray | None = None
 
 
 class Input:
@@ -88,6 +90,7 @@ class Input:
     """One example's arrays, shaped as a row of `spec` or shorter along some axes.
 
     Args:
+      example: where `sizes` counts several rows of each example, its "part" says which of them is wanted.
       rng: for augmentation: a function of (seed, epoch, example) in training, None in evaluations.
     """
     raise NotImplementedError
@@ -141,13 +144,14 @@ class Input:
     """The batch of some examples, with `index` [B] int32 and `weight` [B] float32.
 
     Args:
-      examples: those of the rows whose id is not negative.
-      ids: [B] example ids; negative at the end, for rows that fill up and have weight 0.
+      examples: those of the rows whose id is not negative; where examples give several rows, each with its "part" and
+        its "example", the id that is the row's `index`.
+      ids: [B] ids of examples, or of rows; negative at the end, for rows that fill up and have weight 0.
       length: of the rows; 0 for inputs of one size.
       rngs: of the examples.
     """
     batch = self.collate([self.encode(one, rng) for one, rng in zip(examples, rngs)], len(ids), length)
-    return self.labelled(batch, examples, len(ids)) | weight_and_index(ids)
+    return self.labelled(batch, examples, len(ids)) | weight_and_index(example_ids(examples, ids))
 
   def labelled(self, batch: Batch, examples: Sequence[Example], rows: int) -> Batch:
     """The batch with the `labels` of `label_spec`, unless it has its own."""
@@ -198,6 +202,12 @@ class Input:
     """
     del measured
     return []
+
+
+def example_ids(examples: Sequence[Example], ids: np.ndarray) -> np.ndarray:
+  """[B]: the examples' own ids where `ids` are those of rows."""
+  own = np.array([one.get("example", index) for one, index in zip(examples, ids)], ids.dtype)
+  return np.concatenate([own, ids[len(own) :]])
 
 
 def weight_and_index(ids: np.ndarray) -> Batch:

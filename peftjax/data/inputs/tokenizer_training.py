@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from peftjax import outputs
 from peftjax.data.batching import subset
@@ -22,8 +22,9 @@ from peftjax.data.sources import Dataset, open_data
 from peftjax.errors import UserError, nearest
 from peftjax.files import read_json
 
-KINDS = ("bpe", "unigram")
+KINDS = ("bpe", "unigram", "wordpiece")
 SPECIAL = ("<pad>", "</s>", "<unk>")  # with the ids 0, 1 and 2, as T5 has them
+BERT = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, kind: str = "bpe") -> tokenizers.Tokenizer:
@@ -31,13 +32,15 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, kind: str = "bpe") ->
 
   Args:
     vocab_size: ids at most, the special ones and the 256 bytes included.
-    kind: "bpe" or "unigram".
+    kind: "bpe" or "unigram"; "wordpiece", BERT's own, of words in lower case with [CLS] and [SEP] around.
 
   Raises:
     UserError: an unknown kind, or a vocabulary without room for all bytes.
   """
   if kind not in KINDS:
     raise UserError(f"--kind={kind}; {nearest(kind, KINDS)}")
+  if kind == "wordpiece":
+    return _word_pieces(texts, vocab_size)
   alphabet = pre_tokenizers.ByteLevel.alphabet()
   if vocab_size < len(alphabet) + len(SPECIAL):
     raise UserError(f"--vocab_size={vocab_size}: the bytes and special tokens alone are {len(alphabet) + len(SPECIAL)}")
@@ -59,6 +62,21 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, kind: str = "bpe") ->
   fast.train_from_iterator(texts, trainer)
   end = ("</s>", fast.token_to_id("</s>"))
   fast.post_processor = processors.TemplateProcessing(single="$A </s>", pair="$A </s> $B </s>", special_tokens=[end])
+  return fast
+
+
+def _word_pieces(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
+  if vocab_size <= len(BERT):
+    raise UserError(f"--vocab_size={vocab_size}: there are {len(BERT)} special tokens alone")
+  fast = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+  fast.normalizer = normalizers.BertNormalizer(lowercase=True)
+  fast.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+  fast.decoder = decoders.WordPiece()
+  trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=list(BERT.values()), show_progress=False)
+  fast.train_from_iterator(texts, trainer)
+  ends = [(token, fast.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+  single = "[CLS] $A [SEP]"
+  fast.post_processor = processors.TemplateProcessing(single=single, pair=f"{single} $B:1 [SEP]:1", special_tokens=ends)
   return fast
 
 
@@ -84,12 +102,10 @@ def write_folder(out: str | Path, fast: tokenizers.Tokenizer, like: str | Path) 
   if not Path(like).is_file():
     raise UserError(f"--like={like}: no such file")
   config = {**read_json(Path(like)), "vocab_size": fast.get_vocab_size(with_added_tokens=True)}
-  settings = {
-    "tokenizer_class": "PreTrainedTokenizerFast",
-    "pad_token": "<pad>",
-    "eos_token": "</s>",
-    "unk_token": "<unk>",
-  }
+  settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+  settings |= dict(zip(("pad_token", "eos_token", "unk_token"), SPECIAL))
+  if fast.token_to_id("[MASK]") is not None:
+    settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, **BERT}
   names = ("config.json", "tokenizer_config.json", "tokenizer.json")
   with outputs.written(out, names, "tokenizer") as folder:
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -35,6 +35,22 @@ class Encoded:
   lost_words: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Window:
+  """One window over a context, behind its question.
+
+  Attributes:
+    ids, type_ids: [L] int32, special tokens included.
+    offsets: [L, 2] int32, the first character of each token and the one after its last, in its own text.
+    in_context: [L] bool, the tokens of the context.
+  """
+
+  ids: np.ndarray
+  type_ids: np.ndarray
+  offsets: np.ndarray
+  in_context: np.ndarray
+
+
 class Tokenizer:
   """A fast tokenizer that cuts at `max_length` tokens and pads nothing. Pickles; equal texts give equal ids.
 
@@ -46,6 +62,7 @@ class Tokenizer:
     eos_id: the token that ends a text; None if there is none.
     made_for: tokens of the longest text that the model is made for, by the tokenizer's `model_max_length`; None: it
       does not say.
+    mask_id: the token that hides another; None if there is none.
   """
 
   def __init__(self, made: TokenizerFolder, max_length: int, embedded: int = 2**31):
@@ -63,6 +80,10 @@ class Tokenizer:
     self.eos_id = made.eos_id
     self.made_for = made.model_max_length
     self._words_open_with_a_space = self._glues_words()
+    self._cutting: dict[int, Any] = {}
+    self._special_ids = [index for token in made.tokens.values() if (index := made.fast.token_to_id(token)) is not None]
+    mask = made.tokens.get("mask_token")
+    self.mask_id: int | None = None if mask is None else made.fast.token_to_id(mask)
 
   def __reduce__(self) -> tuple[Any, ...]:
     return Tokenizer, (self._made, self.max_length, self._embedded)
@@ -123,6 +144,43 @@ class Tokenizer:
     (encoding,) = self._encodings([text], add_special_tokens=False)
     return list(encoding.ids), list(encoding.offsets)
 
+  def encode_apart(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(ids, type ids, the word that each token is of, -1 of special tokens), int32 [L] each, of one text."""
+    (one,) = self._encodings([text])
+    ids = np.array(one.ids, np.int32)
+    words = np.array([-1 if word is None else word for word in one.word_ids], np.int32)
+    return ids, np.array(one.type_ids, np.int32), np.where(np.isin(ids, self._special_ids), -1, words)
+
+  def encode_windows(self, question: str, context: str, shared: int) -> list[Window]:
+    """A question with its context, in as many windows of at most `max_length` tokens as the context takes.
+
+    Args:
+      shared: tokens of the context that neighbouring windows share.
+
+    Raises:
+      UserError: the question leaves no room.
+    """
+    pair = self._made.fast.num_special_tokens_to_add(is_pair=True)
+    (bare,) = self._encodings([question], add_special_tokens=False)
+    if (taken := len(bare.ids) + sum(len(one.ids) for one in bare.overflowing) + pair) + shared >= self.max_length:
+      raise UserError(
+        f"a question of {taken - pair} tokens leaves no room for its context in a window of "
+        f"data.max_length={self.max_length} with {shared} tokens shared: {question!r:.60}"
+      )
+    fast = self._windows_of(shared)
+    first = fast.encode(question, context)
+    found = [first, *first.overflowing]
+    self._check_embedded(found)
+    return [
+      Window(
+        np.array(one.ids, np.int32),
+        np.array(one.type_ids, np.int32),
+        np.array(one.offsets, np.int32).reshape(-1, 2),
+        np.array([place == 1 for place in one.sequence_ids], bool),
+      )
+      for one in found
+    ]
+
   def id_of(self, token: str) -> int | None:
     """The id of a token, None if the tokenizer has none of that spelling."""
     found: int | None = self._fast.token_to_id(token)
@@ -144,11 +202,23 @@ class Tokenizer:
   def _encodings(self, inputs: list[Any], **how: bool) -> list[Any]:
     with refusing("the tokenizer cannot encode a text"):  # such as an unknown word where it has no unknown token
       found: list[Any] = self._fast.encode_batch(inputs, **how)
+    self._check_embedded(found)
+    return found
+
+  def _check_embedded(self, found: Sequence[Any]) -> None:
     if self._embedded < self.size:
       beyond = next((index for one in found for index in one.ids if index >= self._embedded), None)
       if beyond is not None:
         raise UserError(f"a text holds {self._fast.id_to_token(beyond)!r}, which the model does not embed")
-    return found
+
+  def _windows_of(self, shared: int) -> Any:
+    """The tokenizer that cuts the second text of a pair alone, and keeps what it cuts off."""
+    if shared not in self._cutting:
+      fast = tokenizers.Tokenizer.from_str(self._made.fast.to_str())
+      fast.encode_special_tokens = self._made.splits_special_tokens
+      fast.enable_truncation(self.max_length, stride=shared, strategy="only_second")
+      self._cutting[shared] = fast
+    return self._cutting[shared]
 
   def _gather(self, encodings: Sequence[Any]) -> Encoded:
     return Encoded(

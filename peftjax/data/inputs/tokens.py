@@ -5,33 +5,29 @@ Its settings are fields of `config.input`; `config.data` has the same ones by th
 
 from __future__ import annotations
 
-import copy
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from peftjax.config.checking import check_value
-from peftjax.config.table import FIELDS
-from peftjax.data.batching import bucket_lengths
 from peftjax.data.inputs.base import Batch, Input, Random, Shapes, Sizes
 from peftjax.data.inputs.collating import Collate
 from peftjax.data.inputs.language import UNCUT, CausalCollate, Form, form_of
 from peftjax.data.inputs.packing import PackedOrder, PackedReader, packed_spec, pieces_of
+from peftjax.data.inputs.text import SETTINGS as OF_ALL
+from peftjax.data.inputs.text import TextInput, defaults_of
 from peftjax.data.inputs.tokenizer_folder import read_tokenizer, special_tokens
-from peftjax.data.inputs.tokenizing import Tokenizer, load_tokenizer
+from peftjax.data.inputs.tokenizing import Tokenizer
 from peftjax.data.measuring import Measured
 from peftjax.data.reading import Share
 from peftjax.data.sources.types import Example, Header
 from peftjax.errors import UserError
-from peftjax.files import read_json
 from peftjax.registry import resolve
 
 if TYPE_CHECKING:
-  from peftjax.model import Model
   from peftjax.tasks import Task
 
 # How examples stand in rows, as `Task.collate` names it
@@ -42,18 +38,13 @@ COLLATES: dict[str, str] = {
 }
 
 # Fields of `config.input`, and of `config.data`
-SETTINGS = ("max_length", "buckets", "max_target_length", "format", "prefix", "separator", "packing")
+SETTINGS = (*OF_ALL, "max_target_length", "format", "prefix", "separator", "packing")
 
 
-class Tokens(Input):
-  """Token ids of texts, pairs, words with tags, prompts with responses, conversations, sources with targets.
+class Tokens(TextInput):
+  """Token ids of texts, pairs, words with tags, prompts with responses, conversations, sources with targets."""
 
-  Attributes:
-    data: `config.data` with the settings that `config.input` gives.
-  """
-
-  settings: ClassVar[Mapping[str, Any]] = {name: FIELDS[f"data.{name}"].default for name in SETTINGS}
-  unit = "token"
+  settings = defaults_of(SETTINGS)
 
   def __init__(
     self,
@@ -64,26 +55,15 @@ class Tokens(Input):
     tokenizer: Tokenizer | None = None,
     form: Form | None = None,
   ):
-    super().__init__(config, header, task, folder)
-    self.data = _with_settings(config)
-    self._given = tokenizer, form
+    super().__init__(config, header, task, folder, tokenizer)
+    self._given_form = form
     self._collate_class: type[Collate] = resolve("task.collate", task.collate, COLLATES)
-    if self.data.packing and task.collate != "causal":
-      raise UserError(f"data.packing: only causal_lm packs several texts into a row, not {task.name}")
-
-  @functools.cached_property
-  def tokenizer(self) -> Tokenizer:
-    """The model's, cut to `data.max_length`."""
-    if self._given[0] is not None:
-      return self._given[0]
-    assert self.folder is not None
-    return load_tokenizer(self.folder, self.data.max_length)
 
   @functools.cached_property
   def form(self) -> Form:
     """Of prompts and sources."""
-    if self._given[1] is not None or self.folder is None:
-      return self._given[1] or Form()
+    if self._given_form is not None or self.folder is None:
+      return self._given_form or Form()
     return form_of(self.data, self.folder)
 
   @functools.cached_property
@@ -91,22 +71,8 @@ class Tokens(Input):
     """What makes rows of examples."""
     return self._collate_class.make(self.tokenizer, self.form, self.data, self.header)
 
-  @property
-  def buckets(self) -> tuple[int, ...]:
-    return bucket_lengths(self.data.buckets, self.data.max_length)
-
   def spec(self, rows: int, length: int) -> Shapes:
-    return self._collate_class.spec(self.data, self.header, rows, length, self._gives_type_ids)
-
-  @functools.cached_property
-  def _gives_type_ids(self) -> bool:
-    """Whether batches tell first and second texts apart; by config.json where there is no tokenizer."""
-    try:
-      return self.tokenizer.gives_type_ids
-    except UserError:
-      assert self.folder is not None
-      config = read_json(self.folder / "config.json")
-      return int(config.get("type_vocab_size", 2 if config.get("model_type") == "bert" else 0)) > 1
+    return self._collate_class.spec(self.data, self.header, rows, length, self.gives_type_ids)
 
   def batch(self, examples: Sequence[Example], ids: np.ndarray, length: int, rngs: Iterable[Random]) -> Batch:
     return self.labelled(self.collate_rows(examples, ids, length), examples, len(ids))
@@ -121,14 +87,6 @@ class Tokens(Input):
 
   def sizes(self, examples: Sequence[Example]) -> Sizes:
     return self.collate_rows.sizes(examples)
-
-  def places(self, batch: Mapping[str, np.ndarray]) -> int:
-    segments = batch.get("segment_ids")
-    return int(np.sum(batch.get("attention_mask", 0))) if segments is None else int(np.sum(np.asarray(segments) > 0))
-
-  @property
-  def length_setting(self) -> str:
-    return f"data.max_length={self.data.max_length}"
 
   def fingerprint(self) -> str:
     return f"{self.collate_rows.fingerprint()}{self._day}"
@@ -145,10 +103,6 @@ class Tokens(Input):
 
   def identity(self) -> dict[str, Any]:
     return {"tokenizer": self.collate_rows.fingerprint(), "data.buckets": list(self.buckets)}
-
-  def check(self, model: Model) -> None:
-    self.tokenizer.check_fits(int(model.hf_config["vocab_size"]))
-    check_positions(model, self.data.max_length)
 
   def notes(self, measured: Measured | None) -> list[str]:
     """What is cut or lost; `measured` are the lengths of the training examples.
@@ -178,24 +132,6 @@ class Tokens(Input):
     if measured.lost:
       lines.append(f"train: {measured.lost:,} {lost}")
     return lines
-
-
-def _with_settings(config: ConfigDict) -> ConfigDict:
-  """`config.data` with what `config.input` says in its place.
-
-  Raises:
-    UserError: a value out of its range; both sections set a field, to different values.
-  """
-  data = copy.deepcopy(config.data)
-  for name in SETTINGS:
-    if name not in config.input:
-      continue
-    field, given, other = FIELDS[f"data.{name}"], config.input[name], config.data[name]
-    check_value(f"input.{name}", given, field)
-    if other not in (given, field.default):
-      raise UserError(f"input.{name}={given!r} and data.{name}={other!r}: they are one setting; leave one out")
-    data[name] = given
-  return data
 
 
 class PackedTokens(Tokens):
@@ -232,17 +168,6 @@ class PackedTokens(Tokens):
 
   def notes(self, measured: Measured | None) -> list[str]:
     return [*super().notes(measured), self._fill]
-
-
-def check_positions(model: Model, max_length: int) -> None:
-  """Raises `UserError` if the longest text, with its virtual tokens, needs more positions than are learned."""
-  limit = getattr(model.module, "position_limit", None)
-  virtual = sum(getattr(one, "num_virtual_tokens", 0) for one in model.methods if "model" in one.kinds)
-  if isinstance(limit, int) and max_length + virtual > limit:
-    beside = f" and {virtual} virtual tokens" if virtual else ""
-    raise UserError(
-      f"data.max_length={max_length}{beside}: the model has {limit} positions; {max(limit - virtual, 0)} tokens fit"
-    )
 
 
 def padding_id(folder: Path) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,9 @@ class Columns:
     return (*texts, *(("tags",) if self.tokens else ("label",) if self.label else ()))
 
 
+Choose = Callable[[Row, str, Named], Columns]
+
+
 @dataclasses.dataclass(frozen=True)
 class FileSource:
   """A `Source`: some rows of a file, their labels as numbers."""
@@ -125,22 +128,26 @@ def open_csv(path: str, named: Named) -> Dataset:
   return open_files("csv", path, named)
 
 
-def open_files(kind: str, path: str, named: Named) -> Dataset:
+def open_files(kind: str, path: str, named: Named, choose: Choose | None = None, filled: bool = False) -> Dataset:
   """A data set of `kind` ("jsonl" or "csv") files; `open_data` says what `path` may be.
+
+  Args:
+    choose: the first row, where it stands and the named columns -> those to read; `choose_columns` without.
+    filled: texts of white space alone are a mistake.
 
   Raises:
     UserError: see `open_data`.
   """
   files = {part: TextFile(file, kind) for part, file in find_files(kind, path).items()}
   leading = files.get("train") or files[""]
-  columns = choose_columns(leading[0], leading.where(0), named)
+  columns = (choose or choose_columns)(leading[0], leading.where(0), named)
   roots: dict[str, Path] = {}
   sizes: dict[str, str] = {}
   if columns.image:
     root = Path(named.image_root).expanduser() if named.image_root else None
     roots = {part: root or file.path.parent for part, file in files.items()}
     sizes = {part: _sizes(file, columns, roots[part]) for part, file in files.items()}
-  contents = {part: [_content(file, row, columns) for row in range(len(file))] for part, file in files.items()}
+  contents = {part: [_content(file, row, columns, filled) for row in range(len(file))] for part, file in files.items()}
   labels = _labels(files, contents, columns, kind == "csv", named.label_kind) if columns.label else None
   if "train" in files:
     parts = {split: (file, np.arange(len(file))) for split, file in files.items()}
@@ -287,7 +294,7 @@ def _choice(row: Row) -> str:
   return "one of " + ", ".join(row)
 
 
-def _content(file: TextFile, number: int, columns: Columns) -> tuple[str, Any]:
+def _content(file: TextFile, number: int, columns: Columns, filled: bool) -> tuple[str, Any]:
   """(text that the row is known by, raw label), everything in it checked."""
   row, where = file[number], file.where(number)
   for name in columns.names():
@@ -314,6 +321,8 @@ def _content(file: TextFile, number: int, columns: Columns) -> tuple[str, Any]:
   for name in names:
     if not isinstance(row[name], str):
       raise UserError(f"{where}: column {name!r} holds {row[name]!r:.60}, expected a string")
+    if filled and not row[name].strip():
+      raise UserError(f"{where}: column {name!r} is empty, expected a text")
   return " ".join(row[name] for name in names if name != columns.target), label
 
 

@@ -28,6 +28,8 @@ SOURCES: dict[str, str] = {
   "jsonl": "peftjax.data.sources.files:open_jsonl",
   "csv": "peftjax.data.sources.files:open_csv",
   "folder": "peftjax.data.sources.folder:open_folder",
+  "pairs": "peftjax.data.sources.pairs:open_pairs",
+  "squad": "peftjax.data.sources.squad:open_squad",
 }
 
 # Of sources that are prepared when they are first opened: what knows the header before.
@@ -48,9 +50,9 @@ def open_data(
 
   Args:
     spec: ``packaged:NAME`` (`peftjax.data.sources.packaged`), ``tfds:NAME`` (any prepared TFDS set, or its folder),
-      ``jsonl:PATH`` or ``csv:PATH``, ``folder:PATH`` (`peftjax.data.sources.folder`), or ``module:Name[:REST]``; empty:
-      the default data. A path is a file, which a hash of the text divides 80 / 10 / 10; a folder with
-      ``train.jsonl``, ``validation.jsonl``, ``test.jsonl``; or a pattern with ``{split}`` in it.
+      ``jsonl:PATH``, ``csv:PATH``, ``pairs:PATH``, ``squad:PATH``, ``folder:PATH`` (`peftjax.data.sources.folder`), or
+      ``module:Name[:REST]``; empty: the default data. A path is a file, which a hash of the text divides 80 / 10 / 10;
+      a folder with ``train.jsonl``, ``validation.jsonl``, ``test.jsonl``; or a pattern with ``{split}`` in it.
     text_column: the column of the text, ``a,b`` for a pair, or of a conversation's messages; empty: found by its name.
     label_column: empty: found by its name.
     source_column: of text to text: the prompt, or the text to translate; empty: found by its name.

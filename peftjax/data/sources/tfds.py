@@ -17,6 +17,7 @@ from peftjax.data.sources.packaged import builder_of, prepared_builder
 from peftjax.data.sources.tfds_folder import check_below, check_folder
 from peftjax.data.sources.types import (
   CAUSAL_LM,
+  QUESTION_ANSWERING,
   SEQ2SEQ_LM,
   TEXT_CLASSIFICATION,
   TOKEN_CLASSIFICATION,
@@ -30,6 +31,9 @@ from peftjax.errors import NotHere, UserError, nearest
 
 if TYPE_CHECKING:
   import tensorflow_datasets as tfds
+
+
+QUESTION_COLUMNS = ("id", "question", "context", "answers", "is_impossible")  # as TFDS names SQuAD's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +53,8 @@ class TfdsSource:
       example = {
         ours: record[feature] if ours == IMAGES.field else _plain(record[feature]) for ours, feature in self.features
       }
+      if "answers" in example:
+        example["answers"] = [dict(zip(example["answers"], each)) for each in zip(*example["answers"].values())]
     except Exception as error:  # a damaged record, or text that is not UTF-8
       raise UserError(f"{self.name}: example {index} cannot be read: {error}") from None
     if example.get("label") == -1:  # how TFDS marks a hidden label
@@ -61,6 +67,8 @@ class TfdsSource:
 def _plain(value: Any) -> Any:
   if isinstance(value, bytes):
     return value.decode("utf-8")
+  if isinstance(value, dict):
+    return {key: _plain(one) for key, one in value.items()}
   if isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim):
     return [_plain(one) for one in value]
   return value.item() if hasattr(value, "item") else value
@@ -130,7 +138,12 @@ def _header(name: str, builder: tfds.core.DatasetBuilder, chosen: dict[str, str]
   features = dict(builder.info.features or {})
   target = features.get(chosen.get("label") or chosen.get("tags", ""))
   labelled = IMAGES.task if IMAGES.field in chosen else TEXT_CLASSIFICATION
-  kinds = {"tokens": TOKEN_CLASSIFICATION, "source": SEQ2SEQ_LM, "label": labelled}
+  kinds = {
+    "question": QUESTION_ANSWERING,
+    "tokens": TOKEN_CLASSIFICATION,
+    "source": SEQ2SEQ_LM,
+    "label": labelled,
+  }
   label_names = tuple(getattr(getattr(target, "feature", target), "names", None) or ())
   return Header(
     name=name,
@@ -157,6 +170,8 @@ def _choose(name: str, features: dict[str, Any], named: Named) -> dict[str, str]
   for column in filter(None, [*asked, named.label, named.source, named.target, named.image]):
     if column not in features:
       raise UserError(f"{name} has no column {column!r}; {nearest(column, features)}")
+  if {"question", "context", "answers"} <= features.keys() and not asked and not named.source:
+    return {column: column for column in QUESTION_COLUMNS if column in features}
   words, texts = of(tfds.features.Text, sequence=True), of(tfds.features.Text)
   tags, classes = of(tfds.features.ClassLabel, sequence=True), of(tfds.features.ClassLabel)
   has_pair = set(SOURCE_NAMES) & set(texts) and set(TARGET_NAMES) & set(texts)

@@ -16,6 +16,8 @@ IMAGE_CLASSIFICATION = "image_classification"
 TOKEN_CLASSIFICATION = "token_classification"
 CAUSAL_LM = "causal_lm"
 SEQ2SEQ_LM = "seq2seq_lm"
+QUESTION_ANSWERING = "question_answering"
+CONTRASTIVE = "contrastive"
 
 # Of examples that an input has mixed two by two: the other one's labels, and float32 [B], how much is its own.
 OTHER_LABELS, OWN_SHARE = "other_labels", "own_share"
@@ -52,7 +54,8 @@ class Source(Protocol):
   `text_pair` str, or `tokens` list of str; and `label` (int, float, or [C] float32 of zeros and ones), or `tags`, an
   int for each token; or neither. Of a picture it has `image`, the bytes of its file or a uint8 array [H, W, channels],
   and `where`, which names it in errors. Or it has `source` and `target`, str, or `messages`, a list of {"role",
-  "content"}.
+  "content"}; or `id`, `question` and `context`, str, and `answers`, a list of {"text", "answer_start"}, empty if the
+  context has none.
   """
 
   def __len__(self) -> int: ...
@@ -68,7 +71,7 @@ class Header:
     name: the string it was opened by.
     task: "text_classification", "token_classification", "image_classification"; "seq2seq_lm" of a source and a target,
       on which a causal language model can be trained, too; "causal_lm" of conversations and of texts without labels;
-      empty: the data does not say.
+      "question_answering"; "contrastive" of pairs that belong together; empty: the data does not say.
     label_names: the label with number i at place i; empty where numbers are predicted or nothing is.
     splits: split name -> number of examples.
     columns: all columns that the data has.
