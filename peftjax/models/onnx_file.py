@@ -84,6 +84,8 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
     if byte < 0x80:
       return value, at
     shift += 7
+    if shift > 63:
+      raise ValueError(f"a number of more than 64 bits before byte {at}")
 
 
 def _parts(message: memoryview, number: int) -> list[memoryview]:

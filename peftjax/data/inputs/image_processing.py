@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from peftjax.data.inputs.pictures import MOST_PIXELS
 from peftjax.errors import UserError, nearest
 from peftjax.files import read_json
 
@@ -102,7 +103,11 @@ class Processor:
     return self.numbers(self.cropped(self.resized(picture)))
 
   def resized(self, picture: Image.Image) -> Image.Image:
-    """The picture in the size that it is cut from."""
+    """The picture in the size that it is cut from.
+
+    Raises:
+      UserError: it is so narrow that this would be a very large one.
+    """
     width, height = picture.size
     if self.shortest:
       short, long = sorted((width, height))
@@ -110,6 +115,8 @@ class Processor:
       width, height = (self.shortest, other) if width <= height else (other, self.shortest)
     elif self.size:
       height, width = self.size
+    if width * height > MOST_PIXELS:
+      raise UserError(f"{picture.width} x {picture.height} pixels would be resized to {width} x {height}")
     return picture.resize((width, height), resample=self.resample)
 
   def cropped(self, picture: Image.Image) -> np.ndarray:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from PIL import Image
 
 from peftjax.data.inputs import augmenting
 from peftjax.data.inputs.base import Batch, Input, Random, Shapes, weight_and_index
@@ -72,10 +73,15 @@ class Images(Input):
     return shapes
 
   def encode(self, example: Example, rng: Random) -> Batch:
+    where = str(example.get("where", self.header.name))
+    picture = decode(example["image"], where, self.processor.on_white)
+    try:
+      return {"pixel_values": self.processor(picture) if rng is None else self._augmented(picture, rng)}
+    except UserError as error:
+      raise UserError(f"{where}: {error}") from None
+
+  def _augmented(self, picture: Image.Image, rng: np.random.Generator) -> np.ndarray:
     processor, options = self.processor, self.options
-    picture = decode(example["image"], str(example.get("where", self.header.name)), processor.on_white)
-    if rng is None:
-      return {"pixel_values": processor(picture)}
     if options.crop:
       picture = augmenting.random_resized_crop(picture, rng, processor.output, options.crop, processor.resample)
     else:
@@ -84,7 +90,7 @@ class Images(Input):
       picture = augmenting.flip(picture, rng)
     if options.rand_augment:
       picture = augmenting.rand_augment(picture, rng, int(options.rand_augment), options.magnitude)
-    return {"pixel_values": processor.numbers(processor.cropped(picture))}
+    return processor.numbers(processor.cropped(picture))
 
   def batch(self, examples: Sequence[Example], ids: np.ndarray, length: int, rngs: Iterable[Random]) -> Batch:
     drawn = list(rngs)

@@ -102,6 +102,12 @@ def test_a_damaged_picture_takes_one_line_with_its_file(content, said):
     decode(content, "cat.jpg")
 
 
+def test_a_picture_that_would_grow_beyond_all_bounds(tmp_path):
+  (tmp_path / "preprocessor_config.json").write_text('{"image_processor_type": "CLIPImageProcessor"}')
+  with pytest.raises(UserError, match="thin.png: 1 x 9000 pixels would be resized to 224 x 2016000"):
+    inputs(tmp_path).encode({"image": encoded(picture(1, 9000)), "where": "thin.png"}, None)
+
+
 def inputs(tmp_path, **settings):
   (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", "image_size": 12}))
   config = default()

@@ -9,7 +9,9 @@ import struct
 
 import pytest
 
+from peftjax.data import open_data
 from peftjax.data.builders.interface_pt import interface_pt_dataset_builder
+from peftjax.data.inputs.pictures import decode
 from peftjax.data.sources.packaged import PACKAGED, prepared_builder
 from peftjax.data.sources.splits import normalised
 from peftjax.errors import UserError
@@ -60,6 +62,17 @@ def test_sizes_are_the_documented_ones_and_no_text_crosses_a_split(name):
     assert not validation & test
   for split in ("train", "validation", "test"):
     assert (builder.data_path / f"{builder.name}-{split}.array_record-00000-of-00001").exists()
+
+
+def test_pictures_are_read_as_their_files():
+  data = open_data("packaged:sign_digits")
+  assert data.task == "image_classification" and data.fields == ("image", "label") and len(data.label_names) == 10
+  source = data.split("test")
+  counts = [sum(source[at]["label"] == digit for at in range(len(source))) for digit in range(10)]
+  assert counts == [15] * 10
+  example = source[3]
+  assert decode(example["image"], example["where"]).size == (100, 100)
+  assert example["image"][:2] == b"\xff\xd8" and example["where"] == "packaged:sign_digits test: example 3"
 
 
 def test_a_movie_label_is_the_sign_of_its_rating():
