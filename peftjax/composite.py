@@ -22,6 +22,7 @@ from peftjax.models.building import build
 from peftjax.models.components import CLASS_NAME, COMPOSITE, CompositeFamily, Part, composite_family
 from peftjax.models.registry import FAMILIES
 from peftjax.sites import Site
+from peftjax.wrap.family import is_wrapped
 
 if TYPE_CHECKING:
   from peftjax.model import Model
@@ -49,6 +50,8 @@ def compose(models: Mapping[str, Model], index: Mapping[str, Any] | None = None,
   for name, model in models.items():
     if not name.isidentifier() or name == buffers.ROOT:
       raise UserError(f"component {name!r}: expected a name of letters, digits and underscores, not {buffers.ROOT!r}")
+    if is_wrapped(model):
+      raise UserError(f"component {name!r} is a model of your own; wrap one function of all components")
     if model.bound:
       raise UserError(f"component {name!r} has methods; put the models together first, and add methods to the whole")
     own = dataclasses.replace(model.runtime, dtype=first.runtime.dtype, compute_dtype=first.runtime.compute_dtype)

@@ -257,6 +257,8 @@ class Model:
     Raises:
       UserError: methods were added before, or the settings do not fit the model.
     """
+    if is_wrapped(self):
+      raise UserError("a model of your own is not quantised here; give wrap the leaves that your program reads")
     return quantize_model.quantized(self, how)
 
   def quantized_paths(self) -> set[str]:

@@ -54,8 +54,8 @@ def untied(model: Model) -> Model:
     return model
   if is_wrapped(model):
     raise UserError(
-      f"{site.name} is looked up and is the output layer too, and a method acts on one of the two alone; untie them in "
-      f"your own function, or act on both with lora.ensure_weight_tying=True"
+      f"{site.names[0]} is looked up and is the output layer too, and a method acts on one of the two alone; untie "
+      f"them in your own function, or act on both with lora.ensure_weight_tying=True"
     )
   for one in model.bound:
     if any(other.path == site.path and other.method == OUTPUT for other in one.sites):

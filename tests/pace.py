@@ -99,6 +99,7 @@ QUICK: dict[str, tuple[str, ...]] = {  # test -> the cases that always run
     "function-lora", "function-dora", "nnx-ia3", "linen-lora", "equinox_vit-lora", "haiku-oft",
   ),
   "wrap/test_methods.py::test_without_methods_it_is_the_users_own_function": ("function", "equinox_mlp"),
+  "wrap/test_collections.py::test_acting_equals_the_merged_weights": ("gemma-lora", "dantinox-lora"),
   "wrap/test_own_model.py::test_every_library_is_inspected_from_shapes": ("grid_model", "grid_nnx"),
   "wrap/test_methods.py::test_methods_that_need_named_places_say_so": ("prefix", "houlsby", "prompt"),
   "wrap/test_family.py::test_outputs_and_gradients_are_the_registered_familys": (

@@ -8,7 +8,7 @@ from grid_source import MOVES, SIDE
 
 import peftjax
 
-WIDTH, INNER, LAYERS = 32, 64, 8
+WIDTH, INNER, LAYERS = 24, 48, 4
 
 
 def init(key):

@@ -32,7 +32,7 @@ from peftjax.methods.base import Leaves
 from peftjax.methods.bound import Bound
 from peftjax.methods.lora import LoRA
 from peftjax.quantize_model import dequantize_leaves
-from peftjax.sites import Site
+from peftjax.sites import BASE_LEAVES, Site
 from peftjax.vocabulary import untied
 
 if TYPE_CHECKING:
@@ -223,14 +223,19 @@ def _on_weights(
   is_split = any(acts_on_one_use(model) for model in models)
   base = untied(base) if is_split else base
   each = [deltas(model, own_output=is_split) for model in models]
-  places = {".".join(site.path): site for site in base.sites if site.method == "__call__"}
+  places = {site.leaf(role): (site, role) for site in base.sites if site.method == "__call__" and site.kind != "bias"
+            for role in BASE_LEAVES}  # fmt: skip
   total: dict[str, Any] = {}
   for path in {path: None for one in each for path in one}:
     held = [(one[path], weight) for one, weight in zip(each, weights) if path in one]
-    module, _, leaf = path.rpartition(".")
-    used = "linear" if leaf == "bias" else kind
+    site, role = places[path]
+    used = "linear" if role == "bias" else kind
     tensors, own = [change for change, _ in held], [weight for _, weight in held]
-    total[path] = _mapped(places[module], tensors, own, used, density, sign, key)
+    if site.places:
+      tensors = [site.folded({role: change})[role] for change in tensors]
+    total[path] = _mapped(site, tensors, own, used, density, sign, key)
+    if site.places:
+      total[path] = site.unfolded({role: total[path]})[role]
   if into == "base":
     flat = masks.flatten(dequantize_leaves(base.params, jnp.float32))
     for path, change in total.items():

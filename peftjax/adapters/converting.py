@@ -77,11 +77,13 @@ def from_deltas(
   errors: dict[str, np.ndarray] = {}
   ranks: dict[str, np.ndarray] = {}
   for path, site in _sites(base, changes).items():
-    table = next((f"{path}.{name}" for name in _TABLES if f"{path}.{name}" in changes), "")
-    bias = changes.get(f"{path}.bias")
-    bias = bias if bias is None else site.mapped(lambda leaf, at=site: at.fold({"bias": leaf})["bias"])(bias)
-    if table:
-      leaves, errors[table], ranks[table] = _decomposed(changes[table], site, rank, energy, clamp, table)
+    own = {role: leaf for role in (*_TABLES, "bias") if (leaf := site.leaf(role)) in changes}
+    folded = site.folded({role: changes[leaf] for role, leaf in own.items()})
+    role = next((role for role in _TABLES if role in own), "")
+    bias = folded.get("bias")
+    if role:
+      table = own[role]
+      leaves, errors[table], ranks[table] = _decomposed(folded[role], site, rank, energy, clamp, table)
     else:
       leaves = {
         "lora_a": jnp.zeros((*site.lead, *site.shape[:-1], 1)),
@@ -93,29 +95,29 @@ def from_deltas(
 
 def _sites(base: Model, changes: Mapping[str, jax.Array]) -> dict[str, Site]:
   """{module's path: its site} of the modules that changed."""
-  places: dict[str, list[Site]] = {}
+  owners: dict[str, list[Site]] = {}
   for site in base.sites:
-    places.setdefault(".".join(site.path), []).append(site)
+    for role in (*_TABLES, "bias"):
+      if site.kind != "bias":  # of a program of the user's own
+        owners.setdefault(site.leaf(role), []).append(site)
   found = {}
   for path in changes:
-    module, _, leaf = path.rpartition(".")
-    sites = [site for site in places.get(module, []) if site.method == "__call__"]
-    if leaf not in (*_TABLES, "bias") or not sites:
+    sites = [site for site in owners.get(path, []) if site.method == "__call__"]
+    if not sites:
       raise UserError(
         f"{path!r} changes, and LoRA has no place for it: it acts on kernels, embeddings and their biases"
       )
-    if leaf == "embedding" and len(places[module]) > 1:
+    if sites[0].leaf("embedding") == path and len(owners[path]) > 1:
       raise UserError(f"{path!r} changes, and is also the output layer, where a LoRA on embeddings does not act")
-    found[module] = sites[0]
+    found[".".join(sites[0].path)] = sites[0]
   return found
 
 
 def _decomposed(
   change: jax.Array, site: Site, rank: int, energy: float, clamp: float | None, path: str
 ) -> tuple[Leaves, np.ndarray, np.ndarray]:
-  """(factors, error of each layer, rank of each layer)."""
+  """(factors, error of each layer, rank of each layer) of a change as methods see it."""
   features = site.shape[-1]
-  change = site.mapped(lambda kernel: site.fold({"kernel": kernel})["kernel"])(change)
   matrix = change.reshape(*site.lead, -1, features)
   limit = min(matrix.shape[-2:])
   if site.groups > 1:

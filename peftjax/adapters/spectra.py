@@ -108,12 +108,14 @@ def _kernels(model: Model, added: Mapping[str, Any]) -> dict[str, np.ndarray]:
   flat = masks.flatten(dequantize_leaves(model.params, jnp.float32))
   found: dict[str, np.ndarray] = {}
   for site in model.sites:
-    path = ".".join((*site.path, "kernel"))
+    path = site.leaf("kernel")
     if site.kind != "linear" or path not in flat or model.context.in_head(path):
       continue
     whole = np.asarray(flat[path], np.float64)
     if path in added:
       whole = whole + np.asarray(added[path], np.float64)
+    if site.places:
+      whole = np.asarray(site.folded({"kernel": jnp.asarray(whole, jnp.float32)})["kernel"], np.float64)
     layers = whole.reshape(-1, *whole.shape[len(site.stack) :])
     found |= {name: layer for name, layer in zip(site.names, layers) if layer.ndim == 2}
   return found

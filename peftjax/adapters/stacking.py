@@ -30,6 +30,7 @@ from peftjax.methods.selective import Patterns
 from peftjax.sites import Site
 from peftjax.stacks import unstack
 from peftjax.vocabulary import tied_site, untied
+from peftjax.wrap.family import is_wrapped
 
 if TYPE_CHECKING:
   from peftjax.model import Model
@@ -258,6 +259,8 @@ def _own(base: Model, adapters: Sequence[Adapter], bound: Sequence[Bound]) -> tu
 
 
 def _owner(base: Model, path: str) -> Site:
+  if is_wrapped(base):
+    raise UserError(f"{path!r} trains along, and a batch of a model of your own has one of it; mix adapters without it")
   module, _, leaf = path.rpartition(".")
   owners = [site for site in base.sites if ".".join(site.path) == module]
   callers = [site for site in owners if site.method == "__call__" and site.kind in Own.kinds]

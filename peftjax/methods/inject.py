@@ -128,12 +128,12 @@ def enter(calls: Sequence[Acting], x: Any) -> Any:
   return x
 
 
-def change_of(calls: Sequence[Acting]) -> jax.Array | None:
-  """float32[in, out], what methods add to the kernel that the base's product is taken with; None if none does."""
+def change_of(calls: Sequence[Acting], leaf: str = "kernel") -> jax.Array | None:
+  """The float32 change of a leaf by methods that act by their change of the weights alone; None if there is none."""
   deltas: list[jax.Array] = [
-    method.delta(leaves, _float32_base(call), site, call.shared)["kernel"]
+    change[leaf]
     for method, site, leaves, call in calls
-    if method.acts_by_delta(site)
+    if method.acts_by_delta(site) and leaf in (change := method.delta(leaves, _float32_base(call), site, call.shared))
   ]
   return functools.reduce(jnp.add, deltas) if deltas else None
 

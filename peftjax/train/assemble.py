@@ -168,6 +168,9 @@ def own_model(config: ConfigDict, task: tasks.Task | None, abstract: bool = Fals
     raise UserError(f"model.path={section.path!r} is {type(make).__name__}; expected a function that gives a model")
   told = {"config": config, "task": task, "abstract": abstract}
   known = inspect.signature(make).parameters
+  other = [name for name, one in known.items() if one.default is one.empty and name not in told]
+  if other:
+    raise UserError(f"model.path={section.path!r} needs {', '.join(other)}; it is told {', '.join(told)} alone")
   model = make(**{name: value for name, value in told.items() if name in known})
   if not isinstance(model, Model):
     raise UserError(

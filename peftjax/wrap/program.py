@@ -21,6 +21,9 @@ from peftjax.wrap.flow import Flow, Found, Place, Plain
 from peftjax.wrap.replay import Acted, Key, Replay, Scope
 from peftjax.wrap.views import Tracked
 
+KEPT = 16
+"""Traces that a program keeps, one for each set of shapes and flags."""
+
 Run = Callable[[Mapping[str, Any], Mapping[str, Any], Any], Any]
 """(leaves by name, inputs by name, key or None) -> outputs."""
 
@@ -75,6 +78,8 @@ class Program:
     if kept is None:
       kept = self._traced(arrays, static, held, rng)
       if key is not None and not any(isinstance(one, jax.core.Tracer) for one in kept.closed.consts):
+        while len(self._traces) >= KEPT:
+          del self._traces[next(iter(self._traces))]
         self._traces[key] = kept
     return kept
 

@@ -167,7 +167,9 @@ class Replay:
     folded = self._front(acted, use.fold_y(jnp.transpose(y, back)))
 
     def step(own: list[Leaves], base: Leaves, draw: Any, x: Any, y: Any) -> Any:
-      return leave(self._calls(acted, own, base, draw, self._rerun(acted, one.equation, one.inputs)), x, y)
+      calls = self._calls(acted, own, base, draw, self._rerun(acted, one.equation, one.inputs))
+      y, change = leave(calls, x, y), change_of(calls, "bias")
+      return y if change is None else y + change.astype(y.dtype)
 
     folded = acted_on(acted, step, one.scope.leaves[acted.key], held, _keys(one.key, acted), one.x, folded)
     return jnp.transpose(use.unfold_y(self._back(acted, folded)), bias.order).astype(y.dtype)

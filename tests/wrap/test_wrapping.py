@@ -58,10 +58,12 @@ def test_an_adapter_goes_into_files_and_back(tmp_path):
 
 def test_scaled_and_disabled():
   model, inputs = adapted()
-  _, _, own = grid.wrapped("function")
+  base, _, own = grid.wrapped("function")
   grid.close(model.scaled(0.0)(**inputs), own, 1e-5)
   grid.close(adapters.disabled(model)(**inputs), own, 1e-5)
   grid.close(model.scaled(0.5)(**inputs), model.scaled(0.5).merge()(**inputs), 1e-5)
+  turned = grid.moved(base.add(grid.make("boft"))).scaled(0.5)  # its change of the weights takes the bias along
+  grid.close(turned(**inputs), turned.merge()(**inputs), 1e-5)
 
 
 def test_every_example_of_a_batch_has_its_own_adapter():
