@@ -1,6 +1,11 @@
 """DINOv2-S/14 on pictures of signed digits by one method: 370 pictures to train on, at 98 x 98 pixels.
 
 peftjax train --config=configs/sign_digits.py:lora --workdir=runs/sign_digits-lora
+
+Gave, seed 0, 96 updates (150 test pictures: one of them is 0.7 points):
+lora: test accuracy .920, macro F1 .920 (validation .925), 143 GFLOP an update.
+head: test accuracy .753, macro F1 .755 (validation .713), 70 GFLOP an update.
+The rates of the other rows are guesses that no run has confirmed.
 """
 
 from ml_collections import ConfigDict
