@@ -31,7 +31,10 @@ def get_config(method: str = "full") -> ConfigDict:
   config.train.final_splits = ("validation", "test")
   config.compare.methods = {
     "full": {},
-    "lora": {"rank": 8, "alpha": 16.0, "targets": ("layers.*", "see"), "optim": {"learning_rate": 1e-2}},
+    "lora": {
+      "method": {"rank": 8, "alpha": 16.0, "targets": ("layers.*", "see")},
+      "optim": {"learning_rate": 1e-2},
+    },
   }
   config.compare.baseline = ""
   config.compare.timing_rounds = 0
