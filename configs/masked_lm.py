@@ -3,6 +3,9 @@
 python -m peftjax.data.inputs.tokenizer_training --kind=wordpiece --data=packaged:banking77 --vocab_size=1024 \\
   --like=configs/bert_mini/config.json --out=runs/bert_mini/model
 peftjax train --config=configs/masked_lm.py --workdir=runs/bert_mini/run
+
+Perplexity of hidden tokens 47.6 on validation (163 after 200 updates) and 45.2 on test, where 32.7% are guessed right,
+after 800 updates. It took nine and a half minutes while other work held most of two cores.
 """
 
 from __future__ import annotations
