@@ -23,7 +23,8 @@ def check_all_used(
   """Checks by one trace of the forward pass on shapes what the methods' leaves do.
 
   A leaf of `leaf_names` must reach an output of the model or the method's `penalty`, whatever its values: a gate that
-  starts at zero is no objection. A leaf of `buffer_names` must be read.
+  starts at zero is no objection, nor a leaf without elements, as OFT's where its blocks have one row. A leaf of
+  `buffer_names` must be read.
 
   Raises:
     UserError: a leaf does nothing, with its name, its method's and what to do.
@@ -71,7 +72,8 @@ def _idle(
 
   used = used_inputs(run, own, rest, arrays)
   paths = [path for path, leaf in own.items() for _ in jax.tree.leaves(leaf)]
-  return added - {path for path, is_used in zip(paths, used) if is_used}
+  empty = {path for path, leaf in own.items() if not any(one.size for one in jax.tree.leaves(leaf))}
+  return added - empty - {path for path, is_used in zip(paths, used) if is_used}
 
 
 def _refuse_unread(bound: Sequence[Bound], paths: Iterable[str]) -> None:
