@@ -78,7 +78,7 @@ def edit_tensors(folder: Path, edit: Callable[[dict[str, np.ndarray]], None]) ->
     ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens=[1, 2] is not supported"),
     ({"layer_replication": [[0, 2]]}, "layer_replication=[[0, 2]] is not supported"),
     ({"use_qalora": True}, "use_qalora=True is not supported; only False is"),
-    ({"target_parameters": ["weight"]}, "target_parameters=['weight'] is not supported"),
+    ({"target_parameters": ["weight"]}, "38 tensors are missing, such as"),
     ({"use_rs_lora": True}, "unknown key 'use_rs_lora' for LORA; did you mean 'use_rslora'"),
     ({"peft_type": "XLORA"}, "peft_type 'XLORA' is not supported; expected one of"),
     ({"peft_type": None}, "no peft_type; expected one of"),
