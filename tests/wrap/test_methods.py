@@ -24,7 +24,7 @@ def needs(case: str) -> None:
 def test_acting_equals_the_merged_weights(case, name):
   needs(case)
   model, inputs, _ = grid.wrapped(case)
-  grid.compare(grid.moved(model.add(grid.make(name), jax.random.key(1))), inputs)
+  grid.check(model.add(grid.make(name), jax.random.key(1)), inputs)
 
 
 @pytest.mark.parametrize("case", grid.CASES)
