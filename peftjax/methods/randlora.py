@@ -62,18 +62,23 @@ class RandLoRA(LinearMethod):
     }
 
   def create_shared(self, key: jax.Array, sites: Sequence[Site]) -> Leaves:
-    del key
     features_in, features_out = (max(site.shape[axis] for site in sites) for axis in (0, 1))
     small, large = sorted((features_in, features_out))
-    bits, bases, rank = torch_random.generator(self.projection_prng_key), -(-small // self.rank), self.rank
-    if self.sparse or self.very_sparse:
-      share = 0.5 / (small**0.5 if self.very_sparse else 3.0)
-      drawn = [torch_random.uniform(bits, shape, 0.0, 1.0) for shape in ((rank, 1, small), (large, bases, rank))]
-      a, b = ((draw > 1.0 - share).astype(np.float32) - (draw < share) for draw in drawn)
-      return {"randlora_a": jnp.asarray(a / a.std(ddof=1)), "randlora_b": jnp.asarray(b / b.std(ddof=1))}
-    a = _bfloat16_draw(bits, (rank, 1, small), small)
-    b = np.concatenate([_bfloat16_draw(bits, (large, 1, rank), rank) for _ in range(bases)], axis=1)
-    return {"randlora_a": _normalised(a), "randlora_b": _normalised(b)}
+    bases, rank = -(-small // self.rank), self.rank
+    shapes = {"randlora_a": (rank, 1, small), "randlora_b": (large, bases, rank)}
+
+    def draw() -> dict[str, np.ndarray]:
+      bits = torch_random.generator(self.projection_prng_key)
+      if self.sparse or self.very_sparse:
+        share = 0.5 / (small**0.5 if self.very_sparse else 3.0)
+        uniform = {name: torch_random.uniform(bits, shape, 0.0, 1.0) for name, shape in shapes.items()}
+        signs = {name: (one > 1.0 - share).astype(np.float32) - (one < share) for name, one in uniform.items()}
+        return {name: one / one.std(ddof=1) for name, one in signs.items()}
+      a = _bfloat16_draw(bits, (rank, 1, small), small)
+      b = np.concatenate([_bfloat16_draw(bits, (large, 1, rank), rank) for _ in range(bases)], axis=1)
+      return {"randlora_a": _normalised(a), "randlora_b": _normalised(b)}
+
+    return torch_random.drawn(draw, shapes, key)
 
   def acts_by_delta(self, site: Site) -> bool:
     # The update has full rank: formed once a step it costs less than two products as large as the base's a token.
@@ -101,8 +106,8 @@ def _bfloat16_draw(bits: torch_random.Generator, shape: tuple[int, ...], fan_in:
   return torch_random.uniform_bfloat16(bits, shape, -(fan_in**-0.5), fan_in**-0.5)
 
 
-def _normalised(drawn: np.ndarray) -> jax.Array:
+def _normalised(drawn: np.ndarray) -> np.ndarray:
   """Divided by its deviation, every step rounded to bfloat16; float32."""
   values = drawn.astype(np.float32)
   deviation = values.std(ddof=1, dtype=np.float64).astype(drawn.dtype).astype(np.float32)
-  return jnp.asarray((values / deviation).astype(drawn.dtype).astype(np.float32))
+  return (values / deviation).astype(drawn.dtype).astype(np.float32)

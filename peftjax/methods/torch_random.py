@@ -7,10 +7,28 @@ the same numbers are needed where torch is absent. torch draws from MT19937 (Mat
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
 Generator = np.random.MT19937
+
+
+def drawn(draw: Callable[[], Mapping[str, np.ndarray]], shapes: Mapping[str, tuple[int, ...]], key: Any) -> Any:
+  """What `draw` gives, as arrays; nothing is drawn where only shapes are asked for.
+
+  Args:
+    draw: name -> float32 array.
+    shapes: of these.
+    key: of the method's leaves: a tracer where the program is traced, and then drawn if it ever runs.
+  """
+  if isinstance(key, jax.core.Tracer):
+    return jax.pure_callback(draw, {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()})
+  return {name: jnp.asarray(array) for name, array in draw().items()}
 
 
 def generator(seed: int) -> Generator:

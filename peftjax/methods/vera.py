@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from peftjax.methods import torch_random
 from peftjax.methods.base import Call, Leaves
@@ -49,12 +50,15 @@ class VeRA(LinearMethod):
     return {"vera_lambda_b": jnp.zeros(site.shape[1]), "vera_lambda_d": jnp.full(self.rank, self.d_initial)}
 
   def create_shared(self, key: jax.Array, sites: Sequence[Site]) -> Leaves:
-    del key
     features_in, features_out = (max(site.shape[axis] for site in sites) for axis in (0, 1))
-    bits = torch_random.generator(self.projection_prng_key)
-    a = torch_random.kaiming_uniform(bits, (self.rank, features_in), features_in)
-    b = torch_random.kaiming_uniform(bits, (features_out, self.rank), self.rank)
-    return {"vera_a": jnp.asarray(a.T), "vera_b": jnp.asarray(b.T)}
+
+    def draw() -> dict[str, np.ndarray]:
+      bits = torch_random.generator(self.projection_prng_key)
+      a = torch_random.kaiming_uniform(bits, (self.rank, features_in), features_in)
+      b = torch_random.kaiming_uniform(bits, (features_out, self.rank), self.rank)
+      return {"vera_a": a.T, "vera_b": b.T}
+
+    return torch_random.drawn(draw, {"vera_a": (features_in, self.rank), "vera_b": (self.rank, features_out)}, key)
 
   def after(self, leaves: Leaves, x: jax.Array, y: jax.Array, site: Site, call: Call) -> jax.Array:
     a, b = _slices(call.shared, site)

@@ -113,3 +113,16 @@ def test_the_limit_is_that_of_the_process(monkeypatch):
   with pytest.raises(UserError, match="a thing: needs"):
     memory.check(2**20 + 1, "a thing")
   memory.check(2**20, "a thing")
+
+
+@pytest.mark.parametrize("name", ["vera", "randlora"])
+def test_shared_projections_are_not_drawn_for_their_shapes(name):
+  model = encoder()
+  shaped = model.with_params(jax.eval_shape(lambda tree: tree, model.params))
+  rank = 10**9  # 48 GB of random numbers
+  added = shaped.add(METHODS[name](rank=rank, targets=("query",)), jax.random.key(0))
+  assert added.params[name][f"{name}_b"].shape == {"vera": (rank, 12), "randlora": (12, 1, rank)}[name]
+  drawn = jax.jit(lambda key: encoder().add(METHODS[name](rank=5, targets=("query",)), key).params[name])
+  whole = model.add(METHODS[name](rank=5, targets=("query",)), jax.random.key(0)).params[name]
+  for leaf, array in drawn(jax.random.key(0)).items():
+    np.testing.assert_array_equal(array, whole[leaf])
