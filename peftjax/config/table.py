@@ -161,7 +161,7 @@ FIELDS: dict[str, Field] = {
   "guide.devices": Field(0, "their number", least=0, most=2**20),
   "guide.device_gib": Field(0.0, "memory of one", least=0),
   "guide.examples": Field(0, "for training", least=0, most=2**53),
-  "guide.tokens": Field(0, "of an example; data.max_length without", least=0, most=LONGEST),
+  "guide.tokens": Field(0, "of an example; 0: data.max_length, or a picture's patches", least=0, most=LONGEST),
   "guide.tasks": Field(1, "that the base is to serve", least=0, most=COUNT),
   "guide.domain": Field("", "near or far from the pretraining data", choices=("", "near", "far")),
   "guide.latency": Field("", "same: inference may cost no more than the base's", choices=("", "same")),

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
@@ -238,13 +239,21 @@ def _model(config: ConfigDict, method: Mapping[str, Any]) -> Model:
 
 def _step_flops(config: ConfigDict, model: Model, trainable: int) -> int:
   """FLOPs of a step by the usual count: 2 a parameter and token forwards, 2 for its input's gradient, 2 for its own."""
-  tokens, used = config.train.batch_size * _tokens(config), multiplied(model)
+  tokens, used = config.train.batch_size * _tokens(config, model), multiplied(model)
   return int(tokens * (4 * used + 2 * min(trainable, used)))
 
 
-def _tokens(config: ConfigDict) -> int:
-  """Of an example: what the guide is told, else the greatest length."""
-  return int(config.guide.tokens or config.input.get("max_length", config.data.max_length))
+def _tokens(config: ConfigDict, model: Model) -> int:
+  """Of an example: what the guide is told, else the greatest length; of pictures, the most rows of a linear module."""
+  if config.guide.tokens:
+    return int(config.guide.tokens)
+  if not any(jnp.issubdtype(one.dtype, jnp.integer) for one in model.example_inputs.values()):
+    seen = [
+      next(iter(site.example.arguments.values())) for site in model.sites if site.kind == "linear" and site.example
+    ]
+    if seen:
+      return max(math.prod(one.shape[1:-1]) for one in seen)
+  return int(config.input.get("max_length", config.data.max_length))
 
 
 def multiplied(model: Model) -> int:

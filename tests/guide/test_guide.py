@@ -225,3 +225,11 @@ def test_the_table_is_shown(folder, capsys):
   assert cli.main(["guide", *flags]) == 0
   out = capsys.readouterr().out
   assert "in conflict" in out and "To settle it: peftjax compare" in out and evidence.PUBLISHED in out
+
+
+def test_an_example_of_a_vision_transformer_is_its_patches(tmp_path):
+  sizes = {"hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 20}
+  vit = {"model_type": "vit", "architectures": ["ViTForImageClassification"], "image_size": 24, "patch_size": 8}
+  (tmp_path / "config.json").write_text(json.dumps(vit | sizes))
+  found, told = (recommend(config(tmp_path, tokens=tokens))["ranked"] for tokens in (0, 3 * 3 + 1))
+  assert {one["row"]: one["step_flops"] for one in found} == {one["row"]: one["step_flops"] for one in told}
