@@ -77,7 +77,7 @@ def _put(flat: dict[str, Any], path: str, leaf: Any, dtype: Any) -> None:
 
 def _create_at(method: Method, site: Site, base: Leaves, key: jax.Array) -> Leaves:
   hashes = jnp.asarray([zlib.crc32(name.encode()) for name in site.names], jnp.uint32)
-  create = OverExperts(method).create
+  create = OverExperts(method).create if site.experts else method.create
   if not site.stack:
     return create(jax.random.fold_in(key, hashes[0]), site, _as_arrays(base, site))
   keys = jax.vmap(lambda one: jax.random.fold_in(key, one))(hashes).reshape(site.stack)
