@@ -64,7 +64,7 @@ QUICK: dict[str, tuple[str, ...]] = {  # test -> the cases that always run
   "oracles/test_vit_peft.py::test_an_adapter_of_peft_gives_equal_outputs_and_goes_back": (
     "ViTForImageClassification", "CLIPForImageClassification",
   ),
-  "oracles/test_tied.py::test_forward_equals_merged_equals_saved_equals_torch_on_tied_embeddings": ("gpt2", "t5"),
+  "oracles/test_tied.py::test_forward_equals_merged_equals_saved_equals_torch_on_tied_embeddings": ("t5",),
   "oracles/test_vocabulary_peft.py::test_an_adapter_of_a_model_with_new_tokens_loads_and_saves": (
     "saved-tied", "output-own", "output-tied", "both-own",
   ),
@@ -96,14 +96,15 @@ QUICK: dict[str, tuple[str, ...]] = {  # test -> the cases that always run
   ),
   "adapters/test_verifying.py::test_a_wrong_delta_is_refused_at_its_site": ("tied", "experts"),
   "wrap/test_methods.py::test_acting_equals_the_merged_weights": (
-    "function-lora", "function-dora", "nnx-ia3", "linen-lora", "equinox_vit-lora", "haiku-oft",
+    "function-lora", "nnx-ia3", "linen-lora", "equinox_vit-lora", "haiku-oft",
   ),
   "wrap/test_methods.py::test_without_methods_it_is_the_users_own_function": ("function", "equinox_mlp"),
-  "wrap/test_collections.py::test_acting_equals_the_merged_weights": ("gemma-lora", "dantinox-lora"),
+  "wrap/test_collections.py::test_acting_equals_the_merged_weights": ("dantinox-lora",),
+  "wrap/test_collections.py::test_every_matrix_is_found_and_it_computes_the_same": ("dantinox",),
   "wrap/test_own_model.py::test_every_library_is_inspected_from_shapes": ("grid_model", "grid_nnx"),
   "wrap/test_methods.py::test_methods_that_need_named_places_say_so": ("prefix", "houlsby", "prompt"),
   "wrap/test_family.py::test_outputs_and_gradients_are_the_registered_familys": (
-    "lora", "ia3", "hra", "shira", "trainable_tokens",
+    "lora", "ia3", "trainable_tokens",
   ),
   "wrap/test_family.py::test_a_step_costs_no_more_than_two_percent_above_the_registered_familys": (
     "lora", "dora", "ia3",

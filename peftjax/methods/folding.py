@@ -58,7 +58,7 @@ def _of_einsum(module: Any, arguments: Mapping[str, Any], kernel: tuple[int, ...
 
   >>> module = nn.Einsum((4, 8, 2), "BTD,NDH->BTNH")
   >>> _of_einsum(module, {}, (4, 8, 2))
-  Folding(x=(-1,), y=(-2, -1), kernel=(1, 0, 2), shape=(8, 4, 2))
+  Folding(x=(-1,), y=(-2, -1), kernel=(1, 0, 2), shape=(8, 4, 2), experts=None)
   """
   text = (arguments.get("einsum_str") or module.einsum_str).replace(" ", "")
   operands, _, output = text.partition("->")

@@ -70,6 +70,7 @@ def test_an_expert_s_leaves_act_on_that_expert_alone():
   assert np.all(np.abs(change[1]).max() > 1e-3)
 
 
+@pytest.mark.slow
 def test_several_adapters_share_a_batch_and_are_scaled_summed_and_taken_out():
   base = make(Mixture)
   each = [adapters.take(trained(method_of("lora", rank=rank), rank)) for rank in (2, 3)]

@@ -49,6 +49,7 @@ def test_a_flipped_bit_in_any_file_is_found(tiny, tmp_path, caplog):
     assert int(checkpoints.restore(run.state, BASE)[0].step) == 2  # put back as it was
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_in_one_line_with_the_last_checkpoint_whole(config, tmp_path):
   config.train.update({"steps": 6, "save_every": 3, "predictions": False})
   workdir = tmp_path / "run"

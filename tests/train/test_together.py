@@ -96,6 +96,7 @@ def test_killed_and_resumed_as_if_nothing_had_happened(config, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, trained(parts), trained(whole))
 
 
+@pytest.mark.slow
 def test_on_a_mesh_as_on_one_device(config, tmp_path):
   """Leaves of all runs are split as one run's are; batches over data and fsdp."""
   config.data.buckets = ()
