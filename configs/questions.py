@@ -1,10 +1,10 @@
-"""MiniLM for extractive question answering on wnut17_questions by one method, on a part of the data.
+"""MiniLM for extractive question answering on wnut17_questions by one method.
 
 peftjax train --config=configs/questions.py:lora --workdir=runs/questions-lora
 
-lora: 118 updates on 400 questions teach it no span. It answers nothing to every question, which is right for .280 of
-them on validation and .327 on test (exact match and F1 alike; loss 1.53 and 1.03). All questions and more epochs are
-one override each: --config.data.train_examples=0 --config.train.epochs=3.
+lora: 524 updates in about seven minutes of two busy cores, seed 0. F1 .455 on 150 questions of validation and .440 on
+150 of test (exact match .453 and .440; loss 1.18 and 0.82); to answer nothing to every question scores .280 and .327.
+Of the questions that have an answer F1 is .252 and .178: one pass is not the end.
 """
 
 from encoder import get_config as encoder
@@ -14,7 +14,6 @@ from ml_collections import ConfigDict
 def get_config(method: str = "lora") -> ConfigDict:
   config = encoder(method)
   config.data.name = "packaged:wnut17_questions"
-  config.data.train_examples = 400
   config.data.eval_examples = 150
   config.data.max_length = 64
   config.data.buckets = ()
