@@ -288,7 +288,8 @@ def scores_of(records: Sequence[Record], metric: str, split: str) -> Scores:
   stored = [record.scores.get(split) for record in records]
   packed = [one for one in stored if one and averages_to(one) == metric]
   matrix = [unpack_scores(one) for one in packed]
-  if len(matrix) == len(records) and len({len(row) for row in matrix}) == 1:
+  sizes = {len(row) for row in matrix}
+  if len(matrix) == len(records) and len(sizes) == 1 and sizes != {1}:  # one example tells nothing of others
     return Scores(seeds, np.stack(matrix), binary=packed[0]["kind"] == "bits", per_example=True)
   values = [record.score(split, metric) for record in records]
   return Scores(seeds, np.array([[np.nan if one is None else one] for one in values]), False, False)

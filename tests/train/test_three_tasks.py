@@ -41,7 +41,7 @@ def given(tmp_path_factory):
   """Task -> the overrides of its run."""
   folder = tmp_path_factory.mktemp("three")
   random = np.random.default_rng(0)
-  rows = [{"text": f"{small.text(random, 9)} {index}"} for index in range(30)]
+  rows = [{"text": f"{small.text(random, 9)} {index}"} for index in range(90)]
   bare, masked = small.encoder(folder / "bare"), small.encoder(folder / "masked", "BertForMaskedLM")
   for seed, split in enumerate(("train", "dev", "test")):
     small.squad(folder / "squad" / f"{split}.json", contexts=6, seed=seed)
