@@ -253,3 +253,9 @@ def test_files_beside_a_large_base_are_this_studys_own():
   verdict = {one.id: one for one in claims.judge(analysis.summarize(large, Question()), large)}["adapter-mb"]
   assert verdict.page == "" and verdict.runs == ("lora/seed-0", "lora/seed-1")
   assert verdict.effect == pytest.approx((4 * (73_728 + 770) + 1200) / 1e6) and verdict.verdict == "supported"
+
+
+def test_one_example_and_one_seed_tell_nothing_of_others():
+  one, two = (analysis.summarize(synthetic.results(seeds=1, examples=count), Question()) for count in (1, 2))
+  assert all((row.low, row.high) == (None, None) for row in one.rows)
+  assert all(row.low < row.estimate + 1e-9 and row.high > row.low for row in two.rows)
