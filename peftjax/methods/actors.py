@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import jax
 
 from peftjax.errors import UserError
-from peftjax.methods.base import Call, Leaves, Method
+from peftjax.methods.base import Call, InPlaceOf, Leaves, Method
 from peftjax.methods.experts import OverExperts
 from peftjax.sites import Site
 
@@ -53,25 +53,14 @@ def interpolated(y: Any, changed: Any, factor: Any) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class Scaled:
+class Scaled(InPlaceOf):
   """A method whose change of the outputs, or of the weights, is multiplied by a factor.
 
   On outputs: y + f (after(x, y) - y). Where the method changes the input of a linear layer, the factor is on its
   `delta`, with which the layer's product is taken.
   """
 
-  method: Method
   factor: float
-
-  @property
-  def leaf_names(self) -> tuple[str, ...]:
-    """The leaves that the method reads and that train."""
-    return self.method.leaf_names
-
-  @property
-  def buffer_names(self) -> tuple[str, ...]:
-    """Those that it reads and that do not train."""
-    return self.method.buffer_names
 
   def before(self, leaves: Leaves, x: Any, site: Site, call: Call) -> Any:
     """The input as it is; notes, such as an attention mask, are taken all the same."""

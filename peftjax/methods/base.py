@@ -402,3 +402,20 @@ def field_error(method: type[Method], field: str) -> UserError:
   """The error for a setting that a method does not have."""
   known = [one.name for one in dataclasses.fields(method)]
   return UserError(f"method {method.name!r} has no field {field!r}; {nearest(field, known)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class InPlaceOf:
+  """What acts in a method's place, on the method's own leaves."""
+
+  method: Method
+
+  @property
+  def leaf_names(self) -> tuple[str, ...]:
+    """The leaves that the method reads and that train."""
+    return self.method.leaf_names
+
+  @property
+  def buffer_names(self) -> tuple[str, ...]:
+    """Those that it reads and that do not train."""
+    return self.method.buffer_names

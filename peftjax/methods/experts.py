@@ -13,38 +13,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from peftjax.methods.base import Call, Leaves, Method
+from peftjax.methods.base import Call, InPlaceOf, Leaves, Method
 from peftjax.methods.calls import alone
 from peftjax.sites import Site
 
 
 @dataclasses.dataclass(frozen=True)
-class OverExperts:
+class OverExperts(InPlaceOf):
   """A method at sites of any kind; where a site has experts, at each of them apart."""
-
-  method: Method
-
-  @property
-  def leaf_names(self) -> tuple[str, ...]:
-    """The leaves that the method reads and that train."""
-    return self.method.leaf_names
-
-  @property
-  def buffer_names(self) -> tuple[str, ...]:
-    """Those that it reads and that do not train."""
-    return self.method.buffer_names
 
   def acts_by_delta(self, site: Site) -> bool:
     """The method's."""
     return self.method.acts_by_delta(site)
 
   def create(self, key: jax.Array, site: Site, base: Leaves) -> Leaves:
-    """The method's leaves of one layer's site, [E, ...] where it has experts, each drawn with a key of its own."""
-    if not site.experts:
-      return self.method.create(key, site, base)
-    return jax.vmap(lambda one, leaves: self.method.create(one, site, leaves))(
-      jax.random.split(key, site.experts), base
-    )
+    """The method's leaves of one layer's site with experts, [E, ...], each drawn with a key of its own."""
+    keys = jax.random.split(key, site.experts)
+    return jax.vmap(lambda one, leaves: self.method.create(one, site, leaves))(keys, base)
 
   def before(self, leaves: Leaves, x: Any, site: Site, call: Call) -> Any:
     """The input, each expert's as the method has it."""

@@ -8,32 +8,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from peftjax.methods.base import Call, Leaves, Method
+from peftjax.methods.base import Call, InPlaceOf, Leaves, Method
 from peftjax.methods.calls import alone
 from peftjax.methods.experts import OverExperts
 from peftjax.sites import Site
 
 
 @dataclasses.dataclass(frozen=True)
-class Stack:
+class Stack(InPlaceOf):
   """A method of which there are several adapters."""
-
-  method: Method
 
   @property
   def each(self) -> OverExperts:
     """The method, at sites with experts at each of them."""
     return OverExperts(self.method)
-
-  @property
-  def leaf_names(self) -> tuple[str, ...]:
-    """The leaves that the method reads and that train."""
-    return self.method.leaf_names
-
-  @property
-  def buffer_names(self) -> tuple[str, ...]:
-    """Those that it reads and that do not train."""
-    return self.method.buffer_names
 
 
 @dataclasses.dataclass(frozen=True)
