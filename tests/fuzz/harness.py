@@ -103,8 +103,8 @@ def _limited(seconds: float, megabytes: int) -> Iterator[None]:
     signal.setitimer(signal.ITIMER_PROF, 0)
     signal.setitimer(signal.ITIMER_REAL, 0)
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-    for number, handler in before.items():
-      signal.signal(number, handler)
+    for number, handler in before.items():  # a last one may still be on its way, and by default it ends the process
+      signal.signal(number, signal.SIG_IGN if handler is signal.SIG_DFL else handler)
 
 
 class Tally:
