@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # oracles build their models from configs, never from a hub
@@ -10,9 +15,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Most of the suite's time is code generation for tiny programs; the HLO, its FLOPs and its buffers stay as they are.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
+import jax
 import pytest
 
 from tests import pace
+
+_STATM = Path("/proc/self/statm")
+_ROOM = 2**31  # bytes that a process may hold between two files of tests
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
@@ -23,6 +32,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     test = item.nodeid.partition("tests/")[2].partition("[")[0]
     if call is not None and not pace.is_quick(test, call.id):
       item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _bounded_memory() -> Iterator[None]:
+  """Drops the programs compiled so far once they are many: over the whole suite they come to more than 10 GB."""
+  yield
+  if sys.platform == "linux" and int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > _ROOM:
+    jax.clear_caches()
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # back to the system
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
