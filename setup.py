@@ -36,6 +36,7 @@ RUNTIME = [
 ]
 
 TEST = [
+  "diffusers>=0.42,<0.43",
   "hypothesis>=6.130",
   "libtpu>=0.0.24",  # the TPU compiler, for plans of slices that are not here
   "lm_eval>=0.4.8",

@@ -36,6 +36,7 @@ ROOMS = (
   (
     "config",
     "dataflow",
+    "diffusion",
     "errors",
     "files",
     "kinds",
