@@ -74,7 +74,7 @@ def three_times(kept: Mapping[str, Any]) -> Verdict:
   return {
     "verdict": SUPPORTED if full >= 3 * own else CONTRADICTED,
     "effect": full / own,
-    "unit": "bytes a chip of the compiled step, full over LoRA",
+    "unit": "times the bytes on a chip, full over LoRA, of the compiled step",
     "counts": "three times less, or more",
     "reason": f"LLaMA-7B compiled for {kept['slice']}, 2,048 tokens a chip: full fine-tuning in float32 "
     f"{fmt.size(full)}, LoRA of rank 16 in all linears over a bfloat16 base {fmt.size(own)}",

@@ -10,7 +10,7 @@ class UserError(Exception):
   """A mistake in a config, a file or an argument. The command line prints it as one line and exits with 2."""
 
   def __init__(self, message: str):
-    super().__init__(" ".join(message.split()))
+    super().__init__(" ".join(message.split()).removesuffix(";"))  # after which `nearest` had nothing to name
 
 
 class NotHere(UserError):
@@ -23,7 +23,9 @@ def nearest(wrong: str, known: Iterable[str], count: int = 3) -> str:
   >>> nearest("qury", ["query", "key", "value"])
   "did you mean 'query'?"
   >>> nearest("LoRA", ["lora", "dora"])
-  "did you mean 'lora' or 'dora'?"
+  "did you mean 'lora'?"
+  >>> nearest("lola", ["lora", "loha", "full"])
+  "did you mean 'lora' or 'loha'?"
   >>> nearest("zzz", ["query", "key"])
   'known: key, query'
   """
@@ -31,7 +33,8 @@ def nearest(wrong: str, known: Iterable[str], count: int = 3) -> str:
   spelled: dict[str, list[str]] = {}  # case and dashes are no difference
   for name in known:
     spelled.setdefault(_plain(name), []).append(name)
-  found = difflib.get_close_matches(_plain(wrong[:200]), spelled, n=count, cutoff=0.6)
+  plain = _plain(wrong[:200])
+  found = [plain] if plain in spelled else difflib.get_close_matches(plain, spelled, n=count, cutoff=0.6)
   close = [name for one in found for name in spelled[one]][:count]
   if close:
     return "did you mean " + " or ".join(repr(name) for name in close) + "?"

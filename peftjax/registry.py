@@ -65,7 +65,7 @@ def resolve(field: str, name: str, table: Mapping[str, Any]) -> Any:
     found = table[name]
     return _attribute(field, found) if isinstance(found, str) else found
   if ":" not in name:
-    raise UserError(f"{field}: unknown {name!r}; {nearest(name, table)}, or module:Name for your own")
+    raise UserError(f"{field}: unknown {name!r}; {nearest(name, table)} (your own is module:Name)")
   reading = _readings[-1] if _readings else None
   if reading is None:
     _named.add(name)
@@ -82,7 +82,8 @@ def _attribute(field: str, spec: str, outside: Path | None = None) -> Any:
   where, _, attribute = spec.rpartition(":")
   module = _file(field, where, outside) if where.endswith(".py") else _module(field, where, attribute, outside)
   if not hasattr(module, attribute):
-    raise UserError(f"{field}: {where} has no {attribute!r}; {nearest(attribute, dir(module))}")
+    public = [one for one in dir(module) if not one.startswith("_")]
+    raise UserError(f"{field}: {where} has no {attribute!r}; {nearest(attribute, public)}")
   return getattr(module, attribute)
 
 

@@ -38,7 +38,15 @@ def _packaged_model():
     (["inspect", "--config.method.rank_pattern={'qeury':3}"], "did you mean 'query'"),
     (["inspect", "--config.method.modules_to_save=('poler',)"], "did you mean 'pooler'"),
     (["inspect", "--config.method.name=no_such_module:Mine"], "cannot import 'no_such_module'"),
-    (["inspect", "--config.method.name=json:Mine"], "json has no 'Mine'"),
+    (["inspect", "--config.method.name=json:Mine"], "json has no 'Mine'; known: JSONDecodeError"),
+    (["inspect", "--config.method.name=LoRA"], "did you mean 'lora'? (your own is module:Name)"),
+    (["inspect", "--config.method.name=./no_such.py:X"], "method.name: no file './no_such.py'"),
+    (["inspect", "--config.model.path=packged:minilm"], "did you mean 'packaged:minilm'?"),
+    (["train", "--workdir=x", "--config.model.path=packged:minilm"], "did you mean 'packaged:minilm'?"),
+    (["train", "--workdir=x", "--config.model.path=no/such/folder"], "no folder 'no/such/folder'"),
+    (["generate", "--model=no/such/folder", "--prompt=x"], "no folder 'no/such/folder'"),
+    (["inspect", "--config.data.name=own/reviews.csv"], "did you mean 'csv:own/reviews.csv'?"),
+    (["inspect", "--config.data.name=."], "did you mean 'folder:.'?"),
     (["inspect", "--config.method.name=last_k", "--config.method.k=7"], "expected 1 to 6"),
     (["inspect", "--config.method.name=hybrid"], "hybrid.methods is empty"),
     (["inspect", "--config.model.path=no/such/folder"], "no folder 'no/such/folder'"),
@@ -48,12 +56,14 @@ def _packaged_model():
     (["inspect", "--config.task.name=text_clasification"], "did you mean 'text_classification'"),
   ],
 )
-def test_one_line_and_exit_code_2(arguments, expected, capsys):
+def test_one_line_and_exit_code_2(arguments, expected, tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
   assert cli.main(arguments) == 2
   captured = capsys.readouterr()
   assert captured.out == ""
   assert len(captured.err.splitlines()) == 1
   assert expected in captured.err
+  assert not captured.err.rstrip().endswith((";", ":"))
 
 
 def test_the_version(capsys):

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -163,9 +163,7 @@ def own_model(config: ConfigDict, task: tasks.Task | None, abstract: bool = Fals
   for field in ("quantize", "adapter"):
     if section[field] and (field == "quantize" or abstract):
       raise UserError(f"model.{field}: a model of your own is taken as {section.path!r} makes it")
-  make = resolve("model.path", str(section.path), {})
-  if not callable(make):
-    raise UserError(f"model.path={section.path!r} is {type(make).__name__}; expected a function that gives a model")
+  make = _own_function(section.path)
   told = {"config": config, "task": task, "abstract": abstract}
   known = inspect.signature(make).parameters
   other = [name for name, one in known.items() if one.default is one.empty and name not in told]
@@ -181,6 +179,16 @@ def own_model(config: ConfigDict, task: tasks.Task | None, abstract: bool = Fals
   if section.adapter:
     return model.load_adapter(section.adapter)
   return add(model, method, jax.random.fold_in(jax.random.key(config.seed), ADAPTER_KEY))
+
+
+def _own_function(path: Any) -> Callable[..., Any]:
+  kind, _, name = str(path).rpartition(":")
+  if "did you mean" in nearest(kind, ["packaged"]):
+    raise UserError(f"model.path={path!r}: did you mean 'packaged:{name}'?")
+  made: Any = resolve("model.path", str(path), {})
+  if not callable(made):
+    raise UserError(f"model.path={path!r} is {type(made).__name__}; expected a function that gives a model")
+  return made
 
 
 def is_own(path: Any) -> bool:
@@ -214,7 +222,10 @@ def setting(config: ConfigDict, dataset: data_lib.Dataset | None = None, trains:
   Raises:
     UserError: a task that there is not, that does not suit the data, or of which the model has no head.
   """
-  folder = None if is_own(config.model.path) else folder_of(config.model.path)
+  own = is_own(config.model.path)
+  if own:  # a name that stands for nothing is said before anything is asked of the data
+    _own_function(config.model.path)
+  folder = None if own else folder_of(config.model.path)
   hf_config = _hf_config(config, folder)
   header, notes = (dataset, ()) if dataset is not None else _known_header(config, trains)
   name = _task_name(config, header, hf_config)

@@ -63,7 +63,11 @@ class TextInput(Input):
     """The model's, cut to `data.max_length`."""
     if self._given_tokenizer is not None:
       return self._given_tokenizer
-    assert self.folder is not None
+    if self.folder is None:
+      raise UserError(
+        f"input.name: {self.header.name!r} holds texts, and a model of your own brings no tokenizer; name an input of "
+        "your own, module:Name, that makes its arrays"
+      )
     return load_tokenizer(self.folder, self.data.max_length)
 
   @property
@@ -76,7 +80,8 @@ class TextInput(Input):
     try:
       return self.tokenizer.gives_type_ids
     except UserError:
-      assert self.folder is not None
+      if self.folder is None:
+        raise
       config = read_json(self.folder / "config.json")
       return int(config.get("type_vocab_size", 2 if config.get("model_type") == "bert" else 0)) > 1
 

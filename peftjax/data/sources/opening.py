@@ -11,6 +11,7 @@ stands on the Python path, beside the config file, or where the command runs.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -108,5 +109,8 @@ def _opener(spec: str) -> tuple[Open, str, str]:
       return resolve("data.name", f"{kind}:{name}", {}), more, ""
     except UserError as error:
       why = f" ({str(error).removeprefix('data.name: ')})"
+  named = Path(spec).suffix.removeprefix(".")
+  if "folder" if Path(spec).is_dir() else named in SOURCES:
+    raise UserError(f"data.name={spec!r}: did you mean '{named if named in SOURCES else 'folder'}:{spec}'?")
   kinds = ", ".join(f"{one}:NAME" for one in SOURCES)
   raise UserError(f"data.name={spec!r}: expected one of {kinds}, or module:Name for your own{why}")
