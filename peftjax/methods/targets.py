@@ -8,7 +8,7 @@ _QV = ("q_proj", "v_proj")
 _LLAMA_LIKE = ("llama", "mistral", "mixtral", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3")
 
 _DINOV2 = ("dinov2", "dinov2_with_registers")
-_CLIP = ("clip", "clip_vision_model")
+_CLIP = ("clip", "clip_text_model", "clip_vision_model")
 _VISION = ("vit", "deit", *_DINOV2)
 
 # Attention's query and value, or the fused projection that holds them.

@@ -12,11 +12,12 @@ from flax import linen as nn
 
 from peftjax.errors import UserError
 from peftjax.kinds import NAME, SETTINGS, whole
+from peftjax.models.clip_layers import ClipEncoder
 from peftjax.models.config_fields import COMMON, EPSILON, FEATURES, HEADS, LAYERS, RATE, REAL, Field, Table, fields_for
 from peftjax.models.family import ENCODER, IMAGE_CLASSIFICATION, Architecture, Family, check_heads
-from peftjax.models.layers import Runtime, activation, attend, stack_of
+from peftjax.models.layers import Runtime, activation
 from peftjax.models.resampling import bicubic
-from peftjax.models.vit import MLP, PATCHES, check_pixels
+from peftjax.models.vit import PATCHES, check_pixels
 from peftjax.models.vit_config import PIXELS, Size, check_grid
 from peftjax.sites import HasSites
 
@@ -37,6 +38,7 @@ class ClipVisionConfig:
   layer_norm_eps: float = 1e-5
   attention_dropout: float = 0.0
   num_labels: int = 2
+  is_causal: ClassVar[bool] = False
 
   @property
   def grid(self) -> Size:
@@ -73,66 +75,6 @@ class ClipEmbeddings(nn.Module):
       patches = bicubic(places[1:].reshape(*self.config.grid, hidden), rows, columns).reshape(-1, hidden)
       places = jnp.concatenate([places[:1], patches.astype(places.dtype)])
     return x + places[None].astype(x.dtype)
-
-
-class ClipAttention(nn.Module, HasSites):
-  """Multi-head self-attention with its output projection; every patch sees all."""
-
-  config: ClipVisionConfig
-  runtime: Runtime
-  sites: ClassVar = {"attend": "attention"}
-
-  def setup(self) -> None:
-    size = self.config.hidden_size
-    self.q_proj, self.k_proj, self.v_proj, self.out_proj = (self.runtime.dense(size) for _ in range(4))
-
-  def __call__(self, x: jax.Array) -> jax.Array:
-    heads = self.config.num_attention_heads
-    q, k, v = (layer(x).reshape(*x.shape[:2], heads, -1) for layer in (self.q_proj, self.k_proj, self.v_proj))
-    return self.out_proj(self.attend(q, k, v, None).reshape(x.shape))
-
-  def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """[B, L, H, D] from queries [B, L, H, D], keys and values [B, S, H, D]."""
-    return attend(self, q, k, v, mask, self.config.attention_dropout)
-
-
-class ClipLayer(nn.Module, HasSites):
-  """x ← x + attention(LN(x)); x ← x + mlp(LN(x))."""
-
-  config: ClipVisionConfig
-  runtime: Runtime
-  sites: ClassVar = {"attention_branch": "sublayer", "mlp_branch": "sublayer", "__call__": "block"}
-
-  def setup(self) -> None:
-    config, runtime = self.config, self.runtime
-    self.self_attn, self.mlp = ClipAttention(config, runtime), MLP(config, runtime)  # type: ignore[arg-type]
-    self.layer_norm1, self.layer_norm2 = (runtime.layer_norm(config.layer_norm_eps) for _ in range(2))
-
-  def attention_branch(self, x: jax.Array) -> jax.Array:
-    """The attention sublayer on normalised states, without its residual sum."""
-    return self.self_attn(x)
-
-  def mlp_branch(self, x: jax.Array) -> jax.Array:
-    """The feed-forward sublayer on normalised states, without its residual sum."""
-    return self.mlp(x)
-
-  def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-    x = x + self.attention_branch(self.layer_norm1(x))
-    x = x + self.mlp_branch(self.layer_norm2(x))
-    return x, x if self.runtime.output_hidden_states else None
-
-
-class ClipEncoder(nn.Module):
-  """The stack of layers."""
-
-  config: ClipVisionConfig
-  runtime: Runtime
-
-  def setup(self) -> None:
-    self.layers = stack_of(ClipLayer, (self.config, self.runtime), self.config.num_hidden_layers, self.runtime)
-
-  def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-    return self.layers(x)
 
 
 class ClipVisionModel(nn.Module, HasSites):

@@ -7,7 +7,7 @@ from typing import Any
 
 from peftjax.errors import UserError, nearest
 from peftjax.kinds import shown
-from peftjax.models import bert_heads, bloom, clip_vision, gpt2, gpt_neox, llama, opt, t5, vit_heads
+from peftjax.models import bert_heads, bloom, clip_text, clip_vision, gpt2, gpt_neox, llama, opt, t5, vit_heads
 from peftjax.models.family import Family
 from peftjax.registry import resolve
 
@@ -27,6 +27,7 @@ FAMILIES: dict[str, Family] = {
     t5.MT5,
     t5.T5,
     *llama.LLAMA.values(),
+    clip_text.CLIP_TEXT,
     clip_vision.CLIP,
     clip_vision.CLIP_VISION,
     *vit_heads.FAMILIES,

@@ -1,0 +1,66 @@
+"""Tiny parts of Stable Diffusion in torch, with odd sizes and wide random weights, saved as diffusers saves them."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+import transformers
+
+TEXT: dict[str, Any] = {
+  "vocab_size": 53,
+  "hidden_size": 24,
+  "intermediate_size": 40,
+  "projection_dim": 7,
+  "num_hidden_layers": 3,
+  "num_attention_heads": 3,
+  "max_position_embeddings": 13,
+  "eos_token_id": 51,
+  "bos_token_id": 50,
+}
+
+
+def widened(made: torch.nn.Module, std: float = 0.2) -> torch.nn.Module:
+  """The model in evaluation mode with weights that make every part count."""
+  torch.manual_seed(0)
+  for name, parameter in made.named_parameters():
+    is_norm = "norm" in name and name.endswith("weight")
+    torch.nn.init.normal_(parameter, mean=1.0 if is_norm else 0.0, std=std)
+  return made.eval()
+
+
+def saved(made: Any) -> Path:
+  """Its folder."""
+  folder = Path(tempfile.mkdtemp(prefix="tiny-"))
+  made.save_pretrained(folder)
+  return folder
+
+
+@functools.cache
+def text(class_name: str = "CLIPTextModel", **changes: Any) -> tuple[Any, Path]:
+  """(torch text encoder, its folder)."""
+  made = widened(getattr(transformers, class_name)(transformers.CLIPTextConfig(**{**TEXT, **changes})))
+  return made, saved(made)
+
+
+def tokens(batch: int = 3, length: int = 11, end: int = 51) -> np.ndarray:
+  """int[B, L]: texts of several lengths, each with its end, padded with the end's id."""
+  rng = np.random.default_rng(0)
+  ids = rng.integers(3, 50, (batch, length))
+  for row in range(batch):
+    ids[row, length - 1 - 3 * row :] = end
+  return ids
+
+
+def assert_close(ours: Any, theirs: Any, tolerance: float = 1e-5) -> None:
+  """Equal within a tolerance relative to each value and to the largest."""
+  theirs = theirs.detach().numpy() if isinstance(theirs, torch.Tensor) else np.asarray(theirs)
+  np.testing.assert_allclose(np.asarray(ours), theirs, rtol=tolerance, atol=tolerance * np.abs(theirs).max())
+
+
+__all__ = ["TEXT", "assert_close", "diffusers", "saved", "text", "tokens", "widened"]
