@@ -35,7 +35,8 @@ def save(model: Model, folder: str | Path, overwrite: bool = False) -> None:
     return
   hf_config = {**model.hf_config, "architectures": [model.architecture]}
   tensors = writing.to_checkpoint(model.family, dequantize_leaves(model.params, jnp.float32), model.stacks)
-  writing.save(folder, *model.family.saved(model.config, hf_config, tensors), model.folder, overwrite)
+  published = model.family.saved(model.config, hf_config, tensors)
+  writing.save(folder, *published, model.folder, overwrite, model.family.weights)
 
 
 def _save_components(model: Model, folder: Path, overwrite: bool) -> None:

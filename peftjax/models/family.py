@@ -28,6 +28,9 @@ CAUSAL_LM = "causal_lm"
 SEQ2SEQ_LM = "seq2seq_lm"
 
 
+# What files of tensors are called in folders of transformers and of diffusers.
+MODEL, DIFFUSERS = "model", "diffusion_pytorch_model"
+
 Json = Mapping[str, Any]
 Weights = Mapping[str, np.ndarray]
 
@@ -72,6 +75,7 @@ class Family:
     saved: (config, config.json, tensors) -> the last two as they are written, where readers differ from this family.
     inner: (config, layer) -> {dotted path below that layer: count} of what is stacked within a layer: experts.
     alike: config -> whether all layers of a stack have the same leaves; where not, they are never stacked.
+    weights: what the files of tensors are called, as readers look for them.
   """
 
   model_types: tuple[str, ...]
@@ -90,6 +94,7 @@ class Family:
   saved: Callable[[Any, Json, Weights], tuple[Json, Weights]] = lambda config, hf_config, tensors: (hf_config, tensors)
   inner: Callable[[Any, int], dict[str, int]] = lambda config, layer: {}
   alike: Callable[[Any], bool] = lambda config: True
+  weights: str = MODEL
 
   def architecture(self, hf_config: Mapping[str, Any], task: str) -> str:
     """The class to build: `task`'s, else the one config.json names, else the default.

@@ -91,6 +91,18 @@ class Runtime:
     dtype = self.compute_dtype
     return nn.LayerNorm(epsilon=epsilon, dtype=dtype, param_dtype=self.dtype, use_fast_variance=False, **kwargs)
 
+  def group_norm(self, groups: int, epsilon: float) -> nn.GroupNorm:
+    """Normalisation of groups of channels over all places; statistics in float32, output in the compute dtype."""
+    return nn.GroupNorm(
+      groups, epsilon=epsilon, dtype=self.compute_dtype, param_dtype=self.dtype, use_fast_variance=False
+    )
+
+  def conv(self, features: int, window: int, padding: int | tuple[int, int] = 0, stride: int = 1) -> nn.Conv:
+    """A convolution of images [B, H, W, C] with a square window; `padding` on both sides of both axes, or each side."""
+    sides = (padding, padding) if isinstance(padding, int) else padding
+    dtypes = {"dtype": self.compute_dtype, "param_dtype": self.dtype}
+    return nn.Conv(features, (window, window), strides=stride, padding=(sides, sides), **dtypes)
+
   def rms_norm(self, epsilon: float, offset: bool = False) -> RMSNorm:
     """Root-mean-square normalisation; with `offset` the scale is stored as its distance from one."""
     return RMSNorm(epsilon, offset, self.compute_dtype, self.dtype)

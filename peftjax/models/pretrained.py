@@ -25,7 +25,7 @@ from peftjax import masks
 from peftjax.buffers import is_buffer
 from peftjax.errors import UserError, nearest
 from peftjax.files import read_json
-from peftjax.models.family import Family, checkpoint_axes, checkpoint_key, expanded
+from peftjax.models.family import DIFFUSERS, MODEL, Family, checkpoint_axes, checkpoint_key, expanded
 from peftjax.models.gguf import GGUFCheckpoint
 from peftjax.models.parts import lay, read_parts, tensor_part
 from peftjax.models.tensor_files import Checkpoint, Tensors, as_leaf, empty
@@ -33,7 +33,6 @@ from peftjax.quantize import is_quantized, like, relative_error
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -69,17 +68,24 @@ def weight_files(folder: str | Path) -> list[Path]:
     UserError: there are none, or the index names one that is missing.
   """
   folder = Path(folder)
-  if (folder / WEIGHTS).is_file():  # before an index, as in transformers
-    return [folder / WEIGHTS]
-  index = folder / INDEX
-  if index.is_file():
-    return [folder / name for name in _shard_names(index)]
+  for name in (MODEL, DIFFUSERS):
+    whole = folder / f"{name}.safetensors"
+    if whole.is_file():  # before an index, as in transformers
+      return [whole]
+    index = folder / index_of(name)
+    if index.is_file():
+      return [folder / shard for shard in _shard_names(index)]
   files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.gguf"))[:1]
   if not files:
     others = [path.name for path in folder.glob("*.bin")]
     hint = f"; {others[0]} is a pickle, which is never read: convert it to safetensors" if others else ""
     raise UserError(f"{folder} has no *.safetensors{hint}")
   return files
+
+
+def index_of(name: str) -> str:
+  """The file that lists the shards of `name`."""
+  return f"{name}.safetensors.index.json"
 
 
 def _shard_names(index: Path) -> list[str]:

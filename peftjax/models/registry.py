@@ -7,7 +7,7 @@ from typing import Any
 
 from peftjax.errors import UserError, nearest
 from peftjax.kinds import shown
-from peftjax.models import bert_heads, bloom, clip_text, clip_vision, gpt2, gpt_neox, llama, opt, t5, vit_heads
+from peftjax.models import bert_heads, bloom, clip_text, clip_vision, gpt2, gpt_neox, llama, opt, t5, unet, vit_heads
 from peftjax.models.family import Family
 from peftjax.registry import resolve
 
@@ -31,6 +31,7 @@ FAMILIES: dict[str, Family] = {
     clip_vision.CLIP,
     clip_vision.CLIP_VISION,
     *vit_heads.FAMILIES,
+    unet.UNET,
   )
   for model_type in family.model_types
 }

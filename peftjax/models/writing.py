@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from peftjax import masks, outputs
-from peftjax.models.family import Family, checkpoint_axes, checkpoint_key, expanded
-from peftjax.models.pretrained import CONFIG, INDEX, WEIGHTS
+from peftjax.models.family import MODEL, Family, checkpoint_axes, checkpoint_key, expanded
+from peftjax.models.pretrained import CONFIG, index_of
 from peftjax.models.tensor_files import write_tensors
 
 MAX_SHARD_BYTES = 5 * 10**9
@@ -44,29 +44,32 @@ def save(
   tensors: Mapping[str, np.ndarray],
   source: Path | None = None,
   overwrite: bool = False,
+  name: str = MODEL,
 ) -> None:
   """Writes a Hugging Face model beside what is in a folder.
 
   Args:
     source: the folder of the base, whose tokenizer's and processors' files are copied along.
     overwrite: replace files that were not written here.
+    name: what the files of tensors are called.
 
   Raises:
     UserError: as `outputs.written`.
   """
   shards = _shards(tensors)
   copies = files_beside(source) if source is not None else []
-  names = [CONFIG, *(_shard_names(len(shards))), *([INDEX] if len(shards) > 1 else []), *copies]
+  files, index = _shard_names(name, len(shards)), index_of(name)
+  names = [CONFIG, *files, *([index] if len(shards) > 1 else []), *copies]
   clashes = {_ADAPTER: "transformers would put that adapter on this model"}
   if len(shards) > 1:
-    clashes[WEIGHTS] = "it would be loaded in place of the index"
+    clashes[f"{name}.safetensors"] = "it would be loaded in place of the index"
   with outputs.written(folder, names, "model", overwrite=overwrite, base=source, clashes=clashes) as temporary:
     (temporary / CONFIG).write_text(json.dumps(dict(hf_config), indent=2, sort_keys=True) + "\n")
-    _save_shards(temporary, shards)
-    for name in copies:
+    _save_shards(temporary, dict(zip(files, shards)), index)
+    for one in copies:
       assert source is not None
-      (temporary / name).parent.mkdir(exist_ok=True)
-      shutil.copyfile(source / name, temporary / name)
+      (temporary / one).parent.mkdir(exist_ok=True)
+      shutil.copyfile(source / one, temporary / one)
 
 
 def files_beside(folder: Path) -> list[str]:
@@ -87,15 +90,15 @@ def _shards(tensors: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
   return shards
 
 
-def _shard_names(count: int) -> list[str]:
-  return [WEIGHTS] if count == 1 else [f"model-{index:05d}-of-{count:05d}.safetensors" for index in range(1, count + 1)]
+def _shard_names(name: str, count: int) -> list[str]:
+  shards = [f"{name}-{index:05d}-of-{count:05d}" for index in range(1, count + 1)]
+  return [f"{shard}.safetensors" for shard in (shards if count > 1 else [name])]
 
 
-def _save_shards(folder: Path, shards: list[dict[str, np.ndarray]]) -> None:
-  names = _shard_names(len(shards))
-  for name, shard in zip(names, shards):
+def _save_shards(folder: Path, shards: Mapping[str, Mapping[str, np.ndarray]], index: str) -> None:
+  for name, shard in shards.items():
     write_tensors(folder / name, shard)
   if len(shards) > 1:
-    weight_map = {key: name for name, shard in zip(names, shards) for key in shard}
-    total = sum(value.nbytes for shard in shards for value in shard.values())
-    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2))
+    weight_map = {key: name for name, shard in shards.items() for key in shard}
+    total = sum(value.nbytes for shard in shards.values() for value in shard.values())
+    (folder / index).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2))

@@ -25,6 +25,20 @@ TEXT: dict[str, Any] = {
 }
 
 
+UNET: dict[str, Any] = {
+  "sample_size": 8,
+  "in_channels": 4,
+  "out_channels": 3,
+  "block_out_channels": (6, 12),
+  "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+  "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+  "layers_per_block": 1,
+  "norm_num_groups": 3,
+  "attention_head_dim": 2,
+  "cross_attention_dim": 24,
+}
+
+
 def widened(made: torch.nn.Module, std: float = 0.2) -> torch.nn.Module:
   """The model in evaluation mode with weights that make every part count."""
   torch.manual_seed(0)
@@ -48,6 +62,37 @@ def text(class_name: str = "CLIPTextModel", **changes: Any) -> tuple[Any, Path]:
   return made, saved(made)
 
 
+@functools.cache
+def _unet(changes: Any) -> tuple[Any, Path]:
+  made = widened(diffusers.UNet2DConditionModel(**{**UNET, **dict(changes)}))
+  return made, saved(made)
+
+
+def unet(**changes: Any) -> tuple[Any, Path]:
+  """(torch denoiser, its folder)."""
+  return _unet(tuple(changes.items()))
+
+
+def noisy(height: int = 8, width: int = 8, batch: int = 2, channels: int = 4, length: int = 5) -> dict[str, np.ndarray]:
+  """Inputs of a denoiser."""
+  rng = np.random.default_rng(1)
+  return {
+    "sample": rng.normal(size=(batch, channels, height, width)).astype(np.float32),
+    "timestep": rng.integers(0, 1000, batch),
+    "encoder_hidden_states": rng.normal(size=(batch, length, 24)).astype(np.float32),
+  }
+
+
+def run(made: Any, inputs: dict[str, Any]) -> torch.Tensor:
+  """The torch denoiser's output."""
+
+  def tensor(value: Any) -> Any:
+    return {name: tensor(one) for name, one in value.items()} if isinstance(value, dict) else torch.as_tensor(value)
+
+  found: torch.Tensor = made(**{name: tensor(value) for name, value in inputs.items()}).sample
+  return found
+
+
 def tokens(batch: int = 3, length: int = 11, end: int = 51) -> np.ndarray:
   """int[B, L]: texts of several lengths, each with its end, padded with the end's id."""
   rng = np.random.default_rng(0)
@@ -61,6 +106,3 @@ def assert_close(ours: Any, theirs: Any, tolerance: float = 1e-5) -> None:
   """Equal within a tolerance relative to each value and to the largest."""
   theirs = theirs.detach().numpy() if isinstance(theirs, torch.Tensor) else np.asarray(theirs)
   np.testing.assert_allclose(np.asarray(ours), theirs, rtol=tolerance, atol=tolerance * np.abs(theirs).max())
-
-
-__all__ = ["TEXT", "assert_close", "diffusers", "saved", "text", "tokens", "widened"]
