@@ -15,7 +15,7 @@ from peftjax import masks
 from peftjax.composite import INDEX, component, components, compose, in_component, part_path
 from peftjax.errors import UserError, nearest
 from peftjax.files import read_json
-from peftjax.interop import peft
+from peftjax.interop import lora_files, peft
 from peftjax.model import Model
 from peftjax.models import dinov2_onnx, gguf, pretrained
 from peftjax.models.building import build
@@ -51,7 +51,7 @@ def load(
   or from {component: path}.
 
   Args:
-    adapter: a Hugging Face PEFT adapter folder to add.
+    adapter: a Hugging Face PEFT adapter folder to add, or a LoRA file of diffusers or kohya, or its folder.
     dtype: how the base's leaves are stored: float32, bfloat16 or float16.
     task: build the architecture for it ("text_classification", ...); empty: what config.json says. A head that the
       checkpoint lacks is drawn with `seed`, and a base without a head gets the adapter's.
@@ -73,13 +73,16 @@ def load(
       raise UserError("model.path: a head belongs to one component; load it and `compose` the models")
     options: dict[str, Any] = {"runtime": runtime, "seed": seed, "quantize": quantize, "place": place}
     whole = _components(path, dtype, component_dtypes or {}, family, load, options)
+    if adapter and lora_files.file_of(adapter):
+      return lora_files.load(whole, adapter)
     return _with_adapters(whole, Path(adapter), other_base) if adapter else whole
   if component_dtypes:
     raise UserError(f"model.component_dtypes: {str(path)!r} is one model; set model.dtype")
   folder = folder_of(path)
   hf_config = pretrained.read_config(folder)
   family = family_of(hf_config, family)
-  if adapter and not task and not num_labels and not label_names:
+  lora = lora_files.file_of(adapter) if adapter else None
+  if adapter and lora is None and not task and not num_labels and not label_names:
     task, label_names, num_labels = peft.implied_head(adapter, from_config(hf_config, family=family).task)
   settings: dict[str, Any] = {"task": task, "num_labels": num_labels, "label_names": label_names, "family": family}
   hf_config, tie = _tied_as_in_files(folder, hf_config, from_config(hf_config, dtype, runtime=runtime, **settings))
@@ -89,6 +92,8 @@ def load(
     folder, model.family, model.params, model.stacks, model.head, seed, shardings, tie, new_head
   )
   model = dataclasses.replace(model, params=params, folder=folder, drawn=tuple(drawn), quantization_errors=errors)
+  if lora is not None:
+    return lora_files.load(model, lora)
   return peft.load(model, adapter, other_base=other_base) if adapter else model
 
 

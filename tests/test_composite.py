@@ -119,13 +119,13 @@ def test_components_that_hold_no_model_are_passed_over(tmp_path, pair):
   (tmp_path / "pair" / "tokenizer").mkdir()
   (tmp_path / "pair" / "model_index.json").write_text(json.dumps(index))
   assert set(load(tmp_path / "pair").params) == {"query", "passage"}
-  index["unet"] = ["diffusers", "UNet2DConditionModel"]
+  index["unet"] = ["diffusers", "UNet3DConditionModel"]
   (tmp_path / "pair" / "model_index.json").write_text(json.dumps(index))
   with pytest.raises(UserError, match="'unet', and there is no such folder"):
     load(tmp_path / "pair")
   (tmp_path / "pair" / "unet").mkdir()
-  (tmp_path / "pair" / "unet" / "config.json").write_text(json.dumps({"_class_name": "UNet2DConditionModel"}))
-  with pytest.raises(UserError, match="_class_name 'UNet2DConditionModel' is not supported"):
+  (tmp_path / "pair" / "unet" / "config.json").write_text(json.dumps({"_class_name": "UNet3DConditionModel"}))
+  with pytest.raises(UserError, match="_class_name 'UNet3DConditionModel' is not supported"):
     load(tmp_path / "pair")
 
 

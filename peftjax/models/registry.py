@@ -7,7 +7,20 @@ from typing import Any
 
 from peftjax.errors import UserError, nearest
 from peftjax.kinds import shown
-from peftjax.models import bert_heads, bloom, clip_text, clip_vision, gpt2, gpt_neox, llama, opt, t5, unet, vit_heads
+from peftjax.models import (
+  autoencoder,
+  bert_heads,
+  bloom,
+  clip_text,
+  clip_vision,
+  gpt2,
+  gpt_neox,
+  llama,
+  opt,
+  t5,
+  unet,
+  vit_heads,
+)
 from peftjax.models.family import Family
 from peftjax.registry import resolve
 
@@ -32,6 +45,7 @@ FAMILIES: dict[str, Family] = {
     clip_vision.CLIP_VISION,
     *vit_heads.FAMILIES,
     unet.UNET,
+    autoencoder.VAE,
   )
   for model_type in family.model_types
 }

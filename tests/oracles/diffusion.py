@@ -39,6 +39,18 @@ UNET: dict[str, Any] = {
 }
 
 
+VAE: dict[str, Any] = {
+  "block_out_channels": (6, 9),
+  "down_block_types": ("DownEncoderBlock2D",) * 2,
+  "up_block_types": ("UpDecoderBlock2D",) * 2,
+  "layers_per_block": 1,
+  "norm_num_groups": 3,
+  "latent_channels": 2,
+  "sample_size": 16,
+  "out_channels": 4,
+}
+
+
 def widened(made: torch.nn.Module, std: float = 0.2) -> torch.nn.Module:
   """The model in evaluation mode with weights that make every part count."""
   torch.manual_seed(0)
@@ -63,14 +75,17 @@ def text(class_name: str = "CLIPTextModel", **changes: Any) -> tuple[Any, Path]:
 
 
 @functools.cache
-def _unet(changes: Any) -> tuple[Any, Path]:
-  made = widened(diffusers.UNet2DConditionModel(**{**UNET, **dict(changes)}))
+def unet(**changes: Any) -> tuple[Any, Path]:
+  """(torch denoiser, its folder)."""
+  made = widened(diffusers.UNet2DConditionModel(**{**UNET, **changes}))
   return made, saved(made)
 
 
-def unet(**changes: Any) -> tuple[Any, Path]:
-  """(torch denoiser, its folder)."""
-  return _unet(tuple(changes.items()))
+@functools.cache
+def vae(**changes: Any) -> tuple[Any, Path]:
+  """(torch autoencoder, its folder)."""
+  made = widened(diffusers.AutoencoderKL(**{**VAE, **changes}))
+  return made, saved(made)
 
 
 def noisy(height: int = 8, width: int = 8, batch: int = 2, channels: int = 4, length: int = 5) -> dict[str, np.ndarray]:

@@ -1,0 +1,262 @@
+"""LoRA files as diffusers' `load_lora_weights` reads them: one file for all components, kohya's form too.
+
+    unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight       [r, in]
+    text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_B.weight             [out, r]
+
+Written files hold B times the scale, so that every reader, also one that knows no alpha, computes the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors import safe_open
+
+from peftjax import outputs
+from peftjax.adapters.adapter import take
+from peftjax.adapters.lora_form import factors, filled
+from peftjax.composite import components
+from peftjax.errors import UserError, nearest
+from peftjax.files import parse_json
+from peftjax.interop import peft
+from peftjax.kinds import SETTINGS, value_of
+from peftjax.methods.lora import LoRA
+from peftjax.models.tensor_files import Checkpoint, write_tensors
+from peftjax.sites import Site
+
+if TYPE_CHECKING:
+  from peftjax.model import Model
+
+NAME = "pytorch_lora_weights.safetensors"
+_METADATA = "lora_adapter_metadata"
+_TOWER = "text_model."  # what transformers called the bare text encoder's module before version 5, and files still do
+# The component that a single model stands for, and what kohya's scripts call components.
+_SINGLE = {"UNet2DConditionModel": "unet", "clip_text_model": "text_encoder"}
+_KOHYA = {"unet": ("lora_unet",), "text_encoder": ("lora_te", "lora_te1"), "text_encoder_2": ("lora_te2",)}
+# Endings of keys: of A and of B.
+_ENDINGS = {
+  f"{before}{pair[part]}.weight": ("down", "up")[part]
+  for before, pair in {
+    ".lora_": ("A", "B"),
+    ".lora.": ("down", "up"),
+    ".lora_linear_layer.": ("down", "up"),
+    "_lora.": ("down", "up"),
+  }.items()
+  for part in (0, 1)
+} | {".lora_down.weight": "down", ".lora_up.weight": "up", ".alpha": "alpha"}  # fmt: skip
+
+
+class _Module(NamedTuple):
+  """A module of a component: its site in the whole model, which of its layers, its name below the component."""
+
+  component: str
+  site: Site
+  layer: int
+  name: str
+
+
+def file_of(path: str | Path) -> Path | None:
+  """The LoRA file that a path names: itself, or the one in a folder that is no adapter of PEFT's."""
+  path = Path(path).expanduser()
+  if path.is_dir():
+    return path / NAME if (path / NAME).is_file() and not (path / peft.CONFIG).is_file() else None
+  return path if path.suffix == ".safetensors" else None
+
+
+# Writing ----------------------------------------------------------------------------------------------------------
+
+
+def save(model: Model, folder: str | Path, overwrite: bool = False) -> None:
+  """Writes the model's LoRA as `pytorch_lora_weights.safetensors` beside what is in a folder.
+
+  Args:
+    model: of several components, or a denoiser or text encoder alone.
+    overwrite: replace a file that was not written here.
+
+  Raises:
+    UserError: there is no LoRA, or there is something else that the file has no place for; as `outputs.written`.
+  """
+  others = [one.method.name for one in model.bound if type(one.method) is not LoRA and one.method.leaf_names]
+  if others:
+    raise UserError(f"a LoRA file holds LoRA alone, and the model has {others[0]!r}; adapters.to_lora converts some")
+  if not model.bound:
+    raise UserError("the model has no LoRA to save; add a method first")
+  known = {(module.site.leaf_path, module.layer): module for module in _modules(model)}
+  tensors: dict[str, np.ndarray] = {}
+  for one in model.bound:
+    for site, leaves in factors(one, take(model)).values():
+      if "lora_b_bias" in leaves or site.kind not in ("linear", "conv"):
+        raise UserError(f"a LoRA file holds factors of linear layers and convolutions without biases: {site.name}")
+      for index, at in enumerate(np.ndindex(site.stack)):
+        module = known[site.leaf_path, index]
+        tower = _TOWER if module.component in _towers(model) else ""
+        key = f"{module.component}.{tower}{module.name}"
+        down, up = np.asarray(leaves["lora_a"][at], np.float32), np.asarray(leaves["lora_b"][at], np.float32)
+        ones = (1,) * (down.ndim - 2)
+        tensors[f"{key}.lora_A.weight"] = np.ascontiguousarray(np.moveaxis(down, (-1, -2), (0, 1)))
+        tensors[f"{key}.lora_B.weight"] = np.ascontiguousarray(up.T).reshape(*up.T.shape, *ones)
+  with outputs.written(folder, [NAME], "LoRA file", overwrite=overwrite, base=model.folder) as temporary:
+    write_tensors(temporary / NAME, tensors)
+
+
+# Reading ----------------------------------------------------------------------------------------------------------
+
+
+def load(model: Model, path: str | Path) -> Model:
+  """The model with a file's LoRA: of diffusers, in PEFT's spelling or its own, or of kohya's scripts.
+
+  Scales (network alphas, or the config in the file's metadata) are multiplied into B.
+
+  Args:
+    path: the file, or a folder with `pytorch_lora_weights.safetensors`.
+
+  Raises:
+    UserError: no such file, a tensor that belongs to no module of the model, half of a pair, another shape.
+  """
+  file = file_of(path)
+  if file is None or not file.is_file():
+    raise UserError(f"{path}: expected a *.safetensors file of LoRA, or a folder with {NAME}")
+  if model.bound:
+    raise UserError("the model has an adapter already; put another one on the base")
+  try:
+    modules = list(_modules(model))
+    spelled = {key: place for place, module in enumerate(modules) for key in _spellings(module)}
+    pairs = _pairs(file, modules, spelled)
+    if any(_is_ragged(module.site, pairs, modules) for module in modules) and model.layer_stacks:
+      model = model.unrolled()
+      numbers = {(one.component, one.name): place for place, one in enumerate(_modules(model))}
+      pairs = {numbers[modules[place].component, modules[place].name]: pair for place, pair in pairs.items()}
+      modules = list(_modules(model))
+    return filled(model, dict(_stacked(modules, pairs)))
+  except UserError as error:
+    raise UserError(f"{file.name}: {error}") from None
+
+
+Pairs = Mapping[int, tuple[np.ndarray, np.ndarray]]
+"""Number of a module -> A [*window, in, r] and B [r, out], B with the scale."""
+
+
+def _pairs(file: Path, modules: list[_Module], spelled: Mapping[str, int]) -> Pairs:
+  checkpoint = Checkpoint([file])
+  found: dict[int, dict[str, np.ndarray]] = {}
+  for key in checkpoint.keys():
+    stem, part = next(((key.removesuffix(end), part) for end, part in _ENDINGS.items() if key.endswith(end)), ("", ""))
+    if not part:
+      raise UserError(f"{key!r} is no factor of LoRA; such files hold other methods")
+    if stem not in spelled:
+      raise UserError(f"{key!r} belongs to no module of the model; {nearest(stem, spelled, 1)}")
+    found.setdefault(spelled[stem], {})[part] = checkpoint.read(key).astype(np.float32)
+  if not found:
+    raise UserError("no factors of LoRA")
+  scales = _scales(file)
+  pairs = {}
+  for place, parts in found.items():
+    module = modules[place]
+    missing = [part for part in ("down", "up") if part not in parts]
+    if missing:
+      raise UserError(f"{module.name!r} has no {missing[0]!r} factor")
+    down, up = _shaped(module, parts["down"], parts["up"])
+    rank = down.shape[-1]
+    scale = float(parts["alpha"].reshape(())) / rank if "alpha" in parts else 1.0
+    if module.component in scales and "alpha" not in parts:
+      scale = scales[module.component].settings(module.name)[1]
+    pairs[place] = down, up * np.float32(scale)
+  return pairs
+
+
+def _shaped(module: _Module, down: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Torch's factors [r, in, *window] and [out, r, 1, 1] as the site has them; a window of one place may be left out."""
+  *window, source, target = module.site.shape
+  rank = down.shape[0]
+  wanted = (rank, source, *window)
+  alike = down.size == rank * source and np.prod(window, dtype=int) == 1
+  if (down.shape != wanted and not (alike and down.ndim in (2, 4))) or up.reshape(len(up), -1).shape != (target, rank):
+    raise UserError(f"{module.name!r} has factors {down.shape} and {up.shape}; the model's is {source} to {target}"
+                    + (f" with a window {tuple(window)}" if window else ""))  # fmt: skip
+  return np.moveaxis(down.reshape(wanted), (0, 1), (-1, -2)), up.reshape(target, rank).T
+
+
+def _scales(file: Path) -> dict[str, LoRA]:
+  """Component -> the LoRA whose scales PEFT's config in the file's metadata says."""
+  with safe_open(file, "numpy") as opened:
+    text = (opened.metadata() or {}).get(_METADATA)
+  if not text:
+    return {}
+  by_component: dict[str, dict[str, Any]] = {}
+  for key, value in value_of(file.name, _METADATA, parse_json(text, _METADATA), SETTINGS).items():
+    component, _, name = key.partition(".")
+    by_component.setdefault(component, {})[name] = value
+  return {
+    component: LoRA(
+      rank=int(config.get("r", 8)),
+      alpha=float(config.get("lora_alpha", 8)),
+      rslora=bool(config.get("use_rslora", False)),
+      rank_pattern=dict(config.get("rank_pattern") or {}),
+      alpha_pattern=dict(config.get("alpha_pattern") or {}),
+    )
+    for component, config in by_component.items()
+  }
+
+
+def _is_ragged(site: Site, pairs: Pairs, modules: list[_Module]) -> bool:
+  """Whether a file has some of a stack's layers only, or other ranks for some."""
+  ranks = {
+    pairs[place][0].shape[-1] if place in pairs else 0
+    for place, module in enumerate(modules)
+    if module.site is site
+  }  # fmt: skip
+  return len(ranks) > 1
+
+
+def _stacked(modules: list[_Module], pairs: Pairs) -> Iterator[tuple[str, tuple[Site, dict[str, Any]]]]:
+  """The factors of every site that the file acts on, layers stacked."""
+  layers: dict[tuple[str, ...], tuple[Site, list[tuple[np.ndarray, np.ndarray]]]] = {}
+  for place, module in enumerate(modules):
+    if place in pairs:
+      layers.setdefault(module.site.leaf_path, (module.site, []))[1].append(pairs[place])
+  for path, (site, found) in layers.items():
+    leaves = {
+      name: jnp.asarray(np.stack([pair[part] for pair in found]).reshape(*site.stack, *found[0][part].shape))
+      for part, name in enumerate(("lora_a", "lora_b"))
+    }
+    yield ".".join(path), (site, leaves)
+
+
+# Names ------------------------------------------------------------------------------------------------------------
+
+
+def _modules(model: Model) -> Iterator[_Module]:
+  """The modules that a file may hold factors of."""
+  several = components(model)
+  alone = next((_SINGLE[name] for name in model.family.model_types if name in _SINGLE), "")
+  if not several and not alone:
+    raise UserError(f"LoRA files are for Stable Diffusion's parts; expected one of {', '.join(_SINGLE)}")
+  for site in model.sites:
+    if site.kind in ("linear", "conv") and (not several or site.path[0] in several):
+      for index, name in enumerate(site.names):
+        component, below = name.split(".", 1) if several else (alone, name)
+        yield _Module(component, site, index, below.removeprefix(_TOWER))
+
+
+def _towers(model: Model) -> set[str]:
+  """The components whose module files call text_model."""
+  return {name for name in components(model) or _SINGLE.values() if name.startswith("text_encoder")}
+
+
+def _spellings(module: _Module) -> Iterator[str]:
+  """The keys of a module, without the ending."""
+  component, name = module.component, module.name
+  parent, _, last = name.removesuffix(".0").rpartition(".")
+  older = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}.get(last, last)
+  inner = [name, f"{parent}.{older}", f"{parent}.processor.{older}"]
+  towers = ("", _TOWER) if component.startswith("text_encoder") else ("",)
+  for tower in towers:
+    yield from (f"{component}.{tower}{one}" for one in inner)
+    for script in _KOHYA.get(component, ()):
+      yield f"{script}_{tower}{name}".replace(".", "_")
+  if component == "unet":  # files from before there were several components
+    yield from inner
