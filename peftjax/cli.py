@@ -232,7 +232,7 @@ VERBS: dict[str, Verb] = {
   "export": Verb(
     "write a run in Hugging Face's formats",
     _export,
-    {"workdir": "folder of the run", "format": "peft or merged", "out": "folder to write", **TRUST},
+    {"workdir": "folder of the run", "format": "peft, merged or diffusers", "out": "folder to write", **TRUST},
     ("workdir", "format", "out"),
     {
       "overwrite": "replace files of the same names that were not written by peftjax",

@@ -26,6 +26,8 @@ from peftjax.quantize_model import Quantization, as_quantization
 from peftjax.vocabulary import output_path, table_path, tied_site
 
 _DTYPES = ("float32", "bfloat16", "float16")
+_PASSED_OVER = ("StableDiffusionSafetyChecker",)
+"""Classes of pipelines' components that are not loaded, though they are models: they look at finished pictures."""
 
 
 def load(
@@ -146,7 +148,7 @@ def _components(
   folder, index = None, None
   if not isinstance(path, Mapping):
     folder = Path(path).expanduser()
-    index = read_json(folder / INDEX)
+    index = _without_passed_over(read_json(folder / INDEX))
     path = {name: folder / name for name in _listed(folder, index)}
   for name in dtypes:
     if name not in path:
@@ -162,6 +164,14 @@ def _components(
     except UserError as error:
       raise UserError(f"component {name!r}: {error}") from None
   return compose(made, index, folder)
+
+
+def _without_passed_over(index: Mapping[str, Any]) -> dict[str, Any]:
+  """model_index.json, where what takes no part in training is as diffusers says that there is none."""
+  return {
+    name: [None, None] if isinstance(what, list) and what[1:] and what[1] in _PASSED_OVER else what
+    for name, what in index.items()
+  }
 
 
 def _listed(folder: Path, index: Mapping[str, Any]) -> list[str]:

@@ -137,12 +137,12 @@ def test_what_an_earlier_output_of_the_kind_left_goes(
 ) -> None:
   monkeypatch.setattr(writing, "MAX_SHARD_BYTES", 3000)
   base.save(tmp_path)
-  assert (tmp_path / pretrained.INDEX).is_file() and len(list(tmp_path.glob("*.safetensors"))) > 2
+  assert (tmp_path / pretrained.index_of("model")).is_file() and len(list(tmp_path.glob("*.safetensors"))) > 2
   (tmp_path / "extra.safetensors").write_bytes(b"mine")
   monkeypatch.undo()
   base.save(tmp_path)
   assert {path.name for path in tmp_path.glob("*.safetensors")} == {pretrained.WEIGHTS, "extra.safetensors"}
-  assert not (tmp_path / pretrained.INDEX).exists()
+  assert not (tmp_path / pretrained.index_of("model")).exists()
   assert peftjax.load(tmp_path).architecture == base.architecture
   monkeypatch.setattr(writing, "MAX_SHARD_BYTES", 3000)
   (tmp_path / outputs.LIST).unlink()

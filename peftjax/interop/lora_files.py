@@ -31,6 +31,7 @@ from peftjax.sites import Site
 if TYPE_CHECKING:
   from peftjax.model import Model
 
+KIND = "LoRA file"
 NAME = "pytorch_lora_weights.safetensors"
 _METADATA = "lora_adapter_metadata"
 _TOWER = "text_model."  # what transformers called the bare text encoder's module before version 5, and files still do
@@ -99,7 +100,7 @@ def save(model: Model, folder: str | Path, overwrite: bool = False) -> None:
         ones = (1,) * (down.ndim - 2)
         tensors[f"{key}.lora_A.weight"] = np.ascontiguousarray(np.moveaxis(down, (-1, -2), (0, 1)))
         tensors[f"{key}.lora_B.weight"] = np.ascontiguousarray(up.T).reshape(*up.T.shape, *ones)
-  with outputs.written(folder, [NAME], "LoRA file", overwrite=overwrite, base=model.folder) as temporary:
+  with outputs.written(folder, [NAME], KIND, overwrite=overwrite, base=model.folder) as temporary:
     write_tensors(temporary / NAME, tensors)
 
 

@@ -33,9 +33,10 @@ SMALLEST = 2**14  # elements; smaller leaves cost more to gather than to hold
 
 # Modules that lead back to the hidden states, by the end of their Hugging Face name; other linears lead away from them.
 _BACK = re.compile(
-  r"(^|\.)(o_proj|out_proj|c_proj|down_proj|fc2|fc_out|wo|o|w2|weights_out|dense_4h_to_h|(output|attention)\.dense)$"
+  r"(^|\.)(o_proj|out_proj|c_proj|down_proj|fc2|fc_out|wo|o|w2|weights_out|dense_4h_to_h|(output|attention)\.dense"
+  r"|to_out\.0|ff\.net\.2)$"
 )
-_ATTENTION = re.compile(r"(^|\.)(\w*attn|\w*attention|SelfAttention|EncDecAttention)(\.|$)")
+_ATTENTION = re.compile(r"(^|\.)(\w*attn\d?|\w*attention|SelfAttention|EncDecAttention)(\.|$)")
 _OUTPUT_LAYER = re.compile(r"(^|\.)(lm_head|embed_out)$")
 
 
@@ -122,19 +123,27 @@ def hidden_size(model: Model) -> int:
 
 
 def ends_of(site: Site, hidden: int) -> tuple[str | None, str | None]:
-  """The logical names of a site's input and output."""
+  """The logical names of a site's input and output.
+
+  Args:
+    hidden: the size of the hidden states, where the site does not know that of those around it.
+  """
   name = site.names[0]
+  hidden = site.hidden or hidden
   if site.kind in ("embedding", "unembedding"):
     return VOCAB, EMBED
   if site.kind not in ("linear", "conv"):
     return EMBED, EMBED
   if _OUTPUT_LAYER.search(name):
     return EMBED, VOCAB
+  if site.kind == "conv":  # a model of images has many widths, and each may be the next one's input
+    return EMBED, MLP
   inside = HEADS if _ATTENTION.search(name) else MLP
   source, target = site.shape[-2:]
   if _BACK.search(name) and target == hidden:
     return inside, EMBED
-  return EMBED if source == hidden else None, inside if source == hidden else None
+  leads_away = source == hidden or (inside == HEADS and target == hidden)  # keys and values of another's states too
+  return EMBED if source == hidden else None, inside if leads_away else None
 
 
 def _names(leaf: str, shape: tuple[int, ...], site: Site, ends: tuple[str | None, str | None]) -> Axes:

@@ -19,6 +19,7 @@ from peftjax.data.inputs.tokens import padding_id
 from peftjax.data.packages import cache_folder
 from peftjax.errors import UserError, nearest
 from peftjax.files import write_text
+from peftjax.interop import lora_files
 from peftjax.model import Model
 from peftjax.parallel.mesh import make_mesh, put_tree
 from peftjax.parallel.sharding import Layout, layout_of
@@ -33,7 +34,7 @@ from peftjax.train.loop import make_run
 from peftjax.train.run import Run, base_hash
 from peftjax.train.splits import score_split
 
-FORMATS = ("peft", "merged")
+FORMATS = {"peft": "adapter", "merged": "model", "diffusers": lora_files.KIND}
 
 
 def load_model(workdir: str | Path, trust: Collection[str] = ()) -> tuple[ConfigDict, int, Model]:
@@ -114,7 +115,7 @@ def export(
   trust: Collection[str] = (),
   check: bool = True,
 ) -> dict[str, Any]:
-  """Writes a run's adapter ("peft") or its merged model ("merged") in Hugging Face's format.
+  """Writes a run's adapter ("peft", or as a LoRA file "diffusers") or its merged model ("merged").
 
   Args:
     overwrite: replace files of the same names that were not written here.
@@ -136,12 +137,15 @@ def export(
   losses: Mapping[str, float] = {}
   if form == "peft":
     model.save_adapter(out, overwrite)
+  elif form == "diffusers":
+    lora_files.save(model, out, overwrite)
   else:
     merged = model.merge(check)
     merged.save(out, overwrite)
     losses = merged.merge_errors
-  kind = "adapter" if form == "peft" else "model"
-  size = sum(outputs.size_of(folder, kind) for folder in (Path(out), *(Path(out) / name for name in components(model))))
+  size = sum(
+    outputs.size_of(folder, FORMATS[form]) for folder in (Path(out), *(Path(out) / name for name in components(model)))
+  )
   return {
     "out": str(out),
     "format": form,

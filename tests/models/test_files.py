@@ -79,7 +79,7 @@ def folder(tmp_path: Path) -> Path:
 
 def write_index(folder: Path, name: Any) -> None:
   keys = Checkpoint([folder / "part.safetensors"]).keys()
-  (folder / pretrained.INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(keys, name)}))
+  (folder / pretrained.index_of("model")).write_text(json.dumps({"weight_map": dict.fromkeys(keys, name)}))
 
 
 def test_an_index_stays_in_its_folder(folder: Path) -> None:
@@ -96,7 +96,7 @@ def test_an_index_stays_in_its_folder(folder: Path) -> None:
     write_index(folder, name)
     with pytest.raises(UserError, match=r"expected an object of tensors|expected a \*\.safetensors file"):
       peftjax.load(folder)
-  (folder / pretrained.INDEX).write_text('{"weight_map": ["part.safetensors"]}')
+  (folder / pretrained.index_of("model")).write_text('{"weight_map": ["part.safetensors"]}')
   with pytest.raises(UserError, match="weight_map: expected an object"):
     peftjax.load(folder)
   (folder / "here.safetensors").symlink_to(outside / "part.safetensors")  # as in the cache of Hugging Face's hub

@@ -109,9 +109,10 @@ def respelled(tensors, form):
       prefix = {"unet": "lora_unet_", "text_encoder": "lora_te_"}[name.split(".")[0]]
       name = prefix + name.split(".", 1)[1].replace(".", "_")
       found[f"{name}.lora_{part}.weight"] = value if part == "down" else value / np.float32(0.5)
-      found[f"{name}.alpha"] = np.float32(0.5 * rank)
+      found[f"{name}.alpha"] = np.array(0.5 * rank, np.float32)
     else:
-      found[key.replace("lora_A", "lora.down").replace("lora_B", "lora.up")] = value
+      between = "lora" if key.startswith("unet.") else "lora_linear_layer"
+      found[key.replace("lora_A", f"{between}.down").replace("lora_B", f"{between}.up")] = value
   return found
 
 

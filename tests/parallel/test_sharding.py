@@ -185,3 +185,26 @@ def test_codes_and_scales_lie_where_their_kernel_would():
   }
   assert found["model.layers.self_attn.q_proj.kernel.qvalue"] == P(None, "fsdp", "tensor")
   assert found["model.layers.mlp.down_proj.kernel.qvalue"] == P(None, "tensor", "fsdp")
+
+
+def test_a_denoiser_of_many_widths():
+  """Each transformer goes by the width around it; every convolution is split by its input and its output."""
+  unet = {
+    "_class_name": "UNet2DConditionModel",
+    "block_out_channels": [128, 256],
+    "down_block_types": ["CrossAttnDownBlock2D"] * 2,
+    "up_block_types": ["CrossAttnUpBlock2D"] * 2,
+    "layers_per_block": 1,
+    "cross_attention_dim": 192,
+  }
+  found = specs(unet, methods.LoRA(rank=160, targets=("attn2.to_v", "conv1")))
+  for block in ("down_blocks.0", "down_blocks.1"):
+    inner = f"{block}.attentions.0.transformer_blocks.0"
+    assert found[f"{inner}.attn1.to_q.kernel"] == P("fsdp", "tensor")
+    assert found[f"{inner}.attn2.to_k.kernel"] == P(None, ("tensor", "fsdp"))
+    assert found[f"{inner}.attn1.to_out.0.kernel"] == P("tensor", "fsdp")
+    assert found[f"{inner}.ff.net.0.proj.kernel"] == P("fsdp", "tensor")
+    assert found[f"{inner}.ff.net.2.kernel"] == P("tensor", "fsdp")
+    assert found[f"{block}.resnets.0.conv1.kernel"] == P(None, None, "fsdp", "tensor")
+    assert found[f"{block}.resnets.0.conv1.lora_a"] == P(None, None, "fsdp", None)
+    assert found[f"{inner}.attn2.to_v.lora_b"] == P(None, ("tensor", "fsdp"))
