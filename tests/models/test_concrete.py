@@ -23,14 +23,31 @@ SMALL = {
   "opt": {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 8},
   "gpt_neox": {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8},
   "bloom": {"hidden_size": 8, "n_layer": 1, "n_head": 2},
+  "clip_text_model": {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8},
   "t5": {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2},
   "mt5": {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2},
   **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "granite"), LLAMA),
   "mixtral": {**LLAMA, "num_local_experts": 2},
   "qwen3_moe": {**LLAMA, "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8},
 }
-PICTURES = {"vit", "deit", "dinov2", "dinov2_with_registers", "clip_vision_model", "clip"}  # no ids
-LEARNED = {"bert": 20, "roberta": 18, "gpt2": 20, "gptj": 20, "opt": 20}  # tokens of 20 positions
+PICTURES = {
+  "vit",
+  "deit",
+  "dinov2",
+  "dinov2_with_registers",
+  "clip_vision_model",
+  "clip",
+  "UNet2DConditionModel",
+  "AutoencoderKL",
+}  # no ids
+LEARNED = {
+  "bert": 20,
+  "roberta": 18,
+  "gpt2": 20,
+  "gptj": 20,
+  "opt": 20,
+  "clip_text_model": 20,
+}  # tokens of 20 positions
 
 
 @pytest.fixture(scope="module")
