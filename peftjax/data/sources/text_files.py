@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import math
 import os
 import weakref
 from collections.abc import Iterator
@@ -202,20 +203,26 @@ class _Swallowed:
 
   A line in a quoted field is a row if it has as many fields as the header and one of them is a value that other rows
   have in that column, such as a label. A label in the first column counts if two lines have one, since lines of a text
-  may open with a number.
+  may open with a number. Where no value is there twice, as among scores or translations, every line of the field but
+  the last, which a stray quote closes, must look like a row: two lines at least, or one with numbers where all rows
+  have numbers.
   """
 
   def __init__(self, rows: TextFile):
     self._rows = rows
     self._seen: list[set[str]] = [set() for _ in rows.columns]
-    self._suspects: list[tuple[int, list[list[str]]]] = []
+    self._has_words = [False] * len(rows.columns)
+    self._spaced = False  # whether rows have a space after a divider, as lines of a text have
+    self._suspects: list[tuple[int, list[list[str]], bool]] = []
     self._rows_of_one_line = 0
 
   def look(self, fields: list[str], lines: list[str], line: int) -> None:
     """Notes the values of a row on one line, or the lines of a longer one that might be rows."""
     if len(lines) == 1:
       self._rows_of_one_line += 1
-      for seen, value in zip(self._seen, fields, strict=True):
+      self._spaced |= any(value.startswith(" ") for value in fields[1:])
+      for column, (seen, value) in enumerate(zip(self._seen, fields, strict=True)):
+        self._has_words[column] |= not _is_number(value)
         if len(value) <= 40 and len(seen) < 10_000:
           seen.add(value)
       return
@@ -223,7 +230,8 @@ class _Swallowed:
     inner = [_fields(one, self._rows.delimiter) for one in [*opening, *lines[1:-1]]]
     suspects = [one for one in inner if len(one) == len(self._seen) > 1]
     if suspects:
-      self._suspects.append((line, suspects[:100]))
+      are_all = len(suspects) == len(inner) and not any('"' in one for one in [*opening, *lines[1:-1]])
+      self._suspects.append((line, suspects[:100], are_all))
 
   def check(self) -> None:
     """Raises:
@@ -231,15 +239,30 @@ class _Swallowed:
     """
     if 2 * len(self._seen[0]) > self._rows_of_one_line:
       self._seen[0] = set()
-    for line, suspects in self._suspects:
+    for line, suspects, are_all in self._suspects:
       first = [one for one in suspects if one[0] in self._seen[0]]
       later = [one for one in suspects if any(map(_is_seen, one[1:], self._seen[1:]))]
-      if later or len(first) > 1:
-        row = self._rows.delimiter.join((later or first)[0])
+      if later or len(first) > 1 or (are_all and self._look_like_rows(suspects)):
+        row = self._rows.delimiter.join((later or first or suspects)[0])
         raise UserError(
           f"{self._rows.path}:{line}: a field opens with a quote and holds whole rows, such as {row!r:.60}; "
-          "is a quote left open?"
+          "is a quote left open? If it is a text of such lines, write the data as JSON lines"
         )
+
+  def _look_like_rows(self, lines: list[list[str]]) -> bool:
+    if not self._rows_of_one_line or (not self._spaced and any(one.startswith(" ") for row in lines for one in row[1:])):
+      return False
+    numbers = [column for column, has_words in enumerate(self._has_words) if not has_words]
+    if numbers:
+      return all(_is_number(row[column]) for row in lines for column in numbers)
+    return len(lines) > 1
+
+
+def _is_number(value: str) -> bool:
+  try:
+    return math.isfinite(float(value)) and value == value.strip()
+  except ValueError:
+    return False
 
 
 def _is_seen(value: str, seen: set[str]) -> bool:

@@ -30,6 +30,37 @@ def test_a_stray_quote_that_swallows_rows_is_said_with_its_line(tmp_path):
     opened(tmp_path, "\n".join(["label,text", *first, '1,"The worst', "0,fine", "1,good", 'end"', ""]))
 
 
+SCORES = [f"text number {n},{n / 64}" for n in range(60)]
+PAIRS = [f"word {n},mot {n}" for n in range(60)]
+
+
+@pytest.mark.parametrize(
+  ("header", "rows", "first", "last"),
+  [
+    ("text,label", SCORES, '"The worst,0.001', 'the end",0.002'),
+    ("source,target", PAIRS, '"The worst,le pire', 'the end",la fin'),
+    ("source,target", PAIRS, 'The worst,"le pire', 'the end,la fin"'),
+  ],
+)
+@pytest.mark.parametrize("swallowed", [0, 2, 50])
+def test_a_stray_quote_is_found_where_no_value_is_there_twice(tmp_path, header, rows, first, last, swallowed):
+  content = "\n".join([header, *rows[:5], first, *rows[5 : 5 + swallowed], last, *rows[55:], ""])
+  if swallowed == 0 and rows is PAIRS:  # as a text of two lines may look
+    assert open_rows(tmp_path, content) == 11
+    return
+  with pytest.raises(UserError, match="train.csv:7: a field opens with a quote and holds whole rows"):
+    opened(tmp_path, content)
+
+
+@pytest.mark.parametrize("text", ["Roses are red, they say\nviolets too, they say\nso", "a,b\nx", "see:\na,1\nb,2\nc"])
+def test_texts_of_several_lines_among_pairs_are_read(tmp_path, text):
+  assert opened(tmp_path, "\n".join(["source,target", *PAIRS, f'"{text}",b', ""])).split("train")[60]["source"] == text
+
+
+def open_rows(folder, content: str) -> int:
+  return opened(folder, content).splits["train"]
+
+
 def test_texts_of_several_lines_after_their_label_are_read(tmp_path):
   rows = [f"{n % 2},word {n}" for n in range(9)]
   dataset = opened(tmp_path, "\n".join(["label,text", *rows, '1,"The worst', "1, they said", 'end"', ""]))
