@@ -35,8 +35,9 @@ def save(model: Model, folder: str | Path, overwrite: bool = False) -> None:
     return
   hf_config = {**model.hf_config, "architectures": [model.architecture]}
   tensors = writing.to_checkpoint(model.family, dequantize_leaves(model.params, jnp.float32), model.stacks)
-  published = model.family.saved(model.config, hf_config, tensors)
-  writing.save(folder, *published, model.folder, overwrite, model.family.weights)
+  written_config, written_tensors = model.family.saved(model.config, hf_config, tensors)
+  stated = writing.with_dtype(written_config, written_tensors)
+  writing.save(folder, stated, written_tensors, model.folder, overwrite, model.family.weights)
 
 
 def _save_components(model: Model, folder: Path, overwrite: bool) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from peftjax import masks, outputs
@@ -36,6 +38,15 @@ def to_checkpoint(family: Family, params: masks.Tree, stacks: Mapping[str, int])
     value = value if axes is None else value.transpose(np.argsort(axes))
     tensors[checkpoint_key(family, name)] = np.ascontiguousarray(value)
   return tensors
+
+
+def with_dtype(hf_config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
+  """config.json with a dtype that holds every tensor exactly; transformers casts all of them to the one it states."""
+  floats = {value.dtype for value in tensors.values() if jnp.issubdtype(value.dtype, jnp.floating)}
+  if "model_type" not in hf_config or not floats:
+    return hf_config
+  widest = str(functools.reduce(jnp.promote_types, floats))
+  return {**hf_config, "dtype": widest, **({"torch_dtype": widest} if "torch_dtype" in hf_config else {})}
 
 
 def save(
