@@ -61,6 +61,7 @@ class Model:
     quantization_errors: dotted path of each quantised leaf -> its relative error, where the float leaf was at hand.
     merge_errors: dotted path of each leaf that was merged into fewer than 32 bits -> share of the change that rounding
       took.
+    is_altered: whether methods were merged into the base since it was loaded, so that it is not `folder`'s.
   """
 
   module: nn.Module | Body
@@ -77,6 +78,7 @@ class Model:
   drawn: tuple[str, ...] = ()
   quantization_errors: Mapping[str, float] = dataclasses.field(default_factory=dict)
   merge_errors: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  is_altered: bool = False
 
   def __repr__(self) -> str:
     return summary(self)

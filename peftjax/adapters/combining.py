@@ -240,7 +240,7 @@ def _on_weights(
     flat = masks.flatten(dequantize_leaves(base.params, jnp.float32))
     for path, change in total.items():
       flat[path] = (flat[path].astype(jnp.float32) + change).astype(flat[path].dtype)
-    return dataclasses.replace(base, params=masks.unflatten(flat), quantization_errors={})
+    return dataclasses.replace(base, params=masks.unflatten(flat), quantization_errors={}, is_altered=True)
   return from_deltas(base, total, rank or _largest_rank(models), clamp=clamp).model
 
 

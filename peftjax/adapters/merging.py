@@ -61,11 +61,21 @@ def merge(model: Model, check: bool = True) -> Model:
     flat[path] = exact.astype(flat[path].dtype)
     if can_check and flat[path].dtype.itemsize < 4:
       errors[path] = verifying.lost(exact, flat[path], change)
-  merged = dataclasses.replace(base, params=masks.unflatten(flat), quantization_errors={}, merge_errors=errors)
+  merged = dataclasses.replace(
+    base, params=masks.unflatten(flat), quantization_errors={}, merge_errors=errors,
+    is_altered=model.is_altered or bool(changes) or _trains_base(model),
+  )  # fmt: skip
   if check and can_check:
     verifying.check_merged(model, merged, changes, output_path(model) if is_split else "")
   _warn_of_rounding(merged)
   return merged
+
+
+def _trains_base(model: Model) -> bool:
+  """Whether leaves that came with the base train in place; a head, which adapters hold, is none of them."""
+  added, head = model.adapter_paths(), tuple(f"{prefix}." for prefix in model.head)
+  trained = (path for path, group in masks.flatten(model.labels()).items() if group != masks.FROZEN)
+  return any(path not in added and not path.startswith(head) for path in trained)
 
 
 def _warn_of_rounding(merged: Model) -> None:

@@ -55,6 +55,7 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
 OURS = "peftjax.json"
+_MERGED = "merged in memory"  # what peftjax.json says in place of a digest of a base that no folder holds
 OUR_WEIGHTS = "peftjax.safetensors"
 DEFAULT = "default"
 _TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json")
@@ -162,7 +163,7 @@ def _ours(model: Model, one: Bound, form: Format) -> dict[str, Any]:
   if model.head:
     found["id2label"] = model.hf_config.get("id2label")
   if model.folder and (model.folder / pretrained.CONFIG).is_file():
-    found["base_sha256"] = pretrained.content_hash(model.folder)
+    found["base_sha256"] = _MERGED if model.is_altered else pretrained.content_hash(model.folder)
   return found
 
 
@@ -229,6 +230,11 @@ def _check_base(model: Model, config: Mapping[str, Any], ours: Mapping[str, Any]
   if wanted is None:
     if base and Path(str(base)).name != model.folder.name:
       log.info("the adapter names the base %r, and is put on %s", base, model.folder)
+  elif wanted == _MERGED:
+    raise UserError(
+      "the adapter was trained on a base into which another was merged: save that base, load it, and give other_base "
+      "(model.other_base=True, --other_base)"
+    )
   elif wanted != pretrained.content_hash(model.folder):
     raise UserError(
       f"the adapter was trained on another base: config.json or weights of {model.folder} have another digest than "

@@ -13,7 +13,8 @@ import pytest
 import peftjax
 from peftjax import UserError, cli, loading
 from peftjax.interop import peft
-from peftjax.methods import LoRA
+from peftjax.methods import Full, LoRA
+from tests.methods import tiny
 from tests.models.decoder_models import LLAMA, random_model
 
 
@@ -37,6 +38,21 @@ def test_an_adapter_on_another_base_of_equal_shapes_is_refused_unless_asked(fold
   (folders / "moved" / "config.json").write_text((folders / "other" / "config.json").read_text() + " ")
   with pytest.raises(UserError, match="trained on another base"):
     peftjax.load(folders / "moved", adapter=folders / "adapter")
+
+
+def test_an_adapter_on_a_base_that_was_merged_in_memory_is_not_one_of_its_folder(folders: Path) -> None:
+  base = peftjax.load(folders / "base")
+  given = {"input_ids": np.arange(3, 12)[None]}
+  for number, method in enumerate((LoRA(rank=2), Full())):
+    trained = base.add(method, jax.random.key(1))
+    merged = tiny.replaced(trained, tiny.noise_on(tiny.trainable(trained))).merge()
+    again = merged.add(LoRA(rank=3), jax.random.key(2))
+    again.save_adapter(folders / f"second-{number}")
+    with pytest.raises(UserError, match="trained on a base into which another was merged"):
+      peftjax.load(folders / "base", adapter=folders / f"second-{number}")
+    merged.save(folders / f"merged-{number}")
+    found = peftjax.load(folders / f"merged-{number}", adapter=folders / f"second-{number}", other_base=True)
+    np.testing.assert_array_equal(found(**given)["logits"], again(**given)["logits"])
 
 
 def test_an_adapter_that_says_nothing_of_its_base_loads_on_any(folders: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -250,7 +250,8 @@ class _Swallowed:
         )
 
   def _look_like_rows(self, lines: list[list[str]]) -> bool:
-    if not self._rows_of_one_line or (not self._spaced and any(one.startswith(" ") for row in lines for one in row[1:])):
+    is_spaced = any(value.startswith(" ") for line in lines for value in line[1:])
+    if not self._rows_of_one_line or (is_spaced and not self._spaced):
       return False
     numbers = [column for column, has_words in enumerate(self._has_words) if not has_words]
     if numbers:
