@@ -59,7 +59,8 @@ class Checkpoints:
 
   def __init__(self, folder: Path, keep: int = 2, reads: bool = False):
     self.folder = folder.resolve()
-    logging.getLogger("absl").addFilter(_not_of_orbax)
+    for name in ("absl", "asyncio"):
+      logging.getLogger(name).addFilter(_not_of_orbax)
     writes: dict[str, Any] = {"max_to_keep": keep, "cleanup_tmp_directories": True, "create": True}
     options = ocp.CheckpointManagerOptions(
       enable_background_delete=False,
@@ -295,8 +296,10 @@ def _check_arrays(recorded: Mapping[str, Any], expected: Mapping[str, Any]) -> N
 
 
 def _not_of_orbax(record: logging.LogRecord) -> bool:
-  """Whether a message is to be shown: Orbax's threads log an error's traceback before the error itself is raised."""
-  return not (record.levelno >= logging.ERROR and "/orbax/" in record.pathname)
+  """Whether a message is to be shown: Orbax's threads log an error's traceback before the error itself is raised, and
+  asyncio those of the other writes that failed."""
+  where = record.getMessage() if record.name == "asyncio" else record.pathname
+  return not (record.levelno >= logging.ERROR and "/orbax/" in where)
 
 
 def _first_line(error: BaseException) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -163,3 +166,20 @@ def test_a_wrong_value_is_found_by_its_fingerprint(tiny, tmp_path, monkeypatch):
   monkeypatch.setattr(module, "fingerprints", real)
   with Checkpoints(tmp_path / "c") as checkpoints, pytest.raises(UserError, match="all checkpoints are damaged"):
     checkpoints.restore(state, BASE)
+
+
+@pytest.mark.parametrize(("where", "shown"), [("/lib/orbax/serialization.py", False), ("/lib/mine.py", True)])
+def test_other_writes_that_failed_with_one_leave_no_traceback(tmp_path, caplog, where, shown):
+  """As on a full disk: the first failure is told by the run, and asyncio would log each of the others."""
+  scope: dict = {}
+  exec(compile("async def write():\n  raise ValueError('no space left')", where, "exec"), scope)
+
+  async def fail() -> None:
+    task = asyncio.ensure_future(scope["write"]())
+    await asyncio.sleep(0)
+    del task
+
+  with Checkpoints(tmp_path):
+    asyncio.run(fail())
+  gc.collect()
+  assert ("never retrieved" in caplog.text) == shown
