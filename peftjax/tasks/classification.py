@@ -82,6 +82,8 @@ class Classification(Task):
       each = f"a number for each of {', '.join(names[:8])}, none below 0 and not all 0"
       expected = each if names else "none where a number is predicted"
       raise UserError(f"task.class_weights={weights}: expected {expected}")
+    if settings.label_smoothing and not names:
+      raise UserError(f"task.label_smoothing={settings.label_smoothing}: expected 0 where a number is predicted")
     return cls(settings.name, names, settings.label_smoothing, weights, header.label_kind)
 
   def loss(self, forward: Forward, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, Arrays]:

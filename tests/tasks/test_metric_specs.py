@@ -87,3 +87,5 @@ def test_fields_of_a_task():
       tasks.make("text_classification", "ab", class_weights=wrong)
   with pytest.raises(UserError, match="no such field of task causal_lm"):
     tasks.make("causal_lm", class_weights=(1, 2))
+  with pytest.raises(UserError, match="label_smoothing=0.1: expected 0 where a number is predicted"):
+    tasks.make("text_classification", label_smoothing=0.1)
