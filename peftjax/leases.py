@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from peftjax.errors import UserError
-from peftjax.files import write_text
+from peftjax.files import parse_json, write_text
 
 Item = TypeVar("Item")
 BEATS = 6.0  # heartbeats in the time after which a silent owner is given up
@@ -143,17 +143,17 @@ class Leases:
     """The last line of an error's file if another process wrote it after this one had come."""
     if not path.is_file() or path.stat().st_mtime <= self.started:
       return None
-    lines = path.read_text(encoding="utf-8").strip().splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return lines[-1].removeprefix("peftjax.errors.UserError: ") if lines else ""
 
   def _is_free(self, path: Path) -> bool:
     try:
-      text = path.read_text(encoding="utf-8")
+      text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
       return False  # replaced at this moment
-    with contextlib.suppress(json.JSONDecodeError):  # not yet written
-      state = json.loads(text)
-      if state.get("ended") or (state["host"] == self._host and _since(state["process"]) != state["since"]):
+    with contextlib.suppress(UserError, KeyError, TypeError, AttributeError):  # not yet written, or by nobody here
+      state = parse_json(text, str(path))
+      if state.get("ended") or (state["host"] == self._host and _since(int(state["process"])) != state["since"]):
         return True
     now = time.monotonic()
     if path not in self._seen or self._seen[path][0] != text:

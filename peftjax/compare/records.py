@@ -244,7 +244,7 @@ def read_results(path: Path) -> list[Record]:
   if not path.is_file():
     raise UserError(f"no file {path}; `peftjax compare --workdir={path.parent}` makes it")
   records = []
-  for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+  for number, line in enumerate(path.read_bytes().splitlines(), 1):
     where = f"{path}, line {number}: no record of a trial"
     records.append(Record.checked(parse_json(line, where), where))
   return records

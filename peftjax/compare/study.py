@@ -45,10 +45,12 @@ from peftjax.compare.trainer import Trainer
 from peftjax.compare.training import JaxTrainer
 from peftjax.compare.trials import Trial, in_groups, is_frozen, plain_config, sizes_of, trials_of
 from peftjax.errors import UserError
-from peftjax.files import write_text
+from peftjax.files import parse_json, write_text
+from peftjax.kinds import SETTINGS, list_of, value_of
 from peftjax.leases import Leases
 from peftjax.registry import only_trusted
 from peftjax.train import timing
+from peftjax.train.folder import stored_config
 from peftjax.train.timing import Timing
 from peftjax.train.watch import Diverged
 
@@ -173,19 +175,24 @@ def conclude_again(workdir: str | Path, trust: Collection[str] = ()) -> Outcome:
   if config is None:
     raise UserError(f"no file {workdir / 'config.json'}: a study keeps its config beside its results")
   folder_lib.check(workdir)
-  before = before or {}
-  choices = [Choice.from_json(one) for one in searched or ()]
-  given = Timing.from_json(times) if times else None
-  where = before.get("environment")
+  before = value_of(str(workdir / "summary.json"), "summary", before or {}, SETTINGS)
+  where, failed = (
+    value_of(str(workdir / "summary.json"), name, before.get(name) or {}, SETTINGS)
+    for name in ("environment", "failed")
+  )
+  path = workdir / "search.json"
+  choices = [Choice.checked(one, str(path)) for one in value_of(str(path), "search", searched or [], _OBJECTS)]
+  given = Timing.checked(times, str(workdir / "timing.json")) if times else None
+  stored_config(workdir / "config.json")  # raises where a field is of another type
   with only_trusted(workdir, trust):
-    return conclude(ConfigDict(config), workdir, results, given, before.get("failed", {}), choices, where)
+    return conclude(ConfigDict(config), workdir, results, given, failed, choices, where or None)
+
+
+_OBJECTS = list_of(SETTINGS, 2**20, what="objects")
 
 
 def _kept(path: Path) -> Any:
-  try:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-  except ValueError as error:
-    raise UserError(f"{path} is no JSON: {error}") from None
+  return parse_json(path.read_bytes(), str(path)) if path.is_file() else None
 
 
 def main(config: ConfigDict, workdir: str | Path, as_json: bool = False) -> int:
@@ -325,9 +332,9 @@ def _step_times(
   first = {trial.row: trial for trial in reversed(trials) if trial.run in done and not is_frozen(trial.config)}
   rows = {trial.row: first[trial.row] for trial in trials if trial.row in first}
   path = workdir / "timing.json"
-  kept = _kept(path)
-  if kept and set(kept["rows"]) == set(rows):
-    return Timing.from_json(kept)
+  kept = Timing.read(path) if path.is_file() else None
+  if kept is not None and set(kept.rows) == set(rows):
+    return kept
   if not config.compare.timing_rounds or not rows:
     return None
   say(f"timing the steps of {len(rows)} methods in turns")

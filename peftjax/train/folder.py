@@ -75,6 +75,15 @@ def read_config(folder: Path) -> tuple[ConfigDict, Resolved]:
   return _config(path, saved), Resolved(task, labels, head, count, str(found.get("problem_type", "")))
 
 
+def stored_config(path: Path) -> ConfigDict:
+  """The config that a study or a run wrote, with the default of every field that it lacks.
+
+  Raises:
+    UserError: it holds what no config may.
+  """
+  return _config(path, _without_resolved(_saved(path)))
+
+
 def _saved(path: Path) -> dict[str, Any]:
   saved: dict[str, Any] = _with_tuples(read_json(path))
   return saved

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -56,3 +57,32 @@ def test_a_link_in_a_reports_place_is_not_followed(tmp_path):
   (tmp_path / "study" / "report.html").symlink_to(other)
   untouched(tmp_path / "study", r"report\.html is no file, and would be replaced")
   assert other.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+  ("name", "content", "said"),
+  [
+    ("summary.json", "[1]", "summary=.*expected an object"),
+    ("summary.json", '{"failed": 3}', "failed=3: expected an object"),
+    ("search.json", "[3]", "expected a list, each value an object"),
+    ("search.json", '[{"row": 3}]', "search.json"),
+    ("timing.json", "[3]", "timing.json: expected an object"),
+    ("timing.json", "[" * 5000, "deep"),
+    ("config.json", '{"compare": {"margin": "x"}}', r"compare\.margin"),
+    ("results.jsonl", b"\xff", "results.jsonl, line 1: no record of a trial: not UTF-8"),
+  ],
+)
+def test_a_damaged_file_of_a_kept_study_is_one_line(tmp_path, study, name, content, said):
+  shutil.copytree(study, tmp_path / "study")
+  (tmp_path / "study" / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+  (tmp_path / "study" / ".peftjax_files.json").unlink()
+  with pytest.raises(UserError, match=said) as error:
+    conclude_again(tmp_path / "study")
+  assert "\n" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("studies") / "study"
+  run(config(), folder)
+  return folder
