@@ -303,13 +303,16 @@ class Model:
     """Writes the methods' leaves and what else trains as a Hugging Face PEFT adapter; `overwrite` as in `save`."""
     saving.save_adapter(self, folder, overwrite)
 
-  def load_adapter(self, folder: str | Path) -> Model:
+  def load_adapter(self, folder: str | Path, other_base: bool = False) -> Model:
     """The model with the adapter that `save_adapter` wrote, or Hugging Face PEFT for a model of one of its families.
+
+    Args:
+      other_base: take it though it says that it was trained on other weights.
 
     Raises:
       UserError: the model has an adapter already, or the adapter is for another model.
     """
-    return saving.load_adapter(self, folder)
+    return saving.load_adapter(self, folder, other_base)
 
   def scaled(self, factor: float) -> Model:
     """The model with what its methods change multiplied by a factor; see `adapters.scaled`."""

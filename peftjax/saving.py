@@ -86,6 +86,8 @@ def save_adapter(model: Model, folder: str | Path, overwrite: bool = False) -> N
     peft.save(component(model, name), Path(folder) / name, overwrite)
 
 
-def load_adapter(model: Model, folder: str | Path) -> Model:
+def load_adapter(model: Model, folder: str | Path, other_base: bool = False) -> Model:
   """See `Model.load_adapter`."""
-  return wrapped_files.load(model, folder) if is_wrapped(model) else peft.load(model, folder)
+  if is_wrapped(model):
+    return wrapped_files.load(model, folder, other_base)
+  return peft.load(model, folder, other_base=other_base)

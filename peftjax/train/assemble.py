@@ -177,7 +177,7 @@ def own_model(config: ConfigDict, task: tasks.Task | None, abstract: bool = Fals
   if abstract:
     model = model.with_params(jax.eval_shape(lambda tree: tree, model.params))
   if section.adapter:
-    return model.load_adapter(section.adapter)
+    return model.load_adapter(section.adapter, section.other_base)
   return add(model, method, jax.random.fold_in(jax.random.key(config.seed), ADAPTER_KEY))
 
 

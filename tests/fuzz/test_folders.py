@@ -209,6 +209,22 @@ def test_adapter_folders(fuzz, folder_of, tmp_path, count):
   assert found["refused"] > 0 and found["ok"] > 0
 
 
+@pytest.mark.parametrize("count", counts(60, 6_000))
+def test_adapters_of_wrapped_models(fuzz, tmp_path, count):
+  leaves = {"q": np.ones((5, 3), np.float32), "out": np.ones((3, 2), np.float32)}
+  base = peftjax.wrap(lambda params, x: x @ params["q"] @ params["out"], leaves, {"x": np.ones((1, 5), np.float32)})
+  base.add(LoRA(rank=2, targets=("q",)), jax.random.key(1)).save_adapter(tmp_path)
+  good = json.loads((tmp_path / "adapter.json").read_text())
+
+  def act(content: bytes) -> None:
+    (tmp_path / "adapter.json").write_bytes(content)
+    base.load_adapter(tmp_path)
+
+  base.load_adapter(tmp_path)
+  found = fuzz("adapters of wrapped models", json_bytes(good) | st.just(json.dumps(good).encode()), act, count)
+  assert found["refused"] > 0 and found["ok"] > 0
+
+
 def small_gguf(path: Path) -> bytes:
   """A LLaMA of one layer, with a byte-level tokenizer of five tokens."""
   writer = gguf.GGUFWriter(path, "llama")

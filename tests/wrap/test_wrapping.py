@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +55,41 @@ def test_an_adapter_goes_into_files_and_back(tmp_path):
   other = peftjax.wrap(lambda params, x: x @ params["q"], {"q": jnp.ones((3, 2))}, {"x": jnp.ones((1, 3))})
   with pytest.raises(UserError):
     other.load_adapter(tmp_path / "a")
+
+
+def test_an_adapter_on_other_values_of_the_leaves_that_do_not_train_is_refused_unless_asked(tmp_path):
+  model, _ = adapted()
+  model.save_adapter(tmp_path / "a")
+  base, _, _ = grid.wrapped("function")
+  other = base.with_params(jax.tree.map(lambda leaf: leaf * 1.5, base.params))
+  with pytest.raises(UserError, match="the adapter was trained on another base"):
+    other.load_adapter(tmp_path / "a")
+  taken = other.load_adapter(tmp_path / "a", other_base=True)
+  added = model.adapter_paths()
+  flat, saved = masks.flatten(taken.params), masks.flatten(model.params)
+  assert added and all(bool((flat[path] == saved[path]).all()) for path in added)
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "said"),
+  [
+    ("methods", [3], "methods=.*expected a list, each value an object"),
+    ("methods", [{"name": "lora", "rank": "x", "targets": ["*"]}], "method.rank"),
+    ("methods", [{"name": "lora", "scale": "x"}], r"methods\[0\].scale"),
+    ("sites", [{"path": 3}], r"sites\[0\].path=3: expected a text"),
+    ("sites", [], "here its methods act on"),
+    ("format", 3, "format 3; expected"),
+    ("base_sha256", 3, "base_sha256=3: expected a text"),
+  ],
+)
+def test_a_damaged_adapter_json_is_one_line(tmp_path, field, value, said):
+  model, _ = adapted()
+  model.save_adapter(tmp_path)
+  config = json.loads((tmp_path / "adapter.json").read_text())
+  (tmp_path / "adapter.json").write_text(json.dumps({**config, field: value}))
+  with pytest.raises(UserError, match=said) as error:
+    grid.wrapped("function")[0].load_adapter(tmp_path)
+  assert "\n" not in str(error.value)
 
 
 def test_scaled_and_disabled():
