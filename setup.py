@@ -30,6 +30,7 @@ RUNTIME = [
   "safetensors>=0.5",
   "scikit-learn>=1.5",
   "scipy>=1.13",
+  "soundfile>=0.13",
   "tensorboardX>=2.6.2",
   "tensorflow-datasets>=4.9.9",
   "tokenizers>=0.21",

@@ -16,6 +16,7 @@ from peftjax.trees import Tree
 
 ROOT = "buffers"
 BATCH_STATS = "batch_stats"
+CONSTANTS = "constants"  # what checkpoints store as parameters and nobody trains, such as computed positions
 _OF_ONE_PASS = ("cache", "intermediates", "losses", "metrics")  # collections that a forward pass makes
 
 
@@ -41,6 +42,11 @@ def variables_of(tree: Tree) -> dict[str, Any]:
 def is_buffer(name: str) -> bool:
   """Whether the leaf of this name is a buffer."""
   return name.startswith(f"{ROOT}.")
+
+
+def is_parameter(name: str) -> bool:
+  """Whether the leaf of this name counts as a parameter: all but buffers, and of these the constants."""
+  return not is_buffer(name) or name.startswith(f"{ROOT}.{CONSTANTS}.")
 
 
 def owner(name: str) -> str:

@@ -214,6 +214,16 @@ def _generate(parsed: argparse.Namespace, overrides: list[str]) -> int:
   return _finish(parsed, result, lambda console: console.print())
 
 
+def _transcribe(parsed: argparse.Namespace, overrides: list[str]) -> int:
+  from peftjax import transcription
+
+  if overrides or parsed.config:
+    raise UserError("peftjax transcribe: the model and its adapter say everything; it takes no --config")
+  show = None if parsed.json else lambda piece: print(piece, end="", flush=True)
+  result = transcription.from_flags(parsed, show)
+  return _finish(parsed, result, lambda console: console.print())
+
+
 VERBS: dict[str, Verb] = {
   "train": Verb("train one method; resumes by itself", _train, {"workdir": "folder of the run"}, ("workdir",)),
   "eval": Verb("evaluate a finished run", _eval, {"workdir": "folder of the run", **TRUST}, ("workdir",)),
@@ -254,5 +264,22 @@ VERBS: dict[str, Verb] = {
     },
     ("model", "prompt"),
     {"other_base": "take the adapter though it was trained on other weights"},
+  ),
+  "transcribe": Verb(
+    "what is said in a recording",
+    _transcribe,
+    {
+      "model": "a Hugging Face folder of a Whisper, or packaged:NAME",
+      "adapter": "a PEFT adapter folder",
+      "audio": "a WAV or FLAC file of any length",
+      "language": "that is spoken, such as en, of multilingual models",
+      "num_beams": "of beam search; default 1",
+      "max_new_tokens": "for 30 seconds; default: as many as the model has positions for",
+    },
+    ("model", "audio"),
+    {
+      "other_base": "take the adapter though it was trained on other weights",
+      "translate": "into English",
+    },
   ),
 }

@@ -17,7 +17,7 @@ from peftjax.errors import UserError, nearest
 from peftjax.files import read_json
 from peftjax.interop import lora_files, peft
 from peftjax.model import Model
-from peftjax.models import dinov2_onnx, gguf, pretrained
+from peftjax.models import ctranslate2, dinov2_onnx, gguf, pretrained
 from peftjax.models.building import build
 from peftjax.models.family import Architecture, Family
 from peftjax.models.layers import Runtime
@@ -296,6 +296,8 @@ def folder_of(path: str | Path) -> Path:
   from peftjax.data import packages  # only these need the data package
 
   folder = packages.model_folder(text.removeprefix("packaged:")) if is_packaged else Path(text).expanduser()
+  if ctranslate2.is_ctranslate2(folder):
+    return ctranslate2.whisper_folder(folder, packages.cache_folder("ctranslate2"))
   if dinov2_onnx.is_onnx(folder):
     return dinov2_onnx.encoder_folder(folder, packages.cache_folder("onnx"))
   return gguf.prepared_folder(folder, packages.cache_folder("gguf")) if _is_gguf(folder) else folder

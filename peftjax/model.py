@@ -132,7 +132,7 @@ class Model:
   @property
   def example_inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of a smallest input."""
-    return self.family.inputs(self.config)
+    return self.family.inputs_of(self.architecture, self.config)
 
   # Methods --------------------------------------------------------------------------------------------------------
 

@@ -34,6 +34,8 @@ def tied_site(model: Model) -> Site | None:
 
 def table_path(model: Model) -> str:
   """Dotted path of the word embeddings' leaf; "" where the model declares none."""
+  if words := getattr(model.module, "words_path", ()):  # a prompt starts from something else
+    return ".".join((*words, "embedding"))
   return next((".".join((*site.base_path, "embedding")) for site in model.sites if site.kind == "model"), "")
 
 

@@ -29,6 +29,9 @@ QUICK: dict[str, tuple[str, ...]] = {  # test -> the cases that always run
     "vit-prompt", "vit-vpt_deep", "vit-houlsby", "vit-lora", "deit-prompt", "dinov2-prefix", "dinov2-ia3",
     "registers-full", "clip-lora",
   ),
+  "methods/test_speech.py::test_a_method_acts_and_every_leaf_of_it_has_a_gradient": (
+    "speech-lora", "speech-prefix", "classes-houlsby", "classes-vpt_deep",
+  ),
   "methods/test_quantized_base.py::test_reparametrisations": LINEARS,
   "methods/test_quantized_base.py::test_on_an_encoder": ("prefix",),
   "models/test_generate.py::test_every_prompt_may_name_its_adapter": ("prompt",),

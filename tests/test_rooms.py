@@ -19,7 +19,7 @@ ROOMS = (
   ("guide",),
   ("compare", "testing"),
   ("train",),
-  ("text_generation", "interop.lm_eval"),
+  ("text_generation", "transcription", "interop.lm_eval"),
   ("tasks", "parallel", "optim", "galore", "eva"),
   ("",),  # peftjax itself, the public names
   ("loading", "wrap.making"),

@@ -89,6 +89,8 @@ FIELDS: dict[str, Field] = {
   "data.label_column": Field("", "empty: the source's own"),
   "data.image_column": Field("", "of a picture's path or bytes; empty: the source's own"),
   "data.image_root": Field("", "folder that a table's paths start from; empty: the table's own"),
+  "data.audio_column": Field("", "of a recording's path; empty: the source's own"),
+  "data.audio_root": Field("", "folder that a table's paths of recordings start from; empty: the table's own"),
   "data.label_kind": Field(
     "auto",
     "of a file's labels; auto: told from the column; multi_hot: rows of zeros and ones",

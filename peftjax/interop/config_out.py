@@ -162,7 +162,7 @@ def _modules_to_save(
 ) -> list[str]:
   owners = {name.rpartition(".")[0] for name in saved}
   heads = list(targeting.TASK_HEADS.get(task_type or "", ()))
-  heads += [modules[name] for name in model.head if not targeting.is_saved(heads, modules[name])]
+  heads += [modules[name] for name in model.head if name in modules and not targeting.is_saved(heads, modules[name])]
   others = {modules[name] for name in owners if not model.context.in_head(name)}
   entries = [*method.modules_to_save, *heads]
   everything = {key for name, key in modules.items() if name in {leaf.rpartition(".")[0] for leaf in base_names(model)}}

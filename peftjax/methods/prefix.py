@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from peftjax.errors import UserError, nearest
-from peftjax.masks import Patterns
+from peftjax.masks import Patterns, matches
 from peftjax.methods import targets as default_targets
 from peftjax.methods.base import Call, Context, Leaves, Targeted
 from peftjax.methods.prompt import check_ids, encoded
@@ -87,9 +87,9 @@ class Prefix(Targeted):
   def bind(self, context: Context) -> Self:
     if not self.candidates(context):
       raise UserError(f"method {self.name!r} needs attention layers, and this model declares none")
-    method = self
+    method = self if self.targets else dataclasses.replace(self, targets=_default_targets(self, context))
     if self.init == "text":
-      method = dataclasses.replace(self, init_ids=self.init_ids or encoded(self.name, self.init_text, context))
+      method = dataclasses.replace(method, init_ids=self.init_ids or encoded(self.name, self.init_text, context))
     check_ids(self.name, method.init_ids, context)
     return super(Prefix, method).bind(context)
 
@@ -166,6 +166,13 @@ class Prefix(Targeted):
       check_room(self.name, call.module, longest(x, site), self.num_virtual_tokens)
       return shifted(x, call.module, self.num_virtual_tokens, site.streams)
     return attend_to_prefix(x, leaves["prefix_k"], leaves["prefix_v"], call.module)
+
+
+def _default_targets(method: Prefix, context: Context) -> Patterns:
+  """The architecture's; all attention where these name a decoder's and the model has an encoder alone."""
+  targets = method.default_targets(context.model_type)
+  names = [name for site in method.candidates(context) for name in site.names]
+  return targets if any(matches(targets, name) for name in names) else ("*",)
 
 
 def model_sites(context: Context, attention: Sequence[Site]) -> list[Site]:

@@ -43,7 +43,7 @@ IA3: dict[str, tuple[str, ...]] = {
   "mixtral": ("k_proj", "v_proj", "w2"),
   **dict.fromkeys(("gemma", "gemma2", "gemma3_text", "qwen2", "qwen3"), ("q_proj", "v_proj", "down_proj")),
   **dict.fromkeys(("vit", "deit"), ("key", "value", "output.dense")),
-  **dict.fromkeys(_CLIP, ("k_proj", "v_proj", "fc2")),
+  **dict.fromkeys((*_CLIP, "whisper"), ("k_proj", "v_proj", "fc2")),
   **dict.fromkeys(_DINOV2, ("key", "value", "*.mlp.*[2t]")),  # fc2, or of SwiGLU weights_out
 }
 
@@ -61,7 +61,7 @@ IA3_FEEDFORWARD: dict[str, tuple[str, ...]] = {
   "mixtral": ("w2",),
   **dict.fromkeys(("llama", "mistral", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3"), ("down_proj",)),
   **dict.fromkeys(("vit", "deit"), ("output.dense",)),
-  **dict.fromkeys(_CLIP, ("fc2",)),
+  **dict.fromkeys((*_CLIP, "whisper"), ("fc2",)),
   **dict.fromkeys(_DINOV2, ("*.mlp.*[2t]",)),
 }
 
@@ -82,7 +82,7 @@ VALUES: dict[str, tuple[str, ...]] = {
   "opt": ("v_proj",),
   **dict.fromkeys(_LLAMA_LIKE, ("v_proj",)),
   **dict.fromkeys(_VISION, ("value",)),
-  **dict.fromkeys(_CLIP, ("v_proj",)),
+  **dict.fromkeys((*_CLIP, "whisper"), ("v_proj",)),
 }
 
 # Normalisations that HF PEFT's LN tuning trains; where an architecture is not listed, all of them.
@@ -107,7 +107,10 @@ NORMS: dict[str, tuple[str, ...]] = {
 }
 
 # Layers whose text has both of its ends before the model starts: all, or those of the encoder.
-EDITED: dict[str, tuple[str, ...]] = dict.fromkeys(("t5", "mt5"), ("*encoder.block.*",))
+EDITED: dict[str, tuple[str, ...]] = {
+  **dict.fromkeys(("t5", "mt5"), ("*encoder.block.*",)),
+  "whisper": ("*encoder.layers.*",),
+}
 
 # Attention that PEFT gives a prefix: the decoder's to itself where there is an encoder too; all of it elsewhere.
 PREFIX: dict[str, tuple[str, ...]] = {

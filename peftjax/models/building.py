@@ -39,7 +39,7 @@ def _build(
 ) -> tuple[nn.Module, masks.Tree, tuple[Site, ...], dict[str, int]]:
   module = family.architectures[architecture].build(config, runtime)
   stacks = family.stacks_of(architecture, config, runtime)
-  shapes, sites = discover(module, family.inputs(config), stacks)
+  shapes, sites = discover(module, family.inputs_of(architecture, config), stacks)
   if buffers.ROOT in shapes:
     stacks = buffers.with_stacks(stacks)
   return module, shapes, sites, stacks

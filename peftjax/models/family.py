@@ -21,6 +21,8 @@ from peftjax.models.layers import Runtime
 ENCODER = "encoder"
 TEXT_CLASSIFICATION = "text_classification"
 IMAGE_CLASSIFICATION = "image_classification"
+AUDIO_CLASSIFICATION = "audio_classification"
+SPEECH_RECOGNITION = "speech_recognition"
 TOKEN_CLASSIFICATION = "token_classification"
 QUESTION_ANSWERING = "question_answering"
 MASKED_LM = "masked_lm"
@@ -44,12 +46,14 @@ class Architecture:
     task: what it computes.
     prefix: where the bare model stands in the tree; "" if it is the bare model.
     head: dotted prefixes of the leaves that a new task needs.
+    reads: which of the family's inputs; () for all of them.
   """
 
   build: Callable[[Any, Runtime], nn.Module]
   task: str
   prefix: str = ""
   head: tuple[str, ...] = ()
+  reads: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +117,11 @@ class Family:
         return name
     return self.default or next(iter(self.architectures))
 
+  def inputs_of(self, architecture: str, config: Any) -> dict[str, Any]:
+    """Example inputs of one of its architectures, as shapes."""
+    found, reads = self.inputs(config), self.architectures[architecture].reads
+    return {name: found[name] for name in reads} if reads else found
+
   def stacks_of(self, architecture: str, config: Any, runtime: Runtime) -> dict[str, int]:
     """Dotted path of each stack in the tree -> layers, or experts; none of layers when they are unrolled."""
     stacks = self.all_stacks(architecture, config)
@@ -147,7 +156,7 @@ def token_inputs(length: int = 4) -> dict[str, jax.ShapeDtypeStruct]:
 # Names and layouts between the tree and a checkpoint --------------------------------------------------------------
 
 _LEAF_NAMES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "scale_offset": "weight",
-               "mean": "running_mean", "var": "running_var"}  # fmt: skip
+               "mean": "running_mean", "var": "running_var", "sinusoids": "weight"}  # fmt: skip
 
 
 def checkpoint_key(family: Family, name: str) -> str:

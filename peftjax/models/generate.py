@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -23,13 +23,16 @@ from peftjax.errors import UserError
 from peftjax.methods.inject import acting
 from peftjax.models import beam_search
 from peftjax.models.concrete import check_ids
-from peftjax.models.family import CAUSAL_LM, SEQ2SEQ_LM
+from peftjax.models.family import CAUSAL_LM, SEQ2SEQ_LM, SPEECH_RECOGNITION
 from peftjax.models.kv_cache import grow
 from peftjax.models.layers import CACHE
 from peftjax.models.sampling import Sampling, choose, processed, with_token
 
 if TYPE_CHECKING:
   from peftjax.model import Model
+
+Read = Mapping[str, jax.Array]
+"""What an encoder reads beside the tokens."""
 
 State = dict[str, Any]
 """Between steps: "cache"; "logits" f32[B, V] of the next token; "tokens" int32[B, N]; "count" of them that are there;
@@ -45,11 +48,14 @@ def generate(
   sampling: Sampling,
   key: jax.Array | None = None,
   adapter_ids: Sequence[int] | None = None,
+  encoder_inputs: Read | None = None,
 ) -> list[list[int]]:
   """The tokens that follow each prompt, the end-of-sequence token included where one came.
 
   Args:
-    prompts: token ids; of an encoder-decoder the encoder's, which its decoder answers from the start token on.
+    prompts: token ids; of an encoder-decoder of texts the encoder's, which its decoder answers from the start token on.
+    encoder_inputs: what an encoder reads that is no text, such as "input_features" of as many recordings as there are
+      prompts; these are then the decoder's first tokens, all of one length.
     key: for sampling; default `jax.random.key(0)`.
     adapter_ids: where the model holds several adapters: which one each prompt's text is made with, -1 for none.
 
@@ -58,21 +64,24 @@ def generate(
   """
   generator = Generator(model, sampling)
   if sampling.num_beams > 1:
-    return [up_to_end(row, sampling) for row in generator.search(prompts, adapter_ids)]
-  (tokens,) = generator.stream(prompts, key, chunk=sampling.max_new_tokens, adapter_ids=adapter_ids)
+    return [up_to_end(row, sampling) for row in generator.search(prompts, adapter_ids, encoder_inputs)]
+  (tokens,) = generator.stream(prompts, key, sampling.max_new_tokens, adapter_ids, encoder_inputs)
   return [up_to_end(row, sampling) for row in tokens]
 
 
-def rehearse(model: Model, prompt: Sequence[int], sampling: Sampling) -> None:
+def rehearse(
+  model: Model, prompt: Sequence[int], sampling: Sampling, encoder_inputs: Mapping[str, Any] | None = None
+) -> None:
   """Traces what generating from a prompt would run, on shapes alone; raises as `generate` does, and if the memory is
   too small for what it would hold.
   """
 
-  def run(params: Any) -> State:
+  def run(params: Any, read: Read | None) -> State:
     generator = Generator(model.with_params(params), dataclasses.replace(sampling, num_beams=1))
-    return _advance(generator._program, generator._params, generator.start([prompt]), sampling.max_new_tokens)
+    state = generator.start([prompt], encoder_inputs=read)
+    return _advance(generator._program, generator._params, state, sampling.max_new_tokens)
 
-  held = jax.eval_shape(run, model.params)
+  held = jax.eval_shape(run, model.params, encoder_inputs)
   size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((held["cache"], held["tokens"])))
   memory.check(size, f"generate: the cache of {len(prompt)} tokens and {sampling.max_new_tokens} new ones")
 
@@ -110,7 +119,7 @@ class Generator:
   """
 
   def __init__(self, model: Model, sampling: Sampling):
-    if model.task not in (CAUSAL_LM, SEQ2SEQ_LM):
+    if model.task not in (CAUSAL_LM, SEQ2SEQ_LM, SPEECH_RECOGNITION):
       raise UserError(f"{model.architecture} cannot generate: it has no output layer over the vocabulary")
     self.model = model.unrolled() if model.stacks else model
     self.sampling = sampling
@@ -123,10 +132,11 @@ class Generator:
     key: jax.Array | None = None,
     chunk: int = 8,
     adapter_ids: Sequence[int] | None = None,
+    encoder_inputs: Read | None = None,
   ) -> Iterator[np.ndarray]:
     """int32[B, n]: the next n ≤ `chunk` tokens of all rows, until all have ended; `pad_id` after a row's end."""
     most = self.sampling.max_new_tokens
-    state = self.start(prompts, key, adapter_ids)
+    state = self.start(prompts, key, adapter_ids, encoder_inputs)
     self.done = np.zeros(len(prompts), bool)
     count = 0
     while count < most and not self.done.all():
@@ -144,9 +154,10 @@ class Generator:
     prompts: Sequence[Sequence[int]],
     key: jax.Array | None = None,
     adapter_ids: Sequence[int] | None = None,
+    encoder_inputs: Read | None = None,
   ) -> State:
     """The state after the pass over the prompts, with room for all tokens to come."""
-    inputs, room = self._inputs(prompts)
+    inputs, room = self._inputs(prompts, encoder_inputs)
     rows = len(prompts)
     chosen = self._chosen(adapter_ids, rows)
     logits, cache = _prefill(self._program, self._params, inputs, room, chosen)
@@ -162,10 +173,15 @@ class Generator:
       "key": jax.random.key(0) if key is None else key,
     }
 
-  def search(self, prompts: Sequence[Sequence[int]], adapter_ids: Sequence[int] | None = None) -> np.ndarray:
+  def search(
+    self,
+    prompts: Sequence[Sequence[int]],
+    adapter_ids: Sequence[int] | None = None,
+    encoder_inputs: Read | None = None,
+  ) -> np.ndarray:
     """int32[B, N]: the best sequence of each row by beam search."""
     chosen = self._chosen(adapter_ids, len(prompts))
-    inputs, room = self._inputs(prompts)
+    inputs, room = self._inputs(prompts, encoder_inputs)
     logits, cache = _prefill(self._program, self._params, inputs, room, chosen)
     of_beams = None if chosen is None else jnp.repeat(chosen, self.sampling.num_beams)
     before = (self._seen(inputs, logits.shape[-1]), self._history(inputs))
@@ -183,13 +199,17 @@ class Generator:
       raise UserError(f"generate: {len(adapter_ids)} adapter_ids for {rows} prompts")
     return self.model.checked_ids(adapter_ids)
 
-  def _inputs(self, prompts: Sequence[Sequence[int]]) -> tuple[dict[str, jax.Array], int]:
+  def _inputs(self, prompts: Sequence[Sequence[int]], encoder_inputs: Read | None) -> tuple[dict[str, jax.Array], int]:
     """(the inputs of `prefill`, how many slots to make room for)."""
+    if (encoder_inputs is not None) != (self.model.task == SPEECH_RECOGNITION):
+      raise UserError(f"generate: {self.model.architecture} {'reads text alone' if encoder_inputs else 'reads sound'}")
     if not prompts or not all(len(prompt) for prompt in prompts):
       raise UserError("generate: every prompt needs at least one token")
     for prompt in prompts:
       check_ids(self.model.config, {"input_ids": np.asarray(prompt)})
     check_ids(self.model.config, {"input_ids": np.asarray(self.sampling.eos_ids, np.int32)})
+    if encoder_inputs is not None:
+      return self._beside(prompts, encoder_inputs)
     is_decoder = self.model.task == CAUSAL_LM
     length, room = (_rounded(count) for count in (max(map(len, prompts)), self.sampling.max_new_tokens))
     limit = getattr(self.model.module, "position_limit", None)
@@ -206,18 +226,31 @@ class Generator:
       inputs["decoder_input_ids"] = jnp.full((len(prompts), 1), start, jnp.int32)
     return inputs, room
 
+  def _beside(self, prompts: Sequence[Sequence[int]], encoder_inputs: Read) -> tuple[dict[str, jax.Array], int]:
+    """`_inputs` where prompts are the decoder's."""
+    rows, lengths = len(prompts), {len(prompt) for prompt in prompts}
+    odd = [name for name, one in encoder_inputs.items() if one.shape[0] != rows]
+    if odd or len(lengths) > 1:
+      raise UserError(
+        f"generate: {rows} prompts of one length and as many rows of {', '.join(encoder_inputs)} expected"
+      )
+    room, limit = _rounded(self.sampling.max_new_tokens), self.model.config.max_target_positions
+    if max(lengths) + room > limit:
+      room = self.sampling.max_new_tokens
+    return {**encoder_inputs, "decoder_input_ids": jnp.asarray(np.asarray(prompts, np.int32))}, room
+
   def _seen(self, inputs: dict[str, jax.Array], vocabulary: int) -> jax.Array:
-    if self.sampling.repetition_penalty == 1.0:
-      return jnp.zeros((inputs["input_ids"].shape[0], 0), bool)
     ids, is_token = self._before(inputs)
+    if self.sampling.repetition_penalty == 1.0:
+      return jnp.zeros((ids.shape[0], 0), bool)
     rows = jnp.arange(ids.shape[0])[:, None]
     return jnp.zeros((ids.shape[0], vocabulary), bool).at[rows, ids].max(is_token)
 
   def _history(self, inputs: dict[str, jax.Array]) -> jax.Array:
     """int32[B, P]: what the answer continues, with room for it."""
-    if not self.sampling.no_repeat_ngram_size:
-      return jnp.zeros((inputs["input_ids"].shape[0], 0), jnp.int32)
     ids, is_token = self._before(inputs)
+    if not self.sampling.no_repeat_ngram_size:
+      return jnp.zeros((ids.shape[0], 0), jnp.int32)
     return jnp.pad(jnp.where(is_token, ids, -1), ((0, 0), (0, self.sampling.max_new_tokens)), constant_values=-1)
 
   def _before(self, inputs: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:

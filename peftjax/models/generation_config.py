@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +114,11 @@ class Stated:
       raise UserError(f"{FILE}: {self.refused_when_drawing[0]} is not computed here; take it out, or do not sample")
 
 
-def stated(folder: Path | None, hf_config: Mapping[str, Any]) -> Stated:
+def stated(folder: Path | None, hf_config: Mapping[str, Any], passed_over: Sequence[str] = ()) -> Stated:
   """What generation_config.json says; without the file, the end tokens of config.json.
+
+  Args:
+    passed_over: fields that the caller has settings of its own for.
 
   Raises:
     UserError: a value of another type, or one that asks for what is not computed here.
@@ -125,7 +128,7 @@ def stated(folder: Path | None, hf_config: Mapping[str, Any]) -> Stated:
     return Stated(eos_ids=_ends(hf_config.get("eos_token_id"), "config.json"))
   found = read_json(path)
   for name, neutral in _REFUSED.items():
-    if found.get(name) is not None and found[name] not in neutral:
+    if name not in passed_over and found.get(name) is not None and found[name] not in neutral:
       raise UserError(f"{path}: {name}={shown(found[name])} is not computed here; take it out to generate without it")
   drawing, lengths = _values(found, _DRAWING, path), _values(found, _LENGTHS, path)
   rules = _values(found, _RULES, path)

@@ -28,6 +28,7 @@ from peftjax.files import read_json
 from peftjax.models.family import DIFFUSERS, MODEL, Family, checkpoint_axes, checkpoint_key, expanded
 from peftjax.models.gguf import GGUFCheckpoint
 from peftjax.models.parts import lay, read_parts, tensor_part
+from peftjax.models.sinusoids import sinusoids
 from peftjax.models.tensor_files import Checkpoint, Tensors, as_leaf, empty
 from peftjax.quantize import is_quantized, like, relative_error
 
@@ -364,6 +365,8 @@ def _read_into(target: np.ndarray, name: str, key: str, family: Family, checkpoi
 def draw(name: str, shape: tuple[int, ...], dtype: Any, key: jax.Array, std: float = 0.02) -> jax.Array:
   """A fresh leaf, as Hugging Face initialises: N(0, std²), biases zero, normalisation scales one."""
   kind = name.rpartition(".")[2]
+  if kind == "sinusoids":
+    return jnp.asarray(sinusoids(*shape), dtype)
   if kind in ("bias", "scale_offset") or (kind == "mean" and is_buffer(name)):
     return jnp.zeros(shape, dtype)
   if kind == "scale" or is_buffer(name):

@@ -20,6 +20,7 @@ from peftjax.models import (
   t5,
   unet,
   vit_heads,
+  whisper,
 )
 from peftjax.models.family import Family
 from peftjax.registry import resolve
@@ -46,6 +47,7 @@ FAMILIES: dict[str, Family] = {
     *vit_heads.FAMILIES,
     unet.UNET,
     autoencoder.VAE,
+    whisper.WHISPER,
   )
   for model_type in family.model_types
 }

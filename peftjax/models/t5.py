@@ -59,9 +59,9 @@ def encode(encoder: T5Stack, embeds: jax.Array, attention_mask: jax.Array | None
   return encoder(embeds, {"mask": padding_mask(mask)})
 
 
-def shifted_right(tokens: jax.Array, config: T5Config) -> jax.Array:
+def shifted_right(tokens: jax.Array, start_id: int) -> jax.Array:
   """int[B, L]: the start token and all tokens but the last."""
-  return jnp.pad(tokens[:, :-1], ((0, 0), (1, 0)), constant_values=config.decoder_start_token_id)
+  return jnp.pad(tokens[:, :-1], ((0, 0), (1, 0)), constant_values=start_id)
 
 
 class T5Model(nn.Module, HasSites):
@@ -168,7 +168,9 @@ class T5ForConditionalGeneration(T5Model):
     targets: jax.Array | None = None,
   ) -> Outputs:
     if decoder_input_ids is None and targets is not None:
-      decoder_input_ids = shifted_right(jnp.maximum(targets, self.config.pad_token_id), self.config)
+      decoder_input_ids = shifted_right(
+        jnp.maximum(targets, self.config.pad_token_id), self.config.decoder_start_token_id
+      )
     decoder_embeds = self.embed_decoder(decoder_input_ids)
     outputs = self.from_embeds(self.shared(input_ids), attention_mask, decoder_embeds, decoder_attention_mask)
     hidden = outputs["last_hidden_state"]
@@ -237,7 +239,7 @@ class T5ForSequenceClassification(nn.Module, HasSites):
   ) -> Outputs:
     shared = self.transformer.shared
     if decoder_input_ids is None:
-      decoder_input_ids = shifted_right(input_ids, self.config)
+      decoder_input_ids = shifted_right(input_ids, self.config.decoder_start_token_id)
     decoder_embeds = shared(decoder_input_ids)
     outputs = self.from_embeds(shared(input_ids), attention_mask, decoder_embeds, decoder_attention_mask)
     last = (jnp.arange(input_ids.shape[1]) * (input_ids == self.config.eos_token_id)).argmax(axis=1)

@@ -17,12 +17,14 @@ __all__ = ["TASKS", "Forward", "Metric", "Task", "check_fields", "from_config", 
 
 # config.task.name -> class
 TASKS: dict[str, str] = {
+  "audio_classification": "peftjax.tasks.classification:Classification",
   "causal_lm": "peftjax.tasks.causal_lm:CausalLM",
   "contrastive": "peftjax.tasks.contrastive:Contrastive",
   "image_classification": "peftjax.tasks.classification:Classification",
   "masked_lm": "peftjax.tasks.masked_lm:MaskedLM",
   "question_answering": "peftjax.tasks.question_answering:QuestionAnswering",
   "seq2seq_lm": "peftjax.tasks.seq2seq_lm:Seq2SeqLM",
+  "speech_recognition": "peftjax.tasks.speech_recognition:SpeechRecognition",
   "text_classification": "peftjax.tasks.classification:Classification",
   "token_classification": "peftjax.tasks.token_classification:TokenClassification",
 }

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from peftjax import masks
-from peftjax.buffers import is_buffer
+from peftjax.buffers import is_parameter
 from peftjax.model import HEAD, Model
 from peftjax.quantize import kind_of, tree_bytes
 from peftjax.train import assemble
@@ -87,7 +87,7 @@ def report(model: Model) -> dict[str, Any]:
 def _buffers(model: Model) -> set[str]:
   names = {name for method in model.methods for name in method.buffer_names}
   added = {path for path in model.adapter_paths() if path.rpartition(".")[2] in names}
-  return added | {path for path in masks.flatten(model.params) if is_buffer(path)}
+  return added | {path for path in masks.flatten(model.params) if not is_parameter(path)}
 
 
 def _patterns(model: Model) -> dict[str, str]:

@@ -158,8 +158,8 @@ One row a method, with the settings of `tests/methods/matrix.py` on a tiny encod
 `python -m tests.methods.matrix` writes the page anew. `peftjax.testing.check_method(MyMethod())` computes them, and
 more, for a method of one's own.
 
-The rows are those of a text encoder; what is another on pictures stands in [vision.md](vision.md#methods), and
-`tests/methods/test_vision.py` has every method train there.
+The rows are those of a text encoder; what is another on pictures stands in [vision.md](vision.md#methods) and on sound
+in [audio.md](audio.md#methods), and `tests/methods/test_vision.py` and `test_speech.py` have every method train there.
 
 - *starts as the base*: outputs with fresh leaves against the base's.
 - *trains*: the leaves that move in a step, beside the head; no other does.

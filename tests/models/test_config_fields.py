@@ -49,6 +49,7 @@ ASKED = {
   "per_layer_config": "refused in all families",
   "standardize_rope_params": "a method of the config",
   "get_text_config": "a method of the config",
+  "n_positions": "a word of a docstring",
   "classifier_dropout": "the rate of the classifier of tokens, which decoders do not have here",
   "hidden_dropout": "the same",
   "summary_last_dropout": "the same, by another name",

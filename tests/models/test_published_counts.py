@@ -1,4 +1,4 @@
-"""Published numbers of parameters of decoders, T5 and ViT, exact and from shapes alone."""
+"""Published numbers of parameters of decoders, T5, ViT and Whisper, exact and from shapes alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ MODEL_TYPES = {
   "t5": "t5",
   "flan": "t5",
   "vit": "vit",
+  "whisper": "whisper",
 }
+# What a row's source takes from the published checkpoint.
+SIZES = {"whisper-small": {"encoder_ffn_dim": 3072, "decoder_ffn_dim": 3072}}
 # HF PEFT's method -> (ours, its setting -> ours); settings that leave the counts alone are not named.
 TARGETS = {"target_modules": "targets"}
 RANKED = {**TARGETS, "r": "rank"}
@@ -52,7 +55,6 @@ METHODS = {
 LEFT_OUT = {
   "layoutlm-base": "family",
   "segformer-b0": "family",
-  "whisper-small": "family",
   "custom-mlp": "no published architecture",
   "GLORA": "method",
   "LILY": "method",
@@ -94,8 +96,9 @@ DECODERS = [row for row in ROWS if row["model_family"] not in ENCODERS and not r
 @pytest.mark.parametrize("row", DECODERS, ids=label)
 def test_published_rows(row, tmp_path, capsys):
   model_type = MODEL_TYPES[row["model_family"].split("-")[0]]
+  sizes = SIZES.get(row["model_family"], {})
   named = {"architectures": [row["hf_config"]["_class"]]} if "_class" in row["hf_config"] else {}
-  (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, **named, **row["hf_config"]}))
+  (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, **named, **sizes, **row["hf_config"]}))
   assert cli.main(["inspect", "--json", f"--config.model.path={tmp_path}", *overrides(row)]) == 0
   found = json.loads(capsys.readouterr().out)
   assert found["trainable"] == row["trainable"]

@@ -1,4 +1,4 @@
-"""Confusions: which class each row takes for which, and, where examples are pictures, some of them."""
+"""Confusions: which class each row takes for which, and, where examples are pictures or sounds, some of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from peftjax.compare.drawing.svg import INK, font_size, new_figure
 from peftjax.compare.metrics import SHARE
 from peftjax.compare.records import Record
 from peftjax.data import open_as
-from peftjax.data.sources.media import IMAGES
+from peftjax.data.sources.media import MEDIA
 from peftjax.train.evaluators.pictures import chosen, confusion, thumbnail
 
 NAME = "confusion"
@@ -38,7 +38,7 @@ def measure(trained: Trained) -> Json | None:
   if "correct" not in rows or rows["prediction"].ndim != 1 or not 2 <= len(names) <= MOST_CLASSES:
     return None
   found: Json = {"labels": list(names), "matrix": confusion(rows, len(names)).tolist(), "pictures": []}
-  if IMAGES.field in dataset.fields and split in dataset.splits:
+  if {one.field for one in MEDIA} & set(dataset.fields) and split in dataset.splits:
     source = dataset.split(split)
     for place in chosen(rows, SHOWN):
       buffer = io.BytesIO()

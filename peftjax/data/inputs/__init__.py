@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 # config.input.name -> class
 INPUTS: dict[str, str] = {
+  "audio": "peftjax.data.inputs.audio:Audio",
   "images": "peftjax.data.inputs.images:Images",
   "masked_tokens": "peftjax.data.inputs.masked_tokens:MaskedTokens",
+  "speech": "peftjax.data.inputs.speech:Speech",
   "text_pairs": "peftjax.data.inputs.text_pairs:TextPairs",
   "tokens": "peftjax.data.inputs.tokens:Tokens",
   "windows": "peftjax.data.inputs.windows:Windows",
@@ -27,6 +29,7 @@ INPUTS: dict[str, str] = {
 # A field of the data's examples -> the kind that reads it where neither config nor task names one.
 READS: dict[str, str] = {
   "image": "images",
+  "audio": "audio",
   "text": "tokens",
   "tokens": "tokens",
   "source": "tokens",

@@ -53,7 +53,7 @@ class TextInput(Input):
     tokenizer: Tokenizer | None = None,
   ):
     super().__init__(config, header, task, folder)
-    self.data = _with_settings(config, self.settings)
+    self.data = with_settings(config, self.settings)
     self._given_tokenizer = tokenizer
     if self.data.packing and task.collate != "causal":
       raise UserError(f"data.packing: only causal_lm packs several texts into a row, not {task.name}")
@@ -107,7 +107,7 @@ class TextInput(Input):
     check_positions(model, self.data.max_length)
 
 
-def _with_settings(config: ConfigDict, settings: Iterable[str]) -> ConfigDict:
+def with_settings(config: ConfigDict, settings: Iterable[str]) -> ConfigDict:
   """`config.data` with what `config.input` says in its place.
 
   Raises:

@@ -17,6 +17,7 @@ from peftjax.data.sources.text_files import Row, TextFile
 from peftjax.data.sources.types import (
   CAUSAL_LM,
   SEQ2SEQ_LM,
+  SPEECH_RECOGNITION,
   TEXT_CLASSIFICATION,
   TOKEN_CLASSIFICATION,
   Dataset,
@@ -35,6 +36,8 @@ LABEL_NAMES = ("label", "labels", "category", "class", "intent")
 TAGS_NAMES = ("tags", "ner_tags", "labels")
 SOURCE_NAMES = ("source", "prompt", "instruction", "question", "input")
 TARGET_NAMES = ("target", "response", "output", "answer", "completion")
+AUDIO_NAMES = ("audio", "file_name", "audio_path", "filename", "path", "file", "wav")
+TRANSCRIPT_NAMES = ("text", "transcription", "transcript", "sentence", "normalized_text")
 IMAGE_NAMES = ("image", "file_name", "image_path", "filename", "path", "file")
 MESSAGES_NAMES = ("messages", "conversation", "conversations")
 
@@ -43,8 +46,8 @@ MESSAGES_NAMES = ("messages", "conversation", "conversations")
 class Columns:
   """Which columns of a row hold what; an empty name: there is none.
 
-  One of `text`, `tokens`, `messages`, `source` and `image` is there; `pair` beside `text`, `target` beside `source`,
-  and `text` may stand beside `image`.
+  One of `text`, `tokens`, `messages`, `source`, `image` and `audio` is there; `pair` beside `text`, `target` beside
+  `source`, and `text` may stand beside `image` and `audio`.
   """
 
   text: str = ""
@@ -55,12 +58,24 @@ class Columns:
   target: str = ""
   messages: str = ""
   image: str = ""
+  audio: str = ""
+
+  @property
+  def medium(self) -> media.Medium | None:
+    """What the files are that a column names."""
+    return media.IMAGES if self.image else media.AUDIO if self.audio else None
+
+  @property
+  def file(self) -> str:
+    """The column that names files."""
+    return self.image or self.audio
 
   @property
   def task(self) -> str:
     """The task that the columns are data for."""
-    if self.image:
-      return media.IMAGES.task if self.label else ""
+    if self.medium is not None:
+      is_speech = self.medium is media.AUDIO and self.text
+      return self.medium.task if self.label else SPEECH_RECOGNITION if is_speech else ""
     if self.tokens:
       return TOKEN_CLASSIFICATION
     return SEQ2SEQ_LM if self.source else TEXT_CLASSIFICATION if self.label else CAUSAL_LM
@@ -73,14 +88,15 @@ class Columns:
     """What an example of these columns holds."""
     if self.messages:
       return ("messages",)
-    if self.image:
-      return ("image", *(("text",) if self.text else ()), *(("label",) if self.label else ()))
+    if self.medium is not None:
+      return (self.medium.field, *(("text",) if self.text else ()), *(("label",) if self.label else ()))
     if self.source:
       return ("source", "target")
     texts = ("tokens",) if self.tokens else ("text", "text_pair") if self.pair else ("text",)
     return (*texts, *(("tags",) if self.tokens else ("label",) if self.label else ()))
 
 
+_BEFORE_FILES = [field.name for field in dataclasses.fields(Columns)].index("image")
 Choose = Callable[[Row, str, Named], Columns]
 
 
@@ -92,7 +108,7 @@ class FileSource:
   rows: np.ndarray  # [n] int64
   columns: Columns
   labels: Labels | None
-  root: Path = Path()  # of pictures
+  root: Path = Path()  # of pictures and recordings
 
   def __len__(self) -> int:
     return len(self.rows)
@@ -105,9 +121,10 @@ class FileSource:
     if columns.messages:
       return {"messages": row[columns.messages]}
     example: Example
-    if columns.image:
-      path = media.named_file(row[columns.image], self.root, self.file.where(number))
-      example = {"image": media.read(path), "where": str(path)} | ({"text": row[columns.text]} if columns.text else {})
+    if columns.medium is not None:
+      path = media.named_file(row[columns.file], self.root, self.file.where(number), columns.medium)
+      example = {columns.medium.field: media.read(path), "where": str(path)}
+      example |= {"text": row[columns.text]} if columns.text else {}
     elif columns.tokens:
       example = {"tokens": row[columns.tokens]}
     else:
@@ -143,8 +160,9 @@ def open_files(kind: str, path: str, named: Named, choose: Choose | None = None,
   columns = (choose or choose_columns)(leading[0], leading.where(0), named)
   roots: dict[str, Path] = {}
   sizes: dict[str, str] = {}
-  if columns.image:
-    root = Path(named.image_root).expanduser() if named.image_root else None
+  if columns.medium is not None:
+    given = named.image_root if columns.image else named.audio_root
+    root = Path(given).expanduser() if given else None
     roots = {part: root or file.path.parent for part, file in files.items()}
     sizes = {part: _sizes(file, columns, roots[part]) for part, file in files.items()}
   contents = {part: [_content(file, row, columns, filled) for row in range(len(file))] for part, file in files.items()}
@@ -164,8 +182,8 @@ def open_files(kind: str, path: str, named: Named, choose: Choose | None = None,
     label_kind=labels.kind if labels else "",
     identity={
       "files": {part: file.sha256 for part, file in files.items()},
-      "columns": dataclasses.astuple(dataclasses.replace(columns, image=""))[:-1],
-      **({"image": columns.image, "images": sizes} if columns.image else {}),
+      "columns": dataclasses.astuple(columns)[:_BEFORE_FILES],
+      **({columns.medium.field: columns.file, "images": sizes} if columns.medium is not None else {}),
       **({} if named.label_kind == AUTO else {"label_kind": named.label_kind}),
     },
     read=lambda split: FileSource(*parts[split], columns, labels, folders[split]),
@@ -210,11 +228,15 @@ def choose_columns(row: Row, where: str, named: Named) -> Columns:
     UserError: a named column is not there, or no column looks like text.
   """
   texts = named.text.split(",") if named.text else []
-  for name in filter(None, [*texts, named.label, named.source, named.target, named.image]):
+  for name in filter(None, [*texts, named.label, named.source, named.target, named.image, named.audio]):
     if name not in row:
       raise UserError(f"{where}: no column {name!r}; {nearest(name, row)}")
   if len(texts) > 2:
     raise UserError(f"data.text_column={named.text!r}: expected one column or two")
+  if audio := named.audio or _audio_column(row, named):
+    text = texts[0] if texts else _first(TRANSCRIPT_NAMES, row)
+    label = named.label or ("" if text else _first(LABEL_NAMES, row))
+    return Columns(audio=audio, text=text, label=label)
   if (columns := _text_to_text(row, where, named)) is not None:
     return columns
   if image := named.image or _image_column(row, texts):
@@ -240,21 +262,31 @@ def choose_columns(row: Row, where: str, named: Named) -> Columns:
   return Columns(text, "" if tokens else pair, tokens, label)
 
 
+def _audio_column(row: Row, named: Named) -> str:
+  """The column that names a recording; a text beside it is what is said in it."""
+  if named.image or named.source or named.target:
+    return ""
+  return _first(AUDIO_NAMES, [name for name in row if media.medium_of(str(row[name])) is media.AUDIO])
+
+
 def _image_column(row: Row, texts: Iterable[str]) -> str:
   """The column that names a picture, in a table that is not one of texts."""
   if texts or _first((*TEXT_NAMES, *TOKENS_NAMES, *MESSAGES_NAMES), row):
     return ""
-  return _first(IMAGE_NAMES, [name for name in row if media.medium_of(str(row[name])) is not None])
+  return _first(IMAGE_NAMES, [name for name in row if media.medium_of(str(row[name])) is media.IMAGES])
 
 
 def _sizes(file: TextFile, columns: Columns, root: Path) -> str:
-  """Hex digest of the sizes of the pictures that a table names, each of which must be there."""
+  """Hex digest of the sizes of the files that a table names, each of which must be there."""
+  assert columns.medium is not None
   digest = hashlib.sha256()
   for number in range(len(file)):
-    name, where = file[number].get(columns.image), file.where(number)
+    name, where = file[number].get(columns.file), file.where(number)
     if not isinstance(name, str):
-      raise UserError(f"{where}: column {columns.image!r} holds {name!r:.60}, expected the path of a picture")
-    digest.update(f"{media.named_file(name, root, where).stat().st_size} ".encode())
+      raise UserError(
+        f"{where}: column {columns.file!r} holds {name!r:.60}, expected the path of a {columns.medium.noun}"
+      )
+    digest.update(f"{media.named_file(name, root, where, columns.medium).stat().st_size} ".encode())
   return digest.hexdigest()
 
 
@@ -317,7 +349,7 @@ def _content(file: TextFile, number: int, columns: Columns, filled: bool) -> tup
       count = len(label) if isinstance(label, list) else "no list of"
       raise UserError(f"{where}: {len(tokens)} tokens but {count} tags in column {columns.label!r}")
     return " ".join(tokens), label
-  names = [name for name in (columns.image, columns.text, columns.pair, columns.source, columns.target) if name]
+  names = [name for name in (columns.file, columns.text, columns.pair, columns.source, columns.target) if name]
   for name in names:
     if not isinstance(row[name], str):
       raise UserError(f"{where}: column {name!r} holds {row[name]!r:.60}, expected a string")

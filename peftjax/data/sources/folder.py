@@ -1,4 +1,4 @@
-"""Folders of pictures: by class, divided or not, or with a table beside them.
+"""Folders of pictures or of recordings: by class, divided or not, or with a table beside them.
 
 D/train/cat/1.jpg  D/train/dog/2.png  D/test/cat/3.jpg      the splits as they lie
 D/cat/1.jpg  D/dog/2.png                                    divided 80 / 10 / 10 by a hash of each picture's bytes
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from peftjax.data.sources.files import SHARES, SPLIT_FILES, open_files
-from peftjax.data.sources.media import IMAGES, MEDIA, Medium, check_inside, medium_of, read
+from peftjax.data.sources.media import ENDINGS, MEDIA, NOUNS, Medium, check_inside, medium_of, read
 from peftjax.data.sources.splits import hashed_split
 from peftjax.data.sources.types import Dataset, Example, Named
 from peftjax.errors import NotHere, UserError, nearest
@@ -46,8 +46,8 @@ def open_folder(path: str, named: Named) -> Dataset:
   """``folder:PATH``, as the module says.
 
   Raises:
-    UserError: there is no such folder, a folder is empty, a file is no picture, or a class of another split is none of
-      the training split's, each with the file.
+    UserError: there is no such folder, a folder is empty, a file is neither picture nor recording, or a class of
+      another split is none of the training split's, each with the file.
   """
   root = Path(path).expanduser()
   if not root.is_dir():
@@ -105,14 +105,15 @@ def _by_class(folder: Path, root: Path) -> dict[str, list[str]]:
     if entry.is_dir():
       files = [str(file.relative_to(root)) for file in _walk(entry, root)]
       if not files:
-        raise UserError(f"{entry} holds no picture")
+        raise UserError(f"{entry} holds no {NOUNS}")
       found[entry.name] = files
     elif medium_of(entry.name) is not None:
       raise UserError(
         f"{entry} lies in no class's folder; expected {folder}/CLASS/{entry.name}, or metadata.csv beside it"
       )
   if not found:
-    raise UserError(f"{folder} holds no folder of a class; expected {folder}/CLASS/*.jpg, or metadata.csv and pictures")
+    raise UserError(f"{folder} holds no folder of a class; expected {folder}/CLASS/*.jpg or *.wav, or metadata.csv "
+                    "and such files")  # fmt: skip
   return found
 
 
@@ -122,7 +123,7 @@ def _walk(folder: Path, root: Path) -> Iterator[Path]:
     if entry.is_dir():
       yield from _walk(entry, root)
     elif medium_of(entry.name) is None:
-      raise UserError(f"{entry} is no picture by its ending; expected {', '.join(IMAGES.endings)}")
+      raise UserError(f"{entry} is no {NOUNS} by its ending; expected {ENDINGS}")
     else:
       yield entry
 
@@ -163,9 +164,9 @@ def _digest(root: Path, entries: tuple[Entry, ...]) -> str:
 
 
 def _divided(root: Path, entries: tuple[Entry, ...]) -> dict[str, tuple[Entry, ...]]:
-  """The splits of a folder without: copies of a picture fall together, whatever their names are."""
+  """The splits of a folder without: copies of a file fall together, whatever their names are."""
   sides = [hashed_split(hashlib.sha256(read(root / name)).hexdigest(), SHARES) for name, _ in entries]
   parts = {split: tuple(one for one, side in zip(entries, sides) if side == split) for split in SHARES}
   if not parts["train"]:
-    raise UserError(f"{root} has too few pictures to divide into training, validation and test")
+    raise UserError(f"{root} has too few files to divide into training, validation and test")
   return {split: one for split, one in parts.items() if one}

@@ -1,11 +1,11 @@
-"""Files of pictures beside a data set: which they are, where they may lie, and their bytes."""
+"""Files of pictures and recordings beside a data set: which they are, where they may lie, and their bytes."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
 
-from peftjax.data.sources.types import IMAGE_CLASSIFICATION
+from peftjax.data.sources.types import AUDIO_CLASSIFICATION, IMAGE_CLASSIFICATION
 from peftjax.errors import UserError, nearest
 
 
@@ -15,19 +15,27 @@ class Medium:
 
   Attributes:
     field: of an example, where its bytes stand.
+    noun: what one is called.
     task: what examples with a label are data for.
     endings: of the files' names, in lower case.
   """
 
   field: str
+  noun: str
   task: str
   endings: tuple[str, ...]
 
 
 IMAGES = Medium(
-  "image", IMAGE_CLASSIFICATION, (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+  "image",
+  "picture",
+  IMAGE_CLASSIFICATION,
+  (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"),
 )
-MEDIA = (IMAGES,)
+AUDIO = Medium("audio", "recording", AUDIO_CLASSIFICATION, (".wav", ".flac"))
+MEDIA = (IMAGES, AUDIO)
+NOUNS = " or ".join(one.noun for one in MEDIA)
+ENDINGS = ", ".join(ending for one in MEDIA for ending in one.endings)
 
 
 def medium_of(name: str) -> Medium | None:
@@ -49,7 +57,7 @@ def check_inside(path: Path, root: Path, where: str) -> None:
     raise UserError(f"{where} leads out of {root}; a data set's files lie in its own folder")
 
 
-def named_file(name: str, root: Path, where: str) -> Path:
+def named_file(name: str, root: Path, where: str, medium: Medium) -> Path:
   """The file that a table names, from the folder `root`.
 
   Raises:
@@ -57,8 +65,8 @@ def named_file(name: str, root: Path, where: str) -> Path:
   """
   path = root / name
   check_inside(path, root, f"{where}: {name!r:.200}")
-  if medium_of(name) is None:
-    raise UserError(f"{where}: {name!r:.200} is no picture by its ending; expected {', '.join(IMAGES.endings)}")
+  if medium_of(name) is not medium:
+    raise UserError(f"{where}: {name!r:.200} is no {medium.noun} by its ending; expected {', '.join(medium.endings)}")
   if not path.is_file():
     siblings = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
     raise UserError(f"{where}: no file {name!r:.200} in {root}; {nearest(path.name, siblings)}")

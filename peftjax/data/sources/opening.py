@@ -46,6 +46,8 @@ def open_data(
   label_kind: str = "auto",
   image_column: str = "",
   image_root: str = "",
+  audio_column: str = "",
+  audio_root: str = "",
 ) -> Dataset:
   """Opens a data set.
 
@@ -61,14 +63,14 @@ def open_data(
     label_kind: of a file's labels: "class", "number", "classes" or "multi_hot"; "auto": told from the column.
     image_column: of a table, the column of a picture's path; empty: found by its name.
     image_root: the folder that such paths start from; empty: the table's.
+    audio_column, audio_root: the same of recordings.
 
   Raises:
     UserError: whatever is wrong with the string, the files or the labels, with file and line.
   """
   opened, rest, _ = _opener(spec or DEFAULT_DATA)
-  return opened(
-    rest, Named(text_column, label_column, source_column, target_column, label_kind, image_column, image_root)
-  )
+  more = (label_kind, image_column, image_root, audio_column, audio_root)
+  return opened(rest, Named(text_column, label_column, source_column, target_column, *more))
 
 
 def open_as(spec: str, data: ConfigDict) -> Dataset:
@@ -89,7 +91,7 @@ def header_of(data: ConfigDict) -> Header:
   return opened(rest, _named(data))
 
 
-_MORE = (("label_kind", "auto"), ("image_column", ""), ("image_root", ""))
+_MORE = (("label_kind", "auto"), ("image_column", ""), ("image_root", ""), ("audio_column", ""), ("audio_root", ""))
 
 
 def _named(data: ConfigDict) -> Named:

@@ -37,6 +37,9 @@ PACKAGED = {
   "self_instruct": ("instructions", "self_instruct"),
   "gsm8k": ("instructions", "gsm8k"),
   "sign_digits": ("sign_digits", None),
+  "spoken_digits": ("spoken_digits", "heard"),
+  "spoken_digits_unheard": ("spoken_digits", "unheard"),
+  "ljspeech_samples": ("ljspeech_samples", None),
 }
 
 

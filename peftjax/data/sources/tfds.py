@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from peftjax.data.sources.files import PAIR_NAMES, SOURCE_NAMES, TARGET_NAMES, TEXT_NAMES
-from peftjax.data.sources.media import IMAGES
+from peftjax.data.sources.media import AUDIO, IMAGES, MEDIA
 from peftjax.data.sources.packaged import builder_of, prepared_builder
 from peftjax.data.sources.tfds_folder import check_below, check_folder
 from peftjax.data.sources.types import (
   CAUSAL_LM,
   QUESTION_ANSWERING,
   SEQ2SEQ_LM,
+  SPEECH_RECOGNITION,
   TEXT_CLASSIFICATION,
   TOKEN_CLASSIFICATION,
   Dataset,
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
 QUESTION_COLUMNS = ("id", "question", "context", "answers", "is_impossible")  # as TFDS names SQuAD's
 
 
+RATE = "sampling_rate"  # of a recording, a feature beside it or said by it
+_MEDIA = {one.field for one in MEDIA}
+
+
 @dataclasses.dataclass(frozen=True)
 class TfdsSource:
   """A `Source`: examples of one split, their features under our names."""
@@ -43,6 +48,7 @@ class TfdsSource:
   name: str  # for errors
   records: Any  # a TFDS data source
   features: tuple[tuple[str, str], ...]  # (our name, feature)
+  rate: int = 0  # samples a second of its recordings, where they do not say
 
   def __len__(self) -> int:
     return len(self.records)
@@ -51,7 +57,7 @@ class TfdsSource:
     try:
       record = self.records[index]
       example = {
-        ours: record[feature] if ours == IMAGES.field else _plain(record[feature]) for ours, feature in self.features
+        ours: record[feature] if ours in _MEDIA else _plain(record[feature]) for ours, feature in self.features
       }
       if "answers" in example:
         example["answers"] = [dict(zip(example["answers"], each)) for each in zip(*example["answers"].values())]
@@ -59,8 +65,10 @@ class TfdsSource:
       raise UserError(f"{self.name}: example {index} cannot be read: {error}") from None
     if example.get("label") == -1:  # how TFDS marks a hidden label
       raise UserError(f"{self.name}: example {index} has no label (-1); this split was published without")
-    if IMAGES.field in example:
+    if _MEDIA & example.keys():
       example["where"] = f"{self.name}: example {index}"
+    if AUDIO.field in example and self.rate:
+      example[RATE] = self.rate
     return example
 
 
@@ -126,7 +134,10 @@ def _open(name: str, builder: tfds.core.DatasetBuilder, named: Named) -> Dataset
     import tensorflow_datasets as tfds
 
     kept = {chosen[IMAGES.field]: tfds.decode.SkipDecoding()} if IMAGES.field in chosen else None  # as files
-    return TfdsSource(f"{name} {split}", builder.as_data_source(split, decoders=kept), tuple(chosen.items()))
+    rate = (
+      int(getattr(builder.info.features[chosen[AUDIO.field]], "sample_rate", 0) or 0) if AUDIO.field in chosen else 0
+    )
+    return TfdsSource(f"{name} {split}", builder.as_data_source(split, decoders=kept), tuple(chosen.items()), rate)
 
   header = _header(name, builder, chosen)
   identity = {"files": _file_hashes(Path(builder.data_path)), "columns": sorted(chosen.items())}
@@ -137,7 +148,9 @@ def _header(name: str, builder: tfds.core.DatasetBuilder, chosen: dict[str, str]
   """The header of a builder's data, through the columns `chosen`; no splits where it is not prepared."""
   features = dict(builder.info.features or {})
   target = features.get(chosen.get("label") or chosen.get("tags", ""))
-  labelled = IMAGES.task if IMAGES.field in chosen else TEXT_CLASSIFICATION
+  medium = next((one for one in MEDIA if one.field in chosen), None)
+  labelled = TEXT_CLASSIFICATION if medium is None else medium.task
+  unlabelled = CAUSAL_LM if medium is None else SPEECH_RECOGNITION if medium is AUDIO and "text" in chosen else ""
   kinds = {
     "question": QUESTION_ANSWERING,
     "tokens": TOKEN_CLASSIFICATION,
@@ -147,9 +160,7 @@ def _header(name: str, builder: tfds.core.DatasetBuilder, chosen: dict[str, str]
   label_names = tuple(getattr(getattr(target, "feature", target), "names", None) or ())
   return Header(
     name=name,
-    task=next(
-      (kind for column, kind in kinds.items() if column in chosen), "" if IMAGES.field in chosen else CAUSAL_LM
-    ),
+    task=next((kind for column, kind in kinds.items() if column in chosen), unlabelled),
     label_names=label_names,
     splits={split: info.num_examples for split, info in builder.info.splits.items()},
     columns=tuple(features),
@@ -167,7 +178,7 @@ def _choose(name: str, features: dict[str, Any], named: Named) -> dict[str, str]
     return [key for key, one in inner.items() if isinstance(one, kind)]
 
   asked = named.text.split(",") if named.text else []
-  for column in filter(None, [*asked, named.label, named.source, named.target, named.image]):
+  for column in filter(None, [*asked, named.label, named.source, named.target, named.image, named.audio]):
     if column not in features:
       raise UserError(f"{name} has no column {column!r}; {nearest(column, features)}")
   if {"question", "context", "answers"} <= features.keys() and not asked and not named.source:
@@ -188,12 +199,29 @@ def _choose(name: str, features: dict[str, Any], named: Named) -> dict[str, str]
     chosen = {IMAGES.field: _one(name, "image", named.image, pictures, ("image",))}
     chosen |= {"text": asked[0]} if asked else {}
     return chosen | ({"label": _one(name, "label", named.label, fitting, ("label",))} if named.label or classes else {})
+  sounds = [key for key, one in features.items() if _is_sound(key, one)]
+  if named.audio or (sounds and not named.source):
+    chosen = {AUDIO.field: _one(name, "audio", named.audio, sounds, ("audio", "speech"))}
+    chosen |= {RATE: RATE} if RATE in features else {}
+    if named.label or (classes and not asked):
+      return chosen | {"label": _one(name, "label", named.label, fitting, ("label",))}
+    return chosen | (
+      {"text": asked[0] if asked else _one(name, "text", "", texts, TEXT_NAMES)} if asked or texts else {}
+    )
   chosen = {"text": asked[0] if asked else _one(name, "text", "", texts, TEXT_NAMES)}
   pair = asked[1:] or ([] if asked else [column for column in PAIR_NAMES if column in texts])
   chosen |= {"text_pair": pair[0]} if pair else {}
   if named.label or classes:
     chosen["label"] = _one(name, "label", named.label, fitting, ("label",))
   return chosen
+
+
+def _is_sound(key: str, feature: Any) -> bool:
+  import tensorflow_datasets as tfds
+
+  if isinstance(feature, tfds.features.Audio):
+    return True
+  return key in ("audio", "speech") and type(feature) is tfds.features.Tensor and len(feature.shape) in (1, 2)
 
 
 def _one(name: str, what: str, column: str, fitting: list[str], usual: Iterable[str]) -> str:

@@ -13,6 +13,8 @@ from peftjax.errors import UserError, nearest
 
 TEXT_CLASSIFICATION = "text_classification"
 IMAGE_CLASSIFICATION = "image_classification"
+AUDIO_CLASSIFICATION = "audio_classification"
+SPEECH_RECOGNITION = "speech_recognition"
 TOKEN_CLASSIFICATION = "token_classification"
 CAUSAL_LM = "causal_lm"
 SEQ2SEQ_LM = "seq2seq_lm"
@@ -35,6 +37,7 @@ class Named:
   Attributes:
     image: of a picture's path.
     image_root: the folder that such paths start from; empty: the table's.
+    audio, audio_root: the same of recordings.
     label_kind: what the user says that the labels are: "auto", "class", "number", "classes" or "multi_hot".
   """
 
@@ -45,6 +48,8 @@ class Named:
   label_kind: str = "auto"
   image: str = ""
   image_root: str = ""
+  audio: str = ""
+  audio_root: str = ""
 
 
 class Source(Protocol):
@@ -53,9 +58,10 @@ class Source(Protocol):
   An example is a dict of what was stored; which names, `Header.fields` says. Of text it has `text` str and perhaps
   `text_pair` str, or `tokens` list of str; and `label` (int, float, or [C] float32 of zeros and ones), or `tags`, an
   int for each token; or neither. Of a picture it has `image`, the bytes of its file or a uint8 array [H, W, channels],
-  and `where`, which names it in errors. Or it has `source` and `target`, str, or `messages`, a list of {"role",
-  "content"}; or `id`, `question` and `context`, str, and `answers`, a list of {"text", "answer_start"}, empty if the
-  context has none.
+  and `where`, which names it in errors. Of sound it has `audio`, the bytes of its file or an array [samples] or
+  [samples, channels] with its `sampling_rate`, `where`, and perhaps `text`, what is said in it. Or it has `source` and
+  `target`, str, or `messages`, a list of {"role", "content"}; or `id`, `question` and `context`, str, and `answers`, a
+  list of {"text", "answer_start"}, empty if the context has none.
   """
 
   def __len__(self) -> int: ...
@@ -69,7 +75,8 @@ class Header:
 
   Attributes:
     name: the string it was opened by.
-    task: "text_classification", "token_classification", "image_classification"; "seq2seq_lm" of a source and a target,
+    task: "text_classification", "token_classification", "image_classification", "audio_classification";
+      "speech_recognition" of recordings and what is said in them; "seq2seq_lm" of a source and a target,
       on which a causal language model can be trained, too; "causal_lm" of conversations and of texts without labels;
       "question_answering"; "contrastive" of pairs that belong together; empty: the data does not say.
     label_names: the label with number i at place i; empty where numbers are predicted or nothing is.

@@ -1,4 +1,4 @@
-"""What a classifier of pictures found, as pictures: example predictions, and which class is taken for which."""
+"""What a classifier of pictures or sounds found, as pictures: examples, and which class is taken for which."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from peftjax.data.inputs.pictures import decode
+from peftjax.data.inputs.spectrograms import spectrogram
+from peftjax.data.sources.media import AUDIO
 from peftjax.files import write_bytes
 
 SHOWN = 24  # examples, the wrong ones first, at most half of them
@@ -29,7 +31,9 @@ def chosen(rows: Mapping[str, np.ndarray], count: int = SHOWN) -> np.ndarray:
 
 
 def thumbnail(example: Mapping[str, Any], side: int = SIDE) -> Image.Image:
-  """An example's picture, fitted into a square."""
+  """An example's picture, fitted into a square; of a recording its spectrogram."""
+  if AUDIO.field in example:
+    return spectrogram(example, side)
   picture = decode(example["image"], str(example.get("where", "picture")))
   picture.thumbnail((side, side))
   square = Image.new("RGB", (side, side), PAPER)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from peftjax.data.loader import EvalLoader
-from peftjax.data.sources.media import IMAGES
+from peftjax.data.sources.media import MEDIA
 from peftjax.train.evaluate import evaluate, make_predict, save_rows
 from peftjax.train.evaluators.base import Evaluated, Evaluator, Leaves, Moment
 
@@ -16,10 +16,14 @@ if TYPE_CHECKING:
   from peftjax.train.run import Run
 
 
+_HELD = {one.field for one in MEDIA}
+
+
 class Predict(Evaluator):
   """``predictions-SPLIT.npz`` holds every example's result after the last step.
 
-  Of classes of pictures, ``examples-SPLIT.png`` shows some, and ``confusion-SPLIT.png`` what was taken for what.
+  Of classes of pictures and sounds, ``examples-SPLIT.png`` shows some, and ``confusion-SPLIT.png`` what was taken for
+  what.
   """
 
   name = "predict"
@@ -37,7 +41,7 @@ class Predict(Evaluator):
     if moment == "eval" or (moment == "after" and self.of.config.train.predictions):
       save_rows(folder, split, rows)
       loader, names = self.of.loaders.evals[split], self.of.task.label_names
-      if names and IMAGES.field in loader.dataset.fields and np.ndim(rows["prediction"]) == 1:
-        from peftjax.train.evaluators import pictures  # only runs on pictures draw any
+      if names and _HELD & set(loader.dataset.fields) and np.ndim(rows["prediction"]) == 1:
+        from peftjax.train.evaluators import pictures  # only runs on pictures and sounds draw any
 
         pictures.save(folder, split, loader.source, rows, names)

@@ -93,8 +93,8 @@ def broken(root, what):
 @pytest.mark.parametrize(
   ("what", "said"),
   [
-    ("empty class", r"train/red holds no picture"),
-    ("ending", r"train/red/notes.txt is no picture by its ending; expected .jpg"),
+    ("empty class", r"train/red holds no picture or recording"),
+    ("ending", r"train/red/notes.txt is no picture or recording by its ending; expected .jpg"),
     ("class", r"test/rde/0.png: class 'rde' is none of the 3 of the training split; did you mean 'red'\?"),
     ("loose", r"train/0.png lies in no class's folder"),
     ("link", r"train/red/9.png leads out of "),

@@ -7,10 +7,12 @@ import io
 import itertools
 import struct
 
+import numpy as np
 import pytest
 
 from peftjax.data import open_data
 from peftjax.data.builders.interface_pt import interface_pt_dataset_builder
+from peftjax.data.inputs import sound
 from peftjax.data.inputs.pictures import decode
 from peftjax.data.sources.packaged import PACKAGED, prepared_builder
 from peftjax.data.sources.splits import normalised
@@ -35,6 +37,9 @@ SIZES = {
   "self_instruct": (143, 19, 13),
   "gsm8k": (6700, 773, 1319),
   "sign_digits": (370, 80, 150),
+  "spoken_digits": (320, 80, 200),
+  "spoken_digits_unheard": (160, 40, 100),
+  "ljspeech_samples": (4, 1, 3),
 }
 
 
@@ -44,8 +49,10 @@ def rows(builder, split: str) -> list[dict]:
 
 
 def texts(builder, split: str) -> set[str]:
-  column = next(name for name in ("text", "source", "tokens", "context", "image") if name in builder.info.features)
-  if column == "image":
+  column = next(
+    name for name in ("audio", "text", "source", "tokens", "context", "image") if name in builder.info.features
+  )
+  if column in ("audio", "image"):
     return {row[column].tobytes().hex() for row in rows(builder, split)}
   found = [row[column] for row in rows(builder, split)]
   return {normalised((b" ".join(one) if isinstance(one, list) else one).decode()) for one in found}
@@ -73,6 +80,19 @@ def test_pictures_are_read_as_their_files():
   example = source[3]
   assert decode(example["image"], example["where"]).size == (100, 100)
   assert example["image"][:2] == b"\xff\xd8" and example["where"] == "packaged:sign_digits test: example 3"
+
+
+def test_recordings_are_read_as_samples_with_their_rate():
+  data = open_data("packaged:spoken_digits")
+  assert data.task == "audio_classification" and data.fields == ("audio", "sampling_rate", "label")
+  source = data.split("test")
+  assert [sum(source[at]["label"] == digit for at in range(len(source))) for digit in range(10)] == [20] * 10
+  samples, rate = sound.decode(source[3]["audio"], source[3]["where"], source[3]["sampling_rate"])
+  assert rate == 8000 and 0.1 < len(samples) / rate < 2 and 0.01 < np.abs(samples).max() <= 1
+  speech = open_data("packaged:ljspeech_samples")
+  assert speech.task == "speech_recognition" and speech.fields == ("audio", "sampling_rate", "text")
+  assert speech.split("test")[2]["text"] == "has never been surpassed."
+  assert open_data("packaged:spoken_digits_unheard").label_names == data.label_names
 
 
 def test_a_movie_label_is_the_sign_of_its_rating():

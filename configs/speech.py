@@ -1,0 +1,25 @@
+"""Whisper tiny.en transcribes sentences read aloud, before and after LoRA on four of them; three are the test.
+
+peftjax train --config=configs/speech.py --workdir=runs/speech
+"""
+
+from ml_collections import ConfigDict
+
+from peftjax.config import default
+
+
+def get_config() -> ConfigDict:
+  config = default()
+  config.model.path = "packaged:whisper-tiny.en"
+  config.data.name = "packaged:ljspeech_samples"
+  config.data.max_length = 64
+  config.data.buckets = (32, 64)
+  config.method = ConfigDict({"name": "lora", "rank": 8, "alpha": 16.0})
+  config.optim.learning_rate = 1e-3
+  config.train.batch_size = 4
+  config.train.eval_batch_size = 4
+  config.train.steps = 10
+  config.train.save_every = 0
+  config.train.eval_first = True
+  config.train.final_splits = ("test",)
+  return config
