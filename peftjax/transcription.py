@@ -109,6 +109,7 @@ def from_flags(flags: Any, show: Callable[[str], None] | None) -> dict[str, Any]
   if medium_of(path.name) is not AUDIO:
     raise UserError(f"transcribe --audio: {flags.audio!r:.200} is no recording by its ending; "
                     f"expected {', '.join(AUDIO.endings)}")  # fmt: skip
+  most, beams = _count(flags.max_new_tokens), _count(flags.num_beams) or 1
   folder = folder_of(flags.model)
   log_mel = read_log_mel(folder)
   samples, rate = decode(read(path), str(path))
@@ -117,7 +118,7 @@ def from_flags(flags: Any, show: Callable[[str], None] | None) -> dict[str, Any]
   model = load(
     folder, flags.adapter or None, runtime=Runtime(scan_layers=False), other_base=getattr(flags, "other_base", False)
   )
-  sampling = sampling_of(model, form, _count(flags.max_new_tokens), _count(flags.num_beams) or 1)
+  sampling = sampling_of(model, form, most, beams)
   on_text = None if show is None else lambda _, text: show(text + " ")
   (text,) = transcribe(model, [resampled(samples, rate, log_mel.rate)], form, sampling, 1, on_text)
   return {"text": text, "audio": str(path)}

@@ -37,7 +37,7 @@ _BACK = re.compile(
   r"|to_out\.0|ff\.net\.2)$"
 )
 _ATTENTION = re.compile(r"(^|\.)(\w*attn\d?|\w*attention|SelfAttention|EncDecAttention)(\.|$)")
-_OUTPUT_LAYER = re.compile(r"(^|\.)(lm_head|embed_out)$")
+_OUTPUT_LAYER = re.compile(r"(^|\.)(lm_head|embed_out)$|^proj_out$")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -107,6 +107,22 @@ def test_vision_transformers(changes, away, back):
   assert "fsdp" in str(found["embeddings.patch_embeddings.projection.kernel"])
 
 
+def test_whisper():
+  sizes = {"d_model": 128, "encoder_ffn_dim": 192, "decoder_ffn_dim": 192, "vocab_size": 320, "num_mel_bins": 80,
+           "encoder_attention_heads": 4, "decoder_attention_heads": 4}  # fmt: skip
+  found = specs({"model_type": "whisper", "tie_word_embeddings": False, **sizes}, methods.LoRA(rank=64))
+  for layers, attention in (("encoder", "self_attn"), ("decoder", "self_attn"), ("decoder", "encoder_attn")):
+    path = f"model.{layers}.layers.{attention}"
+    assert found[f"{path}.q_proj.kernel"] == P(None, "fsdp", "tensor")
+    assert found[f"{path}.q_proj.lora_a"] == P(None, "fsdp", None)
+    assert found[f"{path}.out_proj.kernel"] == P(None, "tensor", "fsdp")
+    assert found[f"model.{layers}.layers.fc1.kernel"] == P(None, "fsdp", "tensor")
+    assert found[f"model.{layers}.layers.fc2.kernel"] == P(None, "tensor", "fsdp")
+  assert found["model.decoder.embed_tokens.embedding"] == P("tensor", "fsdp")
+  assert found["proj_out.kernel"] == P("fsdp", "tensor")
+  assert found["model.encoder.conv2.kernel"] == P(None, "fsdp", "tensor")
+
+
 def test_experts_are_whole_along_their_axis():
   experts = {"model_type": "mixtral", "num_local_experts": 2, "num_experts_per_tok": 1}
   found = specs({**LLAMA, **experts, "architectures": ["MixtralForCausalLM"]})
