@@ -224,6 +224,24 @@ def _transcribe(parsed: argparse.Namespace, overrides: list[str]) -> int:
   return _finish(parsed, result, lambda console: console.print())
 
 
+def _sample(parsed: argparse.Namespace, overrides: list[str]) -> int:
+  from peftjax import sampling_verb
+  from peftjax.train import finished
+
+  if overrides or parsed.config:
+    raise UserError("peftjax sample: the pipeline and its adapters, or the run, say everything; it takes no --config")
+  if bool(parsed.model) == bool(parsed.workdir):
+    raise UserError("peftjax sample: expected one of --model and --workdir")
+  trained = None
+  if parsed.workdir:
+    config, _, model = finished.load_model(parsed.workdir, _trusted(parsed))
+    trained = model, str(config.model.path)
+  result = sampling_verb.from_flags(parsed, trained)
+  return _finish(
+    parsed, result, lambda console: console.print(f"wrote {len(result['files'])} pictures to {parsed.out}")
+  )
+
+
 VERBS: dict[str, Verb] = {
   "train": Verb("train one method; resumes by itself", _train, {"workdir": "folder of the run"}, ("workdir",)),
   "eval": Verb("evaluate a finished run", _eval, {"workdir": "folder of the run", **TRUST}, ("workdir",)),
@@ -242,7 +260,12 @@ VERBS: dict[str, Verb] = {
   "export": Verb(
     "write a run in Hugging Face's formats",
     _export,
-    {"workdir": "folder of the run", "format": "peft, merged or diffusers", "out": "folder to write", **TRUST},
+    {
+      "workdir": "folder of the run",
+      "format": "peft, merged, diffusers, or embeds of learned tokens",
+      "out": "folder to write",
+      **TRUST,
+    },
     ("workdir", "format", "out"),
     {
       "overwrite": "replace files of the same names that were not written by peftjax",
@@ -281,5 +304,27 @@ VERBS: dict[str, Verb] = {
       "other_base": "take the adapter though it was trained on other weights",
       "translate": "into English",
     },
+  ),
+  "sample": Verb(
+    "pictures from a text-to-image pipeline",
+    _sample,
+    {
+      "model": "a pipeline's folder, with model_index.json",
+      "workdir": "folder of a run, in place of --model and --adapter",
+      "adapter": "an adapter's folder, or FOLDER=WEIGHT; several, divided by commas, act at once",
+      "prompt": "what to show; several prompts are divided by |",
+      "negative": "what guidance leads away from",
+      "count": "pictures of each prompt; default 1",
+      "seed": "of the first picture of each prompt, the next ones count on; default 0",
+      "steps": "of the sampler; default 50",
+      "guidance": "scale of the guidance, up to 1 for none; default 7.5",
+      "sampler": "ddpm, ddim or euler; the pipeline's own without",
+      "size": "pixels of a side; what the denoiser is made for without",
+      "batch": "pictures made at once; default 4",
+      "out": "folder to write: pictures, metadata.csv and sheet.png",
+      **TRUST,
+    },
+    ("prompt", "out"),
+    {"before": "the sheet shows the base model's pictures above", "overwrite": "replace files of the same names"},
   ),
 }

@@ -18,8 +18,10 @@ __all__ = ["TASKS", "Forward", "Metric", "Task", "check_fields", "from_config", 
 # config.task.name -> class
 TASKS: dict[str, str] = {
   "audio_classification": "peftjax.tasks.classification:Classification",
+  "autoencoding": "peftjax.tasks.autoencoding:Autoencoding",
   "causal_lm": "peftjax.tasks.causal_lm:CausalLM",
   "contrastive": "peftjax.tasks.contrastive:Contrastive",
+  "denoising": "peftjax.tasks.denoising:Denoising",
   "image_classification": "peftjax.tasks.classification:Classification",
   "masked_lm": "peftjax.tasks.masked_lm:MaskedLM",
   "question_answering": "peftjax.tasks.question_answering:QuestionAnswering",

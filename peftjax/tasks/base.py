@@ -7,6 +7,7 @@ batch; `labels` and `index` go to the task, everything else to the model.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import jax
@@ -71,6 +72,18 @@ class Task(Protocol):
       UserError: a setting or the data does not suit the task.
     """
     raise NotImplementedError
+
+  def of_model(self, folder: Path | None) -> Task:
+    """The task for the model in a folder, of which it may read what no module holds, such as a pipeline's noise.
+
+    Args:
+      folder: None of a model of the user's own.
+
+    Raises:
+      UserError: the folder does not suit the task.
+    """
+    del folder
+    return self
 
   def loss(self, forward: Forward, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, Arrays]:
     """(sum of weighted losses, sum of weights, extra sums): float32 scalars, so that micro-batches add up exactly.

@@ -242,6 +242,7 @@ def setting(config: ConfigDict, dataset: data_lib.Dataset | None = None, trains:
     header = data_lib.Header("", task=name, label_names=_labels_of(config, hf_config))
     task = tasks.from_config(name, config.task, header)
     header = dataclasses.replace(header, fields=task.fields)
+  task = task.of_model(folder)
   return Setting(config, folder, hf_config, header, task, _head_of(config, task, hf_config), notes)
 
 
@@ -297,7 +298,8 @@ def _task_name(config: ConfigDict, header: data_lib.Header, hf_config: Mapping[s
   if not hf_config:
     return header.task
   if COMPOSITE in hf_config:
-    return ""
+    reads_several = header.task in tasks.TASKS and tasks.task_class(header.task).head == COMPOSITE
+    return header.task if reads_several else ""
   family = family_of(hf_config, config.model.family)
   own = family.architectures[family.architecture(hf_config, "")].task
   offered = {one.task for one in family.architectures.values()}

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from peftjax import masks, outputs
+from peftjax import masks, outputs, textual_inversion
 from peftjax.composite import components
 from peftjax.data.inputs.tokens import padding_id
 from peftjax.data.packages import cache_folder
@@ -34,7 +34,7 @@ from peftjax.train.loop import make_run
 from peftjax.train.run import Run, base_hash
 from peftjax.train.splits import score_split
 
-FORMATS = {"peft": "adapter", "merged": "model", "diffusers": lora_files.KIND}
+FORMATS = {"peft": "adapter", "merged": "model", "diffusers": lora_files.KIND, "embeds": textual_inversion.KIND}
 
 
 def load_model(workdir: str | Path, trust: Collection[str] = ()) -> tuple[ConfigDict, int, Model]:
@@ -91,7 +91,7 @@ def _evaluate_run(folder: Path, splits: Sequence[str]) -> dict[str, Any]:
   evaluators = evaluators_lib.make(run)
   evaluators_lib.check(evaluators, run.loaders.evals, chosen)
   step, trainable = _restore(folder, run.trainable, run.base, run.layout)
-  leaves = evaluators_lib.Leaves(trainable, run.frozen)
+  leaves = evaluators_lib.Leaves(trainable, run.frozen, step)
   writes = folder if jax.process_index() == 0 else None
   metrics = {}
   for split in chosen:
@@ -115,7 +115,8 @@ def export(
   trust: Collection[str] = (),
   check: bool = True,
 ) -> dict[str, Any]:
-  """Writes a run's adapter ("peft", or as a LoRA file "diffusers") or its merged model ("merged").
+  """Writes a run's adapter ("peft", or as a LoRA file "diffusers"), its merged model ("merged"), or the embeddings of
+  tokens that were learned ("embeds", `peftjax.textual_inversion`).
 
   Args:
     overwrite: replace files of the same names that were not written here.
@@ -139,6 +140,8 @@ def export(
     model.save_adapter(out, overwrite)
   elif form == "diffusers":
     lora_files.save(model, out, overwrite)
+  elif form == "embeds":
+    textual_inversion.save(model, out, overwrite)
   else:
     merged = model.merge(check)
     merged.save(out, overwrite)

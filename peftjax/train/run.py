@@ -82,7 +82,8 @@ class Run:
     loaders: the data.
     trainable, frozen: the two parts of the parameters, laid on the mesh.
     base: the model that the method was added to.
-    eval_splits: evaluated during training; final_splits: after the last step.
+    eval_splits: evaluated during training, the training examples where there are no others; final_splits: after the
+      last step.
     notes: lines for the log.
   """
 
@@ -106,7 +107,7 @@ class Run:
       trainable=mesh_lib.put_tree(trainable, shardings(trainable)),
       frozen=mesh_lib.put_tree(frozen, shardings(frozen)),
       base=Base(str(config.model.path), base_hash(model)),
-      eval_splits=tuple(split for split in ("validation", RETAINED) if split in loaders.evals),
+      eval_splits=tuple(split for split in ("validation", RETAINED) if split in loaders.evals) or ("train",),
       final_splits=final_splits(config, loaders),
       notes=(*loaders.train.notes, *program.layout.notes(model.params)),
     )

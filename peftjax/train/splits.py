@@ -59,7 +59,7 @@ class SplitScores:
     """After a step; after the last one the final splits, with every example's result and what the model writes."""
     last = step == self.run.total_steps
     splits = self.run.final_splits if last else self.run.eval_splits
-    self._score(splits, step, Leaves(trainable, frozen), "after" if last else "during")
+    self._score(splits, step, Leaves(trainable, frozen, step), "after" if last else "during")
 
   def _score(self, splits: Sequence[str], step: int, leaves: Leaves, moment: Moment) -> None:
     for split in splits:

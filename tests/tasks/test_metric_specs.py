@@ -42,6 +42,8 @@ def predictions(kind: str, rows: int = 9) -> dict[str, np.ndarray]:
     ids = {"text_id": np.arange(rows), "pair_id": rows + np.arange(rows)}
     return {"text": text, "pair": pair, **ids, "labels": labels["number"], "loss": loss,
             "weight": (labels["number"] > 0).astype("f4")}  # fmt: skip
+  if kind == "noise":
+    return {"loss": loss, "losses": loss[:, None], "latent_square": random.random(rows), "weight": np.ones(rows, "f4")}
   if kind == "tags":
     tags = random.integers(5, size=(2, rows, 4))
     return {"found": tags[0], "labels": tags[1], "loss": loss, "weight": np.full(rows, 4.0, "f4")}
@@ -61,6 +63,7 @@ TASKS = {
   "masked": tasks.make("masked_lm"),
   "answers": tasks.task_class("question_answering")(may_be_empty=True),
   "pairs": tasks.task_class("contrastive")(scored=True),
+  "noise": tasks.make("denoising"),
 }
 
 

@@ -25,6 +25,7 @@ DIMENSIONS = {  # in the order of the report
     "overfitting",
     "flips",
     "confusion",
+    "samples",
     *DERIVED[1:],
     "update",
     "memory",

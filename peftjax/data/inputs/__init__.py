@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # config.input.name -> class
 INPUTS: dict[str, str] = {
   "audio": "peftjax.data.inputs.audio:Audio",
+  "captioned_images": "peftjax.data.inputs.captioned_images:CaptionedImages",
   "images": "peftjax.data.inputs.images:Images",
   "masked_tokens": "peftjax.data.inputs.masked_tokens:MaskedTokens",
   "speech": "peftjax.data.inputs.speech:Speech",

@@ -145,12 +145,15 @@ def open_csv(path: str, named: Named) -> Dataset:
   return open_files("csv", path, named)
 
 
-def open_files(kind: str, path: str, named: Named, choose: Choose | None = None, filled: bool = False) -> Dataset:
+def open_files(
+  kind: str, path: str, named: Named, choose: Choose | None = None, filled: bool = False, divided: bool = True
+) -> Dataset:
   """A data set of `kind` ("jsonl" or "csv") files; `open_data` says what `path` may be.
 
   Args:
     choose: the first row, where it stands and the named columns -> those to read; `choose_columns` without.
     filled: texts of white space alone are a mistake.
+    divided: one file is divided; otherwise it is the training split.
 
   Raises:
     UserError: see `open_data`.
@@ -169,6 +172,8 @@ def open_files(kind: str, path: str, named: Named, choose: Choose | None = None,
   labels = _labels(files, contents, columns, kind == "csv", named.label_kind) if columns.label else None
   if "train" in files:
     parts = {split: (file, np.arange(len(file))) for split, file in files.items()}
+  elif not divided:
+    parts = {"train": (files[""], np.arange(len(files[""])))}
   else:
     parts = _divided(files[""], [text for text, _ in contents[""]])
   folders = {split: roots.get(split, roots.get("", Path())) for split in parts}

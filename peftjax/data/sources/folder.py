@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from peftjax.data.sources.files import SHARES, SPLIT_FILES, open_files
@@ -53,7 +53,7 @@ def open_folder(path: str, named: Named) -> Dataset:
   if not root.is_dir():
     near = [one.name for one in root.absolute().parent.glob("*/")] if root.absolute().parent.is_dir() else []
     raise NotHere(f"data.name: no folder {path!r}; {nearest(root.name, near)}")
-  if (table := _table(root)) is not None:
+  if (table := table_of(root)) is not None:
     return dataclasses.replace(open_files(*table, named), name=f"folder:{path}")
   splits = {split: root / name for split, names in SPLIT_FILES.items() for name in names if (root / name).is_dir()}
   if "train" in splits:
@@ -68,7 +68,7 @@ def open_folder(path: str, named: Named) -> Dataset:
       f"{splits.get('train', root)} holds the one class {labels[0]!r}; expected a folder for each of several"
     )
   entries = {split: tuple(_labelled(found, labels, root)) for split, found in files.items()}
-  identity: dict[str, object] = {"labels": labels, "files": {key: _digest(root, one) for key, one in entries.items()}}
+  identity: dict[str, object] = {"labels": labels, "files": {key: digest_of(root, one) for key, one in entries.items()}}
   if "" in entries:
     entries = _divided(root, entries[""])
   return Dataset(
@@ -84,9 +84,9 @@ def open_folder(path: str, named: Named) -> Dataset:
   )
 
 
-def _table(root: Path) -> tuple[str, str] | None:
-  """(kind, path or pattern) of the table that the folder holds, as `open_files` takes them."""
-  for name in TABLES:
+def table_of(root: Path, names: Sequence[str] = TABLES) -> tuple[str, str] | None:
+  """(kind, path or pattern) of the table that the folder holds under one of some names, as `open_files` takes them."""
+  for name in names:
     kind = "jsonl" if name.endswith(".jsonl") else "csv"
     if (root / name).is_file():
       return kind, str(root / name)
@@ -101,7 +101,7 @@ def _table(root: Path) -> tuple[str, str] | None:
 def _by_class(folder: Path, root: Path) -> dict[str, list[str]]:
   """Class -> paths of its files below `root`, both sorted."""
   found: dict[str, list[str]] = {}
-  for entry in _entries(folder):
+  for entry in entries_of(folder):
     if entry.is_dir():
       files = [str(file.relative_to(root)) for file in _walk(entry, root)]
       if not files:
@@ -118,7 +118,7 @@ def _by_class(folder: Path, root: Path) -> dict[str, list[str]]:
 
 
 def _walk(folder: Path, root: Path) -> Iterator[Path]:
-  for entry in _entries(folder):
+  for entry in entries_of(folder):
     check_inside(entry, root, str(entry))
     if entry.is_dir():
       yield from _walk(entry, root)
@@ -128,7 +128,8 @@ def _walk(folder: Path, root: Path) -> Iterator[Path]:
       yield entry
 
 
-def _entries(folder: Path) -> list[Path]:
+def entries_of(folder: Path) -> list[Path]:
+  """What stands in a folder, sorted, but for hidden files and what other systems leave behind."""
   try:
     entries = sorted(folder.iterdir())
   except OSError as error:
@@ -155,7 +156,7 @@ def _labelled(files: dict[str, list[str]], labels: tuple[str, ...], root: Path) 
       yield name, labels.index(label)
 
 
-def _digest(root: Path, entries: tuple[Entry, ...]) -> str:
+def digest_of(root: Path, entries: tuple[Entry, ...]) -> str:
   """Of names, labels and sizes: contents would have to be read whole."""
   digest = hashlib.sha256()
   for name, label in entries:

@@ -29,6 +29,7 @@ SOURCES: dict[str, str] = {
   "jsonl": "peftjax.data.sources.files:open_jsonl",
   "csv": "peftjax.data.sources.files:open_csv",
   "folder": "peftjax.data.sources.folder:open_folder",
+  "pictures": "peftjax.data.sources.pictures:open_pictures",
   "pairs": "peftjax.data.sources.pairs:open_pairs",
   "squad": "peftjax.data.sources.squad:open_squad",
 }
@@ -53,7 +54,8 @@ def open_data(
 
   Args:
     spec: ``packaged:NAME`` (`peftjax.data.sources.packaged`), ``tfds:NAME`` (any prepared TFDS set, or its folder),
-      ``jsonl:PATH``, ``csv:PATH``, ``pairs:PATH``, ``squad:PATH``, ``folder:PATH`` (`peftjax.data.sources.folder`), or
+      ``jsonl:PATH``, ``csv:PATH``, ``pairs:PATH``, ``squad:PATH``, ``folder:PATH`` (`peftjax.data.sources.folder`),
+      ``pictures:PATH`` (`peftjax.data.sources.pictures`), or
       ``module:Name[:REST]``; empty: the default data. A path is a file, which a hash of the text divides 80 / 10 / 10;
       a folder with ``train.jsonl``, ``validation.jsonl``, ``test.jsonl``; or a pattern with ``{split}`` in it.
     text_column: the column of the text, ``a,b`` for a pair, or of a conversation's messages; empty: found by its name.

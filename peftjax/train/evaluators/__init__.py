@@ -18,6 +18,7 @@ __all__ = ["EVALUATORS", "Evaluated", "Evaluator", "Leaves", "Moment", "check", 
 EVALUATORS: dict[str, str] = {
   "generate": "peftjax.train.evaluators.generate:Generate",
   "predict": "peftjax.train.evaluators.predict:Predict",
+  "sample": "peftjax.train.evaluators.sample:Sample",
   "transcribe": "peftjax.train.evaluators.transcribe:Transcribe",
 }
 

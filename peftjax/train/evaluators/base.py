@@ -21,10 +21,11 @@ Moment = Literal["before", "during", "after", "eval"]
 
 
 class Leaves(NamedTuple):
-  """A model's parameters, divided: the trainable and the frozen tree."""
+  """A model's parameters, divided: the trainable and the frozen tree, and the updates that they have had."""
 
   trainable: Tree
   frozen: Tree
+  step: int = 0
 
 
 class Evaluated(NamedTuple):

@@ -1,0 +1,132 @@
+"""The input `captioned_images`: pictures as a diffusion model reads them, and the token ids of their captions."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from peftjax.data.inputs import augmenting
+from peftjax.data.inputs.base import Batch, Input, Random, Shapes
+from peftjax.data.inputs.image_processing import MOST_SIDE, Processor
+from peftjax.data.inputs.pictures import decode
+from peftjax.data.inputs.pipeline import Pipeline
+from peftjax.data.sources.pictures import PRIOR
+from peftjax.data.sources.types import Example, Header
+from peftjax.errors import UserError
+
+if TYPE_CHECKING:
+  from peftjax.model import Model
+  from peftjax.tasks import Task
+
+
+class CaptionedImages(Input):
+  """Arrays of a batch: `pixel_values` float32 [B, 3, S, S] in [-1, 1], the middle of the picture with its shorter side
+  resized to S, and `input_ids` int32 [B, L], its caption filled up to the text encoder's length; both again behind
+  "prior_" where the data has pictures that should stay.
+
+  Settings:
+    caption: of pictures without one of their own; "{label}" stands for the name of the picture's class.
+    prior_caption: the same of pictures that should stay.
+    caption_dropout: the share of training captions that become empty, so that guidance has what it needs (Ho and
+      Salimans 2022).
+    size: S in pixels; 0: what the denoiser is made for.
+    flip: left and right are exchanged in half of the training pictures.
+    random_crop: training pictures are cut anywhere, in place of the middle.
+  """
+
+  settings = {"caption": "", "prior_caption": "", "caption_dropout": 0.0, "size": 0, "flip": False,
+              "random_crop": False}  # fmt: skip
+
+  def __init__(self, config: ConfigDict, header: Header, task: Task, folder: Path | None = None):
+    super().__init__(config, header, task, folder)
+    dropout, size, fields = self.options.caption_dropout, self.options.size, header.fields
+    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+      raise UserError(f"input.caption_dropout={dropout!r}: expected a share of the captions, at least 0 and below 1")
+    if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= MOST_SIDE:
+      raise UserError(f"input.size={size!r}: expected a whole number of pixels up to {MOST_SIDE}, or 0")
+    if "image" not in fields:
+      held = ", ".join(fields) or "nothing of the kind"
+      raise UserError(f"input.name='captioned_images' reads pictures; {header.name} holds {held}")
+    kinds = [""] + ([PRIOR] if f"{PRIOR}image" in fields else [])
+    for kind in kinds:
+      given = self.options[f"{kind}caption"]
+      if not given and f"{kind}text" not in fields:
+        raise UserError(f"input.{kind}caption is empty, and pictures of {header.name} have no captions; "
+                        "set it, such as 'a photo of sks dog'")  # fmt: skip
+      if "{label}" in given and not header.label_names:
+        raise UserError(f"input.{kind}caption={given!r}: the pictures of {header.name} have no classes")
+    self.kinds = tuple(kinds)
+
+  @functools.cached_property
+  def pipeline(self) -> Pipeline:
+    """The model's folder."""
+    assert self.folder is not None
+    return Pipeline(self.folder.parent if self.folder.name == "tokenizer" else self.folder)
+
+  @property
+  def side(self) -> int:
+    """S."""
+    return int(self.options.size) or self.pipeline.side
+
+  @functools.cached_property
+  def processor(self) -> Processor:
+    """Pictures to S by S pixels in [-1, 1]."""
+    return Processor(shortest=self.side, crop=(self.side, self.side), on_white=True)
+
+  def spec(self, rows: int, length: int) -> Shapes:
+    shapes: Shapes = {}
+    for kind in self.kinds:
+      pixels = (rows, 3, self.side, self.side)
+      shapes[f"{kind}pixel_values"] = jax.ShapeDtypeStruct(pixels, np.dtype(np.float32))
+      shapes[f"{kind}input_ids"] = jax.ShapeDtypeStruct((rows, self.pipeline.length), np.dtype(np.int32))
+    return shapes
+
+  def encode(self, example: Example, rng: Random) -> Batch:
+    batch: Batch = {}
+    for kind in self.kinds:
+      if f"{kind}image" in example:  # pictures that are evaluated have no others beside them
+        batch[f"{kind}pixel_values"] = self._pixels(example, kind, rng)
+        batch[f"{kind}input_ids"] = self.pipeline.ids([self._caption(example, kind, rng)])[0]
+    return batch
+
+  def _caption(self, example: Example, kind: str, rng: Random) -> str:
+    if rng is not None and self.options.caption_dropout and rng.random() < self.options.caption_dropout:
+      return ""
+    if f"{kind}text" in example:
+      return str(example[f"{kind}text"])
+    given, names = str(self.options[f"{kind}caption"]), self.header.label_names
+    return given.replace("{label}", names[int(example["label"])].replace("_", " ")) if "{label}" in given else given
+
+  def _pixels(self, example: Example, kind: str, rng: Random) -> np.ndarray:
+    where = str(example.get(f"{kind}where", self.header.name))
+    picture = decode(example[f"{kind}image"], where, self.processor.on_white)
+    try:
+      picture = self.processor.resized(picture)
+    except UserError as error:
+      raise UserError(f"{where}: {error}") from None
+    if rng is not None and self.options.random_crop:
+      picture = self._cut_anywhere(picture, rng)
+    if rng is not None and self.options.flip:
+      picture = augmenting.flip(picture, rng)
+    return self.processor.numbers(self.processor.cropped(picture))
+
+  def _cut_anywhere(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    left, top = (int(rng.integers(size - self.side + 1)) for size in picture.size)
+    return picture.crop((left, top, left + self.side, top + self.side))
+
+  def fingerprint(self) -> str:
+    how = (super().fingerprint(), self.side, self.pipeline.length, self.kinds, self.pipeline.tokenizer.fingerprint())
+    return hashlib.sha256(repr(how).encode()).hexdigest()
+
+  def check(self, model: Model) -> None:
+    parts = getattr(model.family, "parts", {})
+    if "text_encoder" not in parts:
+      raise UserError(f"input.name='captioned_images': {model.architecture} has no component text_encoder")
+    self.pipeline.tokenizer.check_fits(int(parts["text_encoder"].hf_config["vocab_size"]))
