@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from peftjax.errors import UserError
-from peftjax.kinds import NAME, SETTINGS, whole
+from peftjax.kinds import NAME, whole
 from peftjax.models.clip_layers import ClipEncoder
-from peftjax.models.config_fields import COMMON, EPSILON, FEATURES, HEADS, LAYERS, RATE, REAL, Field, Table, fields_for
+from peftjax.models.config_fields import COMMON, EPSILON, FEATURES, HEADS, LAYERS, RATE, Field, Table, fields_for
 from peftjax.models.family import ENCODER, IMAGE_CLASSIFICATION, Architecture, Family, check_heads
 from peftjax.models.layers import Runtime, activation
 from peftjax.models.resampling import bicubic
@@ -201,30 +201,15 @@ VISION_TABLE = COMMON | Table(
     }
   ),
 )
-CLIP_TABLE = COMMON | Table(
-  read={
-    "vision_config": Field(SETTINGS.or_null),
-    "projection_dim": Field(FEATURES, 512),
-    "initializer_factor": Field(REAL, 1.0),
-  },
-  ignored=(VISION_TABLE.ignored | VISION_TABLE.read.keys())
-  - COMMON.read.keys()
-  - {"vision_config", "projection_dim", "initializer_factor"},
-)
 
 
 def parse(hf_config: Mapping[str, Any]) -> ClipVisionConfig:
-  """The config of a config.json of the tower, or of both, of which the image tower's is taken.
+  """The config of a config.json of the tower.
 
   Raises:
     UserError: a field of another type or out of range, or sizes that do not fit together.
   """
-  if hf_config["model_type"] == "clip":
-    both = CLIP_TABLE.values(hf_config)
-    given = VISION_TABLE.values(both["vision_config"] or {})
-    given |= {"projection_dim": both["projection_dim"], "num_labels": both["num_labels"]}
-  else:
-    given = VISION_TABLE.values(hf_config)
+  given = VISION_TABLE.values(hf_config)
   given |= {name: PIXELS(given[name]) for name in ("image_size", "patch_size")}
   config = ClipVisionConfig(**fields_for(given, ClipVisionConfig))
   check_heads(config.hidden_size, config.num_attention_heads)
@@ -235,37 +220,39 @@ def parse(hf_config: Mapping[str, Any]) -> ClipVisionConfig:
   return config
 
 
-def _inputs(config: ClipVisionConfig) -> dict[str, Any]:
+def inputs(config: ClipVisionConfig) -> dict[str, Any]:
+  """Example inputs: a picture of the size that positions were learned for."""
   return {"pixel_values": jax.ShapeDtypeStruct((1, config.num_channels, *config.image_size), jnp.float32)}
 
 
-_CLASSES = {
-  "CLIPVisionModelWithProjection": Architecture(ClipVisionModelWithProjection, ENCODER, "vision_model"),
+_READS = ("pixel_values",)
+CLASSES = {
+  "CLIPVisionModelWithProjection": Architecture(ClipVisionModelWithProjection, ENCODER, "vision_model", reads=_READS),
   "CLIPForImageClassification": Architecture(
-    ClipForImageClassification, IMAGE_CLASSIFICATION, "vision_model", ("classifier",)
+    ClipForImageClassification, IMAGE_CLASSIFICATION, "vision_model", ("classifier",), _READS
   ),
 }
-_TOWER = {"CLIPVisionModel": Architecture(ClipVisionModel, ENCODER)}
+UNUSED = (
+  r"text_model\..*",
+  r"text_projection\.weight",
+  r"visual_projection\.weight",
+  r"logit_scale",
+  r"classifier\..*",
+  r"(.*\.)?position_ids",
+)
 
 
-def _family(model_type: str, table: Table, architectures: Mapping[str, Architecture]) -> Family:
-  return Family(
-    model_types=(model_type,),
-    table=table,
-    parse=parse,
-    architectures=architectures,
-    stacks=lambda config: {"encoder.layers": config.num_hidden_layers},
-    inputs=_inputs,
-    unused=(
-      r"text_model\..*",
-      r"text_projection\.weight",
-      r"visual_projection\.weight",
-      r"logit_scale",
-      r"classifier\..*",
-      r"(.*\.)?position_ids",
-    ),
-  )
+def stacks(config: ClipVisionConfig) -> dict[str, int]:
+  """The tower's layers, below it."""
+  return {"encoder.layers": config.num_hidden_layers}
 
 
-CLIP = _family("clip", CLIP_TABLE, _CLASSES)
-CLIP_VISION = _family("clip_vision_model", VISION_TABLE, {**_TOWER, **_CLASSES})
+CLIP_VISION = Family(
+  model_types=("clip_vision_model",),
+  table=VISION_TABLE,
+  parse=parse,
+  architectures={"CLIPVisionModel": Architecture(ClipVisionModel, ENCODER), **CLASSES},
+  stacks=stacks,
+  inputs=inputs,
+  unused=UNUSED,
+)

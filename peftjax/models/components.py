@@ -97,7 +97,7 @@ def composite_family(parts: Mapping[str, Part], folder: Path | None = None) -> C
     parse=lambda hf_config: None,
     architectures={CLASS_NAME: Architecture(build, COMPOSITE, head=tuple(heads))},
     stacks=lambda config: {},
-    inputs=lambda config: {name: part.family.inputs(part.config) for name, part in parts.items()},
+    inputs=lambda config: {name: part.family.inputs_of(part.architecture, part.config) for name, part in parts.items()},
     parts=dict(parts),
     folder=folder,
   )

@@ -47,6 +47,7 @@ class Architecture:
     prefix: where the bare model stands in the tree; "" if it is the bare model.
     head: dotted prefixes of the leaves that a new task needs.
     reads: which of the family's inputs; () for all of them.
+    stacks: config -> {dotted path: layers}, where the class has others than its family says.
   """
 
   build: Callable[[Any, Runtime], nn.Module]
@@ -54,6 +55,7 @@ class Architecture:
   prefix: str = ""
   head: tuple[str, ...] = ()
   reads: tuple[str, ...] = ()
+  stacks: Callable[[Any], dict[str, int]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,8 +139,9 @@ class Family:
 
   def all_stacks(self, architecture: str, config: Any) -> dict[str, int]:
     """Dotted path of each stack of layers -> layers, however they are stored."""
-    prefix = self.architectures[architecture].prefix
-    return {f"{prefix}.{path}" if prefix else path: count for path, count in self.stacks(config).items()}
+    own = self.architectures[architecture]
+    stacks = (own.stacks or self.stacks)(config)
+    return {f"{own.prefix}.{path}" if own.prefix else path: count for path, count in stacks.items()}
 
 
 def check_heads(hidden_size: int, heads: int) -> None:

@@ -36,7 +36,7 @@ def to_checkpoint(family: Family, params: masks.Tree, stacks: Mapping[str, int])
     value = np.asarray(leaf)
     axes = checkpoint_axes(family, name, value.ndim)
     value = value if axes is None else value.transpose(np.argsort(axes))
-    tensors[checkpoint_key(family, name)] = np.ascontiguousarray(value)
+    tensors[checkpoint_key(family, name)] = np.ascontiguousarray(value).reshape(value.shape)  # of a scalar too
   return tensors
 
 

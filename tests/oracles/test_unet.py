@@ -148,7 +148,7 @@ def test_bfloat16_is_near():
   reference, folder, inputs = case("sd1")
   with torch.no_grad():
     expected = run(reference, inputs).numpy()
-  found = peftjax.load(folder, "bfloat16")(**inputs)["sample"]
+  found = peftjax.load(folder, dtype="bfloat16")(**inputs)["sample"]
   assert found.dtype == jnp.bfloat16
   assert np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
 
