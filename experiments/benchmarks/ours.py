@@ -32,10 +32,8 @@ def dtypes_of(precision: str, method: str) -> tuple[str, str | None]:
 def model_of(shape: Shape, method: Mapping[str, Any], precision: str, **runtime: Any) -> Model:
   """The model of shapes alone with its method."""
   dtype, compute = dtypes_of(precision, str(method["name"]))
-  labels = 2 if shape.task == "text_classification" else 0
-  base = from_config(
-    shape.hf_config, dtype, task=shape.task, num_labels=labels, runtime=Runtime(compute_dtype=compute, **runtime)
-  )
+  run = Runtime(compute_dtype=compute, **runtime)
+  base = from_config(shape.hf_config, dtype, task=shape.task, num_labels=shape.labels, runtime=run)
   return base.add(methods.build(method), jax.random.key(1))
 
 
@@ -78,7 +76,7 @@ class Ours:
     config = config_lib.default()
     with config.unlocked():
       config.method = self.method
-    self._task = tasks.make(shape.task, ("a", "b") if shape.task == "text_classification" else ())
+    self._task = tasks.make(shape.task, ("a", "b") if shape.labels else ())
     self._mesh = mesh_lib.make_mesh(config.mesh, jax.devices()[:1])
     self._model = model_of(shape, method, precision, **self.runtime)
     self._program = run_lib.program(config, self._task, self._model, self._mesh, 1000)
@@ -143,8 +141,7 @@ def model_flops(shape: Shape, method: str) -> float:
   Products with weights, and attention's two: 4 · S · heads · head size a token and layer forward, half of it where no
   token sees a later one, times 3. Adapters' own products and weight gradients are left out, as is the embedding lookup.
   """
-  labels = 2 if shape.task == "text_classification" else 0
-  model = from_config(shape.hf_config, task=shape.task, num_labels=labels)
+  model = from_config(shape.hf_config, task=shape.task, num_labels=shape.labels)
   per_weight = 6 if method == "full" else 4
   encoder, decoder = shape.rows * shape.length, shape.rows * shape.targets
   total = 0.0
@@ -159,7 +156,7 @@ def model_flops(shape: Shape, method: str) -> float:
     total += per_weight * tokens * math.prod(leaf.shape)
   hf = model.hf_config
   hidden = int(hf.get("hidden_size", hf.get("n_embd", hf.get("d_model", 768))))
-  if hf.get("tie_word_embeddings", True) and shape.task != "text_classification":
+  if hf.get("tie_word_embeddings", True) and not shape.labels:
     total += per_weight * (decoder or encoder) * hidden * int(hf["vocab_size"])
   return total + 3 * _attention_flops(shape, model, hidden)
 

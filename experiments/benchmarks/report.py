@@ -53,6 +53,7 @@ def page(record: Mapping[str, Found], images: Path) -> str:
     "smoke": smoke,
   }
   parts += [write(record[name], images) for name, write in sections.items() if name in record]
+  parts += [cpu_steps(record["cpu_training_steps"], record["cpu_training_steps_before"])]
   parts += [profile(found) for name, found in record.items() if name.startswith("profile_")]
   return "\n".join([*parts, missing(record), COMMANDS_TEXT]).rstrip() + "\n"
 
@@ -102,6 +103,37 @@ def training_steps(found: Found, images: Path) -> str:
     f"own: {found['rounds']} rounds of {found['steps']} steps. Memory is the allocators' own peak. Limits: random "
     f"weights and full rows; one machine; eager torch is held up by its host at small batches, and where "
     f"`torch.compile` was not reached it may be the faster peer.\n{not_run}\n"
+    f"    {found['command']}\n"
+  )
+
+
+def cpu_steps(found: Found, before: Found) -> str:
+  """Ratios of a step on a CPU: against torch, and against the same step before its products were ones of matrices."""
+  earlier = {(row["shape"], row["method"]): row["rivals"]["peftjax"] for row in before["rows"]}
+  lines = ["| model | method | torch's computing over ours | torch's time over ours, by round | ours before over now |"]
+  lines[0] += " temporary bytes now over before | peak memory over torch's |"
+  lines.append("|---|---|---|---|---|---|---|")
+  for row in found["rows"]:
+    mine, old = row["rivals"]["peftjax"], earlier.get((row["shape"], row["method"]))
+    work, times, bytes_ = "", "", ""
+    if old and "cpu_seconds" in old:
+      work = f"{old['cpu_seconds']['least'] / mine['cpu_seconds']['least']:.2f}"
+      bytes_ = f"{mine['temp_bytes'] / old['temp_bytes']:.2f}"
+    if "work" in row:
+      times = f"{row['speedups']['least']:.2f} to {row['speedups']['most']:.2f}"
+    against = f"{row['work']:.2f}" if "work" in row else ""
+    memory = f"{row['memory']:.2f}" if "memory" in row else ""
+    lines.append(f"| {row['shape']} | {row['method']} | {against} | {times} | {work} | {bytes_} | {memory} |")
+  return (
+    f"## Training steps on a CPU\n\n{found['device']}, {found['precision']}, models of {found['layers']} layers of "
+    "their published size; LoRA of rank 8 on all linear modules. *Computing* is the processor time of a step over all "
+    f"threads, least of {found['rounds']}: the machine did much else meanwhile, so that times show little but their "
+    "range. Torch's threads wait by spinning, which counts as computing.\n\n" + "\n".join(lines) + "\n\n"
+    "*Before* is the same command where a sequence's products were not ones of matrices: for products that contract "
+    "or keep several axes the compiler copies operands transposed, and computes within such a copy, against the order "
+    "of the rows, whatever the gradient comes from. Dropout's draws hashed in a loop over whole arrays, and of an "
+    "activation the backward pass kept up to three arrays where it needs one. The memory of a step is given back after "
+    "it, and its pages are made anew in the next, about a quarter of a million a GiB.\n\n"
     f"    {found['command']}\n"
   )
 
@@ -250,7 +282,7 @@ dispatched one after the other, without a loader.
 COMMANDS_TEXT = """
 ## Commands
 
-    python -m experiments.benchmarks.training_steps --size=small   # a CPU: BERT-base, GPT-2, a 135M LLaMA, T5-small
+    python -m experiments.benchmarks.training_steps --size=small   # a CPU: BERT-base, GPT-2, LLaMA, T5-small, ViT-B/16
     python -m experiments.benchmarks.training_steps --size=large   # one accelerator of 80 GB
     python -m experiments.benchmarks.attention
     python -m experiments.benchmarks.methods --shape=bert-base
@@ -258,7 +290,7 @@ COMMANDS_TEXT = """
     python -m experiments.accelerator.smoke
     experiments/accelerator/run_all.sh OUT environment smoke prepare steps attention profile methods
 
-The CPU's table of ratios has its command above and no figures yet.
+A CPU's figures of all layers need a machine without other work: `training_steps --size=small` without `--layers`.
 """
 
 

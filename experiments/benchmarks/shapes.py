@@ -41,8 +41,9 @@ class Shape:
   Attributes:
     hf_config: config.json.
     task: of `peftjax.tasks`.
-    rows, length: of the batch, in tokens; every row is full.
+    rows, length: of the batch, in tokens (patches and the class token); every row is full.
     targets: tokens of an encoder-decoder's target.
+    peer_targets: `targets_of_lora` where transformers has renamed the modules since.
     targets_of_lora: names of all linear modules in the layers, as published `target_modules` spell them.
   """
 
@@ -52,15 +53,33 @@ class Shape:
   length: int
   targets_of_lora: tuple[str, ...]
   targets: int = 0
+  peer_targets: tuple[str, ...] = ()
 
   @property
   def tokens(self) -> int:
     """Tokens of a batch, an encoder-decoder's targets included."""
     return self.rows * (self.length + self.targets)
 
+  def of_layers(self, count: int) -> Shape:
+    """The same with so many layers in each stack; 0: as it is."""
+    known = {"gpt2": ("n_layer",), "t5": ("num_layers", "num_decoder_layers")}
+    names = known.get(str(self.hf_config["model_type"]), ("num_hidden_layers",)) if count else ()
+    return dataclasses.replace(self, hf_config={**self.hf_config, **dict.fromkeys(names, count)})
+
+  @property
+  def labels(self) -> int:
+    """How many a classifier has; 0 of language models."""
+    return 2 if self.task.endswith("classification") else 0
+
   def batch(self, seed: int = 0) -> dict[str, np.ndarray]:
     """A batch as `peftjax.data` collates it. Rows of a decoder are full, so that they need no mask."""
     random = np.random.default_rng(seed)
+    if self.task == "image_classification":
+      side = int(self.hf_config["image_size"])
+      pixels = random.normal(size=(self.rows, 3, side, side)).astype(np.float32)
+      labels = random.integers(2, size=self.rows).astype(np.int32)
+      weight, index = np.ones(self.rows, np.float32), np.arange(self.rows, dtype=np.int32)
+      return {"pixel_values": pixels, "labels": labels, "weight": weight, "index": index}
     rows, vocabulary = self.rows, int(self.hf_config["vocab_size"])
     ids = random.integers(5, vocabulary, (rows, self.length)).astype(np.int32)
     found = {"input_ids": ids, "weight": np.ones(rows, np.float32), "index": np.arange(rows, dtype=np.int32)}
@@ -91,6 +110,17 @@ def llama(
   }
 
 
+def vit(side: int, **more: Any) -> dict[str, Any]:
+  """config.json of a ViT on pictures of `side` pixels."""
+  return {
+    "model_type": "vit",
+    "architectures": ["ViTForImageClassification"],
+    "image_size": side,
+    "patch_size": 16,
+    **more,
+  }
+
+
 def t5(width: int, inner: int, layers: int, heads: int) -> dict[str, Any]:
   """config.json of a T5 of the first version."""
   return {**T5, "d_model": width, "d_ff": inner, "num_layers": layers, "num_decoder_layers": layers, "num_heads": heads}
@@ -99,6 +129,7 @@ def t5(width: int, inner: int, layers: int, heads: int) -> dict[str, Any]:
 _BERT_TARGETS = ("query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense")
 _LLAMA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _T5_TARGETS = ("q", "k", "v", "o", "wi", "wo")
+_VIT_PEER_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2")
 _ROBERTA_LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
 _LLAMA_1B = llama(2048, 8192, 16, 32, 8, 128256, rope_theta=500000.0, head_dim=64)
 _LLAMA_3B = llama(3072, 8192, 28, 24, 8, 128256, rope_theta=500000.0, head_dim=128)
@@ -112,6 +143,7 @@ SHAPES: dict[str, dict[str, Shape]] = {
     ),
     "llama-135m": Shape(llama(576, 1536, 30, 9, 3, 49152), "causal_lm", 2, 256, _LLAMA_TARGETS),
     "t5-small": Shape(t5(512, 2048, 6, 8), "seq2seq_lm", 4, 128, _T5_TARGETS, targets=64),
+    "vit-b16": Shape(vit(224), "image_classification", 4, 197, _BERT_TARGETS, peer_targets=_VIT_PEER_TARGETS),
   },
   "large": {
     "roberta-large": Shape({**ROBERTA, **_ROBERTA_LARGE}, "text_classification", 32, 128, _BERT_TARGETS),
@@ -130,6 +162,10 @@ SHAPES: dict[str, dict[str, Shape]] = {
        "n_head": 2}, "causal_lm", 2, 16, ("c_attn", "c_proj", "c_fc"),
     ),
     "tiny-t5": Shape(t5(32, 64, 2, 2), "seq2seq_lm", 2, 16, _T5_TARGETS, targets=8),
+    "tiny-vit": Shape(
+      vit(64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2),
+      "image_classification", 2, 17, _BERT_TARGETS, peer_targets=_VIT_PEER_TARGETS,
+    ),
   },
 }  # fmt: skip
 

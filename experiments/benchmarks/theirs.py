@@ -41,8 +41,10 @@ class Theirs:
     if self.method == "lora":
       peft, _ = self._loaded
       kind = {"text_classification": "SEQ_CLS", "causal_lm": "CAUSAL_LM", "seq2seq_lm": "SEQ_2_SEQ_LM"}
+      targets = self.shape.peer_targets or self.shape.targets_of_lora
+      head = ["classifier"] if self.shape.labels else None
       settings = peft.LoraConfig(
-        r=8, lora_alpha=8, target_modules=list(self.shape.targets_of_lora), task_type=kind[self.shape.task]
+        r=8, lora_alpha=8, target_modules=list(targets), task_type=kind.get(self.shape.task), modules_to_save=head
       )
       model = peft.get_peft_model(model, settings)
     self.model = model.to(self.device).train()
@@ -56,8 +58,10 @@ class Theirs:
           layer.compile(dynamic=False)
     self._call: Any = torch.compile(self.model, dynamic=False) if self.compiled == "whole" else self.model
     given = {name: torch.as_tensor(array).to(self.device) for name, array in self.shape.batch().items()}
-    names = ("input_ids", "attention_mask", "labels")
-    self._batch = {name: given[name].long() for name in names if name in given}
+    names = ("input_ids", "attention_mask", "pixel_values", "labels")
+    self._batch = {
+      name: given[name] if name == "pixel_values" else given[name].long() for name in names if name in given
+    }
 
   def run(self) -> Any:
     """One update; the result need not be ready."""
@@ -96,6 +100,7 @@ def _model(shape: Shape, dtype: torch.dtype) -> Any:
     "text_classification": transformers.AutoModelForSequenceClassification,
     "causal_lm": transformers.AutoModelForCausalLM,
     "seq2seq_lm": transformers.AutoModelForSeq2SeqLM,
+    "image_classification": transformers.AutoModelForImageClassification,
   }
   return heads[shape.task].from_config(config, dtype=dtype)
 

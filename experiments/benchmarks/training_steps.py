@@ -7,7 +7,8 @@ Forward pass, loss, backward pass, clipping and AdamW on both sides: the same sh
 of rank 8 on all linear modules of the layers. Weights and tokens are random; no network is needed. Each rival is a
 process of its own (`rival.py`). On a CPU the rivals of a case take their steps in turns; an accelerator's memory holds
 one after the other, and the next one's imports run meanwhile. Peak memory is that of the device's allocator; on a CPU
-the growth of the process over its start.
+the growth of the process over its start. Beside the time of a step stands the time that the process computed, over all
+of its threads, of which other work on the machine takes less away.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ def cases(flags: argparse.Namespace) -> list[list[dict[str, Any]]]:
       if method == "full" and shape in ONLY_LORA:
         continue
       base = {"shape": shape, "method": method, "precision": flags.precision, "cache": flags.cache}
+      base["layers"] = flags.layers
       rivals = flags.rivals.split(",")
       found.append([base | {"rival": rival, "compiled": flags.compiled} for rival in rivals])
   return found
@@ -89,7 +91,7 @@ def together(rivals: list[dict[str, Any]], flags: argparse.Namespace, report: An
 
 
 def _with(found: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
-  return answer | {"seconds": [*found["seconds"], answer["seconds"]]}
+  return answer | {name: [*found.get(name, ()), answer[name]] for name in ("seconds", "cpu_seconds")}
 
 
 def table(rows: list[dict[str, Any]], peak: float) -> list[dict[str, Any]]:
@@ -103,7 +105,8 @@ def table(rows: list[dict[str, Any]], peak: float) -> list[dict[str, Any]]:
     grouped.setdefault((row["shape"], row["method"]), {})[row["rival"]] = row
   found = []
   for (shape, method), rivals in grouped.items():
-    flops, tokens = model_flops(find(shape), method), find(shape).tokens
+    layers = next(iter(rivals.values())).get("layers", 0)
+    flops, tokens = model_flops(find(shape).of_layers(layers), method), find(shape).tokens
     one: dict[str, Any] = {"shape": shape, "method": method, "model_flops": flops, "tokens": tokens, "rivals": {}}
     for name, row in rivals.items():
       if not row.get("seconds"):
@@ -112,6 +115,7 @@ def table(rows: list[dict[str, Any]], peak: float) -> list[dict[str, Any]]:
       times = summary(row["seconds"])
       one["rivals"][name] = {
         "seconds": times,
+        "cpu_seconds": summary(row["cpu_seconds"]),
         "tokens_per_second": tokens / times["median"],
         "utilisation": flops / times["median"] / peak,
         "peak_bytes": row.get("peak_bytes"),
@@ -125,6 +129,8 @@ def table(rows: list[dict[str, Any]], peak: float) -> list[dict[str, Any]]:
       mine = measured["peftjax"]
       one["best_peer"] = best
       one["speedup"] = peers[best]["seconds"]["median"] / mine["seconds"]["median"]
+      one["speedups"] = summary([a / b for a, b in zip(rivals[best]["seconds"], rivals["peftjax"]["seconds"])])
+      one["work"] = peers[best]["cpu_seconds"]["least"] / mine["cpu_seconds"]["least"]
       if mine.get("peak_bytes") and peers[best].get("peak_bytes"):
         one["memory"] = mine["peak_bytes"] / min(value["peak_bytes"] for value in peers.values())
     found.append(one)
@@ -141,6 +147,7 @@ def main() -> None:
   parser.add_argument("--precision", default="", help="float32 on a CPU, bfloat16 on an accelerator")
   parser.add_argument("--compiled", choices=("whole", "layers"), default="", help="how torch.compile is used")
   parser.add_argument("--turns", choices=("together", "alone"), default="")
+  parser.add_argument("--layers", type=int, default=0, help="so many of the same size, in place of all")
   parser.add_argument("--rounds", type=int, default=7)
   parser.add_argument("--steps", type=int, default=0, help="in a round")
   parser.add_argument("--patience", type=float, default=900.0, help="seconds for one answer")
@@ -167,7 +174,9 @@ def main() -> None:
 
   def report(case: dict[str, Any], found: dict[str, Any]) -> None:
     rows.append({**case, **found})
-    settings = {key: getattr(flags, key) for key in ("size", "precision", "compiled", "turns", "rounds", "steps")}
+    settings = {
+      key: getattr(flags, key) for key in ("size", "precision", "compiled", "turns", "rounds", "steps", "layers")
+    }
     made = {"command": command_of("experiments.benchmarks.training_steps"), **settings}
     record("training_steps", {**made, "matmul_flops_per_second": peak, "rows": table(rows, peak)}, flags.out)
     short = {key: found.get(key) for key in ("failed", "loss", "peak_bytes", "started", "prepared")}
