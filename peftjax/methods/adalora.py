@@ -29,6 +29,7 @@ from peftjax.errors import UserError
 from peftjax.methods import targets as default_targets
 from peftjax.methods.base import Call, Context, Leaves
 from peftjax.methods.linear import LinearMethod
+from peftjax.placement import matmul
 from peftjax.sites import Site
 
 _LEAVES = ("lora_a", "lora_b", "lora_e")
@@ -94,7 +95,7 @@ class AdaLoRA(LinearMethod):
 
   def after(self, leaves: Leaves, x: jax.Array, y: jax.Array, site: Site, call: Call) -> jax.Array:
     a, b, e = (leaves[name].astype(y.dtype) for name in _LEAVES)
-    return y + call.product(call.dropout(x.astype(y.dtype), self.dropout), a) * (self._scale * e) @ b
+    return y + matmul(call.product(call.dropout(x.astype(y.dtype), self.dropout), a) * (self._scale * e), b)
 
   def delta(self, leaves: Leaves, base: Leaves, site: Site, shared: Leaves) -> Leaves:
     del base, shared

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from peftjax import masks
 from peftjax.errors import UserError, nearest
 from peftjax.methods.base import Call, Context, Leaves, Targeted
+from peftjax.placement import matmul
 from peftjax.sites import Site
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -85,8 +86,8 @@ class Bottleneck(Targeted):
     down_kernel, down_bias, up_kernel, up_bias = (
       leaves[name].astype(x.dtype) for name in ("down_kernel", "down_bias", "up_kernel", "up_bias")
     )
-    hidden = ACTIVATIONS[self.activation](x @ down_kernel + down_bias)
-    return call.dropout(hidden, self.dropout) @ up_kernel + up_bias
+    hidden = ACTIVATIONS[self.activation](matmul(x, down_kernel) + down_bias)
+    return matmul(call.dropout(hidden, self.dropout), up_kernel) + up_bias
 
 
 def near_zero(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from peftjax.draws import bernoulli
 from peftjax.methods.base import Call, Leaves
 
 
@@ -33,7 +34,7 @@ def dropping(draw: Callable[[], jax.Array | None]) -> Callable[[jax.Array, float
     key = None if rate == 0.0 else draw()
     if key is None:
       return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    keep = bernoulli(key, 1.0 - rate, x.shape)
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
 
   return drop

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from peftjax.methods.base import Call, Leaves
 from peftjax.methods.linear import LinearMethod, uniform_by_fan
+from peftjax.placement import matmul
 from peftjax.sites import Site
 
 
@@ -53,7 +54,7 @@ class HRA(LinearMethod):
 
   def before(self, leaves: Leaves, x: jax.Array, site: Site, call: Call) -> jax.Array:
     u, t = self._factors(leaves)
-    return x - x @ u.astype(x.dtype) @ t.astype(x.dtype) @ u.T.astype(x.dtype)
+    return x - matmul(matmul(matmul(x, u.astype(x.dtype)), t.astype(x.dtype)), u.T.astype(x.dtype))
 
   def delta(self, leaves: Leaves, base: Leaves, site: Site, shared: Leaves) -> Leaves:
     u, t = self._factors(leaves)

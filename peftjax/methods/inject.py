@@ -25,6 +25,7 @@ from peftjax.methods.base import Call, Leaves
 from peftjax.methods.bound import Bound
 from peftjax.methods.calls import dropping
 from peftjax.methods.discovery import arguments_of
+from peftjax.placement import in_rows
 from peftjax.quantize import dequantize, is_quantized
 from peftjax.sites import ARRAY_KINDS, Folding, Site
 
@@ -229,7 +230,7 @@ def _quantized_product(module: nn.Dense, x: jax.Array) -> jax.Array:
   @jax.checkpoint
   def product(kernel: Any, x: jax.Array) -> jax.Array:
     x, kernel = nn.dtypes.promote_dtype(x, dequantize(kernel, module.param_dtype), dtype=module.dtype)
-    return jnp.dot(x, kernel, precision=module.precision)
+    return in_rows(lambda rows: jnp.dot(rows, kernel, precision=module.precision), x)
 
   y = product(_kernel(module), x)
   return y + module.get_variable("params", "bias").astype(y.dtype) if module.use_bias else y
@@ -268,7 +269,9 @@ def _product(module: Any, site: Site, x: jax.Array, kernel: jax.Array, **changes
   """
   if site.kind == "linear":
     one = functools.partial(jnp.dot, precision=module.precision)
-    return jax.vmap(one, in_axes=(-2, 0), out_axes=-2)(x, kernel) if kernel.ndim > 2 else one(x, kernel)
+    if kernel.ndim > 2:
+      return jax.vmap(one, in_axes=(-2, 0), out_axes=-2)(x, kernel)
+    return in_rows(lambda rows: one(rows, kernel), x)
   other = module.clone(parent=None, name=_BARE, features=kernel.shape[-1], use_bias=False, **changes)
   found: jax.Array = other.apply({"params": site.unfold({"kernel": kernel})}, x)
   return found

@@ -14,6 +14,7 @@ from peftjax.errors import UserError, nearest
 from peftjax.methods import targets as default_targets
 from peftjax.methods.base import Call, Context, Targeted
 from peftjax.patterns import full_match
+from peftjax.placement import matmul
 from peftjax.sites import Site
 
 
@@ -74,7 +75,7 @@ def low_rank(x: Any, *factors: Any, dtype: Any) -> Any:
   """((x A) B) ..., left-associated, in `dtype`: thin products instead of a full-size one."""
   product = x.astype(dtype)
   for factor in factors:
-    product = product @ factor.astype(dtype)
+    product = matmul(product, factor.astype(dtype))
   return product
 
 

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from peftjax.methods.base import Call, Leaves
 from peftjax.methods.linear import LinearMethod, by_pattern, dropout_mask, uniform_by_fan
+from peftjax.placement import matmul
 from peftjax.sites import Site
 
 
@@ -97,7 +98,9 @@ class LoHa(LinearMethod):
     columns = jnp.einsum("ik,il->ikl", leaves["hada_w1_b"], leaves["hada_w2_b"]).reshape(site.shape[0], -1)
     rows = jnp.einsum("ko,lo->klo", leaves["hada_w1_a"], leaves["hada_w2_a"]).reshape(-1, site.shape[1])
     outputs *= self.settings(site.names[0])[1]
-    return y + x.astype(y.dtype) @ columns.astype(y.dtype) @ rows.astype(y.dtype) * outputs.astype(y.dtype)
+    return y + matmul(matmul(x.astype(y.dtype), columns.astype(y.dtype)), rows.astype(y.dtype)) * outputs.astype(
+      y.dtype
+    )
 
   def delta(self, leaves: Leaves, base: Leaves, site: Site, shared: Leaves) -> Leaves:
     del base, shared

@@ -24,6 +24,7 @@ from peftjax.errors import UserError, nearest
 from peftjax.methods.base import Call, Leaves
 from peftjax.methods.linear import LinearMethod, by_pattern, dropout_mask, uniform_by_fan
 from peftjax.methods.loha import is_tucker, tucker
+from peftjax.placement import matmul
 from peftjax.sites import Site
 
 INITS = ("default", "lycoris")
@@ -107,10 +108,10 @@ class LoKr(LinearMethod):
     in_1, in_2 = factor_pair(site.shape[0], self.decompose_factor)
     update = x.astype(y.dtype).reshape(*x.shape[:-1], in_1, in_2)
     for factor in _factors(leaves, "lokr_w2"):
-      update = update @ factor.astype(y.dtype)
+      update = matmul(update, factor.astype(y.dtype))
     update = jnp.swapaxes(update, -1, -2)
     for factor in _factors(leaves, "lokr_w1"):
-      update = update @ factor.astype(y.dtype)
+      update = matmul(update, factor.astype(y.dtype))
     outputs *= self.settings(site.names[0])[1]
     return y + jnp.swapaxes(update, -1, -2).reshape(y.shape) * outputs.astype(y.dtype)
 

@@ -24,6 +24,7 @@ from peftjax.errors import UserError, nearest
 from peftjax.methods.base import Call, Context, Leaves
 from peftjax.methods.linear import LinearMethod, by_pattern
 from peftjax.methods.loftq import loftq, principal_product
+from peftjax.placement import matmul
 from peftjax.sites import Site
 
 INITS = ("kaiming", "gaussian", "orthogonal", "pissa", "olora", "loftq")
@@ -151,14 +152,17 @@ class LoRA(LinearMethod):
     """The scaled low-rank part of the output."""
     if site.kind == "unembedding":  # x (A B)ᵀ
       a, b = (call.base(name).astype(dtype) for name in ("lora_a", "lora_b"))
-      return jnp.asarray(self.scale(leaves, site), dtype) * ((x.astype(dtype) @ b.T) @ a.T)
+      return matmul(jnp.asarray(self.scale(leaves, site), dtype) * matmul(x.astype(dtype), b.T), a.T)
+    scale = jnp.asarray(self.scale(leaves, site), dtype)  # of the thin product, not of the whole output
     dropped = x if site.kind == "embedding" else call.dropout(x.astype(dtype), self.dropout)
-    total = _raised(_image(dropped, leaves["lora_a"], dtype, site, call), leaves["lora_b"].astype(dtype), site.groups)
+    image = scale * _image(dropped, leaves["lora_a"], dtype, site, call)
+    total = _raised(image, leaves["lora_b"].astype(dtype), site.groups)
     if "lora_a_init" in leaves:
-      total -= _image(x, leaves["lora_a_init"], dtype, site, call) @ leaves["lora_b_init"].astype(dtype)
+      image = scale * _image(x, leaves["lora_a_init"], dtype, site, call)
+      total -= matmul(image, leaves["lora_b_init"].astype(dtype))
     if "lora_b_bias" in leaves:
-      total += leaves["lora_b_bias"].astype(dtype)
-    return jnp.asarray(self.scale(leaves, site), dtype) * total
+      total += scale * leaves["lora_b_bias"].astype(dtype)
+    return total
 
   def delta(self, leaves: Leaves, base: Leaves, site: Site, shared: Leaves) -> Leaves:
     del shared
@@ -219,7 +223,7 @@ def _image(x: jax.Array, a: jax.Array, dtype: Any, site: Site, call: Call) -> ja
   if site.kind == "embedding":
     return jnp.take(a, x, axis=0).astype(dtype)
   if site.kind == "linear":
-    return x.astype(dtype) @ a.astype(dtype)
+    return matmul(x.astype(dtype), a.astype(dtype))
   if site.groups > 1:
     return call.product(x, a, feature_group_count=1).astype(dtype)
   if call.rerun is None:
@@ -230,7 +234,7 @@ def _image(x: jax.Array, a: jax.Array, dtype: Any, site: Site, call: Call) -> ja
 def _raised(x: jax.Array, b: jax.Array, groups: int) -> jax.Array:
   """x B; of several groups, each group's features from its share of the rank."""
   if groups == 1:
-    return x @ b
+    return matmul(x, b)
   rank, features = b.shape
   parts = jnp.einsum("...gr,rgo->...go", x.reshape(*x.shape[:-1], groups, rank), b.reshape(rank, groups, -1))
   return parts.reshape(*x.shape[:-1], features)

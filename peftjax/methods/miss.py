@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from peftjax.errors import UserError, nearest
 from peftjax.methods.base import Call, Context, Leaves
 from peftjax.methods.linear import LinearMethod
+from peftjax.placement import matmul
 from peftjax.sites import Site
 
 INITS = ("balance", "bat", "mini")
@@ -71,7 +72,7 @@ class MiSS(LinearMethod):
     shards = call.dropout(x.astype(y.dtype), self.dropout)
     shards = jnp.pad(shards, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % self.rank)])
     sums = shards.reshape(*x.shape[:-1], -1, self.rank).sum(axis=-2)
-    return y + self._repeated(sums @ leaves["miss_block"].astype(y.dtype), site)
+    return y + self._repeated(matmul(sums, leaves["miss_block"].astype(y.dtype)), site)
 
   def delta(self, leaves: Leaves, base: Leaves, site: Site, shared: Leaves) -> Leaves:
     del shared

@@ -23,6 +23,7 @@ import numpy as np
 from peftjax.methods import torch_random
 from peftjax.methods.base import Call, Leaves
 from peftjax.methods.linear import LinearMethod
+from peftjax.placement import matmul
 from peftjax.sites import Site
 
 
@@ -86,7 +87,7 @@ class RandLoRA(LinearMethod):
 
   def after(self, leaves: Leaves, x: jax.Array, y: jax.Array, site: Site, call: Call) -> jax.Array:
     first, second = (factor.astype(y.dtype) for factor in self._factors(leaves, call.shared, site))
-    return y + call.dropout(x.astype(y.dtype), self.dropout) @ first @ second * (self.alpha / self.rank)
+    return y + matmul(matmul(call.dropout(x.astype(y.dtype), self.dropout), first), second) * (self.alpha / self.rank)
 
   def delta(self, leaves: Leaves, base: Leaves, site: Site, shared: Leaves) -> Leaves:
     del base

@@ -19,6 +19,7 @@ from peftjax.errors import UserError, nearest
 from peftjax.masks import Patterns
 from peftjax.methods import targets as default_targets
 from peftjax.methods.base import MAY_BE_ZERO, Call, Context, Leaves, Targeted
+from peftjax.placement import matmul
 from peftjax.sites import Site
 
 INITS = ("identity", "published")
@@ -124,11 +125,11 @@ class ReFT(Targeted):
   def network(self, leaves: Leaves, h: jax.Array, call: Call) -> jax.Array:
     """Φ(h) - h."""
     rotation, kernel = leaves["rotation"].astype(jnp.float32), leaves["source_kernel"].astype(h.dtype)
-    edit = h @ kernel + leaves["source_bias"].astype(h.dtype)
+    edit = matmul(h, kernel) + leaves["source_bias"].astype(h.dtype)
     if self.orthogonal:
       rotation = orthonormal(rotation)
-      edit -= h @ rotation.astype(h.dtype)
-    return call.dropout(edit @ rotation.astype(h.dtype).T, self.dropout)
+      edit -= matmul(h, rotation.astype(h.dtype))
+    return call.dropout(matmul(edit, rotation.astype(h.dtype).T), self.dropout)
 
 
 def orthonormal(matrix: jax.Array) -> jax.Array:

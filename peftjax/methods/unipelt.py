@@ -24,6 +24,7 @@ from peftjax.methods.base import MAY_BE_ZERO, Call, Context, Leaves, Targeted, l
 from peftjax.methods.bottleneck import ACTIVATIONS, hidden_of, near_zero
 from peftjax.methods.prefix import attend_to_prefix, torch_linear
 from peftjax.methods.virtual_tokens import check_room, longest, shifted
+from peftjax.placement import matmul
 from peftjax.sites import Site
 
 
@@ -136,14 +137,14 @@ class UniPELT(Targeted):
       call.notes.clear()
     if site.kind == "linear":
       a, b = leaves["lora_a"].astype(y.dtype), leaves["lora_b"].astype(y.dtype)
-      update = call.dropout(x.astype(y.dtype), self.dropout) @ a @ b
+      update = matmul(matmul(call.dropout(x.astype(y.dtype), self.dropout), a), b)
       return y + self.alpha / self.rank * gate_of(leaves, x, site, call).astype(y.dtype) * update
     if site.kind == "sublayer" and self._sublayer(site) == "adapter":
       down_kernel, down_bias, up_kernel, up_bias = (
         leaves[name].astype(y.dtype) for name in ("down_kernel", "down_bias", "up_kernel", "up_bias")
       )
-      hidden = call.dropout(ACTIVATIONS[self.activation](y @ down_kernel + down_bias), self.dropout)
-      return y + gate_of(leaves, hidden_of(x), site, call).astype(y.dtype) * (hidden @ up_kernel + up_bias)
+      hidden = call.dropout(ACTIVATIONS[self.activation](matmul(y, down_kernel) + down_bias), self.dropout)
+      return y + gate_of(leaves, hidden_of(x), site, call).astype(y.dtype) * (matmul(hidden, up_kernel) + up_bias)
     return y
 
 

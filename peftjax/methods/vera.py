@@ -19,6 +19,7 @@ import numpy as np
 from peftjax.methods import torch_random
 from peftjax.methods.base import Call, Leaves
 from peftjax.methods.linear import LinearMethod
+from peftjax.placement import matmul
 from peftjax.sites import Site
 
 
@@ -63,8 +64,8 @@ class VeRA(LinearMethod):
   def after(self, leaves: Leaves, x: jax.Array, y: jax.Array, site: Site, call: Call) -> jax.Array:
     a, b = _slices(call.shared, site)
     d, scale = leaves["vera_lambda_d"].astype(y.dtype), leaves["vera_lambda_b"].astype(y.dtype)
-    hidden = call.dropout(x.astype(y.dtype), self.dropout) @ a.astype(y.dtype)
-    return y + scale * ((d * hidden) @ b.astype(y.dtype))
+    hidden = matmul(call.dropout(x.astype(y.dtype), self.dropout), a.astype(y.dtype))
+    return y + scale * matmul(d * hidden, b.astype(y.dtype))
 
   def delta(self, leaves: Leaves, base: Leaves, site: Site, shared: Leaves) -> Leaves:
     del base

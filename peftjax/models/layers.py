@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -15,9 +15,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from peftjax.buffers import BATCH_STATS
+from peftjax.draws import bernoulli
 from peftjax.errors import UserError, nearest
 from peftjax.models import cudnn
 from peftjax.models.placement import current, product
+from peftjax.placement import in_rows
 from peftjax.sites import HasSites
 
 Dtype = Any
@@ -27,15 +29,36 @@ REMAT_POLICIES = {
 }
 _LONG = 1024  # tokens from which the weights of all heads at once are what fills a device's memory
 ATTENTION_BACKENDS = ("auto", "xla", "heads", "cudnn")
+
+
+def elementwise(function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+  """The function of each element, of which the backward pass keeps the derivative alone, not what it is made of."""
+
+  @jax.custom_jvp
+  def of(x: jax.Array) -> jax.Array:
+    return function(x)
+
+  @of.defjvp
+  def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    (x,), (change,) = primals, tangents
+    value, derivative = jax.jvp(function, (x,), (jnp.ones_like(x),))
+    return value, change * derivative
+
+  return of
+
+
+_GELU = elementwise(lambda x: nn.gelu(x, approximate=False))
+_GELU_TANH = elementwise(lambda x: nn.gelu(x, approximate=True))
+_SILU = elementwise(nn.silu)
 ACTIVATIONS = {
-  "gelu": lambda x: nn.gelu(x, approximate=False),
-  "gelu_new": lambda x: nn.gelu(x, approximate=True),
-  "gelu_pytorch_tanh": lambda x: nn.gelu(x, approximate=True),
-  "gelu_fast": lambda x: nn.gelu(x, approximate=True),
-  "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
+  "gelu": _GELU,
+  "gelu_new": _GELU_TANH,
+  "gelu_pytorch_tanh": _GELU_TANH,
+  "gelu_fast": _GELU_TANH,
+  "quick_gelu": elementwise(lambda x: x * nn.sigmoid(1.702 * x)),
   "relu": nn.relu,
-  "silu": nn.silu,
-  "swish": nn.silu,
+  "silu": _SILU,
+  "swish": _SILU,
   "tanh": jnp.tanh,
 }
 
@@ -123,6 +146,11 @@ class Embed(nn.Embed):
     dtype = self.dtype or self.embedding.dtype
     return jnp.take(self.embedding, inputs, axis=0).astype(dtype)
 
+  def attend(self, query: jax.Array) -> jax.Array:
+    """Products [..., rows] of queries [..., features] with the rows of the table: a tied output layer."""
+    query, table = nn.dtypes.promote_dtype(query, self.embedding, dtype=self.dtype)
+    return in_rows(lambda rows: jnp.dot(rows, table.T), query)
+
 
 class Dropout(nn.Module):
   """Dropout that is active exactly when the caller gave a "dropout" key."""
@@ -138,7 +166,7 @@ class Dropout(nn.Module):
 
 def dropout(key: jax.Array, x: jax.Array, rate: float) -> jax.Array:
   """Zeroes each element with probability `rate` and scales the rest by 1 / (1 - rate)."""
-  keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+  keep = bernoulli(key, 1.0 - rate, x.shape)
   return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
 
 
@@ -215,8 +243,9 @@ def attention(
       return cudnn.attention(q_BxLxHxD, k_BxSxKxD, v_BxSxKxD, mask, bias, scale, causal)
     shortest = _LONG if recompute else 128 if current().platform == "cpu" else math.inf
     backend = "heads" if q_BxLxHxD.shape[1] >= shortest else "xla"
-  if backend == "heads" and not drop:
-    return _attention_by_head(q_BxLxHxD, k_BxSxKxD, v_BxSxKxD, mask, bias, scale, softcap, recompute)
+  if backend == "heads":
+    dropped = (dropout_key, dropout_rate) if drop else None
+    return _attention_by_head(q_BxLxHxD, k_BxSxKxD, v_BxSxKxD, mask, bias, scale, softcap, recompute, dropped)
   batch, length, heads, size = q_BxLxHxD.shape
   kv_heads = k_BxSxKxD.shape[2]
   q = (q_BxLxHxD * scale).reshape(batch, length, kv_heads, heads // kv_heads, size)
@@ -263,8 +292,11 @@ def _attention_by_head(
   scale: float,
   softcap: float | None,
   recompute: bool,
+  dropped: tuple[Any, float] | None,
 ) -> jax.Array:
-  heads, kv_heads = q.shape[2], k.shape[2]
+  """`attention`, one head after the other; `dropped`: the key and the rate at which weights are."""
+  batch, length, heads, _ = q.shape
+  slots, kv_heads = k.shape[1:3]
 
   def per_head(x: jax.Array | None) -> jax.Array | None:
     return None if x is None or x.shape[1] == 1 else jnp.moveaxis(x, 1, 0)
@@ -273,11 +305,15 @@ def _attention_by_head(
   shared_bias = bias[:, 0] if bias is not None and bias.shape[1] == 1 else None
 
   def one(slices: tuple[Any, ...]) -> jax.Array:
-    q_BxLxD, k_BxSxD, v_BxSxD, mask_BxLxS, bias_BxLxS = slices
+    q_BxLxD, k_BxSxD, v_BxSxD, mask_BxLxS, bias_BxLxS, head = slices
     mask_BxLxS = shared_mask if mask_BxLxS is None else mask_BxLxS
     bias_BxLxS = shared_bias if bias_BxLxS is None else bias_BxLxS
     logits = jnp.einsum("bld,bsd->bls", q_BxLxD * scale, k_BxSxD, preferred_element_type=jnp.float32)
     weights = _softmax(logits, mask_BxLxS, bias_BxLxS, softcap)
+    if dropped is not None:
+      key, rate = dropped
+      keep = bernoulli(key, 1.0 - rate, (batch, heads, length, slots), at=head)
+      weights = jnp.where(keep, weights / (1.0 - rate), jnp.zeros_like(weights))
     return jnp.einsum("bls,bsd->bld", weights.astype(v_BxSxD.dtype), v_BxSxD)
 
   def heads_first(x: jax.Array) -> jax.Array:
@@ -286,7 +322,8 @@ def _attention_by_head(
   if kv_heads != heads:
     k, v = (jnp.repeat(x, heads // kv_heads, axis=2) for x in (k, v))
   each = jax.checkpoint(one, prevent_cse=False) if recompute else one
-  mapped = jax.lax.map(each, (heads_first(q), heads_first(k), heads_first(v), per_head(mask), per_head(bias)))
+  arrays = (heads_first(q), heads_first(k), heads_first(v), per_head(mask), per_head(bias))
+  mapped = jax.lax.map(each, (*arrays, jnp.arange(heads)))
   return jnp.moveaxis(mapped, 0, 2)
 
 

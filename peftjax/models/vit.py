@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from peftjax.draws import bernoulli
 from peftjax.errors import UserError
 from peftjax.models.layers import Dropout, Runtime, activation, attend, stack_of
 from peftjax.models.resampling import bicubic
@@ -206,7 +207,7 @@ class DropPath(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     if self.rate == 0.0 or not self.has_rng("dropout"):
       return x
-    keep = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - self.rate, (x.shape[0],) + (1,) * (x.ndim - 1))
+    keep = bernoulli(self.make_rng("dropout"), 1.0 - self.rate, (x.shape[0],) + (1,) * (x.ndim - 1))
     return jnp.where(keep, x / (1.0 - self.rate), jnp.zeros_like(x))
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core
 
+from peftjax.draws import bernoulli
 from peftjax.errors import UserError
 from peftjax.methods.base import Call, Leaves
 from peftjax.methods.inject import Acting, Entry, change_of, enter, leave
@@ -203,7 +204,7 @@ class Replay:
     def drop(x: jax.Array, rate: float) -> jax.Array:
       if rate == 0.0 or key is None:
         return x
-      keep = jax.random.bernoulli(draw(), 1.0 - rate, x.shape)
+      keep = bernoulli(draw(), 1.0 - rate, x.shape)
       return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
 
     return [
