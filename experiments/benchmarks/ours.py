@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -149,8 +150,8 @@ def model_flops(shape: Shape, method: str) -> float:
     if not path.endswith(".kernel"):
       continue
     tokens = encoder
-    if path.startswith("decoder.") and shape.targets:
-      tokens = encoder if "EncDecAttention.k" in path or "EncDecAttention.v" in path else decoder
+    if shape.targets and "decoder" in path.split("."):
+      tokens = encoder if re.search(r"(EncDecAttention|encoder_attn)\.[kv]", path) else decoder
     if "pooler" in path or "classifier" in path or "score" in path:
       tokens = shape.rows
     total += per_weight * tokens * math.prod(leaf.shape)
@@ -163,14 +164,19 @@ def model_flops(shape: Shape, method: str) -> float:
 
 def _attention_flops(shape: Shape, model: Model, hidden: int) -> float:
   hf, rows = model.hf_config, shape.rows
-  heads = int(hf.get("num_attention_heads", hf.get("n_head", hf.get("num_heads", 12))))
+  heads = int(_first(hf, "num_attention_heads", "n_head", "num_heads", "encoder_attention_heads"))
   width = heads * int(hf.get("head_dim") or hf.get("d_kv") or hidden // heads)
-  layers = int(hf.get("num_hidden_layers", hf.get("n_layer", hf.get("num_layers", 12))))
+  layers = int(_first(hf, "num_hidden_layers", "n_layer", "num_layers", "encoder_layers"))
   if shape.targets:
     pairs = shape.length**2 + shape.targets**2 / 2 + shape.targets * shape.length
   else:
     pairs = shape.length**2 / (2 if shape.task == "causal_lm" else 1)
   return 4.0 * rows * layers * pairs * width
+
+
+def _first(hf: Mapping[str, Any], *names: str) -> Any:
+  """The first entry of config.json that is there; 12 where none is."""
+  return next((hf[name] for name in names if name in hf), 12)
 
 
 def finite(value: Any) -> bool:

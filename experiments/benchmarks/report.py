@@ -53,7 +53,8 @@ def page(record: Mapping[str, Found], images: Path) -> str:
     "smoke": smoke,
   }
   parts += [write(record[name], images) for name, write in sections.items() if name in record]
-  parts += [cpu_steps(record["cpu_training_steps"], record["cpu_training_steps_before"])]
+  if "cpu_training_steps" in record:
+    parts.append(cpu_steps(record["cpu_training_steps"], record.get("cpu_training_steps_before", {"rows": ()})))
   parts += [profile(found) for name, found in record.items() if name.startswith("profile_")]
   return "\n".join([*parts, missing(record), COMMANDS_TEXT]).rstrip() + "\n"
 
@@ -282,7 +283,7 @@ dispatched one after the other, without a loader.
 COMMANDS_TEXT = """
 ## Commands
 
-    python -m experiments.benchmarks.training_steps --size=small   # a CPU: BERT-base, GPT-2, LLaMA, T5-small, ViT-B/16
+    python -m experiments.benchmarks.training_steps --size=small   # a CPU: six models
     python -m experiments.benchmarks.training_steps --size=large   # one accelerator of 80 GB
     python -m experiments.benchmarks.attention
     python -m experiments.benchmarks.methods --shape=bert-base

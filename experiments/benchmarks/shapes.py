@@ -41,7 +41,7 @@ class Shape:
   Attributes:
     hf_config: config.json.
     task: of `peftjax.tasks`.
-    rows, length: of the batch, in tokens (patches and the class token); every row is full.
+    rows, length: of the batch, in tokens (patches and the class token; pairs of frames); every row is full.
     targets: tokens of an encoder-decoder's target.
     peer_targets: `targets_of_lora` where transformers has renamed the modules since.
     targets_of_lora: names of all linear modules in the layers, as published `target_modules` spell them.
@@ -62,7 +62,11 @@ class Shape:
 
   def of_layers(self, count: int) -> Shape:
     """The same with so many layers in each stack; 0: as it is."""
-    known = {"gpt2": ("n_layer",), "t5": ("num_layers", "num_decoder_layers")}
+    known = {
+      "gpt2": ("n_layer",),
+      "t5": ("num_layers", "num_decoder_layers"),
+      "whisper": ("encoder_layers", "decoder_layers"),
+    }
     names = known.get(str(self.hf_config["model_type"]), ("num_hidden_layers",)) if count else ()
     return dataclasses.replace(self, hf_config={**self.hf_config, **dict.fromkeys(names, count)})
 
@@ -81,6 +85,11 @@ class Shape:
       weight, index = np.ones(self.rows, np.float32), np.arange(self.rows, dtype=np.int32)
       return {"pixel_values": pixels, "labels": labels, "weight": weight, "index": index}
     rows, vocabulary = self.rows, int(self.hf_config["vocab_size"])
+    if self.task == "speech_recognition":
+      features = random.normal(size=(rows, 80, 2 * self.length)).astype(np.float32)
+      labels = random.integers(5, vocabulary, (rows, self.targets)).astype(np.int32)
+      weight, index = np.ones(rows, np.float32), np.arange(rows, dtype=np.int32)
+      return {"input_features": features, "labels": labels, "weight": weight, "index": index}
     ids = random.integers(5, vocabulary, (rows, self.length)).astype(np.int32)
     found = {"input_ids": ids, "weight": np.ones(rows, np.float32), "index": np.arange(rows, dtype=np.int32)}
     if self.task == "text_classification":
@@ -121,6 +130,16 @@ def vit(side: int, **more: Any) -> dict[str, Any]:
   }
 
 
+def whisper(width: int, inner: int, layers: int, heads: int, vocabulary: int, positions: int = 1500) -> dict[str, Any]:
+  """config.json of a Whisper."""
+  found: dict[str, Any] = {"model_type": "whisper", "architectures": ["WhisperForConditionalGeneration"]}
+  found |= {"d_model": width, "vocab_size": vocabulary, "num_mel_bins": 80, "max_source_positions": positions}
+  for side in ("encoder", "decoder"):
+    found |= {f"{side}_layers": layers, f"{side}_attention_heads": heads, f"{side}_ffn_dim": inner}
+  ends = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+  return {**found, **dict.fromkeys(ends, vocabulary - 1), "max_target_positions": 448}
+
+
 def t5(width: int, inner: int, layers: int, heads: int) -> dict[str, Any]:
   """config.json of a T5 of the first version."""
   return {**T5, "d_model": width, "d_ff": inner, "num_layers": layers, "num_decoder_layers": layers, "num_heads": heads}
@@ -129,6 +148,7 @@ def t5(width: int, inner: int, layers: int, heads: int) -> dict[str, Any]:
 _BERT_TARGETS = ("query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense")
 _LLAMA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _T5_TARGETS = ("q", "k", "v", "o", "wi", "wo")
+_WHISPER_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 _VIT_PEER_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2")
 _ROBERTA_LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
 _LLAMA_1B = llama(2048, 8192, 16, 32, 8, 128256, rope_theta=500000.0, head_dim=64)
@@ -144,6 +164,9 @@ SHAPES: dict[str, dict[str, Shape]] = {
     "llama-135m": Shape(llama(576, 1536, 30, 9, 3, 49152), "causal_lm", 2, 256, _LLAMA_TARGETS),
     "t5-small": Shape(t5(512, 2048, 6, 8), "seq2seq_lm", 4, 128, _T5_TARGETS, targets=64),
     "vit-b16": Shape(vit(224), "image_classification", 4, 197, _BERT_TARGETS, peer_targets=_VIT_PEER_TARGETS),
+    "whisper-tiny": Shape(
+      whisper(384, 1536, 4, 6, 51865), "speech_recognition", 1, 1500, _WHISPER_TARGETS, targets=64
+    ),
   },
   "large": {
     "roberta-large": Shape({**ROBERTA, **_ROBERTA_LARGE}, "text_classification", 32, 128, _BERT_TARGETS),
@@ -166,6 +189,7 @@ SHAPES: dict[str, dict[str, Shape]] = {
       vit(64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2),
       "image_classification", 2, 17, _BERT_TARGETS, peer_targets=_VIT_PEER_TARGETS,
     ),
+    "tiny-whisper": Shape(whisper(32, 64, 2, 2, 99, 16), "speech_recognition", 2, 16, _WHISPER_TARGETS, targets=8),
   },
 }  # fmt: skip
 

@@ -58,10 +58,9 @@ class Theirs:
           layer.compile(dynamic=False)
     self._call: Any = torch.compile(self.model, dynamic=False) if self.compiled == "whole" else self.model
     given = {name: torch.as_tensor(array).to(self.device) for name, array in self.shape.batch().items()}
-    names = ("input_ids", "attention_mask", "pixel_values", "labels")
-    self._batch = {
-      name: given[name] if name == "pixel_values" else given[name].long() for name in names if name in given
-    }
+    whole, real = ("input_ids", "attention_mask", "labels"), ("pixel_values", "input_features")
+    self._batch = {name: given[name].long() for name in whole if name in given}
+    self._batch |= {name: given[name] for name in real if name in given}
 
   def run(self) -> Any:
     """One update; the result need not be ready."""
@@ -101,6 +100,7 @@ def _model(shape: Shape, dtype: torch.dtype) -> Any:
     "causal_lm": transformers.AutoModelForCausalLM,
     "seq2seq_lm": transformers.AutoModelForSeq2SeqLM,
     "image_classification": transformers.AutoModelForImageClassification,
+    "speech_recognition": transformers.AutoModelForSpeechSeq2Seq,
   }
   return heads[shape.task].from_config(config, dtype=dtype)
 

@@ -15,17 +15,17 @@ from experiments.benchmarks.ours import Ours
 from experiments.benchmarks.shapes import find
 from tests.train.copies import transposed_copies
 
-SHAPES = ("tiny-bert", "tiny-gpt2", "tiny-llama", "tiny-t5", "tiny-vit")
-WIDE = 512
-_MIDDLE = {"gpt2": "n_inner", "t5": "d_ff"}
+SHAPES = ("tiny-bert", "tiny-gpt2", "tiny-llama", "tiny-t5", "tiny-vit", "tiny-whisper")
+WIDE = 528  # and no other array is of so many elements a token
+_MIDDLE = {"gpt2": ("n_inner",), "t5": ("d_ff",), "whisper": ("encoder_ffn_dim", "decoder_ffn_dim")}
 
 
 @functools.cache
 def compiled(name: str, method: str) -> Ours:
   """The compiled step; LoRA stands on all linear modules of the layers."""
   shape = find(name)
-  middle = _MIDDLE.get(str(shape.hf_config["model_type"]), "intermediate_size")
-  shape = dataclasses.replace(shape, hf_config={**shape.hf_config, middle: WIDE})
+  middle = _MIDDLE.get(str(shape.hf_config["model_type"]), ("intermediate_size",))
+  shape = dataclasses.replace(shape, hf_config={**shape.hf_config, **dict.fromkeys(middle, WIDE)})
   settings = {"name": "lora", "rank": 3, "targets": shape.targets_of_lora} if method == "lora" else {"name": method}
   ours = Ours(shape, settings, "float32", attention="xla")
   ours.compile()
