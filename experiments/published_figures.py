@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from experiments import plans
-from experiments.published_models import DECODERS, GPT3, LLAMA_7B, MT0_LARGE, T0_3B, T0_11B, Shapes, model_of
+from experiments.published_models import DECODERS, GPT3, LLAMA_7B, MT0_LARGE, T0_3B, T0_11B, UNET, Shapes, model_of
 from peftjax.compare import formatting as fmt
 from peftjax.compare.claims import published_claims
 from peftjax.compare.claims.verdict import CONTRADICTED, SUPPORTED
@@ -51,6 +51,14 @@ def counts(shapes: Shapes, name: str, **fields: Any) -> dict[str, int]:
 def lora(shapes: Shapes, rank: int) -> dict[str, int]:
   """As `counts`, of LoRA on query and value."""
   return counts(shapes, "lora", rank=rank, targets=QV_T5 if "d_model" in shapes else QV)
+
+
+def denoiser() -> tuple[int, int]:
+  """(parameters that LoRA of rank 4 on attention adds, those of its base) of Stable Diffusion 1.5's UNet."""
+  method = {"name": "lora", "rank": 4, "targets": ("to_q", "to_k", "to_v", "to_out.0")}
+  with tempfile.TemporaryDirectory() as folder:
+    found = inspection.report(model_of(Path(folder), UNET, method))
+  return found["adapter"], found["total"] - found["adapter"]
 
 
 # Verdicts ---------------------------------------------------------------------------------------------------------
@@ -191,7 +199,8 @@ def page(kept: Mapping[str, Any], judged: Mapping[str, Verdict]) -> str:
   steps = [
     [step["method"], step["precision"], step["remat"], f"{plans.total(step) / 2**30:.1f} GiB"] for step in kept["t0_3b"]
   ]
-  gpt3 = lora(GPT3, 4)
+  gpt3, (added, unet) = lora(GPT3, 4), denoiser()
+  held = f"{fmt.size(4 * added)} in float32 beside {fmt.size(2 * unet)} in bfloat16"
   share = fmt.percent(100 * gpt3["adapter"] / gpt3["base"])
   return "\n".join(
     [
@@ -215,6 +224,9 @@ def page(kept: Mapping[str, Any], judged: Mapping[str, Verdict]) -> str:
       "",
       f'"0.01% of the base" (claim `storage-0.01pct`, which a study judges by its own files) is {share} for GPT-3',
       "with LoRA of rank 4: it holds at that size, and not at those of small models.",
+      "",
+      "LoRA of rank 4 on attention (`to_q`, `to_k`, `to_v`, `to_out.0`) of Stable Diffusion 1.5's denoiser:",
+      f"{fmt.whole(added)} beside {fmt.whole(unet)} parameters, {held}.",
       "",
       "## Memory of a step",
       "",

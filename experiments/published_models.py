@@ -15,6 +15,8 @@ from peftjax.model import Model
 from peftjax.train import assemble
 
 Shapes = dict[str, Any]
+DIFFUSION = Path(__file__).parents[1] / "tests" / "published" / "stable-diffusion-1.5"
+UNET: Shapes = json.loads((DIFFUSION / "unet" / "config.json").read_text(encoding="utf-8"))
 
 
 def llama(hidden: int, ffn: int, layers: int, heads: int, kv_heads: int, vocab: int, tied: bool = False) -> Shapes:

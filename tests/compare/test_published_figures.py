@@ -51,6 +51,10 @@ def test_counts_that_papers_and_model_cards_name(shapes, total, rank, added):
   assert (one["base"], one["adapter"]) == (total, added)
 
 
+def test_counts_of_a_denoiser():
+  assert figures.denoiser() == (797_184, 859_520_964)
+
+
 def test_a_lora_step_is_two_thirds_of_a_full_one():
   for shapes in (DECODERS["SmolLM2-135M"], DECODERS["LLaMA-7B"]):  # a tied and an untied output layer
     one = figures.lora(shapes, 8)
