@@ -168,7 +168,8 @@ def read_summary(folder: Path) -> dict[str, Any]:
   metrics, train = summary.get("metrics"), summary.get("train")
   step, config = summary.get("step"), summary.get("config", "")
   scores = [*metrics.values(), train] if isinstance(metrics, Mapping) else [None]
-  if not isinstance(step, int) or not isinstance(summary.get("main_metric"), str) or not isinstance(config, str):
+  is_step = isinstance(step, int) and not isinstance(step, bool) and 0 <= step < 2**63
+  if not is_step or not isinstance(summary.get("main_metric"), str) or not isinstance(config, str):
     raise UserError(f"{path}: step, main_metric and config: expected a whole number and two texts")
   if not all(isinstance(one, Mapping) for one in scores):
     raise UserError(f"{path}: metrics and train: expected the numbers of each split, by their names")

@@ -82,4 +82,6 @@ def _finite(value: Any) -> Any:
   """JSON knows no NaN and no infinity: they become null."""
   if isinstance(value, Mapping):
     return {key: _finite(one) for key, one in value.items()}
+  if isinstance(value, list | tuple):
+    return [_finite(one) for one in value]
   return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -109,6 +109,7 @@ def test_a_run_that_would_go_on_says_it_in_one_line(trained, run, file, damage, 
     (lambda text: "{", "no JSON"),
     (lambda text: "[]", "expected a JSON object"),
     (edited(step="4"), "step, main_metric and config"),
+    (edited(step=10**400), "step, main_metric and config"),  # no name that a folder can have
     (edited(step=5), "whose checkpoint of step 5 is gone"),
     (edited(metrics=[]), "metrics and train"),
     (edited(metrics={"validation": 3}), "metrics and train"),

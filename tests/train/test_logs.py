@@ -23,12 +23,12 @@ def test_rows_after_the_checkpoint_are_dropped(tmp_path):
     file.write('{"step": 12, "lo')  # killed while it wrote
   assert [row["step"] for row in read_rows(path)] == [3, 6, 9]
   rows = RowFile(path, 6)
-  rows.write({"step": 9, "loss": float("nan"), "by": {"head": float("inf")}})
+  rows.write({"step": 9, "loss": float("nan"), "by": {"head": float("inf")}, "each": [1.0, float("nan")]})
   rows.close()
   assert path.read_text().splitlines() == [
     '{"step": 3, "loss": 0.3333333333333333}',
     '{"step": 6, "loss": 0.16666666666666666}',
-    '{"step": 9, "loss": null, "by": {"head": null}}',
+    '{"step": 9, "loss": null, "by": {"head": null}, "each": [1.0, null]}',
   ]
 
 
