@@ -73,6 +73,7 @@ setup(
   extras_require={
     "test": TEST,
     "tfds": ["tensorflow>=2.20"],  # only to *prepare* those catalogue datasets whose own code needs it
+    "hub": ["huggingface_hub>=0.30"],
     "tpu": ["libtpu>=0.0.24"],
     "eval": ["lm_eval>=0.4.8"],
   },

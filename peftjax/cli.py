@@ -7,43 +7,22 @@ ended by Ctrl-C.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import logging
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from rich.console import Console
 
 from peftjax.errors import UserError, nearest
+from peftjax.no_tpu import without_noise
+from peftjax.verbs import KINDS, VERBS, Verb
 
 Result = dict[str, Any]
-TRUST = {"trust": "module:Name, or several divided by commas: own code that the run names, and that may be imported"}
 INTERRUPTED = 130  # 128 + SIGINT, as shells say it
-SAMPLING_FLAGS = (
-  "max_new_tokens",
-  "temperature",
-  "top_k",
-  "top_p",
-  "repetition_penalty",
-  "no_repeat_ngram_size",
-  "min_new_tokens",
-  "num_beams",
-  "length_penalty",
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Verb:
-  """A verb: what it does, the function that does it, its own flags and switches (name -> help), the required ones."""
-
-  help: str
-  run: Callable[[argparse.Namespace, list[str]], int]
-  flags: dict[str, str] = dataclasses.field(default_factory=dict)
-  required: tuple[str, ...] = ()
-  switches: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -57,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Runs one verb and returns the exit code."""
   arguments = list(sys.argv[1:] if argv is None else argv)
   logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+  without_noise()
   try:
     return _dispatch(arguments)
   except UserError as error:
@@ -90,16 +70,42 @@ def _dispatch(arguments: list[str]) -> int:
   if name not in VERBS:
     raise UserError(f"no verb {name!r}; {nearest(name, VERBS)}")
   verb = VERBS[name]
-  parser = _Parser(prog=f"peftjax {name}", description=verb.help, allow_abbrev=False)
+  parser = _Parser(
+    prog=f"peftjax {name}",
+    description=verb.help,
+    epilog=_epilog(verb) if {"-h", "--help"} & set(rest) else None,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
   parser.add_argument("--config", default="", metavar="FILE[:arg]", help="a config file; the default config without")
   parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+  for word, text in verb.words.items():
+    parser.add_argument(word, nargs=None if word in verb.required else "?", default="", help=text)
   for flag, text in verb.flags.items():
-    parser.add_argument(f"--{flag}", default="", required=flag in verb.required, help=text)
+    if flag in verb.repeated:
+      parser.add_argument(f"--{flag}", action="append", default=[], help=f"{text}; may be given several times")
+    else:
+      parser.add_argument(f"--{flag}", default="", required=flag in verb.required, help=text)
   for switch, text in verb.switches.items():
     parser.add_argument(f"--{switch}", action="store_true", help=text)
   overrides = [one.removeprefix("--config.") for one in rest if one.startswith("--config.")]
   parsed = parser.parse_args([one for one in rest if not one.startswith("--config.")])
-  return verb.run(parsed, overrides)
+  return _RUN[name](parsed, overrides)
+
+
+def _epilog(verb: Verb) -> str:
+  """The fields of the config that a verb reads, by section, and examples."""
+  from peftjax.config.describing import sections
+
+  lines, fields = [], sections()
+  if verb.sections:
+    lines.append("--config.SECTION.FIELD=value, of the sections that it reads (peftjax config SECTION tells more):")
+    for name in verb.sections:
+      listed = textwrap.wrap(", ".join(fields[name]), 100)
+      lines += [f"  {name + ':':<11}{listed[0]}", *(f"{'':<13}{one}" for one in listed[1:])]
+  if verb.examples:
+    lines += ["", "examples:", *(f"  peftjax {one}" for one in verb.examples)]
+  return "\n".join(lines)
 
 
 def _overview() -> str:
@@ -129,7 +135,7 @@ def _finish(parsed: argparse.Namespace, result: Result, show: Callable[[Console]
 
 def _train(parsed: argparse.Namespace, overrides: list[str]) -> int:
   from peftjax.parallel import hosts
-  from peftjax.train import loop, sweep
+  from peftjax.train import finished_table, loop, sweep
 
   config = _config(parsed, overrides)
   hosts.start(config)
@@ -139,21 +145,86 @@ def _train(parsed: argparse.Namespace, overrides: list[str]) -> int:
   summary = loop.train(config, parsed.workdir)
   if not hosts.is_first():
     return 0
-  return _finish(parsed, summary, lambda console: console.print_json(json.dumps(summary, default=str)))
+  return _finish(parsed, summary, lambda console: finished_table.show(summary, parsed.workdir, console))
 
 
 def _eval(parsed: argparse.Namespace, overrides: list[str]) -> int:
   from peftjax.config import default
   from peftjax.parallel import hosts
-  from peftjax.train import finished
+  from peftjax.train import finished, finished_table
 
-  if overrides or parsed.config:
-    raise UserError("peftjax eval: the config is the run's own, in its workdir; it takes no --config")
+  _no_config(parsed, overrides, "eval", "the config is the run's own, in its workdir")
   hosts.start(default())  # the environment says where the others are: a run's folder names no machine to call
   result = finished.evaluate_run(parsed.workdir, trust=_trusted(parsed))
   if not hosts.is_first():
     return 0
-  return _finish(parsed, result, lambda console: console.print_json(json.dumps(result, default=str)))
+  return _finish(parsed, result, lambda console: finished_table.show_scores(result["metrics"], console))
+
+
+def _predict(parsed: argparse.Namespace, overrides: list[str]) -> int:
+  from peftjax import predicting
+
+  _no_config(parsed, overrides, "predict", "the config is the run's own, in its workdir")
+  for row in predicting.predict(parsed.workdir, parsed.text, parsed.file, _trusted(parsed)):
+    print(json.dumps(row, ensure_ascii=False, allow_nan=False))
+  return 0
+
+
+def _list(parsed: argparse.Namespace, overrides: list[str]) -> int:
+  from peftjax import listing
+
+  _no_config(parsed, overrides, "list", "what there is does not depend on a config")
+  if parsed.name:
+    one = listing.entry(parsed.kind, parsed.name)
+    return _finish(parsed, one, lambda console: listing.show_entry(one, console))
+  result: Result = dict(listing.entries(parsed.kind))
+  return _finish(parsed, result, lambda console: listing.show(result, console))
+
+
+def _runs(parsed: argparse.Namespace, overrides: list[str]) -> int:
+  from peftjax.compare import overview
+
+  _no_config(parsed, overrides, "runs", "it reads what runs have written")
+  rows = overview.found(parsed.folder, parsed.filter)
+  result: Result = {"runs": rows}
+  if parsed.plot:
+    result["plot"] = str(overview.plot(rows, parsed.folder, parsed.plot))
+  return _finish(parsed, result, lambda console: overview.show(rows, console))
+
+
+def _fields(parsed: argparse.Namespace, overrides: list[str]) -> int:
+  from peftjax.config import ALIASES, FIELDS, describing
+
+  if parsed.config or overrides:  # what a config is, once everything is applied
+    config = _config(parsed, overrides).to_dict()
+    return _finish(parsed, config, lambda console: console.print_json(json.dumps(config, default=str)))
+  name = ALIASES.get(parsed.field, parsed.field)
+  if name.startswith("method.") and name not in FIELDS:
+    from peftjax import listing
+
+    result = listing.methods_with(name.removeprefix("method."))
+    return _finish(parsed, result, lambda console: listing.show(result, console))
+  rows = describing.described(parsed.field)
+  return _finish(parsed, {row["name"]: row for row in rows}, lambda console: describing.show(rows, console))
+
+
+def _completion(parsed: argparse.Namespace, overrides: list[str]) -> int:
+  from peftjax import completion
+  from peftjax.config import FIELDS
+
+  _no_config(parsed, overrides, "completion", "it completes the names of fields")
+  verbs = {
+    name: ["--json", "--help", *(["--config="] if verb.sections else []), *(f"--{one}=" for one in verb.flags),
+           *(f"--{one}" for one in verb.switches), *(KINDS if name == "list" else ())]
+    for name, verb in VERBS.items()
+  }  # fmt: skip
+  print(completion.script(parsed.shell, verbs, tuple(FIELDS)), end="")
+  return 0
+
+
+def _no_config(parsed: argparse.Namespace, overrides: list[str], verb: str, why: str) -> None:
+  if overrides or parsed.config:
+    raise UserError(f"peftjax {verb}: {why}; it takes no --config")
 
 
 def _inspect(parsed: argparse.Namespace, overrides: list[str]) -> int:
@@ -186,8 +257,7 @@ def _guide(parsed: argparse.Namespace, overrides: list[str]) -> int:
 def _export(parsed: argparse.Namespace, overrides: list[str]) -> int:
   from peftjax.train import finished
 
-  if overrides or parsed.config:
-    raise UserError("peftjax export: the config is the run's own, in its workdir; it takes no --config")
+  _no_config(parsed, overrides, "export", "the config is the run's own, in its workdir")
   result = finished.export(
     parsed.workdir, parsed.format, parsed.out, parsed.overwrite, _trusted(parsed), not parsed.unchecked
   )
@@ -207,8 +277,7 @@ def _exported(result: Mapping[str, Any]) -> list[str]:
 def _generate(parsed: argparse.Namespace, overrides: list[str]) -> int:
   from peftjax import text_generation
 
-  if overrides or parsed.config:
-    raise UserError("peftjax generate: the model and its adapter say everything; it takes no --config")
+  _no_config(parsed, overrides, "generate", "the model and its adapter say everything")
   show = None if parsed.json else lambda piece: print(piece, end="", flush=True)
   result = text_generation.from_flags(parsed, show)
   return _finish(parsed, result, lambda console: console.print())
@@ -217,8 +286,7 @@ def _generate(parsed: argparse.Namespace, overrides: list[str]) -> int:
 def _transcribe(parsed: argparse.Namespace, overrides: list[str]) -> int:
   from peftjax import transcription
 
-  if overrides or parsed.config:
-    raise UserError("peftjax transcribe: the model and its adapter say everything; it takes no --config")
+  _no_config(parsed, overrides, "transcribe", "the model and its adapter say everything")
   show = None if parsed.json else lambda piece: print(piece, end="", flush=True)
   result = transcription.from_flags(parsed, show)
   return _finish(parsed, result, lambda console: console.print())
@@ -228,8 +296,7 @@ def _sample(parsed: argparse.Namespace, overrides: list[str]) -> int:
   from peftjax import sampling_verb
   from peftjax.train import finished
 
-  if overrides or parsed.config:
-    raise UserError("peftjax sample: the pipeline and its adapters, or the run, say everything; it takes no --config")
+  _no_config(parsed, overrides, "sample", "the pipeline and its adapters, or the run, say everything")
   if bool(parsed.model) == bool(parsed.workdir):
     raise UserError("peftjax sample: expected one of --model and --workdir")
   trained = None
@@ -242,89 +309,20 @@ def _sample(parsed: argparse.Namespace, overrides: list[str]) -> int:
   )
 
 
-VERBS: dict[str, Verb] = {
-  "train": Verb("train one method; resumes by itself", _train, {"workdir": "folder of the run"}, ("workdir",)),
-  "eval": Verb("evaluate a finished run", _eval, {"workdir": "folder of the run", **TRUST}, ("workdir",)),
-  "inspect": Verb("what trains and what does not, from shapes alone", _inspect),
-  "plan": Verb(
-    "what the train step needs on every device, compiled ahead of time",
-    _plan,
-    {"topology": "a slice such as v5e:4x4; this machine without"},
-    switches={
-      "search": "if it does not fit, try what would make it fit",
-      "arguments": "leaves, optimizer and batch alone, from shapes, in seconds; nothing is compiled",
-    },
-  ),
-  "compare": Verb("train and compare methods", _compare, {"workdir": "folder of the study"}, ("workdir",)),
-  "guide": Verb("which method, with the evidence", _guide),
-  "export": Verb(
-    "write a run in Hugging Face's formats",
-    _export,
-    {
-      "workdir": "folder of the run",
-      "format": "peft, merged, diffusers, or embeds of learned tokens",
-      "out": "folder to write",
-      **TRUST,
-    },
-    ("workdir", "format", "out"),
-    {
-      "overwrite": "replace files of the same names that were not written by peftjax",
-      "unchecked": "merge without comparing each module's outputs before and after",
-    },
-  ),
-  "generate": Verb(
-    "text from a language model",
-    _generate,
-    {
-      "model": "a Hugging Face folder, a GGUF file or packaged:NAME",
-      "adapter": "a PEFT adapter folder",
-      "prompt": "the text to go on from",
-      "chat": "yes: the prompt is a user's message, put through the model's chat template",
-      "system": "a system message, with --chat=yes",
-      "stop": "a text that ends the answer",
-      "seed": "for sampling; default 0",
-      **{name: "see peftjax.models.sampling.Sampling" for name in SAMPLING_FLAGS},
-    },
-    ("model", "prompt"),
-    {"other_base": "take the adapter though it was trained on other weights"},
-  ),
-  "transcribe": Verb(
-    "what is said in a recording",
-    _transcribe,
-    {
-      "model": "a Hugging Face folder of a Whisper, or packaged:NAME",
-      "adapter": "a PEFT adapter folder",
-      "audio": "a WAV or FLAC file of any length",
-      "language": "that is spoken, such as en, of multilingual models",
-      "num_beams": "of beam search; default 1",
-      "max_new_tokens": "for 30 seconds; default: as many as the model has positions for",
-    },
-    ("model", "audio"),
-    {
-      "other_base": "take the adapter though it was trained on other weights",
-      "translate": "into English",
-    },
-  ),
-  "sample": Verb(
-    "pictures from a text-to-image pipeline",
-    _sample,
-    {
-      "model": "a pipeline's folder, with model_index.json",
-      "workdir": "folder of a run, in place of --model and --adapter",
-      "adapter": "an adapter's folder, or FOLDER=WEIGHT; several, divided by commas, act at once",
-      "prompt": "what to show; several prompts are divided by |",
-      "negative": "what guidance leads away from",
-      "count": "pictures of each prompt; default 1",
-      "seed": "of the first picture of each prompt, the next ones count on; default 0",
-      "steps": "of the sampler; default 50",
-      "guidance": "scale of the guidance, up to 1 for none; default 7.5",
-      "sampler": "ddpm, ddim or euler; the pipeline's own without",
-      "size": "pixels of a side; what the denoiser is made for without",
-      "batch": "pictures made at once; default 4",
-      "out": "folder to write: pictures, metadata.csv and sheet.png",
-      **TRUST,
-    },
-    ("prompt", "out"),
-    {"before": "the sheet shows the base model's pictures above", "overwrite": "replace files of the same names"},
-  ),
+_RUN: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
+  "train": _train,
+  "eval": _eval,
+  "predict": _predict,
+  "inspect": _inspect,
+  "plan": _plan,
+  "compare": _compare,
+  "guide": _guide,
+  "export": _export,
+  "generate": _generate,
+  "runs": _runs,
+  "list": _list,
+  "config": _fields,
+  "completion": _completion,
+  "transcribe": _transcribe,
+  "sample": _sample,
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from peftjax import masks
+from peftjax import hub, masks
 from peftjax.composite import INDEX, component, components, compose, in_component, part_path
 from peftjax.errors import UserError, nearest
 from peftjax.files import read_json
@@ -47,7 +46,8 @@ def load(
   other_base: bool = False,
   new_head: bool = False,
 ) -> Model:
-  """A model from a Hugging Face folder of config.json and *.safetensors, or from "packaged:NAME".
+  """A model from a Hugging Face folder of config.json and *.safetensors, or from "packaged:NAME" or a
+  hub's "hub:OWNER/NAME".
 
   Several models as one (`peftjax.composite`) come from a folder with model_index.json and a folder for each component,
   or from {component: path}.
@@ -70,6 +70,7 @@ def load(
   Raises:
     UserError: the folder, the architecture, a key or a shape is not what was expected.
   """
+  adapter = hub.local(adapter) if adapter else None
   if isinstance(path, Mapping) or is_index_folder(path):
     if task or num_labels or label_names:
       raise UserError("model.path: a head belongs to one component; load it and `compose` the models")
@@ -288,8 +289,8 @@ def initialise(model: Model, key: jax.Array) -> Model:
 
 
 def folder_of(path: str | Path) -> Path:
-  """The folder that `model.path` names; of a GGUF file one that is made in the cache."""
-  text = os.fspath(path)
+  """The folder that `model.path` names: a snapshot of a hub's, and of a GGUF file one that is made in the cache."""
+  text = hub.local(path)
   is_packaged = text.startswith("packaged:")
   if not is_packaged and not _is_gguf(Path(text).expanduser()):
     return Path(text).expanduser()

@@ -21,6 +21,7 @@ import optax
 from flax import linen as nn
 
 from peftjax import adding, buffers, masks, quantize_model, saving
+from peftjax import summary as summary_lib
 from peftjax.adapters import adapter, merging
 from peftjax.errors import UserError
 from peftjax.methods import Method
@@ -82,6 +83,10 @@ class Model:
 
   def __repr__(self) -> str:
     return summary(self)
+
+  def summary(self) -> str:
+    """Its methods and parts on one screen: parameters, those that train, dtypes, groups."""
+    return summary_lib.summary(self)
 
   # Forward --------------------------------------------------------------------------------------------------------
 

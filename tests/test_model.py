@@ -18,6 +18,7 @@ from peftjax.methods import Hybrid, LastK, LoRA
 from peftjax.model import HEAD, Model
 from peftjax.models import pretrained
 from peftjax.models.layers import Runtime
+from peftjax.train import inspection
 
 CONFIG = {
   "model_type": "bert",
@@ -194,6 +195,16 @@ def test_a_leaf_that_is_read_and_not_used_is_refused(act):
   Frozen = dataclasses.make_dataclass("Frozen", (), bases=(Idle,), frozen=True, kw_only=True)
   Frozen.leaf_names, Frozen.buffer_names = ("lora_a", "lora_b"), ("extra",)
   make().add(Frozen())
+
+
+def test_a_summary_counts_what_trains_by_parts():
+  model = make().add(LoRA(rank=3, targets=("query", "value")))
+  lines, counts = model.summary().splitlines(), inspection.report(model)
+  assert f"{counts['total']:,} parameters" in lines[0] and f"{counts['trainable']:,} train" in lines[0]
+  assert lines[1] == "  lora(targets=('query', 'value'), rank=3) at 6 modules"
+  cells = [line.replace(",", "").split() for line in lines[3:]]
+  assert sum(int(row[-1] if row[-1].isdigit() else row[-2]) for row in cells) == counts["trainable"]
+  assert len(lines) < 30 and len(repr(model).splitlines()) == 1
 
 
 def test_a_model_with_adapters_is_not_saved_as_a_whole(tmp_path):

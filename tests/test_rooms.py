@@ -15,7 +15,17 @@ ROOT = Path(peftjax.__file__).parent
 
 # From the top down: a module may import those of its own line and of lines below. The longest name that fits it counts.
 ROOMS = (
-  ("cli", "__main__", "data.__main__", "compare.__main__"),
+  (
+    "cli",
+    "verbs",
+    "listing",
+    "completion",
+    "predicting",
+    "new_examples",
+    "__main__",
+    "data.__main__",
+    "compare.__main__",
+  ),
   ("guide",),
   ("compare", "testing"),
   ("train",),
@@ -32,7 +42,7 @@ ROOMS = (
   ("",),  # peftjax itself, the public names
   ("loading", "wrap.making"),
   ("model",),
-  ("adding", "saving", "composite", "vocabulary", "adapters", "interop"),
+  ("adding", "saving", "summary", "composite", "vocabulary", "adapters", "interop"),
   ("wrap",),
   ("models", "quantize_model"),
   ("methods",),
@@ -48,9 +58,11 @@ ROOMS = (
     "draws",
     "errors",
     "files",
+    "hub",
     "image_sheets",
     "kinds",
     "memory",
+    "no_tpu",
     "outputs",
     "patterns",
     "placement",

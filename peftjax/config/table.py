@@ -26,7 +26,7 @@ FIELDS: dict[str, Field] = {
   # Keys of JAX take 32 bits: greater seeds would repeat the draws of smaller ones.
   "seed": Field(0, "initialisation, dropout and data order all derive from it", least=0, most=2**32 - 1),
   # The model
-  "model.path": Field("packaged:minilm", "a Hugging Face folder, or packaged:NAME", filled=True),
+  "model.path": Field("packaged:minilm", "a Hugging Face folder, packaged:NAME, or hub:OWNER/NAME", filled=True),
   "model.family": Field("", "module:Name of an own architecture family, or several divided by commas"),
   "model.component_dtypes": Field(
     (), "of a folder of several models: NAME=DTYPE of components that are stored otherwise than model.dtype", item=_NAME
@@ -69,7 +69,8 @@ FIELDS: dict[str, Field] = {
   # The data
   "data.name": Field(
     "",
-    "packaged:NAME, or jsonl:, csv:, folder:, squad:, pairs: with a path, tfds:NAME, module:Name; "
+    "packaged:NAME, or jsonl:, csv:, json:, parquet:, arrow:, folder:, squad:, pairs: with a path, hub:OWNER/NAME, "
+    "tfds:NAME, module:Name; "
     f"empty: {DEFAULT_DATA}",
   ),
   "data.train_examples": Field(0, "the first n of the shuffled training split; 0: all", least=0, most=COUNT),
@@ -145,7 +146,9 @@ FIELDS: dict[str, Field] = {
     (), "beside the task's own, after the last step: peftjax.train.evaluators, or module:Name", item=_NAME
   ),
   "train.final_splits": Field(
-    ("validation",), 'evaluated after the last step; "train" are the examples trained on', item=_NAME
+    ("validation", "test"),
+    'evaluated after the last step, those of both that there are; "train" are the examples trained on',
+    item=_NAME,
   ),
   "train.predictions": Field(True, "every example's result in predictions-SPLIT.npz after the last step"),
   "train.tensorboard": Field(True, "event files beside metrics.jsonl"),

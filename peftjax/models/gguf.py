@@ -14,14 +14,15 @@ import math
 import mmap
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from peftjax.errors import UserError, nearest
-from peftjax.kinds import FLAG, NAME, Kind, list_of, whole
+from peftjax.kinds import FLAG, NAME, Kind, list_of, number, whole
+from peftjax.models import gguf_pieces
 from peftjax.models.config_fields import EPSILON, FEATURES, HEADS, LAYERS, POSITIONS, POSITIVE
 from peftjax.models.gguf_file import MOST_ENTRIES, GGUFFile
 from peftjax.models.tensor_files import BLOCK_BYTES, Block
@@ -32,6 +33,7 @@ _ARCHITECTURES = {
   "llama": ("llama", "LlamaForCausalLM", True),
   "qwen2": ("qwen2", "Qwen2ForCausalLM", False),
   "qwen3": ("qwen3", "Qwen3ForCausalLM", False),
+  "gemma3": ("gemma3_text", "Gemma3ForCausalLM", False),
 }
 _LAYER_NAMES = {
   "input_layernorm": "attn_norm",
@@ -46,9 +48,18 @@ _LAYER_NAMES = {
   "mlp.up_proj": "ffn_up",
   "mlp.down_proj": "ffn_down",
 }
+# Gemma 3 has a norm on either side of attention and MLP.
+_GEMMA3_NAMES = {
+  **_LAYER_NAMES,
+  "post_attention_layernorm": "post_attention_norm",
+  "pre_feedforward_layernorm": "ffn_norm",
+  "post_feedforward_layernorm": "post_ffw_norm",
+}
+_GEMMA3_LAYERS_OF_27B = 62
 _NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 _CONTROL, _USER_DEFINED = 3, 4  # kinds of tokens
 _ID = whole(0, 2**31 - 1)
+_SCORE = number(-1e9, 1e9)
 
 # tokenizer.ggml.pre -> how text is split before byte-level BPE; Hugging Face's names of the steps.
 _DIGITS = {"type": "Digits", "individual_digits": True}
@@ -71,7 +82,8 @@ class GGUFCheckpoint:
 
   def __init__(self, path: Path):
     self._file = _open(path)
-    _, _, self._interleaved = _architecture(self._file)
+    model_type, _, self._interleaved = _architecture(self._file)
+    self._adds_one = model_type == "gemma3_text"  # to the weights of norms, which Hugging Face stores less one
     self._heads = {}
     if self._interleaved:
       heads = self._file.field("llama.attention.head_count", HEADS)
@@ -80,7 +92,8 @@ class GGUFCheckpoint:
       raise UserError(
         f"{path}: its rope frequencies are a table, which config.json cannot say; use the original weights"
       )
-    self._names = {_hugging_face_key(name): name for name in self._file.tensors}
+    layer_names = _GEMMA3_NAMES if self._adds_one else _LAYER_NAMES
+    self._names = {_hugging_face_key(name, layer_names): name for name in self._file.tensors}
 
   def keys(self) -> list[str]:
     """All tensor names."""
@@ -102,6 +115,8 @@ class GGUFCheckpoint:
       block = self._floats(key, stored if len(shape) == 1 else stored[rows], kind).reshape(-1, *shape[1:])
       if is_pairs:
         block = self._halves(key, block)
+      if self._adds_one and key.endswith("norm.weight"):
+        block = block - 1
       yield rows, block
     self._forget()
 
@@ -167,6 +182,8 @@ def read_config(path: Path) -> dict[str, Any]:
     "tie_word_embeddings": "output.weight" not in file.tensors,
     "hidden_act": "silu",
   }
+  if model_type == "gemma3_text":
+    config = _of_gemma3(config, field)
   if (scaling := field("rope.scaling.type", NAME, "none")) != "none":
     config["rope_scaling"] = {
       "rope_type": scaling,
@@ -178,24 +195,44 @@ def read_config(path: Path) -> dict[str, Any]:
   return config
 
 
+def _of_gemma3(config: dict[str, Any], field: Callable[..., Any]) -> dict[str, Any]:
+  """With what Gemma 3's config.json says besides: its windows, and the two bases of its rope."""
+  heads, layers = config["num_attention_heads"], config["num_hidden_layers"]
+  scale = config["hidden_size"] // heads if layers == _GEMMA3_LAYERS_OF_27B else config["head_dim"]
+  return {
+    **{name: value for name, value in config.items() if name != "hidden_act"},
+    "hidden_activation": "gelu_pytorch_tanh",
+    "rope_theta": field("rope.freq_base", POSITIVE, 1e6),
+    "rope_local_base_freq": field("rope.freq_base_swa", POSITIVE, 1e4),
+    "sliding_window": field("attention.sliding_window", FEATURES),
+    "sliding_window_pattern": 6,
+    "query_pre_attn_scalar": float(scale),
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+  }
+
+
 def tokenizer_files(path: Path) -> dict[str, dict[str, Any]]:
   """{"tokenizer.json": ..., "tokenizer_config.json": ...} of the tokenizer and chat template within a GGUF file.
 
   Raises:
-    UserError: a tokenizer that is no byte-level BPE, or that splits text in a way that is not known; a field is missing
-      or of another kind.
+    UserError: a tokenizer that is neither byte-level BPE nor SentencePiece's BPE, or that splits text in a way that is
+      not known; a field is missing or of another kind.
   """
   file = _open(path)
   kind, split = (file.field(f"tokenizer.ggml.{name}", NAME, "") for name in ("model", "pre"))
-  if kind != "gpt2":
+  if kind not in ("gpt2", "llama"):
     raise UserError(
-      f"{path}: its tokenizer is {kind!r}, and only byte-level BPE (gpt2) can be read; bring tokenizer.json"
+      f"{path}: its tokenizer is {kind!r}; byte-level BPE (gpt2) and SentencePiece's (llama) can be read; bring "
+      "tokenizer.json"
     )
-  if split not in _SPLITS:
+  if kind == "gpt2" and split not in _SPLITS:
     raise UserError(f"{path}: unknown way to split text {split!r}; {nearest(split, _SPLITS)}")
   tokens = file.field("tokenizer.ggml.tokens", list_of(NAME, MOST_ENTRIES))
   kinds = file.field("tokenizer.ggml.token_type", list_of(whole(0, 255), MOST_ENTRIES))
-  merges = [merge.split(" ") for merge in file.field("tokenizer.ggml.merges", list_of(NAME, MOST_ENTRIES))]
+  merges = []
+  if kind == "gpt2":
+    merges = [merge.split(" ") for merge in file.field("tokenizer.ggml.merges", list_of(NAME, MOST_ENTRIES))]
   if len(tokens) != len(kinds):
     raise UserError(f"{path}: tokenizer.ggml.token_type has {len(kinds)} entries for {len(tokens)} tokens")
   if len(set(tokens)) != len(tokens):
@@ -220,7 +257,17 @@ def tokenizer_files(path: Path) -> dict[str, dict[str, Any]]:
     "vocab": {token: index for index, token in enumerate(tokens)},
     "merges": merges,
   }
-  settings: dict[str, Any] = {"add_bos_token": file.field("tokenizer.ggml.add_bos_token", FLAG, False)}
+  steps: dict[str, Any] = {"normalizer": None, "decoder": {**_BYTES, "add_prefix_space": True}}
+  if kind == "llama":
+    scores = file.field("tokenizer.ggml.scores", list_of(_SCORE, MOST_ENTRIES))
+    if len(scores) != len(tokens):
+      raise UserError(f"{path}: tokenizer.ggml.scores has {len(scores)} entries for {len(tokens)} tokens")
+    model = gguf_pieces.model_of(tokens, kinds, scores)
+    steps = gguf_pieces.steps_of(file.field("tokenizer.ggml.add_space_prefix", FLAG, True))
+  else:
+    steps["pre_tokenizer"] = _pre_tokenizer(_SPLITS[split])
+  starts = file.field("tokenizer.ggml.add_bos_token", FLAG, kind == "llama")
+  settings: dict[str, Any] = {"add_bos_token": starts}
   for name, theirs in (("bos_token", "bos"), ("eos_token", "eos"), ("unk_token", "unknown"), ("pad_token", "padding")):
     index = file.field(f"tokenizer.ggml.{theirs}_token_id", whole(0, len(tokens) - 1), None)
     if index is not None:
@@ -235,10 +282,8 @@ def tokenizer_files(path: Path) -> dict[str, dict[str, Any]]:
     "truncation": None,
     "padding": None,
     "added_tokens": added,
-    "normalizer": None,
-    "pre_tokenizer": _pre_tokenizer(_SPLITS[split]),
+    **steps,
     "post_processor": _post_processor(start, tokens.index(start)) if settings["add_bos_token"] else None,
-    "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
     "model": model,
   }
   return {"tokenizer.json": tokenizer, "tokenizer_config.json": settings}
@@ -297,13 +342,13 @@ def _post_processor(token: str, index: int) -> dict[str, Any]:
   }
 
 
-def _hugging_face_key(name: str) -> str:
+def _hugging_face_key(name: str, layer_names: Mapping[str, str]) -> str:
   stem, _, leaf = name.rpartition(".")
   for ours, theirs in _NAMES.items():
     if stem == theirs:
       return f"{ours}.{leaf}"
   block, _, part = stem.removeprefix("blk.").partition(".")
-  for ours, theirs in _LAYER_NAMES.items():
+  for ours, theirs in layer_names.items():
     if part == theirs:
       return f"model.layers.{block}.{ours}.{leaf}"
   return name

@@ -46,7 +46,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
   if not folder.is_dir():
     siblings = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
     close = nearest(folder.name, siblings)
-    hint = close if close.startswith("did") else "expected a Hugging Face model folder or packaged:NAME"
+    hint = close if close.startswith("did") else "expected a Hugging Face model folder, packaged:NAME or hub:OWNER/NAME"
     raise UserError(f"model.path: no folder {str(folder)!r}; {hint}")
   path = folder / CONFIG
   if not path.is_file():

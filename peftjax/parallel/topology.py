@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from peftjax.errors import UserError
+from peftjax.no_tpu import NO_TPU
 
 GIB = 2**30
 # Bytes that a program may use on one device, by JAX's name of its kind; a chip's memory less what the runtime keeps.
@@ -30,10 +31,8 @@ def topology_devices(name: str) -> list[Any]:
   """
   if importlib.util.find_spec("libtpu") is None:
     raise UserError("plan --topology needs the TPU compiler: pip install 'peftjax[tpu]'")
-  # The compiler asks the cloud's metadata server which machine this is; there is none to ask.
   # Nothing runs on a TPU, so that several processes may hold the library.
-  known = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}
-  for variable, value in (known | {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}).items():
+  for variable, value in (NO_TPU | {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}).items():
     os.environ.setdefault(variable, value)
   from jax.experimental import topologies
 

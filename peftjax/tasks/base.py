@@ -24,6 +24,7 @@ Batch = Mapping[str, Any]
 # for a loss of several passes; outside training there is no dropout.
 Forward = Callable[..., Mapping[str, jax.Array]]
 Arrays = dict[str, Any]
+Row = dict[str, Any]
 
 NOT_INPUTS = ("labels", "weight", "index", OTHER_LABELS, OWN_SHARE)
 
@@ -119,6 +120,13 @@ class Task(Protocol):
   def per_example(self, predictions: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What the metrics are computed from, one row an example: a bootstrap over examples resamples these."""
     raise NotImplementedError
+
+  def answers(self, predictions: Mapping[str, np.ndarray], source: Source) -> list[Row]:
+    """What a user is told of each of some new examples, ready for JSON, from what `finish` gave; their labels, and with
+    them "loss" and "labels", mean nothing. By default every other array."""
+    del source
+    names = [name for name in predictions if name not in ("index", "loss", "weight", "labels")]
+    return [{name: predictions[name][row].tolist() for name in names} for row in range(len(predictions["index"]))]
 
   def metrics(self, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Metrics over all examples, from what `predict` and `finish` gave for them."""

@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from peftjax.data.sources.types import OTHER_LABELS, OWN_SHARE, Header
+from peftjax.data.sources.types import OTHER_LABELS, OWN_SHARE, Header, Source
 from peftjax.errors import UserError
 from peftjax.tasks.base import (
   Arrays,
   Batch,
   Forward,
+  Row,
   Task,
   check_data,
   cross_entropy,
@@ -35,6 +36,7 @@ OF_NUMBERS = (
   Metric("pearson", "corpus"),
   Metric("spearman", "corpus"),
 )
+LIKELIEST = 5  # labels named with their probabilities
 
 
 class Classification(Task):
@@ -128,6 +130,24 @@ class Classification(Task):
       return {"prediction": found, "label": labels, "correct": (found == labels).all(axis=1).astype(np.int32)}
     found = logits.argmax(axis=-1).astype(np.int32)
     return {"prediction": found, "label": labels, "correct": (found == labels).astype(np.int32)}
+
+  def answers(self, predictions: Mapping[str, np.ndarray], source: Source) -> list[Row]:
+    """The "label" with its "probability" and the `LIKELIEST` of all by theirs; of several the "labels" above a half; of
+    numbers the "value"."""
+    logits = predictions["logits"].astype(np.float64)
+    if self.regression:
+      return [{"value": float(one)} for one in logits[:, 0]]
+    several = self.problem_type.startswith("multi_label")
+    chances = 1 / (1 + np.exp(-logits)) if several else np.exp(logits - logits.max(axis=1, keepdims=True))
+    chances = chances if several else chances / chances.sum(axis=1, keepdims=True)
+    said: list[Row] = []
+    for row in chances:
+      order = np.argsort(-row, kind="stable")
+      shares = {self.label_names[at]: float(row[at]) for at in order[:LIKELIEST]}
+      first = {"label": self.label_names[order[0]], "probability": float(row[order[0]])}
+      found = {"labels": [self.label_names[at] for at in order if row[at] > 0.5]} if several else first
+      said.append(found | {"probabilities": shares})
+    return said
 
   def metrics(self, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
     from sklearn.metrics import f1_score, matthews_corrcoef  # slow to import

@@ -13,7 +13,17 @@ from ml_collections import ConfigDict
 from peftjax.data.inputs.text_pairs import PAIR
 from peftjax.data.sources.types import Header, Source
 from peftjax.errors import UserError
-from peftjax.tasks.base import Arrays, Batch, Forward, Task, cross_entropy, model_inputs, own_setting, weighted_mean
+from peftjax.tasks.base import (
+  Arrays,
+  Batch,
+  Forward,
+  Row,
+  Task,
+  cross_entropy,
+  model_inputs,
+  own_setting,
+  weighted_mean,
+)
 from peftjax.tasks.classification import correlations
 from peftjax.tasks.metric import Metric
 
@@ -109,6 +119,15 @@ class Contrastive(Task):
     if self.scored:
       rows |= {"score": predictions["labels"], "spearman": spearman_rows(cosine, predictions["labels"])}
     return rows
+
+  def answers(self, predictions: Mapping[str, np.ndarray], source: Source) -> list[Row]:
+    """The text's "embedding", and the "cosine" with the second text, where that is another one."""
+    said: list[Row] = []
+    for index, text, pair in zip(predictions["index"], predictions["text"], predictions["pair"]):
+      one = source[int(index)]
+      cosine = {} if one["text"] == one["text_pair"] else {"cosine": float(text.astype(np.float64) @ pair)}
+      said.append({"embedding": text.tolist()} | cosine)
+    return said
 
   def metrics(self, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
     rows = self.per_example(predictions)

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from peftjax.data.sources.types import Header, Source
 from peftjax.errors import UserError
-from peftjax.tasks.base import Arrays, Batch, Forward, Task, cross_entropy, model_inputs, own_setting
+from peftjax.tasks.base import Arrays, Batch, Forward, Row, Task, cross_entropy, model_inputs, own_setting
 from peftjax.tasks.metric import Metric
 
 OF_ANSWERS = (
@@ -140,6 +140,13 @@ class QuestionAnswering(Task):
       "f1_of_answered": rows["f1"] * answered,
       "f1_of_unanswered": rows["f1"] * (1 - answered),
     }
+
+  def answers(self, predictions: Mapping[str, np.ndarray], source: Source) -> list[Row]:
+    """The "answer", "" if the context has none, its characters "start" and "end", and how much its span outweighs that
+    of no answer, "score"."""
+    score = predictions["score"] - predictions["null"]
+    rows = zip(predictions["prediction"], predictions["start"], predictions["end"], score)
+    return [{"answer": str(text), "start": int(a), "end": int(b), "score": float(c)} for text, a, b, c in rows]
 
   def metrics(self, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
     rows = self.per_example(predictions)

@@ -10,8 +10,18 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from peftjax.data.inputs.base import IGNORED
-from peftjax.data.sources.types import Header
-from peftjax.tasks.base import Arrays, Batch, Forward, Task, check_data, cross_entropy, model_inputs, weighted_mean
+from peftjax.data.sources.types import Header, Source
+from peftjax.tasks.base import (
+  Arrays,
+  Batch,
+  Forward,
+  Row,
+  Task,
+  check_data,
+  cross_entropy,
+  model_inputs,
+  weighted_mean,
+)
 from peftjax.tasks.metric import Metric
 
 OF_TOKENS = (
@@ -82,6 +92,16 @@ class TokenClassification(Task):
       rows["true_entities"] = np.array([len(true_set) for _, true_set in pairs])
       rows["correct_entities"] = np.array([len(found_set & true_set) for found_set, true_set in pairs])
     return {name: np.asarray(values, np.int32) for name, values in rows.items()}
+
+  def answers(self, predictions: Mapping[str, np.ndarray], source: Source) -> list[Row]:
+    """The tag of each word, in "tags", None of words that were cut off; the labels are the words' numbers."""
+    said = []
+    for index, found, words in zip(predictions["index"], predictions["found"], predictions["labels"]):
+      tags: list[str | None] = [None] * len(source[int(index)]["tokens"])
+      for word, tag in zip(words[words != IGNORED], found[words != IGNORED]):
+        tags[word] = self.label_names[tag]
+      said.append({"tags": tags})
+    return said
 
   def metrics(self, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
     sums = {name: int(values.sum()) for name, values in self.per_example(predictions).items()}

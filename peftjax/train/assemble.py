@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from peftjax import config as config_lib
 from peftjax import data as data_lib
-from peftjax import masks, memory, methods, tasks
+from peftjax import hub, masks, memory, methods, tasks
 from peftjax.adding import add
 from peftjax.errors import NotHere, UserError, nearest
 from peftjax.interop.peft import notes_on
@@ -123,7 +123,7 @@ class Setting:
                    other_base=section.other_base, new_head=section.new_head, component_dtypes=component_dtypes(config),
                    **options)  # fmt: skip
       if section.adapter:
-        for note in notes_on(section.adapter):
+        for note in notes_on(hub.local(section.adapter)):
           log.warning("model.adapter: %s", note)
         return model  # its method is the adapter's
     return add(model, method, jax.random.fold_in(jax.random.key(config.seed), ADAPTER_KEY))
@@ -194,7 +194,12 @@ def _own_function(path: Any) -> Callable[..., Any]:
 def is_own(path: Any) -> bool:
   """Whether `model.path` names a function of the user's own, as module:function or file.py:function."""
   where, _, name = str(path).rpartition(":")
-  return bool(where) and where != "packaged" and name.isidentifier() and not Path(str(path)).expanduser().exists()
+  return (
+    bool(where)
+    and where not in ("packaged", "hub")
+    and name.isidentifier()
+    and not Path(str(path)).expanduser().exists()
+  )
 
 
 def component_dtypes(config: ConfigDict) -> dict[str, str]:

@@ -47,6 +47,15 @@ def evaluate(
     The task's metrics, and arrays [N, ...] in the order of `index`, which is among them: "loss" and what the task
     computes its metrics from.
   """
+  predictions = predicted(predict, trainable, frozen, batches, task, mesh)
+  rows = task.per_example(predictions)
+  return task.metrics(predictions), {"index": predictions["index"], "loss": predictions["loss"]} | rows
+
+
+def predicted(
+  predict: Predict, trainable: Tree, frozen: Tree, batches: EvalLoader, task: Task, mesh: Mesh
+) -> dict[str, np.ndarray]:
+  """What `Task.finish` gives over all batches; for the arguments see `evaluate`."""
   parts, ahead = [], None
   for batch in batches:
     dispatched = predict(trainable, frozen, put_batch(mesh, batch))
@@ -55,9 +64,7 @@ def evaluate(
     ahead = dispatched
   if ahead is not None:
     parts.append(jax.device_get(ahead))
-  predictions = task.finish(_joined(parts), batches.source)
-  rows = task.per_example(predictions)
-  return task.metrics(predictions), {"index": predictions["index"], "loss": predictions["loss"]} | rows
+  return task.finish(_joined(parts), batches.source)
 
 
 def _joined(parts: list[dict[str, Any]]) -> dict[str, np.ndarray]:

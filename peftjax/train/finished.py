@@ -53,7 +53,7 @@ def load_model(workdir: str | Path, trust: Collection[str] = ()) -> tuple[Config
 
 def _load_model(folder: Path) -> tuple[ConfigDict, int, Model]:
   config, resolved = folder_lib.read_config(folder)
-  mesh = make_mesh(_on_these_devices(config).mesh)
+  mesh = make_mesh(on_these_devices(config).mesh)
   head = assemble.Head(resolved.head, resolved.label_names, resolved.num_labels)
   is_own = assemble.is_own(config.model.path)
   model = assemble.setting(config).model() if is_own else assemble.stored(config, head).model(mesh=mesh)
@@ -81,7 +81,7 @@ def evaluate_run(workdir: str | Path, splits: Sequence[str] = (), trust: Collect
 
 
 def _evaluate_run(folder: Path, splits: Sequence[str]) -> dict[str, Any]:
-  config = _on_these_devices(folder_lib.read_config(folder)[0])
+  config = on_these_devices(folder_lib.read_config(folder)[0])
   use_cache(str(cache_folder("compiled")))
   run = make_run(config)
   for split in splits:
@@ -169,7 +169,7 @@ def _as_pipelines_read_it(folder: Path, model: Model) -> Model:
   return dataclasses.replace(model, hf_config={**model.hf_config, **found})
 
 
-def _on_these_devices(config: ConfigDict) -> ConfigDict:
+def on_these_devices(config: ConfigDict) -> ConfigDict:
   """The config with its own mesh if that is of as many devices as there are here, else with all of these as `data`."""
   sizes = [int(size) for size in config.mesh.values()]
   if -1 not in sizes and math.prod(sizes) != jax.device_count():

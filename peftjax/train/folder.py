@@ -51,6 +51,7 @@ class Resolved:
   head: str
   num_labels: int
   problem_type: str = ""
+  fields: tuple[str, ...] = ()
 
 
 def read_config(folder: Path) -> tuple[ConfigDict, Resolved]:
@@ -70,9 +71,12 @@ def read_config(folder: Path) -> tuple[ConfigDict, Resolved]:
   if not isinstance(task, str) or not isinstance(labels, tuple) or not all(isinstance(one, str) for one in labels):
     raise UserError(f"{path}: resolved.task and resolved.label_names: expected a text and a list of texts")
   head, count = found.get("head", task), found.get("num_labels", max(len(labels), 1))  # earlier versions wrote neither
+  fields = found.get("fields", ())
+  if not isinstance(fields, tuple) or not all(isinstance(one, str) for one in fields):
+    raise UserError(f"{path}: resolved.fields: expected a list of texts")
   if not isinstance(head, str) or not isinstance(count, int) or count < 0:
     raise UserError(f"{path}: resolved.head and resolved.num_labels: expected a text and a number of classes")
-  return _config(path, saved), Resolved(task, labels, head, count, str(found.get("problem_type", "")))
+  return _config(path, saved), Resolved(task, labels, head, count, str(found.get("problem_type", "")), fields)
 
 
 def stored_config(path: Path) -> ConfigDict:

@@ -188,14 +188,14 @@ def optimizer_of(config: ConfigDict, model: Model, total_steps: int) -> Optimize
 
 
 def final_splits(config: ConfigDict, loaders: data_lib.Loaders) -> tuple[str, ...]:
-  """The splits evaluated after the last step, with the sets of `data.shifted` and `data.retained`; "validation" may be
-  missing in the data.
+  """The splits evaluated after the last step, with the sets of `data.shifted` and `data.retained`; "validation" and
+  "test" may be missing in the data.
 
   Raises:
     UserError: another one is missing.
   """
   for split in config.train.final_splits:
-    if split not in loaders.evals and split != "validation":
+    if split not in loaders.evals and split not in ("validation", "test"):
       raise UserError(f"train.final_splits: no split {split!r} to evaluate; {nearest(split, loaders.evals)}")
   retained = (RETAINED,) if RETAINED in loaders.evals else ()
   wanted = dict.fromkeys((*config.train.final_splits, *shifted_names(config.data), *retained))
@@ -256,6 +256,7 @@ def describe(run: Run) -> dict[str, Any]:
     "head": run.task.head,
     "num_labels": run.task.num_labels,
     "label_names": list(run.task.label_names),
+    "fields": list(run.loaders.dataset.fields),
     "problem_type": getattr(run.task, "problem_type", ""),
     "architecture": run.model.architecture,
     "total_steps": run.total_steps,

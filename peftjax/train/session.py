@@ -32,7 +32,9 @@ from peftjax.train.checkpoint import Checkpoints
 from peftjax.train.compiling import Costs
 from peftjax.train.evaluators import Evaluator
 from peftjax.train.faults import faults_as_one_line
+from peftjax.train.hint import hint_of
 from peftjax.train.logs import RunLog
+from peftjax.train.rows import read_rows
 from peftjax.train.run import Run, describe
 from peftjax.train.signals import PREEMPTED, Preempted
 from peftjax.train.splits import SplitScores
@@ -163,6 +165,8 @@ class Session:
     """
     summary = summarize(self.run, state, self.folder, self.costs.by_shape) | more
     if self._writes:
+      if hint := hint_of(read_rows(self.folder / "metrics.jsonl"), summary["learning_rates"]):
+        self.log.say(hint)
       write_text(self.folder / folder_lib.SUMMARY, json.dumps(summary, indent=2) + "\n")
     return summary
 

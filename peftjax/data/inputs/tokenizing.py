@@ -186,6 +186,10 @@ class Tokenizer:
     found: int | None = self._fast.token_to_id(token)
     return found
 
+  def token_of(self, index: int) -> str:
+    """The spelling of an id, "" where the tokenizer has none."""
+    return str(self._fast.id_to_token(index) or "")
+
   def decode(self, ids: Sequence[int]) -> str:
     """The text of some ids, special tokens left out."""
     with refusing("the tokenizer cannot decode tokens"):

@@ -1,4 +1,4 @@
-"""Data sets made of JSON-lines or CSV files."""
+"""Data sets made of tables: JSON lines, CSV, JSON arrays, Parquet, Arrow."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from peftjax.data.sources import media
+from peftjax.data.sources.column_files import ColumnFile, JsonFile, saved_splits
 from peftjax.data.sources.labels import AUTO, TAGS, Labels, read_labels
 from peftjax.data.sources.splits import hashed_split
 from peftjax.data.sources.text_files import Row, TextFile
@@ -100,11 +101,24 @@ _BEFORE_FILES = [field.name for field in dataclasses.fields(Columns)].index("ima
 Choose = Callable[[Row, str, Named], Columns]
 
 
+class Table(Protocol):
+  """Rows of a file by number; `where` opens the line of an error about one."""
+
+  path: Path
+  sha256: str
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> Row: ...
+
+  def where(self, index: int) -> str: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class FileSource:
   """A `Source`: some rows of a file, their labels as numbers."""
 
-  file: TextFile
+  file: Table
   rows: np.ndarray  # [n] int64
   columns: Columns
   labels: Labels | None
@@ -122,8 +136,12 @@ class FileSource:
       return {"messages": row[columns.messages]}
     example: Example
     if columns.medium is not None:
-      path = media.named_file(row[columns.file], self.root, self.file.where(number), columns.medium)
-      example = {columns.medium.field: media.read(path), "where": str(path)}
+      held, where, field = row[columns.file], self.file.where(number), columns.medium.field
+      if media.is_within(held):
+        example = {field: held["bytes"], "where": where}
+      else:
+        path = media.named_file(held, self.root, where, columns.medium)
+        example = {field: media.read(path), "where": str(path)}
       example |= {"text": row[columns.text]} if columns.text else {}
     elif columns.tokens:
       example = {"tokens": row[columns.tokens]}
@@ -145,12 +163,48 @@ def open_csv(path: str, named: Named) -> Dataset:
   return open_files("csv", path, named)
 
 
-def open_files(
-  kind: str, path: str, named: Named, choose: Choose | None = None, filled: bool = False, divided: bool = True
+def open_json(path: str, named: Named) -> Dataset:
+  """A data set of JSON arrays of objects; see `open_files`."""
+  return dataset_of("json", path, {part: JsonFile(file) for part, file in find_files("json", path).items()}, named)
+
+
+def open_parquet(path: str, named: Named) -> Dataset:
+  """A data set of Parquet files, or of a folder of such shards as hubs keep them."""
+  parts = find_parts("parquet", path)
+  return dataset_of("parquet", path, {part: ColumnFile(one, "parquet") for part, one in parts.items()}, named)
+
+
+def open_arrow(path: str, named: Named) -> Dataset:
+  """A data set of Arrow files, or of a folder that ``save_to_disk`` of Hugging Face's data sets wrote."""
+  folder = Path(path)
+  is_saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+  found = saved_splits(folder) if is_saved else find_parts("arrow", path)
+  ours = {name: split for split, names in SPLIT_FILES.items() for name in names}
+  parts = {ours.get(part, part): one for part, one in found.items()}
+  if "" not in parts and "train" not in parts:
+    raise UserError(f"data.name: {path} has no split 'train'; it has {', '.join(found) or 'none'}")
+  return dataset_of("arrow", path, {part: ColumnFile(one, "arrow") for part, one in parts.items()}, named)
+
+
+def open_files(kind: str, path: str, named: Named, *how: Any, **more: Any) -> Dataset:
+  """A data set of `kind` ("jsonl" or "csv") files; for other arguments see `dataset_of`."""
+  files = {part: TextFile(file, kind) for part, file in find_files(kind, path).items()}
+  return dataset_of(kind, path, files, named, *how, **more)
+
+
+def dataset_of(
+  kind: str,
+  path: str,
+  files: Mapping[str, Table],
+  named: Named,
+  choose: Choose | None = None,
+  filled: bool = False,
+  divided: bool = True,
 ) -> Dataset:
-  """A data set of `kind` ("jsonl" or "csv") files; `open_data` says what `path` may be.
+  """A data set of the rows of some files; `open_data` says what `path` may be.
 
   Args:
+    files: split -> its rows; the name is empty for one file that holds all splits.
     choose: the first row, where it stands and the named columns -> those to read; `choose_columns` without.
     filled: texts of white space alone are a mistake.
     divided: one file is divided; otherwise it is the training split.
@@ -158,7 +212,6 @@ def open_files(
   Raises:
     UserError: see `open_data`.
   """
-  files = {part: TextFile(file, kind) for part, file in find_files(kind, path).items()}
   leading = files.get("train") or files[""]
   columns = (choose or choose_columns)(leading[0], leading.where(0), named)
   roots: dict[str, Path] = {}
@@ -197,7 +250,7 @@ def open_files(
 
 
 def find_files(kind: str, path: str) -> dict[str, Path]:
-  """Split name -> file; the name is empty for one file that holds all splits.
+  """Split name -> file of `kind`, which its name ends with; the name is empty for one file that holds all splits.
 
   Raises:
     UserError: no such file or folder, or no training file.
@@ -217,6 +270,32 @@ def find_files(kind: str, path: str) -> dict[str, Path]:
       found.setdefault(split, candidate)
   if "train" not in found:
     raise UserError(f"data.name: no training file; expected {patterns[0].replace('{split}', 'train')}")
+  return found
+
+
+def find_parts(kind: str, path: str) -> dict[str, list[Path]]:
+  """Split name -> its files of `kind`, which their names end with; the name is empty for files that hold all splits.
+
+  Raises:
+    UserError: no such file or folder, or no training file.
+  """
+  if "{split}" not in path and not Path(path).is_dir():
+    return {"": list(find_files(kind, path).values())}
+  found: dict[str, list[Path]] = {}
+  patterns = [f"{{split}}.{kind}", f"{{split}}-*.{kind}", f"{{split}}/*.{kind}", f"data/{{split}}-*.{kind}"]
+  root, patterns = (Path(), [path]) if "{split}" in path else (Path(path), patterns)
+  for split, names in SPLIT_FILES.items():
+    for pattern in (pattern.replace("{split}", name) for pattern in patterns for name in names):
+      place = Path(pattern)
+      files = sorted((root / place.parent).glob(place.name))
+      if files and split not in found:
+        found[split] = files
+  if not found and (files := sorted(root.glob(f"*.{kind}"))):
+    found[""] = files
+  for file in (file for files in found.values() for file in files):
+    _check_link(file)
+  if not {"train", ""} & found.keys():
+    raise UserError(f"data.name: no training file; expected {path if '{split}' in path else f'{path}/train.{kind}'}")
   return found
 
 
@@ -271,22 +350,31 @@ def _audio_column(row: Row, named: Named) -> str:
   """The column that names a recording; a text beside it is what is said in it."""
   if named.image or named.source or named.target:
     return ""
-  return _first(AUDIO_NAMES, [name for name in row if media.medium_of(str(row[name])) is media.AUDIO])
+  held = media.AUDIO.field if media.is_within(row.get(media.AUDIO.field)) else ""
+  return held or _first(AUDIO_NAMES, [name for name in row if media.medium_of(str(row[name])) is media.AUDIO])
 
 
 def _image_column(row: Row, texts: Iterable[str]) -> str:
   """The column that names a picture, in a table that is not one of texts."""
   if texts or _first((*TEXT_NAMES, *TOKENS_NAMES, *MESSAGES_NAMES), row):
     return ""
-  return _first(IMAGE_NAMES, [name for name in row if media.medium_of(str(row[name])) is media.IMAGES])
+  return _first(IMAGE_NAMES, [name for name in row if _is_picture(row[name])])
 
 
-def _sizes(file: TextFile, columns: Columns, root: Path) -> str:
-  """Hex digest of the sizes of the files that a table names, each of which must be there."""
+def _is_picture(value: Any) -> bool:
+  """Whether it names a picture, or holds one as Hugging Face's data sets do."""
+  return media.is_within(value) or (isinstance(value, str) and media.medium_of(value) is media.IMAGES)
+
+
+def _sizes(file: Table, columns: Columns, root: Path) -> str:
+  """Hex digest of the sizes of the files that a table names, each of which must be there, or that stand in it."""
   assert columns.medium is not None
   digest = hashlib.sha256()
   for number in range(len(file)):
     name, where = file[number].get(columns.file), file.where(number)
+    if media.is_within(name):
+      digest.update(f"{len(name['bytes'])} ".encode())
+      continue
     if not isinstance(name, str):
       raise UserError(
         f"{where}: column {columns.file!r} holds {name!r:.60}, expected the path of a {columns.medium.noun}"
@@ -331,7 +419,7 @@ def _choice(row: Row) -> str:
   return "one of " + ", ".join(row)
 
 
-def _content(file: TextFile, number: int, columns: Columns, filled: bool) -> tuple[str, Any]:
+def _content(file: Table, number: int, columns: Columns, filled: bool) -> tuple[str, Any]:
   """(text that the row is known by, raw label), everything in it checked."""
   row, where = file[number], file.where(number)
   for name in columns.names():
@@ -355,16 +443,19 @@ def _content(file: TextFile, number: int, columns: Columns, filled: bool) -> tup
       raise UserError(f"{where}: {len(tokens)} tokens but {count} tags in column {columns.label!r}")
     return " ".join(tokens), label
   names = [name for name in (columns.file, columns.text, columns.pair, columns.source, columns.target) if name]
+  if columns.file and media.is_within(row[columns.file]):
+    names.remove(columns.file)
   for name in names:
     if not isinstance(row[name], str):
       raise UserError(f"{where}: column {name!r} holds {row[name]!r:.60}, expected a string")
     if filled and not row[name].strip():
       raise UserError(f"{where}: column {name!r} is empty, expected a text")
-  return " ".join(row[name] for name in names if name != columns.target), label
+  known_by = " ".join(row[name] for name in names if name != columns.target)
+  return known_by or hashlib.sha256(repr(row.get(columns.file)).encode()).hexdigest(), label
 
 
 def _labels(
-  files: Mapping[str, TextFile],
+  files: Mapping[str, Table],
   contents: Mapping[str, list[tuple[str, Any]]],
   columns: Columns,
   from_text: bool,
@@ -374,13 +465,16 @@ def _labels(
   part = "train" if "train" in files else ""
   wheres = [files[part].where(row) for row in range(len(files[part]))]
   labels = read_labels([label for _, label in contents[part]], wheres, from_text, bool(columns.tokens), asked)
+  known = getattr(files[part], "label_names", {}).get(columns.label, ())
+  if set(labels.names) <= set(known):  # numbered as the file's schema numbers them
+    labels = dataclasses.replace(labels, names=known)
   for part, content in contents.items():
     for row, (_, label) in enumerate(content):
       labels.encode(label, files[part].where(row))
   return labels
 
 
-def _divided(file: TextFile, texts: list[str]) -> dict[str, tuple[TextFile, np.ndarray]]:
+def _divided(file: Table, texts: list[str]) -> dict[str, tuple[Table, np.ndarray]]:
   splits = np.array([hashed_split(text, SHARES) for text in texts])
   parts = {split: (file, np.flatnonzero(splits == split)) for split in SHARES}
   if not len(parts["train"][1]):

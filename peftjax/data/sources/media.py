@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any, TypeGuard
 
 from peftjax.data.sources.types import AUDIO_CLASSIFICATION, IMAGE_CLASSIFICATION
 from peftjax.errors import UserError, nearest
@@ -41,6 +42,11 @@ ENDINGS = ", ".join(ending for one in MEDIA for ending in one.endings)
 def medium_of(name: str) -> Medium | None:
   """What kind of file a name is of; None for none that is known."""
   return next((one for one in MEDIA if name.lower().endswith(one.endings)), None)
+
+
+def is_within(value: Any) -> TypeGuard[dict[str, Any]]:
+  """Whether a table's value holds a file's bytes itself, as Hugging Face's data sets keep pictures and recordings."""
+  return isinstance(value, dict) and isinstance(value.get("bytes"), bytes)
 
 
 def is_inside(path: Path, root: Path) -> bool:

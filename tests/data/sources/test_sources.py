@@ -168,7 +168,7 @@ def test_a_label_that_training_never_shows_is_named(tmp_path):
 @pytest.mark.parametrize(
   ("spec", "message"),
   [
-    ("json:a", "expected one of packaged:NAME, tfds:NAME, jsonl:NAME, csv:NAME"),
+    ("jsn:a", "expected one of packaged:NAME, tfds:NAME, jsonl:NAME, csv:NAME"),
     ("jsonl:", "expected one of"),
     ("jsonl:{tmp}/trian.jsonl", "did you mean 'train.jsonl'?"),
     ("jsonl:{tmp}/empty", "no training file; expected .*train.jsonl"),

@@ -1,0 +1,157 @@
+"""New examples for a trained model: texts, tables, pictures, recordings, as the examples that its task reads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from peftjax.data.sources import files as tables
+from peftjax.data.sources import media
+from peftjax.data.sources.column_files import ColumnFile, JsonFile
+from peftjax.data.sources.text_files import TextFile
+from peftjax.data.sources.types import SPEECH_RECOGNITION, Example, Header
+from peftjax.errors import UserError, nearest
+
+Row = dict[str, Any]
+
+# Fields that say what is wanted, which new examples do not: what stands in their place.
+_UNKNOWN: dict[str, Callable[[Example, Header], Any]] = {
+  "label": lambda example, header: np.zeros(len(header.label_names)) if header.label_kind == "classes" else 0,
+  "tags": lambda example, header: list(range(len(example["tokens"]))),  # so that a token's label says whose it is
+  "target": lambda example, header: "",
+  "answers": lambda example, header: [],
+  "is_impossible": lambda example, header: False,
+}
+_USUAL = {
+  "text": tables.TEXT_NAMES,
+  "text_pair": tables.PAIR_NAMES,
+  "tokens": tables.TOKENS_NAMES,
+  "source": tables.SOURCE_NAMES,
+  "messages": tables.MESSAGES_NAMES,
+  "image": tables.IMAGE_NAMES,
+  "audio": tables.AUDIO_NAMES,
+}
+_TABLES: dict[str, Callable[[Path], tables.Table]] = {
+  ".jsonl": lambda path: TextFile(path, "jsonl"),
+  ".csv": lambda path: TextFile(path, "csv"),
+  ".tsv": lambda path: TextFile(path, "csv"),
+  ".json": JsonFile,
+  ".parquet": lambda path: ColumnFile([path], "parquet"),
+  ".arrow": lambda path: ColumnFile([path], "arrow"),
+}
+_PLACE = re.compile(r":\d+$|, row \d+$")  # behind a file's name
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+def rows_of(texts: Sequence[str], files: Sequence[str]) -> Iterator[tuple[Row, str]]:
+  """(row, where it stands) of every text and of everything in the files.
+
+  A file is a picture or a recording, ``.txt`` with a text on each line, a table (``.jsonl``, ``.json``, ``.csv``,
+  ``.tsv``, ``.parquet``, ``.arrow``), or a folder of pictures or recordings.
+
+  Raises:
+    UserError: a file is not there, or of another kind.
+  """
+  for number, text in enumerate(texts, 1):
+    yield {"text": text}, f"--text {number}"
+  for name in files:
+    path = Path(name).expanduser()
+    if path.is_dir():
+      found = sorted(one for one in path.rglob("*") if one.is_file() and media.medium_of(one.name))
+      if not found:
+        raise UserError(f"--file: no picture or recording in the folder {name!r}")
+      yield from ((_of_medium(one), str(one)) for one in found)
+    elif not path.is_file():
+      near = [one.name for one in path.absolute().parent.glob("*")]
+      raise UserError(f"--file: no file {name!r}; {nearest(path.name, near)}")
+    elif media.medium_of(path.name):
+      yield _of_medium(path), name
+    elif path.suffix == ".txt":
+      lines = path.read_text(encoding="utf-8").splitlines()
+      yield from (({"text": line}, f"{name}:{number}") for number, line in enumerate(lines, 1) if line.strip())
+    elif path.suffix in _TABLES:
+      table = _TABLES[path.suffix](path)
+      yield from ((table[at], table.where(at)) for at in range(len(table)))
+    else:
+      known = f".txt, {', '.join(_TABLES)}"
+      raise UserError(f"--file={name}: expected {known}, a picture, a recording, or a folder of them")
+
+
+def _of_medium(path: Path) -> Row:
+  medium = media.medium_of(path.name)
+  assert medium is not None
+  return {medium.field: media.read(path), "where": str(path)}
+
+
+def example_of(row: Mapping[str, Any], where: str, header: Header, data: ConfigDict) -> Example:
+  """A row as an example of the fields that the header names; what is to be predicted is filled in with nothing.
+
+  Args:
+    where: opens an error's line.
+    data: `config.data` of the run, which may name columns.
+
+  Raises:
+    UserError: a field that the task reads is not in the row.
+  """
+  if not header.fields:  # of a task and an input of the user's own
+    return dict(row)
+  example: Example = {"where": row["where"]} if "where" in row else {}
+  for field in header.fields:
+    if field not in _UNKNOWN and field != "id":
+      example[field] = _value(field, row, where, header, data)
+  return example | {name: make(example, header) for name, make in _UNKNOWN.items() if name in header.fields}
+
+
+def _value(field: str, row: Mapping[str, Any], where: str, header: Header, data: ConfigDict) -> Any:
+  texts = (data.text_column.split(",") if data.text_column else []) + ["", ""]
+  named = {"text": texts[0], "tokens": texts[0], "messages": texts[0], "text_pair": texts[1],
+           "source": data.source_column, "image": data.image_column, "audio": data.audio_column}  # fmt: skip
+  column = named.get(field, "")
+  names = [name for name in (column, field, *_USUAL.get(field, ())) if name in row]
+  kind = list if field in ("tokens", "messages") else object
+  held = next((row[name] for name in names if isinstance(row[name], kind)), None)
+  if held is None:
+    held = _made(field, row, header)
+  if held is None:
+    given = ", ".join(row) or "nothing"
+    raise UserError(f"{where}: no {column or field!r} in it; it holds {given}")
+  if field == "messages":
+    return held if held[-1].get("role") == "assistant" else [*held, {"role": "assistant", "content": ""}]
+  medium = next((one for one in media.MEDIA if one.field == field), None)
+  if medium is not None and media.is_within(held):
+    return held["bytes"]
+  if medium is not None and isinstance(held, str):
+    return media.read(media.named_file(held, Path(_PLACE.sub("", where)).parent, where, medium))
+  return held
+
+
+def _made(field: str, row: Mapping[str, Any], header: Header) -> Any:
+  """A field from the text of a row that has not the field itself; None if there is no way."""
+  names = (*tables.TEXT_NAMES, *tables.SOURCE_NAMES)
+  if field == "text" and header.task == SPEECH_RECOGNITION:
+    return ""  # what is said is what is asked
+  text = next((row[name] for name in names if isinstance(row.get(name), str)), None)
+  if text is None:
+    return None
+  if field == "tokens":
+    return _WORD.findall(text)
+  if field == "messages":
+    return [{"role": "user", "content": text}]
+  if field == "source" or (field == "text_pair" and header.task == "contrastive"):
+    return text
+  return None
+
+
+def told(example: Example) -> Row:
+  """What a prediction names its example by: its texts, or its file."""
+  if "where" in example:
+    return {"file": example["where"]}
+  if "messages" in example:
+    return {"messages": example["messages"][:-1]}
+  names = ("text", "text_pair", "tokens", "source", "question")
+  return {name: example[name] for name in names if name in example}

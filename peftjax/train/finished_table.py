@@ -1,0 +1,49 @@
+"""What the command line shows of a run that has ended: scores, counts and files, in a short table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def show(summary: Mapping[str, Any], workdir: str | Path, console: Console) -> None:
+  """A run's `summarize`, and what can be done with the run."""
+  counts = summary["parameters"]
+  rates = ", ".join(f"{group} {rate:.2g}" for group, rate in summary.get("learning_rates", {}).items())
+  seconds = summary.get("step_seconds")
+  lines = {
+    "method": f"{summary['method']}, task {summary['task']}",
+    "trained": f"{counts['trainable']:,} of {counts['total']:,} parameters ({counts['percent']:.3g} %)",
+    "updates": f"{summary['step']:,}" + (f", {1000 * seconds:,.0f} ms each" if seconds else ""),
+    "learning rates": rates,
+    "training loss": _number(summary["train"].get("loss")),
+  }
+  for name, text in lines.items():
+    if text:
+      console.print(f"{name:<15} {text}", highlight=False, markup=False)
+  if summary["metrics"]:
+    show_scores(summary["metrics"], console)
+  console.print(
+    f"In {workdir}: summary.json, metrics.jsonl, predictions. Next: peftjax predict --workdir={workdir} --text=..., "
+    f"peftjax export --workdir={workdir} --format=peft --out=FOLDER",
+    highlight=False,
+    markup=False,
+  )
+
+
+def show_scores(metrics: Mapping[str, Mapping[str, float]], console: Console) -> None:
+  """A row for each split, a column for each metric."""
+  names = list(dict.fromkeys(name for values in metrics.values() for name in values))
+  table = Table("split", *names, box=None, header_style="bold", pad_edge=False)
+  for split, values in metrics.items():
+    table.add_row(split, *(_number(values.get(name)) for name in names))
+  console.print(table)
+
+
+def _number(value: Any) -> str:
+  return f"{value:.4f}" if isinstance(value, int | float) and math.isfinite(value) else ""
