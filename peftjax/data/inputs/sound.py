@@ -76,7 +76,8 @@ def _of_file(content: bytes, where: str) -> tuple[np.ndarray, int]:
         raise UserError(f"{where}: the recording is cut off: {len(samples):,} of {file.frames:,} samples are there")
       return samples, file.samplerate
   except (soundfile.SoundFileError, RuntimeError, ValueError, MemoryError) as error:
-    raise UserError(f"{where}: the recording cannot be read: {str(error).splitlines()[0]}") from None
+    why = str(getattr(error, "error_string", error)).strip() or type(error).__name__
+    raise UserError(f"{where}: the recording cannot be read: {why.splitlines()[0]}") from None
 
 
 def _check_whole(content: bytes, where: str) -> None:
