@@ -23,6 +23,7 @@ RUNTIME = [
   "optax>=0.2.5",
   "orbax-checkpoint>=0.12",
   "pillow>=11",
+  "pycocotools>=2.0.8",
   "qwix>=0.1.8",
   "rich>=13.7",
   "rouge-score>=0.1.2",

@@ -27,7 +27,7 @@ QUICK: dict[str, tuple[str, ...]] = {  # test -> the cases that always run
   "methods/test_reparam.py::test_a_step_needs_fewer_flops_than_full_fine_tuning": ("lora", "oft", "boft", "hra"),
   "methods/test_vision.py::test_a_method_acts_and_every_leaf_of_it_has_a_gradient": (
     "vit-prompt", "vit-vpt_deep", "vit-houlsby", "vit-lora", "deit-prompt", "dinov2-prefix", "dinov2-ia3",
-    "registers-full", "clip-lora",
+    "registers-full", "clip-lora", "yolos-prompt", "yolos-vpt_deep",
   ),
   "methods/test_speech.py::test_a_method_acts_and_every_leaf_of_it_has_a_gradient": (
     "speech-lora", "speech-prefix", "classes-houlsby", "classes-vpt_deep",
@@ -58,11 +58,11 @@ QUICK: dict[str, tuple[str, ...]] = {  # test -> the cases that always run
   "oracles/test_token_rows.py::test_an_adapter_with_a_larger_tokenizer_resizes_the_base_as_auto_peft_does": ("untied",),
   "oracles/test_token_rows.py::test_generate_reads_by_the_tokenizer_of_the_adapter": ("tied",),
   "oracles/test_vit.py::test_outputs_and_all_hidden_states": (
-    "vit", "deit-teacher", "dinov2", "registers-bare", "clip",
+    "vit", "deit-teacher", "dinov2", "registers-bare", "clip", "yolos",
   ),
-  "oracles/test_vit.py::test_gradients": ("deit-teacher", "registers", "clip-projection"),
+  "oracles/test_vit.py::test_gradients": ("deit-teacher", "registers", "clip-projection", "yolos"),
   "oracles/test_vit.py::test_saved_models_load_in_transformers": (
-    "vit-bare", "deit-teacher", "dinov2-swiglu", "registers", "clip",
+    "vit-bare", "deit-teacher", "dinov2-swiglu", "registers", "clip", "yolos",
   ),
   "oracles/test_vit_peft.py::test_an_adapter_of_peft_gives_equal_outputs_and_goes_back": (
     "ViTForImageClassification", "CLIPForImageClassification",

@@ -9,7 +9,8 @@ _LLAMA_LIKE = ("llama", "mistral", "mixtral", "gemma", "gemma2", "gemma3_text", 
 
 _DINOV2 = ("dinov2", "dinov2_with_registers")
 _CLIP = ("clip", "clip_text_model", "clip_vision_model")
-_VISION = ("vit", "deit", *_DINOV2)
+_VIT = ("vit", "deit", "yolos")
+_VISION = (*_VIT, *_DINOV2)
 
 # Attention's query and value, or the fused projection that holds them.
 ATTENTION: dict[str, Patterns] = {
@@ -23,6 +24,7 @@ ATTENTION: dict[str, Patterns] = {
   "t5": ("q", "v"),
   "mt5": ("q", "v"),
   **dict.fromkeys(_VISION, ("query", "value")),
+  "detr": _QV,
   "whisper": _QV,
   **dict.fromkeys(_CLIP, _QV),
   **dict.fromkeys(_LLAMA_LIKE, _QV),
@@ -42,8 +44,8 @@ IA3: dict[str, tuple[str, ...]] = {
   "mistral": ("k_proj", "v_proj", "down_proj"),
   "mixtral": ("k_proj", "v_proj", "w2"),
   **dict.fromkeys(("gemma", "gemma2", "gemma3_text", "qwen2", "qwen3"), ("q_proj", "v_proj", "down_proj")),
-  **dict.fromkeys(("vit", "deit"), ("key", "value", "output.dense")),
-  **dict.fromkeys((*_CLIP, "whisper"), ("k_proj", "v_proj", "fc2")),
+  **dict.fromkeys(_VIT, ("key", "value", "output.dense")),
+  **dict.fromkeys((*_CLIP, "detr", "whisper"), ("k_proj", "v_proj", "fc2")),
   **dict.fromkeys(_DINOV2, ("key", "value", "*.mlp.*[2t]")),  # fc2, or of SwiGLU weights_out
 }
 
@@ -60,8 +62,8 @@ IA3_FEEDFORWARD: dict[str, tuple[str, ...]] = {
   "mt5": (),
   "mixtral": ("w2",),
   **dict.fromkeys(("llama", "mistral", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3"), ("down_proj",)),
-  **dict.fromkeys(("vit", "deit"), ("output.dense",)),
-  **dict.fromkeys((*_CLIP, "whisper"), ("fc2",)),
+  **dict.fromkeys(_VIT, ("output.dense",)),
+  **dict.fromkeys((*_CLIP, "detr", "whisper"), ("fc2",)),
   **dict.fromkeys(_DINOV2, ("*.mlp.*[2t]",)),
 }
 
@@ -82,7 +84,7 @@ VALUES: dict[str, tuple[str, ...]] = {
   "opt": ("v_proj",),
   **dict.fromkeys(_LLAMA_LIKE, ("v_proj",)),
   **dict.fromkeys(_VISION, ("value",)),
-  **dict.fromkeys((*_CLIP, "whisper"), ("v_proj",)),
+  **dict.fromkeys((*_CLIP, "detr", "whisper"), ("v_proj",)),
 }
 
 # Normalisations that HF PEFT's LN tuning trains; where an architecture is not listed, all of them.

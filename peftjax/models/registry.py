@@ -14,6 +14,7 @@ from peftjax.models import (
   clip,
   clip_text,
   clip_vision,
+  detr,
   gpt2,
   gpt_neox,
   llama,
@@ -22,6 +23,7 @@ from peftjax.models import (
   unet,
   vit_heads,
   whisper,
+  yolos,
 )
 from peftjax.models.family import Family
 from peftjax.registry import resolve
@@ -49,6 +51,8 @@ FAMILIES: dict[str, Family] = {
     unet.UNET,
     autoencoder.VAE,
     whisper.WHISPER,
+    detr.DETR,
+    yolos.YOLOS,
   )
   for model_type in family.model_types
 }

@@ -50,8 +50,13 @@ class Embeddings(nn.Module):
   runtime: Runtime
 
   def setup(self) -> None:
+    self.patch_embeddings = PatchEmbeddings(self.config, self.runtime)
+    self.add_tokens()
+    self.dropout = Dropout(self.runtime.rate(self.config.hidden_dropout_prob))
+
+  def add_tokens(self) -> None:
+    """Creates the tokens beside the patches, and all positions."""
     config = self.config
-    self.patch_embeddings = PatchEmbeddings(config, self.runtime)
     self.cls_token = self.vectors("cls_token", 1)
     if config.class_tokens == 2:
       self.distillation_token = self.vectors("distillation_token", 1)
@@ -61,7 +66,6 @@ class Embeddings(nn.Module):
       self.register_tokens = self.vectors("register_tokens", config.num_register_tokens)
     rows, columns = config.grid
     self.position_embeddings = self.vectors("position_embeddings", rows * columns + config.class_tokens)
-    self.dropout = Dropout(self.runtime.rate(config.hidden_dropout_prob))
 
   def vectors(self, name: str, count: int) -> jax.Array:
     """A leaf [1, count, hidden]."""

@@ -24,6 +24,7 @@ TASKS: dict[str, str] = {
   "denoising": "peftjax.tasks.denoising:Denoising",
   "image_classification": "peftjax.tasks.classification:Classification",
   "masked_lm": "peftjax.tasks.masked_lm:MaskedLM",
+  "object_detection": "peftjax.tasks.object_detection:ObjectDetection",
   "question_answering": "peftjax.tasks.question_answering:QuestionAnswering",
   "seq2seq_lm": "peftjax.tasks.seq2seq_lm:Seq2SeqLM",
   "speech_recognition": "peftjax.tasks.speech_recognition:SpeechRecognition",

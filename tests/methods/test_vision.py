@@ -24,6 +24,7 @@ FAMILIES = {
   "dinov2": {"model_type": "dinov2", "mlp_ratio": 2},
   "registers": {"model_type": "dinov2_with_registers", "use_swiglu_ffn": True},
   "clip": {"model_type": "clip_vision_model", "intermediate_size": 40},
+  "yolos": {"model_type": "yolos", "intermediate_size": 40, "image_size": [12, 12], "num_detection_tokens": 3},
 }
 SIZES = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 12, "patch_size": 4}
 SETTINGS = {**matrix.SETTINGS, "vpt_deep": {"num_virtual_tokens": 3, "deep": True}}
@@ -41,10 +42,14 @@ def fitting(family, name):
   return methods.Patterns(train=("q_proj",)) if (family, name) == ("clip", "patterns") else make(name)
 
 
+def task_of(family):
+  return "object_detection" if family == "yolos" else "image_classification"
+
+
 @functools.cache
 def base(family):
   config = {**SIZES, **FAMILIES[family]}
-  return initialise(from_config(config, task="image_classification", num_labels=5), jax.random.key(0))
+  return initialise(from_config(config, task=task_of(family), num_labels=5), jax.random.key(0))
 
 
 def moved(model):
@@ -60,7 +65,7 @@ def test_a_method_acts_and_every_leaf_of_it_has_a_gradient(family, name):
 
   def loss(leaves):
     outputs = model.forward(masks.combine(leaves, frozen), {"pixel_values": PIXELS})
-    return (outputs["logits"] ** 2).sum(), outputs
+    return sum((outputs[name] ** 2).sum() for name in ("logits", "pred_boxes") if name in outputs), outputs
 
   gradients, outputs = jax.jit(jax.grad(loss, has_aux=True))(trainable)
   plain = base(family)(pixel_values=PIXELS)
@@ -114,14 +119,18 @@ def test_visual_prompts_start_from_no_text(init):
 def test_flops_of_lora_on_all_linears_are_at_most_seven_tenths_of_full():
   sizes = {"hidden_size": 768, "num_attention_heads": 12, "image_size": 112, "patch_size": 16}
   for family in FAMILIES:
-    wide = {**sizes, **({"intermediate_size": 3072} if family in ("vit", "deit", "clip") else {"mlp_ratio": 4})}
+    wide = {
+      **sizes,
+      **({"intermediate_size": 3072} if family in ("vit", "deit", "clip", "yolos") else {"mlp_ratio": 4}),
+    }
+    wide |= {"image_size": [112, 112]} if family == "yolos" else {}
     found = [_flops(family, method, wide) for method in (methods.LoRA(rank=8, targets="all-linear"), methods.Full())]
     assert found[0] <= 0.70 * found[1], (family, found[0] / found[1])
 
 
 def _flops(family, method, sizes):
   config = {**SIZES, **FAMILIES[family], **sizes}
-  model = from_config(config, task="image_classification", num_labels=5).add(method, jax.random.key(0))
+  model = from_config(config, task=task_of(family), num_labels=5).add(method, jax.random.key(0))
   inputs = {"pixel_values": jax.ShapeDtypeStruct((4, 3, 112, 112), jnp.float32)}
 
   def gradient(flat, rest, inputs):

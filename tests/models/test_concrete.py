@@ -37,6 +37,8 @@ PICTURES = {
   "dinov2_with_registers",
   "clip_vision_model",
   "clip",
+  "detr",
+  "yolos",
   "UNet2DConditionModel",
   "AutoencoderKL",
   "whisper",  # of its decoder's ids see tests/oracles/test_whisper.py

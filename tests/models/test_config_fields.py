@@ -160,7 +160,7 @@ def test_null_means_none_where_transformers_has_one():
 
 
 def test_a_config_as_transformers_writes_it_is_taken_as_it_is():
-  for model_type in TYPES:
+  for model_type in set(TYPES) - {"detr"}:  # whose default backbone is timm's, which is refused
     written = json.loads(config_class(model_type)().to_json_string(use_diff=False))
     config = FAMILIES[model_type].parse({**written, "model_type": model_type})
     # Its own defaults written out mean the same as nothing at all.

@@ -32,6 +32,9 @@ CLASSES = {
   "clip-bare": ("CLIPVisionModel", {"hidden_act": "gelu"}),
   "clip-projection": ("CLIPVisionModelWithProjection", {}),
   "registers-bare": ("Dinov2WithRegistersModel", {"use_swiglu_ffn": True}),
+  "yolos": ("YolosForObjectDetection", {}),
+  "yolos-plain": ("YolosForObjectDetection", {"use_mid_position_embeddings": False, "image_size": (16, 11)}),
+  "yolos-bare": ("YolosModel", {"qkv_bias": False}),
 }
 
 
@@ -80,6 +83,7 @@ def test_gradients(name):
       expected = torch.cat([theirs[f"{module[:-10]}{part}_proj.{leaf}"] for part in ("gate", "up")])
     else:
       renamed = f"{module_key(ours.family, module)}.{leaf}" if module else leaf
+      renamed = renamed.replace("encoder.mid_position", "encoder.interpolation.mid_position")
       expected = theirs.get(renamed.replace("weights_out", "down_proj"))
     if expected is None:  # what torch never reads: the mask token, and a pooler beside the states
       assert not np.any(gradient), name

@@ -26,6 +26,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
   "Dinov2": {"mlp_ratio": 2},
   "CLIPVision": {"intermediate_size": 40, "projection_dim": 7},
   "CLIP": {"projection_dim": 7},
+  "Yolos": {"intermediate_size": 40, "image_size": (15, 12), "num_detection_tokens": 4},
 }
 
 
@@ -56,6 +57,6 @@ def pixels(height: int = 15, width: int = 15, batch: int = 2, seed: int = 0, cha
 
 def outputs(made: torch.nn.Module, pixel_values: np.ndarray, **extra: Any) -> Any:
   """The torch model's outputs; positions are resampled where sizes differ."""
-  if not made.config.model_type.startswith("dinov2"):
+  if not made.config.model_type.startswith(("dinov2", "yolos")):
     extra["interpolate_pos_encoding"] = True
   return made(torch.tensor(pixel_values), **extra)

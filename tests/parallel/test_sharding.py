@@ -93,6 +93,7 @@ def test_families(hf_config, away, back):
   ("changes", "away", "back"),
   [
     ({"model_type": "vit", "intermediate_size": 192}, "intermediate.dense", "output.dense"),
+    ({"model_type": "yolos", "intermediate_size": 192, "image_size": [32, 32]}, "intermediate.dense", "output.dense"),
     ({"model_type": "dinov2", "mlp_ratio": 3}, "mlp.fc1", "mlp.fc2"),
     ({"model_type": "dinov2_with_registers", "use_swiglu_ffn": True}, "mlp.weights_in", "mlp.weights_out"),
   ],
@@ -121,6 +122,19 @@ def test_whisper():
   assert found["model.decoder.embed_tokens.embedding"] == P("tensor", "fsdp")
   assert found["proj_out.kernel"] == P("fsdp", "tensor")
   assert found["model.encoder.conv2.kernel"] == P(None, "fsdp", "tensor")
+
+
+def test_a_detector_on_a_convolutional_backbone():
+  resnet = {"model_type": "resnet", "embedding_size": 16, "hidden_sizes": [32, 512], "depths": [1, 2]}
+  sizes = {"d_model": 128, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 192, "decoder_ffn_dim": 192}
+  found = specs({"model_type": "detr", "backbone_config": resnet, "architectures": ["DetrModel"], **sizes})
+  for path in ("encoder.layers.self_attn.q_proj", "decoder.layers.encoder_attn.k_proj", "decoder.layers.fc1"):
+    assert found[f"{path}.kernel"] == P(None, "fsdp", "tensor")
+  for path in ("encoder.layers.self_attn.out_proj", "decoder.layers.fc2"):
+    assert found[f"{path}.kernel"] == P(None, "tensor", "fsdp")
+  stage = "backbone.conv_encoder.model.encoder.stages.1.layers.0.layer.1"
+  assert "fsdp" in str(found[f"{stage}.convolution.kernel"])
+  assert not any(found[f"buffers.batch_stats.{stage}.normalization.var"])
 
 
 def test_experts_are_whole_along_their_axis():

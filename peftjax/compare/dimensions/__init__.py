@@ -26,6 +26,7 @@ DIMENSIONS = {  # in the order of the report
     "flips",
     "confusion",
     "samples",
+    "detections",
     *DERIVED[1:],
     "update",
     "memory",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 INPUTS: dict[str, str] = {
   "audio": "peftjax.data.inputs.audio:Audio",
   "captioned_images": "peftjax.data.inputs.captioned_images:CaptionedImages",
+  "boxes": "peftjax.data.inputs.boxes:Boxes",
   "images": "peftjax.data.inputs.images:Images",
   "masked_tokens": "peftjax.data.inputs.masked_tokens:MaskedTokens",
   "speech": "peftjax.data.inputs.speech:Speech",
@@ -29,6 +30,7 @@ INPUTS: dict[str, str] = {
 
 # A field of the data's examples -> the kind that reads it where neither config nor task names one.
 READS: dict[str, str] = {
+  "boxes": "boxes",
   "image": "images",
   "audio": "audio",
   "text": "tokens",

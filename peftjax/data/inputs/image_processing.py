@@ -1,8 +1,9 @@
 """The image processors of Hugging Face, read from preprocessor_config.json: resize, crop, rescale, normalise.
 
 The numbers are those of transformers' processors on Pillow (`ViTImageProcessor`, `DeiTImageProcessor`,
-`BitImageProcessor`, `CLIPImageProcessor`): pixels are rounded to 8 bits after resizing, the long side of a resized
-picture is rounded down, and a picture that is smaller than its crop is filled up with zeros.
+`BitImageProcessor`, `CLIPImageProcessor`, `DetrImageProcessor`, `YolosImageProcessor`): pixels are rounded to 8 bits
+after resizing, the long side of a resized picture is rounded down, and one that is smaller than its crop is filled up
+with zeros.
 """
 
 from __future__ import annotations
@@ -32,10 +33,15 @@ _SHORTEST = {
   **_CLIP, "size": {"shortest_edge": 224}, "crop_size": 224, "resample": 3, "do_center_crop": True,
   "do_convert_rgb": True, "default_to_square": False,
 }  # fmt: skip
+_BOUNDED = {
+  "image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225),
+  "size": {"shortest_edge": 800, "longest_edge": 1333}, "default_to_square": False, "do_pad": True,
+  "do_convert_rgb": True,
+}  # fmt: skip
 _COMMON: dict[str, Any] = {
   "do_resize": True, "do_center_crop": False, "do_rescale": True, "do_normalize": True, "do_convert_rgb": False,
   "rescale_factor": 1 / 255, "default_to_square": True, "size": None, "crop_size": None, "resample": 2,
-  "image_mean": _HALF, "image_std": _HALF,
+  "image_mean": _HALF, "image_std": _HALF, "do_pad": False, "pad_size": None,
 }  # fmt: skip
 # Class without its ending -> what its config may leave out.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -43,13 +49,18 @@ DEFAULTS: dict[str, dict[str, Any]] = {
   "DeiT": {"size": 256, "crop_size": 224, "do_center_crop": True, "resample": 3},
   "Bit": _SHORTEST,
   "CLIP": _SHORTEST,
+  "Detr": _BOUNDED,
+  "Yolos": _BOUNDED,
 }
+_MULTIPLES = {"Yolos": 16}  # class -> what sides are rounded down to a multiple of, where the longer one is bounded
 # config.json's model_type -> class, where there is no preprocessor_config.json
 OF_MODEL = {"vit": "ViT", "deit": "DeiT", "dinov2": "Bit", "dinov2_with_registers": "Bit", "clip": "CLIP",
-            "clip_vision_model": "CLIP"}  # fmt: skip
+            "clip_vision_model": "CLIP", "detr": "Detr", "yolos": "Yolos"}  # fmt: skip
+MASKED = ("detr",)  # model_types that are told which pixels are of the picture
+_FLAGS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb", "do_pad", "default_to_square")
 _ENDINGS = ("ImageProcessorFast", "ImageProcessorPil", "ImageProcessor", "FeatureExtractor")
 # What asks for something else than is computed here.
-_REFUSED = ("do_pad", "do_color_quantize", "do_reduce_labels", "do_flip_channel_order", "use_square_size")
+_REFUSED = ("do_color_quantize", "do_reduce_labels", "do_flip_channel_order", "use_square_size")
 _SAMPLINGS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 
 
@@ -59,6 +70,9 @@ class Processor:
 
   Attributes:
     shortest: what the shorter side is resized to, in pixels, the other in proportion; 0: `size` says both.
+    longest: what the longer side is at most then; 0: whatever it comes to.
+    multiple: with `longest`, both sides are rounded down to a multiple of this.
+    pad: (height, width) that a resized picture is filled up to below and on the right; None: it is not.
     size: (height, width) it is resized to; None: it is not, or by `shortest`.
     resample: Pillow's number of the filter.
     crop: (height, width) cut from the middle; None: nothing is cut.
@@ -75,6 +89,9 @@ class Processor:
   mean: tuple[float, ...] = _HALF
   std: tuple[float, ...] = _HALF
   on_white: bool = False
+  longest: int = 0
+  multiple: int = 1
+  pad: Size | None = None
 
   @property
   def output(self) -> Size:
@@ -83,7 +100,7 @@ class Processor:
     Raises:
       UserError: pictures of several shapes give several.
     """
-    found = self.crop or self.size
+    found = self.pad or self.crop or self.size
     if found is None:
       raise UserError(
         f"{FILE}: pictures keep their shapes (no size of both sides and no crop), and a batch has one; set input.size"
@@ -91,7 +108,10 @@ class Processor:
     return found
 
   def sized(self, side: int) -> Processor:
-    """The same for square pictures of `side` pixels, cut from as much of the middle as before."""
+    """The same for square pictures of `side` pixels, cut from as much of the middle as before; of a processor that
+    fills up, for pictures whose longer side has as many."""
+    if self.longest:
+      return dataclasses.replace(self, shortest=side, longest=side, pad=(side, side))
     if not self.crop:
       return dataclasses.replace(self, shortest=0, size=(side, side))
     ratio = side / min(self.crop)
@@ -109,7 +129,9 @@ class Processor:
       UserError: it is so narrow that this would be a very large one.
     """
     width, height = picture.size
-    if self.shortest:
+    if self.longest:
+      height, width = bounded((height, width), self.shortest, self.longest, self.multiple)
+    elif self.shortest:
       short, long = sorted((width, height))
       other = int(self.shortest * long / short)
       width, height = (self.shortest, other) if width <= height else (other, self.shortest)
@@ -144,6 +166,27 @@ class Processor:
     return np.ascontiguousarray(found, np.float32)
 
 
+def bounded(size: Size, shortest: int, longest: int, multiple: int = 1) -> Size:
+  """(height, width) of a picture whose shorter side becomes `shortest`, or less if the longer would exceed `longest`.
+
+  Rounded as transformers does for DETR and, with a `multiple`, for YOLOS.
+  """
+  height, width = size
+  short, long = min(size), max(size)
+  wanted, exact = shortest, float(shortest)
+  if long / short * shortest > longest:
+    exact = longest * short / long
+    wanted = round(exact)
+  if short == wanted and not (multiple > 1 and width < height):  # YOLOS computes the height of upright ones again
+    found = (height, width)
+  elif width < height:
+    found = (int(exact * height / width), wanted)
+  else:
+    found = (wanted, int(exact * width / height))
+  # A side of less than one multiple would be none; transformers fails there.
+  return max(found[0] - found[0] % multiple, 1), max(found[1] - found[1] % multiple, 1)
+
+
 def read_processor(folder: Path) -> Processor:
   """The processor of a model's folder; without a preprocessor_config.json the model_type's usual one.
 
@@ -156,6 +199,8 @@ def read_processor(folder: Path) -> Processor:
   name = OF_MODEL.get(str(config.get("model_type")))
   if name is None:
     raise UserError(f"{folder} has no {FILE}, and {config.get('model_type')!r} models read no images here")
+  if DEFAULTS[name] is _BOUNDED:
+    return processor_of({"image_processor_type": f"{name}ImageProcessor"}, str(folder))
   vision = config.get("vision_config") or config
   size = vision.get("image_size", 224)
   return processor_of({"image_processor_type": f"{name}ImageProcessor", **_of_size(name, size)}, str(folder))
@@ -183,10 +228,21 @@ def processor_of(given: Mapping[str, Any], where: str, model_type: str = "") -> 
     if given.get(field):
       raise UserError(f"{where}: {field}={given[field]!r:.40} is not computed here; expected false")
   values = {**_COMMON, **DEFAULTS[name], **{key: one for key, one in given.items() if one is not None}}
-  for field in ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb", "default_to_square"):
+  pads = DEFAULTS[name] is _BOUNDED
+  if pads:
+    values = _spelled_out(values, given)
+  if values["do_pad"] and not pads:
+    raise UserError(f"{where}: do_pad={values['do_pad']!r:.40} is not computed here; expected false")
+  for field in _FLAGS:
     if not isinstance(values[field], bool):
       raise UserError(f"{where}: {field}={values[field]!r:.40}: expected true or false")
+  longest = 0
+  if pads and values["do_resize"] and isinstance(values["size"], Mapping) and "longest_edge" in values["size"]:
+    longest, _ = _size({"shortest_edge": values["size"]["longest_edge"]}, False, f"{where}: size")
+    values["size"] = {"shortest_edge": values["size"].get("shortest_edge")}
   shortest, size = _size(values["size"], values["default_to_square"], f"{where}: size")
+  if longest and not shortest:
+    raise UserError(f"{where}: size: longest_edge={longest} without shortest_edge; expected both")
   _, crop = _size(values["crop_size"], True, f"{where}: crop_size") if values["do_center_crop"] else (0, None)
   if values["resample"] not in _SAMPLINGS:
     raise UserError(f"{where}: resample={values['resample']!r:.40}: expected one of 0 to 5")
@@ -199,7 +255,27 @@ def processor_of(given: Mapping[str, Any], where: str, model_type: str = "") -> 
     _channels(values["image_mean"], f"{where}: image_mean") if values["do_normalize"] else (),
     _channels(values["image_std"], f"{where}: image_std", above=0.0) if values["do_normalize"] else (),
     values["do_convert_rgb"],
+    longest,
+    _MULTIPLES.get(name, 1) if longest else 1,
+    _padded(values, longest, where) if values["do_pad"] else None,
   )
+
+
+def _spelled_out(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+  """The values of a processor that fills up, with what earlier versions wrote in the place of some."""
+  found = dict(values)
+  if "pad_and_return_pixel_mask" in given:
+    found["do_pad"] = given["pad_and_return_pixel_mask"]
+  if isinstance(found["size"], int):
+    found["size"] = {"shortest_edge": found["size"], "longest_edge": given.get("max_size") or 1333}
+  return found
+
+
+def _padded(values: Mapping[str, Any], longest: int, where: str) -> Size | None:
+  """(height, width) that pictures are filled up to: the file's, or the largest that they can have."""
+  if values["pad_size"] is not None:
+    return _size(values["pad_size"], True, f"{where}: pad_size")[1]
+  return (longest, longest) if longest else None
 
 
 def _size(value: Any, square: bool, where: str) -> tuple[int, Size | None]:

@@ -34,6 +34,8 @@ SOURCES: dict[str, str] = {
   "hub": "peftjax.data.sources.hub:open_hub",
   "folder": "peftjax.data.sources.folder:open_folder",
   "pictures": "peftjax.data.sources.pictures:open_pictures",
+  "coco": "peftjax.data.sources.coco:open_coco",
+  "scenes": "peftjax.data.sources.scenes:open_scenes",
   "pairs": "peftjax.data.sources.pairs:open_pairs",
   "squad": "peftjax.data.sources.squad:open_squad",
 }
@@ -58,10 +60,11 @@ def open_data(
 
   Args:
     spec: ``packaged:NAME`` (`peftjax.data.sources.packaged`), ``tfds:NAME`` (any prepared TFDS set, or its folder),
-      ``jsonl:PATH``, ``csv:PATH``, ``pairs:PATH``, ``squad:PATH``, ``folder:PATH`` (`peftjax.data.sources.folder`),
-      ``pictures:PATH`` (`peftjax.data.sources.pictures`), or
-      ``module:Name[:REST]``; empty: the default data. A path is a file, which a hash of the text divides 80 / 10 / 10;
-      a folder with ``train.jsonl``, ``validation.jsonl``, ``test.jsonl``; or a pattern with ``{split}`` in it.
+      ``jsonl:PATH``, ``csv:PATH``, ``pairs:PATH``, ``squad:PATH``, ``coco:PATH`` (`peftjax.data.sources.coco`),
+      ``folder:PATH`` (`peftjax.data.sources.folder`), ``pictures:PATH`` (`peftjax.data.sources.pictures`),
+      ``scenes:COUNT`` (`peftjax.data.sources.scenes`), or ``module:Name[:REST]``; empty: the default data. A path is a
+      file, which a hash of the text divides 80 / 10 / 10; a folder with ``train.jsonl``, ``validation.jsonl``,
+      ``test.jsonl``; or a pattern with ``{split}`` in it.
     text_column: the column of the text, ``a,b`` for a pair, or of a conversation's messages; empty: found by its name.
     label_column: empty: found by its name.
     source_column: of text to text: the prompt, or the text to translate; empty: found by its name.

@@ -21,9 +21,13 @@ SEQ2SEQ_LM = "seq2seq_lm"
 QUESTION_ANSWERING = "question_answering"
 CONTRASTIVE = "contrastive"
 DENOISING = "denoising"
+OBJECT_DETECTION = "object_detection"
 
 # Of examples that an input has mixed two by two: the other one's labels, and float32 [B], how much is its own.
 OTHER_LABELS, OWN_SHARE = "other_labels", "own_share"
+
+# What an example of objects in an image holds; see `Source`.
+BOX_FIELDS = ("boxes", "image", "labels", "crowd", "size")
 
 # What an example's label is: one of the names, any of them, a number, one of the names for each token, or unknown.
 LABEL_KINDS = ("class", "classes", "number", "tags", "")
@@ -59,11 +63,12 @@ class Source(Protocol):
   An example is a dict of what was stored; which names, `Header.fields` says. Of text it has `text` str and perhaps
   `text_pair` str, or `tokens` list of str; and `label` (int, float, or [C] float32 of zeros and ones), or `tags`, an
   int for each token; or neither. Of a picture it has `image`, the bytes of its file or a uint8 array [H, W, channels],
-  and `where`, which names it in errors; perhaps `text`, its caption, and the same three of a second picture behind
-  "prior_". Of sound it has `audio`, the bytes of its file or an array [samples] or [samples, channels] with its
-  `sampling_rate`, `where`, and perhaps `text`, what is said in it. Or it has `source` and `target`, str, or `messages`,
-  a list of {"role", "content"}; or `id`, `question` and `context`, str, and `answers`, a list of {"text",
-  "answer_start"}, empty if the context has none.
+  and `where`, which names it in errors; of the objects in it, `boxes` float32 [n, 4] (x0, y0, x1, y1) in its pixels,
+  `labels` int32 [n], `crowd` bool [n], of boxes around several objects, and `size` (height, width); perhaps `text`, its
+  caption, and the same three of a second picture behind "prior_". Of sound it has `audio`, the bytes of its file or an
+  array [samples] or [samples, channels] with its `sampling_rate`, `where`, and perhaps `text`, what is said in it. Or
+  it has `source` and `target`, str, or `messages`, a list of {"role", "content"}; or `id`, `question` and `context`,
+  str, and `answers`, a list of {"text", "answer_start"}, empty if the context has none.
   """
 
   def __len__(self) -> int: ...
@@ -80,13 +85,14 @@ class Header:
     task: "text_classification", "token_classification", "image_classification", "audio_classification";
       "speech_recognition" of recordings and what is said in them; "seq2seq_lm" of a source and a target,
       on which a causal language model can be trained, too; "causal_lm" of conversations and of texts without labels;
-      "question_answering"; "contrastive" of pairs that belong together; "denoising" of pictures to be learned as they
-      are; empty: the data does not say.
+      "question_answering"; "contrastive" of pairs that belong together; "object_detection"; "denoising" of pictures to
+      be learned as they are; empty: the data does not say.
     label_names: the label with number i at place i; empty where numbers are predicted or nothing is.
     splits: split name -> number of examples.
     columns: all columns that the data has.
     fields: what its examples hold, under our names, such as ("text", "label").
     label_kind: one of `LABEL_KINDS`.
+    most_boxes: of objects in images, the most that one has.
   """
 
   name: str
@@ -96,6 +102,7 @@ class Header:
   columns: tuple[str, ...] = ()
   fields: tuple[str, ...] = ()
   label_kind: str = ""
+  most_boxes: int = 0
 
   @property
   def header(self) -> Header:

@@ -16,6 +16,7 @@ __all__ = ["EVALUATORS", "Evaluated", "Evaluator", "Leaves", "Moment", "check", 
 
 # config.train.evaluators -> class
 EVALUATORS: dict[str, str] = {
+  "detect": "peftjax.train.evaluators.detect:Detect",
   "generate": "peftjax.train.evaluators.generate:Generate",
   "predict": "peftjax.train.evaluators.predict:Predict",
   "sample": "peftjax.train.evaluators.sample:Sample",
