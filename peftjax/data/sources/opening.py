@@ -35,6 +35,7 @@ SOURCES: dict[str, str] = {
   "folder": "peftjax.data.sources.folder:open_folder",
   "pictures": "peftjax.data.sources.pictures:open_pictures",
   "coco": "peftjax.data.sources.coco:open_coco",
+  "phantoms": "peftjax.data.sources.phantoms:open_phantoms",
   "scenes": "peftjax.data.sources.scenes:open_scenes",
   "pairs": "peftjax.data.sources.pairs:open_pairs",
   "squad": "peftjax.data.sources.squad:open_squad",
