@@ -66,11 +66,13 @@ def add(model: Model, methods: Method | Sequence[Method], key: jax.Array | None 
 
 def _check_kinds(model: Model, methods: Sequence[Method]) -> None:
   """Raises a `UserError` for a method that needs places which dataflow does not find, such as attention."""
-  found = {site.kind for site in model.sites}
   for method in methods:
-    if method.kinds and found.isdisjoint(method.kinds):
+    if method.kinds and not any(map(method.reaches, model.sites)):
       named = not {"linear", "conv", "embedding", "norm"} & set(method.kinds)
-      hint = "; such places have names in this package's families alone (peftjax.load)" if named else ""
+      unknown = next(
+        (f": {path!r} is {use}" for path, use in model.context.uses.items() if use.startswith("other")), ""
+      )
+      hint = "; such places have names in this package's families alone (peftjax.load)" if named else unknown
       raise UserError(f"{method.name} acts on {' and '.join(method.kinds)} sites, and the model has none{hint}")
 
 

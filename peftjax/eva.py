@@ -65,6 +65,8 @@ def add(
   """
   if rho < 1.0:
     raise UserError(f"eva: rho: expected at least 1, got {rho}")
+  if is_wrapped(model):
+    raise UserError("eva watches the modules of this package's families; a model of your own has none")
   bound = method.bind(model.context)
   plain = model.unrolled()
   chosen = [site for site in bound.candidates(plain.context) if bound.wants(site.name, site, plain.context)]
@@ -91,8 +93,6 @@ def add(
 
 def collect(model: Model, names: Iterable[str], batches: Iterable[Mapping[str, Any]]) -> dict[str, Moments]:
   """Moments of what enters the named modules of an unrolled model, over all batches."""
-  if is_wrapped(model):
-    raise UserError("eva watches the modules of this package's families; a model of your own has none")
   module = model.module
   assert isinstance(module, nn.Module)
   streams = {site.name: site.streams for site in model.sites}

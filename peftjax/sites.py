@@ -125,6 +125,12 @@ class View(Protocol):
   def back(self, change: jax.Array) -> jax.Array:
     """The leaf's change that one of [*stack, *shape] stands for; zero where the view does not reach."""
 
+  def transposed(self, permutation: Sequence[int]) -> View:
+    """With its axes in another order."""
+
+  def reshaped(self, shape: Sequence[int]) -> View:
+    """In another shape."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Place:
@@ -218,8 +224,9 @@ class Site:
     return tuple(name for one in self.places if one.role == "bias" for name in one.names)
 
   def leaf(self, role: str) -> str:
-    """Dotted path of one of the base's leaves."""
-    return next((one.leaf for one in self.places if one.role == role), ".".join((*self.path, role)))
+    """Dotted path of one of the base's leaves; "" where the site has none of this role, if it says where they stand."""
+    own = ".".join((*self.path, role)) if not self.places else ""
+    return next((one.leaf for one in self.places if one.role == role), own)
 
   def base_leaves(self, flat: Mapping[str, Any], roles: Sequence[str] = BASE_LEAVES) -> dict[str, Any]:
     """The base's leaves at the site as they are stored, by role."""
@@ -258,11 +265,29 @@ class Site:
     """The site of a convolution, its kernel a matrix [in · window, out] ordered as torch's [out, in, *window]."""
     *window, source, target = self.shape
     order = (len(window), *range(len(window)), len(window) + 1)
+    shape, stack = (math.prod(self.shape[:-1]), target), len(self.stack)
+    axes = (*range(stack), *(stack + axis for axis in order))
     return dataclasses.replace(
       self,
-      shape=(math.prod(self.shape[:-1]), target),
+      shape=shape,
       folding=Folding((), (), order, (source, *window, target)),
+      places=tuple(
+        dataclasses.replace(one, view=one.view.transposed(axes).reshaped((*self.stack, *shape)))
+        if one.role == "kernel"
+        else one
+        for one in self.places
+      ),
     )
+
+  def as_changed(self, why: str) -> Site:
+    """The site of a convolution or a table in a user's own function as that of a matrix that a method changes.
+
+    Args:
+      why: the method does not act on what goes in and comes out.
+    """
+    site = self.as_matrix() if self.kind == "conv" else self
+    places = tuple(dataclasses.replace(one, role="kernel") if one.role == "embedding" else one for one in site.places)
+    return dataclasses.replace(site, kind="linear", places=places, groups=1, in_weights=self.in_weights or why)
 
   def fold(self, leaves: Mapping[str, Any]) -> dict[str, Any]:
     """The module's leaves of one layer as methods see them: a kernel of `shape`, a bias [out]; of experts one each."""

@@ -101,6 +101,11 @@ QUICK: dict[str, tuple[str, ...]] = {  # test -> the cases that always run
   "wrap/test_methods.py::test_acting_equals_the_merged_weights": (
     "function-lora", "nnx-ia3", "linen-lora", "equinox_vit-lora", "haiku-oft",
   ),
+  "wrap/test_kinds.py::test_the_row_is_what_the_method_does": ("ia3", "vera", "bitfit"),
+  "wrap/test_cost.py::test_a_step_of_lora_takes_at_most_seven_tenths_and_forms_nothing_as_big_as_a_weight": (
+    "function", "gemma",
+  ),
+  "wrap/test_cost.py::test_the_compilers_own_count_is_at_most_seven_tenths": ("equinox_mlp",),
   "wrap/test_methods.py::test_without_methods_it_is_the_users_own_function": ("function", "equinox_mlp"),
   "wrap/test_collections.py::test_acting_equals_the_merged_weights": ("dantinox-lora",),
   "wrap/test_collections.py::test_every_matrix_is_found_and_it_computes_the_same": ("dantinox",),

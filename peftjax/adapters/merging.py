@@ -109,6 +109,8 @@ def _uses(model: Model, one: Bound, tied: Site) -> dict[str, tuple[str, ...]]:
   A method that acts on both and has no change of its own for the output layer has one for both.
   """
   sites = {site.method: site for site in one.sites if site.path == tied.path}
+  if any(site.in_weights for site in sites.values()):
+    return {INPUT: (INPUT, OUTPUT)}  # the table itself changes
   if set(sites) == {INPUT, OUTPUT}:
     own, base = site_leaves(masks.flatten(model.params), one, sites[OUTPUT])
     shared = model.params.get(one.shared_path, {})
@@ -173,7 +175,7 @@ def _in_order(bound: Sequence[Bound]) -> list[tuple[Bound, Site]]:
 
 def _turns_input(one: Bound, site: Site) -> bool:
   """Whether all that the method does at a site is to multiply the input by a matrix."""
-  if one.scale != 1.0:
+  if one.scale != 1.0 or site.in_weights:
     return False  # it acts by its change of the weights
   method = one.method
   turns = isinstance(method, OFT | HRA) and not method.acts_by_delta(site)

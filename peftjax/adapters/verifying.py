@@ -9,13 +9,14 @@ At each site, its module alone, in float32, on a few random rows x:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.errors import FlaxError
+from jax.extend import core
 
 from peftjax import buffers, masks
 from peftjax.errors import UserError
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
   from peftjax.model import Model
 
 OF_CHANGE, OF_OUTPUT = 1e-3, 1e-5
+_INNER = 16  # roundings of what a model computes within it in fewer bits than it gives
 _LAYERS, _ROWS = 4, 64
 _BASE_LEAVES = ("kernel", "bias", "embedding", "scale")
 
@@ -174,17 +176,35 @@ def _compare_whole(model: Model, merged: Model) -> None:
     return masks.flatten(given)
 
   outputs, folded = run(model), run(merged)
+  within = _narrowest(lambda tree: merged.forward(tree, joined(arrays, static)), merged.params)
   for name, found in outputs.items():
     if not jnp.issubdtype(found.dtype, jnp.floating):
       continue
     y, other = (np.nan_to_num(np.asarray(one[name], np.float32)) for one in (outputs, folded))
     off, size = float(np.abs(y - other).max()), float(np.abs(y).max())
-    if off > (OF_CHANGE + 64 * float(jnp.finfo(found.dtype).eps)) * size:
+    if off > (OF_CHANGE + max(64 * _eps(found.dtype), _INNER * _eps(within))) * size:
       methods = " and ".join(one.method.name for one in model.bound)
       raise UserError(
-        f"{methods} cannot be merged: the model's {name} would be off by {off:.2g} of {size:.2g}; a delta is not what "
-        "before and after do (check=False merges all the same)"
+        f"{methods} cannot be merged: the model's {name or 'output'} would be off by {off:.2g} of {size:.2g}; a delta "
+        "is not what before and after do (check=False merges all the same)"
       )
+
+
+def _eps(dtype: Any) -> float:
+  return float(jnp.finfo(dtype).eps)
+
+
+def _narrowest(function: Callable[[Any], Any], tree: masks.Tree) -> Any:
+  """The floating dtype of fewest bits in which a function computes, whatever its inputs and outputs are."""
+
+  def dtypes(jaxpr: core.Jaxpr) -> Iterator[Any]:
+    for equation in jaxpr.eqns:
+      yield from (out.aval.dtype for out in equation.outvars if hasattr(out.aval, "dtype"))
+      for inner in core.jaxprs_in_params(equation.params):
+        yield from dtypes(inner)
+
+  found = {one for one in dtypes(jax.make_jaxpr(function)(tree).jaxpr) if jnp.issubdtype(one, jnp.floating)}
+  return max(found, key=_eps, default=jnp.dtype(jnp.float32))
 
 
 # Rounding ---------------------------------------------------------------------------------------------------------

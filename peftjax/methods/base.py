@@ -146,6 +146,11 @@ class Method:
       masks.match_table(self.modules_to_save, sorted(modules), f"{self.name}.modules_to_save")
     return self
 
+  def reaches(self, site: Site) -> bool:
+    """Whether the method can act at a site of this kind; in a user's own function it may change any matrix."""
+    is_matrix = bool(site.places) and site.kind in ("conv", "embedding") and "linear" in self.kinds
+    return site.kind in self.kinds or is_matrix
+
   def select(self, context: Context) -> list[Site]:
     """The sites the method acts on; a site of a stack is selected for all layers or raises `masks.LayersDiffer`."""
     del context
@@ -322,16 +327,25 @@ class Targeted(Method):
       one: masks.Patterns = entry if isinstance(targets, str) else (entry,)
       hits = [name for name in context.uses if masks.matches(one, name)]
       if hits and not any(masks.matches(one, name) for name in names):
+        kinds = (*self.kinds, "conv", "embedding") if "linear" in self.kinds else self.kinds
         raise UserError(
-          f"{self.name}.targets: {entry!r} is {hits[0]!r}, and {self.name} acts on {', '.join(self.kinds)} alone; the "
-          f"leaf is {context.uses[hits[0]]}"
+          f"{self.name}.targets: {entry!r} is {hits[0]!r}, and {self.name} acts on {', '.join(dict.fromkeys(kinds))} "
+          f"alone; the leaf is {context.uses[hits[0]]}"
         )
 
   def candidates(self, context: Context) -> list[Site]:
-    """The sites of a kind that the method can act on."""
-    return [
-      self.at_convolution(site) if site.kind == "conv" else site for site in context.sites if site.kind in self.kinds
-    ]
+    """The sites that the method can act on."""
+    return [site for site in context.sites if self.reaches(site)]
+
+  def seen(self, site: Site) -> Site:
+    """The site as the method sees it."""
+    if site.kind in self.kinds:
+      return self.at_convolution(site) if site.kind == "conv" else site
+    if site.kind == "conv":
+      return site.as_changed(f"it is a convolution, where {self.name} is a change of the kernel")
+    if site.kind == "embedding":
+      return site.as_changed(f"it is a table, where {self.name} is a change of all rows")
+    return site
 
   def at_convolution(self, site: Site) -> Site:
     """The site of a convolution as the method sees it."""
@@ -342,7 +356,9 @@ class Targeted(Method):
     if "linear" not in self.kinds:
       return
     for site in context.sites:
-      chosen = [name for name in site.names if site.kind == "conv" and method.wants(name, site, context)]
+      if site.kind != "conv" or site.places:  # in a user's own function it may change any kernel
+        continue
+      chosen = [name for name in site.names if method.wants(name, site, context)]
       if chosen and (reason := self.refuses(site)):
         raise UserError(f"{self.name} cannot act on {chosen[0]!r}, {reason}; leave it out of targets, or exclude it")
 
@@ -352,8 +368,6 @@ class Targeted(Method):
     axes = f"of {len(site.window)} ax{'es' if len(site.window) > 1 else 'is'}"
     if not self.windows:
       return what
-    if site.places:  # in a user's own function
-      return "" if self.name == "lora" else f"{what} of a wrapped function; lora can"
     if site.transposed:
       return f"{what}; lora can" if self.name != "lora" else ""
     if len(site.window) not in self.windows:
@@ -370,7 +384,7 @@ class Targeted(Method):
       if wanted == {True, False} or len({self.settings(name) for name in site.names if wanted == {True}}) > 1:
         raise masks.LayersDiffer(f"{self.name} treats the layers of {site.names[0]} differently")
       if wanted == {True}:
-        chosen.append(site)
+        chosen.append(self.seen(site))
     if not chosen:
       raise UserError(f"{self.name}: targets, exclude and layers leave no module to act on")
     return chosen

@@ -42,5 +42,5 @@ class BEFT(Targeted):
   def delta(self, leaves: Leaves, base: Leaves, site: Site, shared: Leaves) -> Leaves:
     del shared
     if "bias" not in base:
-      raise UserError(f"beft cannot be merged at {site.name}: the base has no bias")
+      raise UserError(f"beft is no change of the weights at {site.name}: the base has no bias")
     return {"bias": leaves["beft_bias"]}

@@ -130,9 +130,9 @@ def enter(calls: Sequence[Acting], x: Any) -> Any:
 
 
 def change_of(calls: Sequence[Acting], leaf: str = "kernel") -> jax.Array | None:
-  """The float32 change of a leaf by methods that act by their change of the weights alone; None if there is none."""
+  """The float32 change of a leaf, as it is stored, by methods that act by that alone; None if there is none."""
   deltas: list[jax.Array] = [
-    change[leaf]
+    site.unfold({leaf: change[leaf]})[leaf]
     for method, site, leaves, call in calls
     if method.acts_by_delta(site) and leaf in (change := method.delta(leaves, _float32_base(call), site, call.shared))
   ]

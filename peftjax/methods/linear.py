@@ -33,7 +33,7 @@ class LinearMethod(Targeted):
   patterns: ClassVar[tuple[str, ...]] = ()
 
   def at_convolution(self, site: Site) -> Site:
-    return site if site.places else site.as_matrix()
+    return site.as_matrix()
 
   def default_targets(self, model_type: str) -> masks.Patterns:
     return default_targets.ATTENTION.get(model_type, ())

@@ -107,12 +107,12 @@ class LoRA(LinearMethod):
   def free_leaves(self, site: Site) -> Leaves:
     return {"lora_scale": jnp.float32(self.settings(site.names[0])[1])}
 
-  def candidates(self, context: Context) -> list[Site]:
-    kinds = (*self.kinds, "unembedding") if self.ensure_weight_tying and "embedding" in self.kinds else self.kinds
-    return [site for site in context.sites if site.kind in kinds]
+  def reaches(self, site: Site) -> bool:
+    is_tied = site.kind == "unembedding" and self.ensure_weight_tying and "embedding" in self.kinds
+    return is_tied or super().reaches(site)
 
   def at_convolution(self, site: Site) -> Site:
-    return site
+    return dataclasses.replace(site, groups=1) if site.in_weights else site  # a change of the kernel as it is stored
 
   def refuses(self, site: Site) -> str:
     rank = self.settings(site.names[0])[0]

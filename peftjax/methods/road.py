@@ -49,6 +49,8 @@ class RoAd(LinearMethod):
   def bind(self, context: Context) -> Self:
     bound = super().bind(context)
     for site in bound.select(context):
+      if site.shape[1] % 2:
+        raise UserError(f"road turns pairs of outputs, and {site.name} has {site.shape[1]}; exclude it")
       if site.shape[1] % self.group_size:
         known = 2 * nearest_divisor(site.shape[1] // 2, self.group_size // 2)
         raise UserError(

@@ -55,7 +55,8 @@ class BitFit(Method):
     biased = [name for site in context.sites if site.has_bias for name in site.names]
     own = {name for site in context.sites for name in site.biases}
     if not biased:
-      raise UserError(f"method 'bitfit' trains biases, and {context.model_type!r} has none; 'layernorm' may do instead")
+      what = context.model_type or "the model"
+      raise UserError(f"method 'bitfit' trains biases, and {what} has none; 'layernorm' may do instead")
     if self.targets:
       masks.match_table(self.targets, biased, "bitfit.targets")
       own = {name for site in context.sites for name, module in zip(site.biases, site.names)
@@ -87,7 +88,7 @@ class LayerNormTuning(Method):
   def bind(self, context: Context) -> Self:
     norms = tuple(name for site in context.sites if site.kind == "norm" for name in site.names)
     if not norms:
-      raise UserError(f"method 'layernorm' trains normalisations, and {context.model_type!r} has none")
+      raise UserError(f"method 'layernorm' trains normalisations, and {context.model_type or 'the model'} has none")
     if self.targets:
       masks.match_table(self.targets, norms, "layernorm.targets")
     targets = self.targets or default_targets.NORMS.get(context.model_type, ("*",))

@@ -10,7 +10,8 @@ import numpy as np
 
 from peftjax import masks
 from peftjax.sites import Place, Site
-from peftjax.wrap.flow import Flow, Found
+from peftjax.wrap.flow import RAGGED, Flow, Found
+from peftjax.wrap.uses import Window
 from peftjax.wrap.views import Op, View
 
 ACTED_ON = ("linear", "conv", "embedding")
@@ -68,6 +69,7 @@ class _Leaf:
   in_weights: str = ""
   note: str = ""
   is_output_too: bool = False
+  groups: int = 1
   bias: str = ""
   bias_view: View | None = None
 
@@ -114,7 +116,8 @@ def _leaf(name: str, shape: tuple[int, ...], uses: Sequence[Found]) -> _Leaf:
       return _Leaf(name, "embedding", tables[0].view, tables[0].stack, is_output_too=bool(outputs))
   if acting and len(acting) == len(uses) and _alike(acting):
     why = next((one.why for one in uses if one.why), "")
-    return _Leaf(name, acting[0].kind, acting[0].view, acting[0].stack, in_weights=why)
+    groups = acting[0].use.groups if isinstance(acting[0].use, Window) else 1
+    return _Leaf(name, acting[0].kind, acting[0].view, acting[0].stack, in_weights=why, groups=groups)
   if acting:
     return _in_weights(name, shape, acting[0], _ways(uses))
   kinds = {one.kind for one in uses}
@@ -153,15 +156,24 @@ def _in_weights(name: str, shape: tuple[int, ...], first: Found, why: str) -> _L
       if op[0] == "transpose":
         whole = whole.transposed(op[1])
       elif op[0] != "slice":
+        if first.kind == "linear" and _is_one_of(view, shape):
+          return _Leaf(name, "linear", View.whole(shape), shape[:-2], in_weights=why)
         return _Leaf(name, "other", note=why)
     view = whole
   return _Leaf(name, first.kind, view, first.stack, in_weights=why)
 
 
+def _is_one_of(view: View, shape: tuple[int, ...]) -> bool:
+  """Whether a view shows one of the matrices that a leaf holds, its last two axes."""
+  (first, *_), (second, *_) = view.ops[:2]
+  is_slice = first == "slice" and view.ops[0][2][-2:] == shape[-2:] and not any(view.ops[0][1][-2:])
+  return len(shape) > 2 and is_slice and second == "reshape" and view.ops[1][1] == shape[-2:]
+
+
 def _matrix(name: str, shape: tuple[int, ...], use: Found) -> _Leaf:
   """A leaf that is changed by the program before a product with it: as it is stored, a matrix of each layer."""
   axes = len(shape) - 2
-  if axes == use.depth or (axes == 1 and use.why in ("dynamic_slice", "gather")):
+  if axes == use.depth or (axes == 1 and use.why in ("dynamic_slice", "gather", *RAGGED)):
     return _Leaf(name, "linear", View.whole(shape), shape[:axes], in_weights=f"{use.why} comes before the product")
   return _Leaf(name, "other", note=f"{use.why} comes before the product, and the leaf is no matrix")
 
@@ -257,7 +269,8 @@ def _sites(
   path = tuple(node.split("."))
   site = Site(
     path, "__call__", leaf.kind, names, leaf.stack, shape, dtype, bool(leaf.bias), base_path=path,
-    places=tuple(places), in_weights=leaf.in_weights,
+    places=tuple(places), in_weights=leaf.in_weights, window=shape[:-2] if leaf.kind == "conv" else (),
+    groups=leaf.groups,
   )  # fmt: skip
   yield site
   if leaf.is_output_too:

@@ -23,6 +23,7 @@ Place = tuple[Any, ...]
 
 JIT = ("jit", "pjit", "closed_call", "core_call")
 REMAT = ("remat2", "remat", "checkpoint")
+RAGGED = ("ragged_dot", "ragged_dot_general")
 CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
 
 
@@ -175,7 +176,7 @@ class Flow:
     for one in given:
       for leaf in _leaves(one):
         why = one.why if isinstance(one, Derived) else name
-        kind = "linear" if name in ("dot_general", "conv_general_dilated") else "other"
+        kind = "linear" if name in ("dot_general", "conv_general_dilated", *RAGGED) else "other"
         depth = one.depth if isinstance(one, Tracked | Derived) else 0
         self.uses.append(Found(place, leaf, kind, depth=depth, why=why))
     return [Plain()] * len(equation.outvars)
@@ -228,7 +229,7 @@ class Flow:
     made = weight.made(shape)
     if made is None:
       return None
-    use = Window.of(equation.params["dimension_numbers"])
+    use = Window.of(equation.params["dimension_numbers"], equation.params["feature_group_count"])
     view = made.moved(use.w_order)
     stack = view.shape[: made.depth]
     groups = "" if conv_is_plain(equation.params) else "a convolution of several groups"

@@ -63,6 +63,11 @@ def wrap(
 
   own = Parts(shapes[0], shapes[1], parts.call, parts.whole, parts.kind)
   program = Program(run, leaves, example_inputs)
+  if all(row.kind == "unused" for row in program.found.rows):
+    raise UserError(
+      f"wrap: {parts.kind} reads none of its {len(program.found.rows)} leaves with these inputs; arrays that it "
+      f"closes over are no parameters"
+    )
   family = family_of(own, program, (head,) if isinstance(head, str) else tuple(head))
   tree = masks.unflatten(leaves)
   return Model(program, tree, None, {}, family, WRAPPED, Runtime(), program.found.sites, dict(program.found.stacks))

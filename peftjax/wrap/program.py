@@ -104,9 +104,10 @@ class Program:
     sites = {(site.path, site.method): site for site in self.found.sites}
     if read is not None:
       read.update(".".join((*site.leaf_path, name)) for key, entries in table.items()
-                  for site in (sites[key],) for name in _own(flat, site, entries[0]))  # fmt: skip
-    leaves |= _changed(flat, sites, table)
-    acting = {key: entries for key, entries in table.items() if not sites[key].in_weights}
+                  for site in (sites[key],) for entry in entries for name in _own(flat, site, entry))  # fmt: skip
+    changed = {self.found.leaf_of[key] for key, entries in table.items() for _, one, *_ in entries if one.in_weights}
+    acting = {key: entries for key, entries in table.items() if self.found.leaf_of[key] not in changed}
+    leaves |= _changed(flat, {key: entries for key, entries in table.items() if key not in acting})
     if not acting:
       return self.function(leaves, inputs, rng)
     traced = self.trace(inputs, rng, leaves)
@@ -194,22 +195,20 @@ def _noted(flat: Mapping[str, Any], path: str, read: set[str] | None) -> Any:
   return flat.get(path)
 
 
-def _changed(flat: Mapping[str, Any], sites: Mapping[Key, Site], table: Table) -> dict[str, Any]:
+def _changed(flat: Mapping[str, Any], table: Table) -> dict[str, Any]:
   """Leaves that methods change as a whole: W + Δ, in float32."""
   found: dict[str, Any] = {}
-  for key, entries in table.items():
-    site = sites[key]
-    if not site.in_weights:
-      continue
-    place = site.places[0]
+  for entries in table.values():
+    why = next((site.in_weights for _, site, *_ in entries if site.in_weights), "another method changes the weight")
     for entry in entries:
-      actor, _, shared, _ = entry
-      _check_weights(actor, site)
-      stored = found.get(place.leaf, flat[place.leaf])
-      held = {place.role: place.view.of(stored).astype(jnp.float32)}
+      actor, site, shared, _ = entry
+      _check_weights(actor, site, why)
+      held = site.base_leaves({**flat, **found})
       step = _delta_of(actor, site, shared)
-      change = site.mapped(step)(_own(flat, site, entry), held)[place.role]
-      found[place.leaf] = (stored.astype(jnp.float32) + place.view.back(change)).astype(stored.dtype)
+      wide = site.folded({role: leaf.astype(jnp.float32) for role, leaf in held.items()})
+      for role, change in site.unfolded(site.mapped(step)(_own(flat, site, entry), wide)).items():
+        stored = held[role]
+        found[site.leaf(role)] = (stored.astype(jnp.float32) + change).astype(stored.dtype)
   return found
 
 
@@ -217,17 +216,23 @@ def _delta_of(actor: Any, site: Site, shared: Leaves) -> Callable[[Leaves, Leave
   return lambda own, held: actor.delta(own, held, site.one(0), shared)
 
 
-def _check_weights(actor: Any, site: Site) -> None:
+def _check_weights(actor: Any, site: Site, why: str) -> None:
   method = getattr(actor, "method", actor)
   if type(method).delta is Method.delta:
+    raise UserError(f"{method.name} cannot act on {site.name}: {why}, and the method is no change of the weights")
+  for field in _DROPOUTS:
+    if getattr(method, field, 0.0):
+      raise UserError(
+        f"{method.name}.{field} has no place at {site.name}, where it acts on the weight itself: {why}; set {field}=0 "
+        f"or exclude it"
+      )
+  if hasattr(actor, "ids"):
     raise UserError(
-      f"{method.name} cannot act on {site.name}: {site.in_weights}, and the method is no change of the weights"
+      f"{site.name}: each example of a batch cannot have its own {method.name}, which changes the weight itself: {why}"
     )
-  if getattr(method, "dropout", 0.0):
-    raise UserError(
-      f"{method.name}.dropout has no place at {site.name}, where it acts on the weight itself: {site.in_weights}; "
-      f"set dropout=0 or exclude it"
-    )
+
+
+_DROPOUTS = ("dropout", "rank_dropout", "module_dropout")
 
 
 def _shape_of(one: Any) -> Any:

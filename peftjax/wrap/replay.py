@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -13,11 +14,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core
 
-from peftjax.draws import bernoulli
 from peftjax.errors import UserError
 from peftjax.methods.base import Call, Leaves
+from peftjax.methods.calls import dropping
 from peftjax.methods.inject import Acting, Entry, change_of, enter, leave
-from peftjax.sites import Site
+from peftjax.sites import BASE_LEAVES, Site
 from peftjax.wrap.flow import JIT, REMAT, Bias, Found, Place
 from peftjax.wrap.uses import Lookup, Product, Use, Window, bind
 from peftjax.wrap.views import inverse
@@ -131,7 +132,7 @@ class Replay:
     x, held = self._front(acted, use.x_of(inputs)), _held(acted, use.kernel_of(inputs))
 
     def calls(own: list[Leaves], base: Leaves, draw: Any) -> list[Acting]:
-      return self._calls(acted, own, base, draw, self._rerun(acted, equation, inputs))
+      return self._calls(acted, own, base, draw, equation, inputs)
 
     keys = _keys(key, acted)
     entered = acted_on(acted, lambda own, base, draw, x: enter(calls(own, base, draw), x), leaves, held, keys, x)
@@ -155,6 +156,8 @@ class Replay:
     if dtypes == {jnp.dtype(jnp.float32)}:
       return bind(equation, use.with_kernel(given, use.kernel_of(given) + change))[0]
     y = bind(equation, given)[0]
+    if isinstance(use, Window):
+      return y + bind(equation, use.with_kernel(given, change))[0]
     update = jnp.matmul(self._back(acted, x).astype(y.dtype), _spread(change, acted, x).astype(y.dtype))
     return y + use.unfold_y(update)
 
@@ -168,49 +171,44 @@ class Replay:
     folded = self._front(acted, use.fold_y(jnp.transpose(y, back)))
 
     def step(own: list[Leaves], base: Leaves, draw: Any, x: Any, y: Any) -> Any:
-      calls = self._calls(acted, own, base, draw, self._rerun(acted, one.equation, one.inputs))
+      calls = self._calls(acted, own, base, draw, one.equation, one.inputs)
       y, change = leave(calls, x, y), change_of(calls, "bias")
       return y if change is None else y + change.astype(y.dtype)
 
     folded = acted_on(acted, step, one.scope.leaves[acted.key], held, _keys(one.key, acted), one.x, folded)
     return jnp.transpose(use.unfold_y(self._back(acted, folded)), bias.order).astype(y.dtype)
 
-  def _rerun(self, acted: Acted, equation: Any, inputs: Sequence[Any]) -> Callable[[Leaves, Any], Any] | None:
-    """The product again with other leaves, and without the bias unless these have one."""
-    use = acted.found.use
-    if acted.experts or use is None:
-      return None
+  def _calls(
+    self, acted: Acted, own: list[Leaves], held: Leaves, key: Any, equation: Any, inputs: Sequence[Any]
+  ) -> list[Acting]:
+    """What acts, with its call, of one expert's arrays."""
+    draws, use = itertools.count(), acted.found.use
+    assert use is not None
 
-    def again(own: Leaves, x: Any) -> Any:
-      kernel = own["embedding"].T if acted.site.kind == "unembedding" else own.get("kernel", own.get("embedding"))
-      changed = use.with_kernel(inputs, kernel)
-      y = self._front(acted, use.fold_y(bind(equation, use.with_x(changed, self._back(acted, x)))[0]))
-      return y + own["bias"].astype(y.dtype) if "bias" in own else y
-
-    return again
-
-  def _calls(self, acted: Acted, own: list[Leaves], held: Leaves, key: Any, rerun: Any) -> list[Acting]:
-    draws = itertools.count()
-
-    def base(name: str) -> Any:
+    def base(site: Site, name: str) -> Any:
       if name in held:
-        return held[name]
-      return None if name in ("kernel", "bias", "scale", "embedding") else self.beside(
-        ".".join((*acted.site.path, name)))  # fmt: skip
+        return site.fold({name: held[name]})[name]
+      return None if name in BASE_LEAVES else self.beside(".".join((*acted.site.path, name)))
+
+    def again(site: Site, x: Any, kernel: Any) -> Any:
+      changed = use.with_kernel(inputs, site.unfold({"kernel": kernel})["kernel"])
+      return self._front(acted, use.fold_y(bind(equation, use.with_x(changed, self._back(acted, x)))[0]))
+
+    def rerun(site: Site, own: Leaves, x: Any) -> Any:
+      y = again(site, x, own["embedding"].T if site.kind == "unembedding" else own.get("kernel", own.get("embedding")))
+      return y + own["bias"].astype(y.dtype) if "bias" in own else y
 
     def draw() -> Any:
       return None if key is None else jax.random.fold_in(key, next(draws))
 
-    def drop(x: jax.Array, rate: float) -> jax.Array:
-      if rate == 0.0 or key is None:
-        return x
-      keep = bernoulli(draw(), 1.0 - rate, x.shape)
-      return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
-
     return [
-      (actor, site, leaves, Call(base=base, shared=shared, dropout=drop, key=draw, rerun=rerun, notes=notes))
+      (actor, site, leaves, Call(
+        base=functools.partial(base, site), shared=shared, dropout=dropping(draw), key=draw,
+        rerun=None if acted.experts else functools.partial(rerun, site),
+        product=functools.partial(again, site) if site.kind == "conv" else jnp.dot, notes=notes,
+      ))
       for (actor, site, shared, notes), leaves in zip(acted.entries, own)
-    ]
+    ]  # fmt: skip
 
   def _front(self, acted: Acted, value: Any) -> Any:
     """With the axis of the examples in front, where each has its own adapter."""

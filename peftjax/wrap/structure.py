@@ -30,7 +30,7 @@ def _same(tracked: Tracked, params: Params, before: Shape, after: Shape) -> Trac
   return tracked
 
 
-def _transpose(tracked: Tracked, params: Params, before: Shape, after: Shape) -> Tracked | None:
+def _transpose(tracked: Tracked, params: Params, before: Shape, after: Shape) -> Tracked:
   del before, after
   return dataclasses.replace(tracked, axes=tuple(tracked.axes[axis] for axis in params["permutation"]))
 
@@ -49,8 +49,9 @@ def _squeeze(tracked: Tracked, params: Params, before: Shape, after: Shape) -> T
 
 
 def _reshape(tracked: Tracked, params: Params, before: Shape, after: Shape) -> Tracked | None:
-  if params.get("dimensions") and "new_sizes" in params:
-    return None
+  order = params.get("dimensions")
+  if order is not None and "new_sizes" in params:  # of the array with its axes in another order
+    tracked, before = _transpose(tracked, {"permutation": order}, before, after), [before[axis] for axis in order]
   made = tracked.made(before)
   if made is not None:
     view = made.view.reshaped((*made.view.shape[: made.depth], *after))

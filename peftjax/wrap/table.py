@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from peftjax import masks
-from peftjax.wrap.finding import Row
+from peftjax.wrap.finding import Row, names_of
 from peftjax.wrap.program import Program
 
 if TYPE_CHECKING:
@@ -22,8 +22,12 @@ def rows_of(model: Model) -> tuple[Row, ...]:
 
 
 def uses_of(model: Model) -> dict[str, str]:
-  """Name of each leaf of a wrapped model -> how its program uses it."""
-  return {row.path: f"{row.kind}, {row.note}" if row.note else row.kind for row in rows_of(model)}
+  """Name of each leaf of a wrapped model, of a stack one for each layer -> how its program uses it."""
+  return {
+    name: f"{row.kind}, {row.note}" if row.note else row.kind
+    for row in rows_of(model)
+    for name in names_of(row.path, row.stack, model.stacks)
+  }
 
 
 def lines_of(rows: Sequence[Row]) -> list[str]:

@@ -131,26 +131,28 @@ class Product:
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-  """A convolution of one group: x [B, *space, in], y [B, *space, out], a kernel [*window, in, out].
+  """A convolution: x [B, *space, in], y [B, *space, out], a kernel [*window, in of a group, out].
 
   Attributes:
     x_order, w_order, y_order: the permutations that put the equation's arrays so.
+    groups: the parts of its channels that are convolved apart.
   """
 
   x_order: tuple[int, ...]
   w_order: tuple[int, ...]
   y_order: tuple[int, ...]
+  groups: int = 1
   operand: int = 1
 
   @classmethod
-  def of(cls, numbers: Any) -> Window:
+  def of(cls, numbers: Any, groups: int) -> Window:
     """From `dimension_numbers`: of x and y (batch, features, *space), of the kernel (out, in, *window)."""
     (x_batch, x_features, *x_space), (w_out, w_in, *window), (y_batch, y_features, *y_space) = (
       numbers.lhs_spec,
       numbers.rhs_spec,
       numbers.out_spec,
     )
-    return cls((x_batch, *x_space, x_features), (*window, w_in, w_out), (y_batch, *y_space, y_features))
+    return cls((x_batch, *x_space, x_features), (*window, w_in, w_out), (y_batch, *y_space, y_features), groups)
 
   def x_of(self, inputs: Sequence[Any]) -> Any:
     return jnp.transpose(inputs[0], self.x_order)

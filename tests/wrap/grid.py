@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ import peftjax
 from peftjax import masks
 from peftjax.errors import UserError
 from peftjax.methods import METHODS, Method
+from peftjax.methods.attach import attach
 from peftjax.model import Model
 from tests.wrap import models
 
@@ -38,9 +39,9 @@ METHOD_SETTINGS: dict[str, dict[str, Any]] = {
   "shira": {"rank": 1},
   "c3a": {"block_size": 1},
   "hira": {"rank": 3},
-  "gralora": {"rank": 2, "gralora_k": 1},
+  "gralora": {"rank": 2, "gralora_k": 1, "alpha": 4.0},
   "road": {"group_size": 2},
-  "delora": {"rank": 3},
+  "delora": {"rank": 3, "delora_lambda": 1.5},
   "beft": {},
   "ia3": {"feedforward": ()},
 }
@@ -73,6 +74,13 @@ def wrapped(case: str) -> tuple[Model, dict[str, Any], Any]:
 
 
 CASES = ("function", "nnx", "linen", "equinox_mlp", "equinox_vit", "haiku")
+
+
+def jitted(function: Callable[..., Any]) -> Callable[..., Any]:
+  """The function compiled quickly, for one run."""
+  return jax.jit(
+    function, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+  )
 
 
 def moved(model: Model, seed: int = 5, scale: float = 0.1) -> Model:
@@ -112,22 +120,38 @@ def compare(model: Model, inputs: Mapping[str, Any], tolerance: float = 1e-5) ->
     outputs = whole.forward(whole.params, inputs)
     return scalar(outputs), outputs
 
-  (_, one), ones = jax.jit(jax.value_and_grad(acting, has_aux=True))(trainable)
-  (_, two), twos = jax.jit(jax.value_and_grad(merged, has_aux=True))(trainable)
+  (_, one), ones = jitted(jax.value_and_grad(acting, has_aux=True))(trainable)
+  (_, two), twos = jitted(jax.value_and_grad(merged, has_aux=True))(trainable)
   close(one, two, tolerance)
   close(ones, twos, tolerance)
   sizes = [float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(twos)]
   assert max(sizes, default=0.0) > 0.0
 
 
+def at_linear(model: Model, name: str) -> Method:
+  """The method at all linear sites; RoAd, which turns pairs, at those of an even number of outputs."""
+  odd = tuple(one for site in model.sites if site.kind == "linear" and site.shape[1] % 2 for one in site.names)
+  return make(name, **({"exclude": odd} if name == "road" else {}))
+
+
+def adapted(model: Model, method: Method, seed: int = 5, scale: float = 0.1) -> Model:
+  """`moved` of the model with the method, its leaves made by one program."""
+  shapes = model.with_params(jax.eval_shape(lambda tree: tree, model.params)).add(method, jax.random.key(1))
+
+  def leaves(params: masks.Tree) -> masks.Tree:
+    return moved(shapes.with_params(attach(params, shapes.bound, jax.random.key(1))), seed, scale).params
+
+  return shapes.with_params(jitted(leaves)(model.params))
+
+
 def check(model: Model, inputs: Mapping[str, Any]) -> None:
-  """`compare` of a model with a fresh adapter; BEFT, a bias alone, has no place in a base that lacks some biases."""
+  """`compare` of a model with an adapter; BEFT, a bias alone, has no place in a base that lacks some biases."""
   (method,) = model.methods
   if method.name == "beft" and not all(site.has_bias for one in model.bound for site in one.sites):
     with pytest.raises(UserError, match="has no bias"):
       model.merge()
     return
-  compare(moved(model), inputs, 5e-5 if method.name == "fourierft" else 1e-5)  # an FFT's rounding in float32
+  compare(model, inputs, 5e-5 if method.name == "fourierft" else 1e-5)  # an FFT's rounding in float32
 
 
 def close(one: Any, two: Any, tolerance: float) -> None:

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 import peftjax
-from peftjax import masks, methods
+from peftjax import eva, masks, methods
+from peftjax.composite import compose
 from peftjax.errors import UserError
 from tests.wrap import grid, models
 
@@ -24,7 +25,7 @@ def needs(case: str) -> None:
 def test_acting_equals_the_merged_weights(case, name):
   needs(case)
   model, inputs, _ = grid.wrapped(case)
-  grid.check(model.add(grid.make(name), jax.random.key(1)), inputs)
+  grid.check(grid.adapted(model, grid.at_linear(model, name)), inputs)
 
 
 @pytest.mark.parametrize("case", grid.CASES)
@@ -141,3 +142,39 @@ def test_a_custom_derivative_is_kept():
   assert "derivatives of its own" in model.module.found.rows[0].note
   added = grid.moved(model.add(methods.LoRA(rank=2, targets=("w",))))
   grid.compare(added, {"x": x})
+
+
+def test_a_bias_that_is_added_to_more_than_the_product_stays_as_it_is():
+  draw = models.Draw(9)
+  params, x = {"up": {"kernel": draw(6, 6), "bias": draw(6)}}, draw(4, 6)
+  model = peftjax.wrap(lambda params, x: x + x @ params["up"]["kernel"] + params["up"]["bias"], params, {"x": x})
+  grid.compare(grid.adapted(model, methods.IA3(targets=("up",), feedforward=())), {"x": x})
+
+
+def test_a_stack_that_is_named_without_its_layers_gets_near_misses():
+  model, _, _ = grid.wrapped("function")
+  with pytest.raises(UserError, match="'mlp.up.w' matches none of 22 modules; did you mean 'up.w'"):
+    model.add(methods.LoRA(targets=("mlp.up.w",)))
+
+
+def test_two_methods_of_which_one_changes_the_weight_follow_each_other():
+  draw = models.Draw(9)
+  params, ids = {"table": draw(7, 6)}, models.tokens() % 7
+  model = peftjax.wrap(lambda params, ids: params["table"][ids] @ params["table"].T, params, {"ids": ids})
+  tokens = methods.TrainableTokens(token_indices=(2, 3), targets=("table",))
+  added = grid.moved(model.add([tokens, methods.LoHa(rank=2, targets=("table",))]))
+  grid.close(added(ids=ids), added.merge()(ids=ids), 1e-5)
+
+
+def test_what_needs_this_packages_modules_says_so():
+  model, _, _ = grid.wrapped("function")
+  lora = methods.LoRA(rank=2, targets=("proj",))
+  for act, wanted in (
+    (lambda: model.quantized("int8"), "not quantised here"),
+    (lambda: eva.add(model, lora, []), "eva watches the modules of this package's families"),
+    (lambda: compose({"one": model}), "wrap one function of all components"),
+    (lambda: model.add(methods.RoAd(targets=("up",), group_size=2)), "pairs of outputs, and mlp.0.up.w has 7"),
+  ):
+    with pytest.raises(UserError, match=wanted) as error:
+      act()
+    assert "\n" not in str(error.value)

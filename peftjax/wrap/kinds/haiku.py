@@ -7,7 +7,7 @@ from typing import Any
 
 from peftjax.errors import UserError
 from peftjax.trees import Tree
-from peftjax.wrap.kinds.base import Parts
+from peftjax.wrap.kinds.base import Parts, takes
 
 STATE = "state"
 
@@ -32,12 +32,13 @@ def parts(transformed: Any, params: Any, inputs: Mapping[str, Any]) -> Parts:
     wanted = "(params, state)" if has_state else "params"
     raise UserError(f"wrap: a Haiku transform comes with its parameters; give {wanted} as transform.init gave them")
   held, state = params if has_state else (params, None)
+  takes_rng = bool(takes(transformed.apply, "rng"))  # not behind `haiku.without_apply_rng`
 
   def call(tree: Tree, buffers: Mapping[str, Tree], given: Mapping[str, Any], key: Any) -> Any:
     given = dict(given)
-    rng = given.pop("rng", key)
+    streams = (given.pop("rng", key),) if takes_rng else ()
     first = (tree, buffers.get(STATE, state)) if has_state else (tree,)
-    return transformed.apply(*first, rng, **given)
+    return transformed.apply(*first, *streams, **given)
 
   def whole(tree: Tree, buffers: Mapping[str, Tree]) -> Any:
     return (tree, buffers.get(STATE, state)) if has_state else tree
