@@ -72,7 +72,7 @@ def test_a_model_folder_without_a_processor_has_its_kinds(tmp_path):
 @pytest.mark.parametrize(
   ("given", "said"),
   [
-    ({"image_processor_type": "DetrImageProcessor"}, "image_processor_type='DetrImageProcessor' is not supported"),
+    ({"image_processor_type": "OwlViTImageProcessor"}, "image_processor_type='OwlViTImageProcessor' is not supported"),
     ({"size": {"longest_edge": 9}}, "expected height and width, or shortest_edge"),
     ({"size": -3}, "expected whole numbers of pixels from 1"),
     ({"resample": 9}, "resample=9: expected one of 0 to 5"),
