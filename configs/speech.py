@@ -1,6 +1,10 @@
 """Whisper tiny.en transcribes sentences read aloud, before and after LoRA on four of them; three are the test.
 
 peftjax train --config=configs/speech.py --workdir=runs/speech
+
+Before training (python -m experiments.transcripts): word error rate .189 on the test's three sentences, 7 of 37 words,
+of which 5 are numbers that the model writes in digits and the text has in words. What the ten updates make of it no run
+has shown: an update takes 421 GFLOP, 30 seconds of sound being read for every sentence.
 """
 
 from ml_collections import ConfigDict
