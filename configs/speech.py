@@ -3,8 +3,9 @@
 peftjax train --config=configs/speech.py --workdir=runs/speech
 
 Before training (python -m experiments.transcripts): word error rate .189 on the test's three sentences, 7 of 37 words,
-of which 5 are numbers that the model writes in digits and the text has in words. What the ten updates make of it no run
-has shown: an update takes 421 GFLOP, 30 seconds of sound being read for every sentence.
+of which 5 are numbers that the model writes in digits and the text has in words; characters .159.
+Gave, seed 0, 10 updates: word error rate .189, the same 7 words; characters .155. Four sentences teach no numbers. An
+update takes 421 GFLOP, 30 seconds of sound being read for every sentence.
 """
 
 from ml_collections import ConfigDict
