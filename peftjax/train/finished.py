@@ -33,6 +33,8 @@ from peftjax.train.compiling import use_cache
 from peftjax.train.loop import make_run
 from peftjax.train.run import Run, base_hash
 from peftjax.train.splits import score_split
+from peftjax.wrap import files as wrapped_files
+from peftjax.wrap.family import is_wrapped
 
 FORMATS = {"peft": "adapter", "merged": "model", "diffusers": lora_files.KIND, "embeds": textual_inversion.KIND}
 
@@ -146,9 +148,8 @@ def export(
     merged = model.merge(check)
     merged.save(out, overwrite)
     losses = merged.merge_errors
-  size = sum(
-    outputs.size_of(folder, FORMATS[form]) for folder in (Path(out), *(Path(out) / name for name in components(model)))
-  )
+  kept = wrapped_files.KIND if is_wrapped(model) else FORMATS[form]
+  size = sum(outputs.size_of(folder, kept) for folder in (Path(out), *(Path(out) / name for name in components(model))))
   return {
     "out": str(out),
     "format": form,

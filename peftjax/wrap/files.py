@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 CONFIG = "adapter.json"
 WEIGHTS = "adapter.safetensors"
 FORMAT = "peftjax wrapped adapter 1"
+KIND = "wrapped adapter"
 
 _TOP: dict[str, Kind] = {
   "format": NAME,
@@ -65,7 +66,7 @@ def save(model: Model, folder: str | Path, overwrite: bool = False) -> None:
     "head": list(model.head),
     "base_sha256": _digest({path: leaf for path, leaf in flat.items() if path not in saved}),
   }
-  with outputs.written(folder, (CONFIG, WEIGHTS), "wrapped adapter", overwrite=overwrite) as temporary:
+  with outputs.written(folder, (CONFIG, WEIGHTS), KIND, overwrite=overwrite) as temporary:
     (temporary / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     write_tensors(temporary / WEIGHTS, {path: np.asarray(leaf) for path, leaf in flat.items() if path in saved})
 

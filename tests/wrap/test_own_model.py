@@ -65,6 +65,8 @@ def test_it_trains_and_is_evaluated_by_who_vouches_for_it(tmp_path, capsys):
   assert metrics["optimal"] == pytest.approx(summary["metrics"]["validation"]["optimal"])
   _, step, model = finished.load_model(folder, trust=TRUST)
   assert step == 8 and model.methods[0].name == "lora"
+  written = finished.export(folder, "peft", tmp_path / "adapter", trust=TRUST)
+  assert written["bytes"] > (tmp_path / "adapter" / "adapter.safetensors").stat().st_size
 
 
 @pytest.mark.slow
