@@ -127,6 +127,7 @@ def with_rate(rate):
     (encoded(np.array([0.1, np.inf], np.float32), subtype="FLOAT"), "holds NaN or infinite samples"),
     (np.zeros(5, np.int16), "a sample rate of 0 Hz"),
   ],
+  ids=range(12),  # libsndfile writes the time into what it encodes
 )
 def test_what_is_no_recording_takes_one_line_with_its_file(content, said):
   with pytest.raises(UserError, match=rf"^a\.wav: .*{re.escape(said)}") as error:
