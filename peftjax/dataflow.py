@@ -6,7 +6,7 @@ multiplied by a zero written in the program is not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -94,8 +94,19 @@ def _through_call(equation: Any, wanted: Sequence[bool], zeros: Sequence[bool]) 
   return [True] * len(equation.invars) if body is None else _needed(body, wanted, zeros)
 
 
+def scan_counts(params: Mapping[str, Any]) -> tuple[int, int]:
+  """How many of the inputs of a `scan` equation are constants, and how many are carried, by its params.
+
+  JAX counted them up to 0.10; newer ones hold the two and what is scanned over as trees.
+  """
+  if "num_consts" in params:
+    return params["num_consts"], params["num_carry"]
+  consts, carried, _ = params["ft_in"].unpack()
+  return len(consts), len(carried)
+
+
 def _through_scan(equation: Any, wanted: Sequence[bool], zeros: Sequence[bool]) -> list[bool]:
-  consts, carries = equation.params["num_consts"], equation.params["num_carry"]
+  consts, carries = scan_counts(equation.params)
   inside = [is_zero and not consts <= place < consts + carries for place, is_zero in enumerate(zeros)]
   carried = list(wanted[:carries])
   while True:

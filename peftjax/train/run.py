@@ -16,6 +16,7 @@ from peftjax import data as data_lib
 from peftjax import masks, memory, optim, tasks
 from peftjax.config.table import COUNT
 from peftjax.data.extra_sets import RETAINED, shifted_names
+from peftjax.data.sources.types import HiddenLabel
 from peftjax.errors import UserError, nearest
 from peftjax.masks import Tree
 from peftjax.model import Model
@@ -109,7 +110,7 @@ class Run:
       base=Base(str(config.model.path), base_hash(model)),
       eval_splits=tuple(split for split in ("validation", RETAINED) if split in loaders.evals) or ("train",),
       final_splits=final_splits(config, loaders),
-      notes=(*loaders.train.notes, *program.layout.notes(model.params)),
+      notes=(*loaders.train.notes, *unscored(config, loaders), *program.layout.notes(model.params)),
     )
 
   @property
@@ -189,7 +190,7 @@ def optimizer_of(config: ConfigDict, model: Model, total_steps: int) -> Optimize
 
 def final_splits(config: ConfigDict, loaders: data_lib.Loaders) -> tuple[str, ...]:
   """The splits evaluated after the last step, with the sets of `data.shifted` and `data.retained`; "validation" and
-  "test" may be missing in the data.
+  "test" may be missing in the data, or be published without labels.
 
   Raises:
     UserError: another one is missing.
@@ -199,7 +200,21 @@ def final_splits(config: ConfigDict, loaders: data_lib.Loaders) -> tuple[str, ..
       raise UserError(f"train.final_splits: no split {split!r} to evaluate; {nearest(split, loaders.evals)}")
   retained = (RETAINED,) if RETAINED in loaders.evals else ()
   wanted = dict.fromkeys((*config.train.final_splits, *shifted_names(config.data), *retained))
-  return tuple(split for split in wanted if split in loaders.evals)
+  return tuple(split for split in wanted if split in loaders.evals and not _hides_labels(loaders.evals[split]))
+
+
+def unscored(config: ConfigDict, loaders: data_lib.Loaders) -> list[str]:
+  """Lines for the log: which of the final splits are there and cannot be scored."""
+  hidden = [one for one in config.train.final_splits if one in loaders.evals and _hides_labels(loaders.evals[one])]
+  return [f"{one} was published without labels, and is not scored" for one in hidden]
+
+
+def _hides_labels(loader: data_lib.EvalLoader) -> bool:
+  try:
+    _ = loader.source[0] if loader.examples else None
+  except HiddenLabel:
+    return True
+  return False
 
 
 def count_steps(config: ConfigDict, steps_per_epoch: int) -> int:

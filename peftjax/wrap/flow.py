@@ -14,6 +14,7 @@ from typing import Any
 
 from jax.extend import core
 
+from peftjax.dataflow import scan_counts
 from peftjax.wrap.structure import rearranged
 from peftjax.wrap.uses import Product, Use, Window, conv_is_plain, lookup_of
 from peftjax.wrap.views import Tracked, View, folded
@@ -316,7 +317,7 @@ class Flow:
     return [_without_product(one) for one in self.run(inner, given, place, inside)]
 
   def _scan(self, params: Mapping[str, Any], given: list[Value], place: Place, inside: str) -> list[Value]:
-    body, consts, carries = params["jaxpr"].jaxpr, params["num_consts"], params["num_carry"]
+    body, (consts, carries) = params["jaxpr"].jaxpr, scan_counts(params)
     carry = [self._carried(one, body.outvars[at], body.invars[consts + at], place, "scan")
              for at, one in enumerate(given[consts : consts + carries])]  # fmt: skip
     layers = [self._layer(one, place) for one in given[consts + carries :]]

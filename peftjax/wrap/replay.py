@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core
 
+from peftjax.dataflow import scan_counts
 from peftjax.errors import UserError
 from peftjax.methods.base import Call, Leaves
 from peftjax.methods.calls import dropping
@@ -247,7 +248,7 @@ class Replay:
     return lambda *inputs: self.run(closed.jaxpr, closed.consts, inputs, here, scope)
 
   def _scan(self, params: Mapping[str, Any], inputs: list[Any], here: Place, scope: Scope) -> list[Any]:
-    closed, first, count = params["jaxpr"], params["num_consts"], params["num_carry"]
+    closed, (first, count) = params["jaxpr"], scan_counts(params)
     consts, carry, layers = inputs[:first], inputs[first : first + count], inputs[first + count :]
     own = {key: scope.leaves[key] for key in dict.fromkeys(self.scanned.get(here, ()))}
     keys = None if scope.key is None else jax.random.split(scope.key, params["length"])

@@ -151,17 +151,33 @@ class Input:
       rngs: of the examples.
     """
     batch = self.collate([self.encode(one, rng) for one, rng in zip(examples, rngs)], len(ids), length)
-    return self.labelled(batch, examples, len(ids)) | weight_and_index(example_ids(examples, ids))
+    own = example_ids(examples, ids)
+    return self.labelled(batch, examples, own) | weight_and_index(own)
 
-  def labelled(self, batch: Batch, examples: Sequence[Example], rows: int) -> Batch:
-    """The batch with the `labels` of `label_spec`, unless it has its own."""
+  def labelled(self, batch: Batch, examples: Sequence[Example], ids: np.ndarray) -> Batch:
+    """The batch with the `labels` of `label_spec`, unless it has its own.
+
+    Raises:
+      UserError: an example without a label, or with one that is none of the header's.
+    """
     if "labels" in batch:
       return batch
-    labels = {name: np.zeros(one.shape, one.dtype) for name, one in self.label_spec(rows).items()}
+    labels = {name: np.zeros(one.shape, one.dtype) for name, one in self.label_spec(len(ids)).items()}
     for array in labels.values():
       for row, example in enumerate(examples):
-        array[row] = example["label"]
+        array[row] = self._label(example, int(ids[row]))
     return batch | labels
+
+  def _label(self, example: Example, number: int) -> Any:
+    where = f"example {number} of {self.header.name}"
+    if "label" not in example:
+      raise UserError(f"{where} has no label; it holds {', '.join(map(str, example)) or 'nothing'}")
+    label, names = example["label"], self.header.label_names
+    if not np.isfinite(label).all():
+      raise UserError(f"{where} has the label {label}; a finite number was expected")
+    if names and np.ndim(label) == 0 and not 0 <= label < len(names):
+      raise UserError(f"{where} has the label {label}; expected 0 to {len(names) - 1}, as {len(names)} are named")
+    return label
 
   def collate(self, encoded: Sequence[Batch], rows: int, length: int) -> Batch:
     """`rows` rows: the encoded examples, filled up where they are shorter than `spec`, then rows of nothing else."""

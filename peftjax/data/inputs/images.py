@@ -95,7 +95,7 @@ class Images(Input):
   def batch(self, examples: Sequence[Example], ids: np.ndarray, length: int, rngs: Iterable[Random]) -> Batch:
     drawn = list(rngs)
     batch = self.collate([self.encode(one, rng) for one, rng in zip(examples, drawn)], len(ids), length)
-    batch = self.labelled(batch, examples, len(ids)) | weight_and_index(ids)
+    batch = self.labelled(batch, examples, ids) | weight_and_index(ids)
     if self.mixes:
       count = len(examples)
       batch[OTHER_LABELS], batch[OWN_SHARE] = batch["labels"].copy(), np.ones(len(ids), np.float32)

@@ -75,7 +75,7 @@ class Tokens(TextInput):
     return self._collate_class.spec(self.data, self.header, rows, length, self.gives_type_ids)
 
   def batch(self, examples: Sequence[Example], ids: np.ndarray, length: int, rngs: Iterable[Random]) -> Batch:
-    return self.labelled(self.collate_rows(examples, ids, length), examples, len(ids))
+    return self.labelled(self.collate_rows(examples, ids, length), examples, ids)
 
   def encode(self, example: Example, rng: Random) -> Batch:
     ids = np.zeros(1, np.int32)

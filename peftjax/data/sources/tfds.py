@@ -25,6 +25,7 @@ from peftjax.data.sources.types import (
   Dataset,
   Example,
   Header,
+  HiddenLabel,
   Named,
   Source,
 )
@@ -64,7 +65,7 @@ class TfdsSource:
     except Exception as error:  # a damaged record, or text that is not UTF-8
       raise UserError(f"{self.name}: example {index} cannot be read: {error}") from None
     if example.get("label") == -1:  # how TFDS marks a hidden label
-      raise UserError(f"{self.name}: example {index} has no label (-1); this split was published without")
+      raise HiddenLabel(f"{self.name}: example {index} has no label (-1); this split was published without")
     if _MEDIA & example.keys():
       example["where"] = f"{self.name}: example {index}"
     if AUDIO.field in example and self.rate:

@@ -23,6 +23,11 @@ CONTRASTIVE = "contrastive"
 DENOISING = "denoising"
 OBJECT_DETECTION = "object_detection"
 
+
+class HiddenLabel(UserError):
+  """An example of a split that was published without labels."""
+
+
 # Of examples that an input has mixed two by two: the other one's labels, and float32 [B], how much is its own.
 OTHER_LABELS, OWN_SHARE = "other_labels", "own_share"
 
