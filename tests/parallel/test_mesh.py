@@ -35,7 +35,7 @@ def test_sizes_that_do_not_fit(fields):
 def test_what_a_pod_trained_is_evaluated_and_exported_here():
   config = config_lib.default()
   config.mesh.update({"data": 2, "fsdp": 64, "tensor": 2})
-  assert finished._on_these_devices(config).mesh.to_dict() == {"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1}
+  assert finished.on_these_devices(config).mesh.to_dict() == {"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1}
   assert config.mesh.fsdp == 64
   config.mesh.update({"data": -1, "fsdp": 1, "tensor": 1})
-  assert finished._on_these_devices(config) is config
+  assert finished.on_these_devices(config) is config
