@@ -239,7 +239,7 @@ def test_after_the_run(config, tmp_path, material):
   assert step == 12 and float(np.abs(masks.flatten(model.params)["classifier.kernel"]).max()) > 0
   exported = finished.export(tmp_path / "run", "merged", tmp_path / "merged")
   assert exported["bytes"] > 0 and (tmp_path / "merged" / "model.safetensors").is_file()
-  with pytest.raises(UserError, match="known: merged, peft"):
+  with pytest.raises(UserError, match="known: diffusers, embeds, merged, peft"):
     finished.export(tmp_path / "run", "onnx", tmp_path / "x")
   with pytest.raises(UserError, match="holds no run"):
     finished.load_model(tmp_path / "nowhere")
