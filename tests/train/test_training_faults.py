@@ -219,6 +219,15 @@ def test_asked_to_end(config, tmp_path, whole, happens, capsys, number):
   check_goes_on(config, tmp_path / "run", whole)
 
 
+@pytest.fixture
+def ctrl_c():
+  """SIGINT interrupts, as in a terminal; a shell's jobs in the background ignore it."""
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_second_ctrl_c_ends_at_once(config, tmp_path, whole, happens, capsys):
   def twice():
     until_there(tmp_path / "run" / "checkpoints" / "2")
