@@ -191,6 +191,14 @@ def _own_function(path: Any) -> Callable[..., Any]:
   return made
 
 
+def check_path(path: Any) -> None:
+  """Raises `UserError` if `model.path` names nothing; asks nothing of the data, and downloads nothing."""
+  if is_own(path):
+    _own_function(path)
+  elif not str(path).startswith(("packaged:", "hub:")) and not (folder := Path(str(path)).expanduser()).exists():
+    pretrained.read_config(folder)  # says what lies beside it
+
+
 def is_own(path: Any) -> bool:
   """Whether `model.path` names a function of the user's own, as module:function or file.py:function."""
   where, _, name = str(path).rpartition(":")
@@ -227,9 +235,8 @@ def setting(config: ConfigDict, dataset: data_lib.Dataset | None = None, trains:
   Raises:
     UserError: a task that there is not, that does not suit the data, or of which the model has no head.
   """
+  check_path(config.model.path)
   own = is_own(config.model.path)
-  if own:  # a name that stands for nothing is said before anything is asked of the data
-    _own_function(config.model.path)
   folder = None if own else folder_of(config.model.path)
   hf_config = _hf_config(config, folder)
   header, notes = (dataset, ()) if dataset is not None else _known_header(config, trains)

@@ -43,6 +43,7 @@ def make_run(config: ConfigDict) -> Run:
   """
   mesh = make_mesh(config.mesh)
   check_sizes(config, mesh)
+  assemble.check_path(config.model.path)
   dataset = data_lib.open_as(config.data.name, config.data)
   setting = assemble.setting(config, dataset, trains=True)
   assert setting.task is not None
