@@ -54,7 +54,7 @@ def page(record: Mapping[str, Found], images: Path) -> str:
   }
   parts += [write(record[name], images) for name, write in sections.items() if name in record]
   if "cpu_training_steps" in record:
-    parts.append(cpu_steps(record["cpu_training_steps"], record.get("cpu_training_steps_before", {"rows": ()})))
+    parts.append(cpu_steps(record["cpu_training_steps"]))
   parts += [profile(found) for name, found in record.items() if name.startswith("profile_")]
   return "\n".join([*parts, missing(record), COMMANDS_TEXT]).rstrip() + "\n"
 
@@ -108,36 +108,31 @@ def training_steps(found: Found, images: Path) -> str:
   )
 
 
-def cpu_steps(found: Found, before: Found) -> str:
-  """Ratios of a step on a CPU: against torch, and against the same step before its products were ones of matrices."""
-  earlier = {(row["shape"], row["method"]): row["rivals"]["peftjax"] for row in before["rows"]}
-  lines = ["| model | method | torch's computing over ours | torch's time over ours, by round |"]
-  lines[0] += " peak memory over torch's | temporary bytes now over before |"
-  lines.append("|---|---|---|---|---|---|")
+def cpu_steps(found: Found) -> str:
+  """Ratios of a step against torch on a CPU."""
+  lines = ["| model | method | torch's time over ours, by round | torch's computing over ours | memory over torch's |"]
+  lines.append("|---|---|---|---|---|")
   for row in found["rows"]:
-    mine, old = row["rivals"]["peftjax"], earlier.get((row["shape"], row["method"]))
-    kept = f"{mine['temp_bytes'] / old['temp_bytes']:.2f}" if old and "temp_bytes" in old else ""
     times = f"{row['speedups']['least']:.2f} to {row['speedups']['most']:.2f}"
-    lines.append(f"| {row['shape']} | {row['method']} | {row['work']:.2f} | {times} | {row['memory']:.2f} | {kept} |")
+    lines.append(f"| {row['shape']} | {row['method']} | {times} | {row['work']:.2f} | {row['memory']:.2f} |")
   return (
-    f"## Training steps on a CPU\n\n{found['device']}, {found['precision']}, models of {found['layers']} layers of "
-    "their published size; LoRA of rank 8 on all linear modules. *Computing* is the processor time of a step over all "
-    f"threads, least of {found['rounds']}. The machine did much else meanwhile, with far more processes than cores: "
-    "what stands against torch is then too good, since torch's threads wait for one another after every operation, one "
-    "of them often without a core, and spin, which counts as computing. The bytes are exact. Rows that the command has "
-    "and the table has not were not reached.\n\n" + "\n".join(lines) + "\n\n"
-    "*Before* is the same command where a sequence's products were not ones of matrices: for products that contract "
-    "or keep several axes the compiler copied operands transposed, and computed within such a copy, against the order "
-    "of the rows, whatever the gradient came from. Dropout's draws hashed in a loop over whole arrays, and of an "
-    "activation the backward pass kept up to three arrays where it needs one. The memory of a step is given back after "
-    "it, and its pages are made anew in the next, about a quarter of a million a GiB.\n\n"
-    "Not met or not known on a CPU: 1.3 × torch's throughput needs a machine without other work to be shown; full "
-    "fine-tuning holds more memory than torch, which frees gradients and activations as it goes, where the step's "
-    "buffers are laid out for the whole program; the layers stay a loop, whose leaves are sliced out, and whose kept "
-    "arrays are filled with zeros first, since unrolled layers compile so many times as long. What CI holds exactly, "
-    "with tiny models of the six families: no wide array is copied transposed, FLOPs and bytes of LoRA against full "
-    "fine-tuning, donated state (`tests/train/test_compiled_steps.py`); `import peftjax` and `--help` import no JAX "
-    "(`tests/test_import.py`).\n\n"
+    f"## Training steps on a CPU\n\n{found['device']}, {found['precision']}; LoRA of rank 8 on all linear modules. "
+    "Above 1 is ours. *Computing* is the processor time of a step over all threads, least of "
+    f"{found['rounds']} steps; memory the processes' peaks. The machine did other work meanwhile, most of it while "
+    "BERT's and GPT-2's LoRA ran, and that slows torch more: its threads wait for one another after every operation, "
+    "one of them often without a core, and spin, which counts as computing. A row above 1 on a busy machine may not be "
+    "on a quiet one. Rows that the command has and the table has not were not reached.\n\n" + "\n".join(lines) + "\n\n"
+    "What was mended: of products that contract or keep several axes the compiler copied operands transposed, and "
+    "computed within such a copy, against the order of the rows, whatever the gradient came from; on a CPU sequences' "
+    "products are now ones of matrices. Dropout's draws hashed in a loop over whole arrays, and of an activation the "
+    "backward pass kept up to three arrays where it needs one.\n\n"
+    "Not met on a CPU: 1.3 × torch's throughput in full fine-tuning and in the LLaMA; full fine-tuning in no more "
+    "memory than torch. Likely causes, by what the compiled step does beside its products: the layers are a loop, "
+    "whose leaves are sliced out for each layer, forward and backward, and whose kept arrays are filled with zeros and "
+    "copied first (unrolled layers compile so many times as long); the step's memory is given back after it, so that "
+    "its pages are made anew in the next. What CI holds exactly, with tiny models of the six families: no wide array "
+    "is copied transposed, FLOPs and bytes of LoRA against full fine-tuning, donated state "
+    "(`tests/train/test_compiled_steps.py`); `import peftjax` and `--help` import no JAX (`tests/test_import.py`).\n\n"
     f"    {found['command']}\n"
   )
 
@@ -294,7 +289,7 @@ COMMANDS_TEXT = """
     python -m experiments.accelerator.smoke
     experiments/accelerator/run_all.sh OUT environment smoke prepare steps attention profile methods
 
-A CPU's figures of all layers need a machine without other work: `training_steps --size=small` without `--layers`.
+A CPU's figures need a machine without other work.
 """
 
 
