@@ -152,17 +152,14 @@ class LoRA(LinearMethod):
     """The scaled low-rank part of the output."""
     if site.kind == "unembedding":  # x (A B)ᵀ
       a, b = (call.base(name).astype(dtype) for name in ("lora_a", "lora_b"))
-      return matmul(jnp.asarray(self.scale(leaves, site), dtype) * matmul(x.astype(dtype), b.T), a.T)
-    scale = jnp.asarray(self.scale(leaves, site), dtype)  # of the thin product, not of the whole output
+      return jnp.asarray(self.scale(leaves, site), dtype) * matmul(matmul(x.astype(dtype), b.T), a.T)
     dropped = x if site.kind == "embedding" else call.dropout(x.astype(dtype), self.dropout)
-    image = scale * _image(dropped, leaves["lora_a"], dtype, site, call)
-    total = _raised(image, leaves["lora_b"].astype(dtype), site.groups)
+    total = _raised(_image(dropped, leaves["lora_a"], dtype, site, call), leaves["lora_b"].astype(dtype), site.groups)
     if "lora_a_init" in leaves:
-      image = scale * _image(x, leaves["lora_a_init"], dtype, site, call)
-      total -= matmul(image, leaves["lora_b_init"].astype(dtype))
+      total -= matmul(_image(x, leaves["lora_a_init"], dtype, site, call), leaves["lora_b_init"].astype(dtype))
     if "lora_b_bias" in leaves:
-      total += scale * leaves["lora_b_bias"].astype(dtype)
-    return total
+      total += leaves["lora_b_bias"].astype(dtype)
+    return jnp.asarray(self.scale(leaves, site), dtype) * total
 
   def delta(self, leaves: Leaves, base: Leaves, site: Site, shared: Leaves) -> Leaves:
     del shared

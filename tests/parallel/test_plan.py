@@ -54,7 +54,7 @@ LORA = ("method.rank=16", "method.targets=all-linear", "model.dtype=bfloat16")
   ("method", "most"),
   [
     (LORA, {"all-gather": 117, "all-reduce": 4, "all-to-all": 1}),
-    ((*LORA, "model.quantize=nf4"), {"all-gather": 103, "all-reduce": 4, "all-to-all": 1}),
+    ((*LORA, "model.quantize=nf4"), {"all-gather": 101, "all-reduce": 4, "all-to-all": 1}),
     (("method.name=full",), {"all-gather": 62, "all-reduce": 5, "all-to-all": 2}),
   ],
 )
