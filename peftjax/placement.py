@@ -1,4 +1,4 @@
-"""What a program may know of the devices that it is traced for, and products in the form that is fast there.
+"""What a program may know of the devices that it is traced for, and how linear maps multiply there.
 
 Values never depend on it beyond rounding.
 """
@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from typing import Any
 
 import jax
 
@@ -33,6 +34,7 @@ class Placement:
 
 _current: ContextVar[Placement | None] = ContextVar("placement", default=None)
 _mapped: ContextVar[bool] = ContextVar("mapped", default=False)
+_brought: ContextVar[Callable[[jax.Array], jax.Array] | None] = ContextVar("brought", default=None)
 
 
 def current() -> Placement:
@@ -85,3 +87,26 @@ def in_rows(product: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Arra
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """x W, [..., out] from [..., in] and [in, out]."""
   return in_rows(lambda rows: rows @ kernel, x)
+
+
+def product(x: jax.Array, kernel: jax.Array, dimensions: Any, *args: Any, **kwargs: Any) -> jax.Array:
+  """`jax.lax.dot_general` of a linear module, whose kernel is brought to its inputs as `bringing` says."""
+  bring = _brought.get()
+  kernel = kernel if bring is None else bring(kernel)
+  if kernel.ndim != 2 or dimensions != (((x.ndim - 1,), (0,)), ((), ())):
+    return jax.lax.dot_general(x, kernel, dimensions, *args, **kwargs)
+
+  def of(x: jax.Array) -> jax.Array:
+    return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())), *args, **kwargs)
+
+  return in_rows(of, x)
+
+
+@contextlib.contextmanager
+def bringing(kernel: Callable[[jax.Array], jax.Array]) -> Iterator[None]:
+  """How the kernel of the linear module that is called within the block comes to its inputs."""
+  token = _brought.set(kernel)
+  try:
+    yield
+  finally:
+    _brought.reset(token)

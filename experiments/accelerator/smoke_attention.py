@@ -11,7 +11,7 @@ import numpy as np
 from experiments.accelerator.distance import distance
 from peftjax.models import cudnn
 from peftjax.models.layers import attention
-from peftjax.models.placement import mapped
+from peftjax.placement import mapped
 
 MASKS = ("none", "right", "left", "causal", "causal-right", "causal-left", "segments", "window")
 

@@ -16,7 +16,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from peftjax.models.placement import current
+from peftjax.placement import current
 
 _DTYPES = (jnp.bfloat16, jnp.float16)
 

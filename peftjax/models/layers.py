@@ -18,8 +18,7 @@ from peftjax.buffers import BATCH_STATS
 from peftjax.draws import bernoulli
 from peftjax.errors import UserError, nearest
 from peftjax.models import cudnn
-from peftjax.models.placement import current, product
-from peftjax.placement import in_rows
+from peftjax.placement import current, in_rows, product
 from peftjax.sites import HasSites
 
 Dtype = Any

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from peftjax.models.placement import current
+from peftjax.placement import current
 
 IGNORED = -100
 """The target of tokens that carry no loss."""

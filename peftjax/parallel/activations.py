@@ -12,10 +12,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from peftjax import masks
 from peftjax.model import Model
-from peftjax.models.placement import Placement, bringing, placed
 from peftjax.parallel.gathering import in_stages
 from peftjax.parallel.mesh import BATCH_AXES
 from peftjax.parallel.sharding import EMBED, RULES, by_rules, ends_of, hidden_size
+from peftjax.placement import Placement, bringing, placed
 
 
 def on_mesh(forward: Callable[..., Any], model: Model, mesh: Mesh) -> Callable[..., Any]:

@@ -25,8 +25,8 @@ from peftjax.errors import UserError
 from peftjax.masks import Tree
 from peftjax.methods.attach import leaf_paths
 from peftjax.model import Model
-from peftjax.models.placement import mapped
 from peftjax.parallel.mesh import put_tree
+from peftjax.placement import mapped
 from peftjax.train.compiling import Cost
 from peftjax.train.fingerprint import fingerprints
 from peftjax.train.run import Run

@@ -9,7 +9,7 @@ import pytest
 
 from peftjax.models import cudnn
 from peftjax.models.layers import Embed
-from peftjax.models.placement import Placement, current, mapped, placed
+from peftjax.placement import Placement, current, mapped, placed
 
 BIAS = jax.ShapeDtypeStruct((1, 6, 64, 64), jnp.bfloat16)
 
