@@ -15,8 +15,10 @@ import pytest
 
 from peftjax import config as config_lib
 from peftjax import loading, masks, optim, tasks
+from peftjax.train import loop
 from peftjax.train import state as state_lib
 from peftjax.train import step as step_lib
+from peftjax.train.watch import Watch
 
 STACKS = {"encoder.layer": 2}
 
@@ -96,6 +98,27 @@ def tiny():
   build.mask = lora_mask
   build.without_dropout = lambda params, inputs, rng=None: tiny_forward(params, inputs)
   return build
+
+
+@pytest.fixture
+def train_in_two(monkeypatch):
+  """Trains a config in a folder: the run dies before a step, and the same call goes on to its end."""
+
+  def run(config, folder, step):
+    plain = Watch.dispatched
+
+    def dying(self, number, *rest, **more):
+      if number == step:
+        raise RuntimeError("died")
+      return plain(self, number, *rest, **more)
+
+    with monkeypatch.context() as patch:
+      patch.setattr(Watch, "dispatched", dying)
+      with pytest.raises(RuntimeError, match="died"):
+        loop.train(config, folder)
+    loop.train(config, folder)
+
+  return run
 
 
 GOOD = ["good", "fine", "great", "nice"]

@@ -13,7 +13,6 @@ from peftjax import cli
 from peftjax import config as configs
 from peftjax.data.inputs.boxes import cropped
 from peftjax.train import loop
-from peftjax.train.watch import Watch
 
 YOLOS = {
   "model_type": "yolos",
@@ -76,7 +75,7 @@ def overrides(folder, *more):
   )
 
 
-def test_a_run_finds_boxes_draws_them_and_goes_on_where_it_died(folder, tmp_path, monkeypatch):
+def test_a_run_finds_boxes_draws_them_and_goes_on_where_it_died(folder, tmp_path, train_in_two):
   whole, parts = tmp_path / "whole", tmp_path / "parts"
   config = configs.load("", overrides(folder, "input.flip=True", "input.crop=0.9"))
   summary = loop.train(config, whole)
@@ -90,18 +89,7 @@ def test_a_run_finds_boxes_draws_them_and_goes_on_where_it_died(folder, tmp_path
     assert found["boxes"].shape == (6, 4, 4) and found["true_boxes"].shape[0] == 6
     assert found["true_labels"].max() == 1 and (found["true_labels"][0] < 0).all()
 
-  plain = Watch.dispatched
-
-  def dying(self, step, *rest, **more):
-    if step == 27:
-      raise RuntimeError("died")
-    return plain(self, step, *rest, **more)
-
-  monkeypatch.setattr(Watch, "dispatched", dying)
-  with pytest.raises(RuntimeError, match="died"):
-    loop.train(config, parts)
-  monkeypatch.setattr(Watch, "dispatched", plain)
-  loop.train(config, parts)
+  train_in_two(config, parts, 27)
   for name in ("metrics.jsonl", "predictions-test.npz", "detections-test.png"):
     assert (parts / name).read_bytes() == (whole / name).read_bytes(), name
 

@@ -14,7 +14,6 @@ from peftjax import config as configs
 from peftjax.compare.dimensions.base import Trained
 from peftjax.compare.dimensions.confusion import measure, pictures
 from peftjax.train import loop
-from peftjax.train.watch import Watch
 from tests.data.pictures import coloured
 
 VIT = {
@@ -57,7 +56,7 @@ def overrides(folder, *more):
 MIXED = ("input.crop=0.5", "input.flip=True", "input.rand_augment=1", "input.mixup=0.2")
 
 
-def test_a_run_learns_colours_draws_what_it_found_and_goes_on_where_it_died(folder, tmp_path, monkeypatch):
+def test_a_run_learns_colours_draws_what_it_found_and_goes_on_where_it_died(folder, tmp_path, train_in_two):
   whole, parts = tmp_path / "whole", tmp_path / "parts"
   config = configs.load("", overrides(folder, *MIXED))
   summary = loop.train(config, whole)
@@ -70,18 +69,7 @@ def test_a_run_learns_colours_draws_what_it_found_and_goes_on_where_it_died(fold
     assert np.trace(np.array(matrix["matrix"])) == rows["correct"].sum() and len(matrix["pictures"]) == 12
   assert pictures(matrix["pictures"], narrow=True).get_axes()
 
-  plain = Watch.dispatched
-
-  def dying(self, step, *rest, **more):
-    if step == 7:
-      raise RuntimeError("died")
-    return plain(self, step, *rest, **more)
-
-  monkeypatch.setattr(Watch, "dispatched", dying)
-  with pytest.raises(RuntimeError, match="died"):
-    loop.train(config, parts)
-  monkeypatch.setattr(Watch, "dispatched", plain)
-  loop.train(config, parts)
+  train_in_two(config, parts, 7)
   for name in ("metrics.jsonl", "predictions-test.npz", "examples-test.png"):
     assert (parts / name).read_bytes() == (whole / name).read_bytes(), name
 

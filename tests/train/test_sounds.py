@@ -14,7 +14,6 @@ from peftjax import config as configs
 from peftjax.compare.dimensions.base import Trained
 from peftjax.compare.dimensions.confusion import measure
 from peftjax.train import loop
-from peftjax.train.watch import Watch
 from tests.data.recordings import TONES, encoded, tone, toned, whisper_folder
 
 
@@ -54,7 +53,7 @@ def overrides(folder, data, *more):
 VARIED = ("input.shift=0.03", "input.time_masks=1", "input.time_width=3", "input.mel_masks=1", "input.mel_width=3")
 
 
-def test_a_run_learns_tones_draws_them_and_goes_on_where_it_died(folder, tmp_path, monkeypatch):
+def test_a_run_learns_tones_draws_them_and_goes_on_where_it_died(folder, tmp_path, train_in_two):
   whole, parts = tmp_path / "whole", tmp_path / "parts"
   config = configs.load("", overrides(folder, "data", *VARIED))
   summary = loop.train(config, whole)
@@ -65,18 +64,7 @@ def test_a_run_learns_tones_draws_them_and_goes_on_where_it_died(folder, tmp_pat
     matrix = measure(Trained(config, whole, summary, {"split": "test"}))
     assert np.trace(np.array(matrix["matrix"])) == rows["correct"].sum() and len(matrix["pictures"]) == 12
 
-  plain = Watch.dispatched
-
-  def dying(self, step, *rest, **more):
-    if step == 7:
-      raise RuntimeError("died")
-    return plain(self, step, *rest, **more)
-
-  monkeypatch.setattr(Watch, "dispatched", dying)
-  with pytest.raises(RuntimeError, match="died"):
-    loop.train(config, parts)
-  monkeypatch.setattr(Watch, "dispatched", plain)
-  loop.train(config, parts)
+  train_in_two(config, parts, 7)
   for name in ("metrics.jsonl", "predictions-test.npz", "examples-test.png"):
     assert (parts / name).read_bytes() == (whole / name).read_bytes(), name
 
