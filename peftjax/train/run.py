@@ -102,6 +102,7 @@ class Run:
     """The run of a program, whose model has its weights, over some data."""
     config, model, shardings = program.config, program.model, program.layout.shardings
     trainable, frozen = masks.partition(model.params, model.labels())
+    final, unscored = final_splits(config, loaders)
     return Run(
       program=program,
       loaders=loaders,
@@ -109,8 +110,8 @@ class Run:
       frozen=mesh_lib.put_tree(frozen, shardings(frozen)),
       base=Base(str(config.model.path), base_hash(model)),
       eval_splits=tuple(split for split in ("validation", RETAINED) if split in loaders.evals) or ("train",),
-      final_splits=final_splits(config, loaders),
-      notes=(*loaders.train.notes, *unscored(config, loaders), *program.layout.notes(model.params)),
+      final_splits=final,
+      notes=(*loaders.train.notes, *unscored, *program.layout.notes(model.params)),
     )
 
   @property
@@ -188,9 +189,9 @@ def optimizer_of(config: ConfigDict, model: Model, total_steps: int) -> Optimize
   return Optimizer(transform, optim.group_settings(config.optim, set(jax.tree.leaves(groups)), rates))
 
 
-def final_splits(config: ConfigDict, loaders: data_lib.Loaders) -> tuple[str, ...]:
-  """The splits evaluated after the last step, with the sets of `data.shifted` and `data.retained`; "validation" and
-  "test" may be missing in the data, or be published without labels.
+def final_splits(config: ConfigDict, loaders: data_lib.Loaders) -> tuple[tuple[str, ...], list[str]]:
+  """The splits evaluated after the last step, with the sets of `data.shifted` and `data.retained`, and lines for the
+  log about those that cannot be: "validation" and "test" may be missing in the data, or be published without labels.
 
   Raises:
     UserError: another one is missing.
@@ -200,13 +201,10 @@ def final_splits(config: ConfigDict, loaders: data_lib.Loaders) -> tuple[str, ..
       raise UserError(f"train.final_splits: no split {split!r} to evaluate; {nearest(split, loaders.evals)}")
   retained = (RETAINED,) if RETAINED in loaders.evals else ()
   wanted = dict.fromkeys((*config.train.final_splits, *shifted_names(config.data), *retained))
-  return tuple(split for split in wanted if split in loaders.evals and not _hides_labels(loaders.evals[split]))
-
-
-def unscored(config: ConfigDict, loaders: data_lib.Loaders) -> list[str]:
-  """Lines for the log: which of the final splits are there and cannot be scored."""
-  hidden = [one for one in config.train.final_splits if one in loaders.evals and _hides_labels(loaders.evals[one])]
-  return [f"{one} was published without labels, and is not scored" for one in hidden]
+  there = [split for split in wanted if split in loaders.evals]
+  hidden = [split for split in there if _hides_labels(loaders.evals[split])]
+  notes = [f"{split} was published without labels, and is not scored" for split in hidden]
+  return tuple(split for split in there if split not in hidden), notes
 
 
 def _hides_labels(loader: data_lib.EvalLoader) -> bool:

@@ -164,20 +164,23 @@ class Input:
       return batch
     labels = {name: np.zeros(one.shape, one.dtype) for name, one in self.label_spec(len(ids)).items()}
     for array in labels.values():
-      for row, example in enumerate(examples):
-        array[row] = self._label(example, int(ids[row]))
+      array[: len(examples)] = self._labels(examples, ids).reshape(len(examples), *array.shape[1:])
     return batch | labels
 
-  def _label(self, example: Example, number: int) -> Any:
-    where = f"example {number} of {self.header.name}"
-    if "label" not in example:
-      raise UserError(f"{where} has no label; it holds {', '.join(map(str, example)) or 'nothing'}")
-    label, names = example["label"], self.header.label_names
-    if not np.isfinite(label).all():
-      raise UserError(f"{where} has the label {label}; a finite number was expected")
-    if names and np.ndim(label) == 0 and not 0 <= label < len(names):
-      raise UserError(f"{where} has the label {label}; expected 0 to {len(names) - 1}, as {len(names)} are named")
-    return label
+  def _labels(self, examples: Sequence[Example], ids: np.ndarray) -> np.ndarray:
+    """float64 [B] or [B, C]."""
+    name, count = self.header.name, len(self.header.label_names)
+    for one, number in zip(examples, ids):
+      if "label" not in one:
+        raise UserError(f"example {number} of {name} has no label; it holds {', '.join(map(str, one)) or 'nothing'}")
+    labels = np.array([one["label"] for one in examples], np.float64)
+    for row in np.argwhere(~np.isfinite(labels))[:1, :1].flat:
+      raise UserError(f"example {ids[row]} of {name} has the label {labels[row]}; a finite number was expected")
+    if count and labels.ndim == 1:
+      for row in np.flatnonzero((labels < 0) | (labels >= count))[:1]:
+        raise UserError(f"example {ids[row]} of {name} has the label {labels[row]:g}; "
+                        f"expected 0 to {count - 1}, as {count} are named")  # fmt: skip
+    return labels
 
   def collate(self, encoded: Sequence[Batch], rows: int, length: int) -> Batch:
     """`rows` rows: the encoded examples, filled up where they are shorter than `spec`, then rows of nothing else."""
