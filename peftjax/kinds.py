@@ -141,6 +141,17 @@ def value_of(where: str, name: str, value: Any, kind: Kind) -> Any:
     raise UserError(f"{where}: {name}={shown(value)}: expected {error}") from None
 
 
+def whole_of_text(text: str, least: int, most: int) -> int | None:
+  """The whole number that a flag of the command line says in digits; None if it says none, or one out of range.
+
+  >>> whole_of_text("12", 0, 99), whole_of_text("²", 0, 99), whole_of_text("100", 0, 99)
+  (12, None, None)
+  """
+  if not (text.isascii() and text.isdigit() and len(text) <= 10):
+    return None
+  return int(text) if least <= int(text) <= most else None
+
+
 def shown(value: Any) -> str:
   """A value of JSON for an error's line, shortened."""
   try:

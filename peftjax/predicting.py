@@ -10,6 +10,7 @@ from typing import Any, cast
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
+from scipy.special import softmax
 
 from peftjax import data as data_lib
 from peftjax import masks, tasks
@@ -139,8 +140,7 @@ def _filled(model: Model, inputs: MaskedTokens, examples: list[Example]) -> list
     arrays = {"input_ids": ids[None], "attention_mask": np.ones_like(ids)[None]}
     arrays |= {"token_type_ids": type_ids[None]} if inputs.gives_type_ids else {}
     logits = np.asarray(model(**arrays)["logits"][0, jnp.asarray(places)], np.float64)
-    chances = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    chances /= chances.sum(axis=-1, keepdims=True)
+    chances = softmax(logits, axis=-1)
     best = np.argsort(-chances, axis=-1, kind="stable")[:, :LIKELIEST]
     found = [{inputs.tokenizer.token_of(int(at)): float(row[at]) for at in order} for row, order in zip(chances, best)]
     said.append({"tokens": found})

@@ -17,6 +17,7 @@ from peftjax.data.inputs.pipeline import Pipeline
 from peftjax.errors import UserError
 from peftjax.image_generation import Plan, make_sampling, plan_of, sample
 from peftjax.image_sheets import sheet
+from peftjax.kinds import whole_of_text
 from peftjax.loading import folder_of, load
 from peftjax.model import Model
 from peftjax.outputs import written
@@ -121,9 +122,10 @@ def _whole(flags: Any, name: str, least: int, most: int) -> int:
   text = getattr(flags, name)
   if not text:
     return _DEFAULTS[name]
-  if not (text.isascii() and text.isdigit() and len(text) <= 10 and least <= int(text) <= most):
+  found = whole_of_text(text, least, most)
+  if found is None:
     raise UserError(f"sample --{name}={text!r}: expected a whole number from {least} to {most:,}")
-  return int(text)
+  return found
 
 
 def _table(names: Sequence[str], texts: Sequence[str], seeds: Sequence[int]) -> str:

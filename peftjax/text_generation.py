@@ -20,6 +20,7 @@ from peftjax.data.inputs.tokens import Tokens
 from peftjax.data.loader import EvalLoader
 from peftjax.errors import UserError
 from peftjax.interop.peft import has_tokenizer
+from peftjax.kinds import whole_of_text
 from peftjax.loading import folder_of, load
 from peftjax.model import Model
 from peftjax.models.family import SEQ2SEQ_LM
@@ -160,11 +161,11 @@ def from_flags(flags: Any, show: Callable[[str], None] | None) -> dict[str, Any]
     ids = Form(separator="").prompt_ids(tokenizer, prompt)
   said = stated(folder, model.hf_config)
   sampling = sampling_of(flags, said, len(ids) if model.task != SEQ2SEQ_LM else 1, tokenizer.pad_id)
-  seed = flags.seed or "0"
-  if not (seed.isascii() and seed.isdigit() and len(seed) <= 10 and int(seed) < 2**32):
+  seed = whole_of_text(flags.seed or "0", 0, 2**32 - 1)
+  if seed is None:
     raise UserError(f"generate --seed: expected a whole number from 0 to {2**32 - 1:,}, got {flags.seed!r}")
   on_text = None if show is None else lambda row, piece: show(piece)
-  key = jax.random.key(int(seed))
+  key = jax.random.key(seed)
   stop = ((flags.stop,) if flags.stop else ()) + said.stop
   (text,) = complete(model, tokenizer, [ids], sampling, stop=stop, key=key, on_text=on_text)
   return {"text": text, "prompt": prompt}

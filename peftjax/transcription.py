@@ -17,6 +17,7 @@ from peftjax.data.inputs.speech import Form, first_tokens
 from peftjax.data.inputs.tokenizing import load_tokenizer
 from peftjax.data.sources.media import AUDIO, medium_of, read
 from peftjax.errors import UserError
+from peftjax.kinds import whole_of_text
 from peftjax.loading import folder_of, load
 from peftjax.model import Model
 from peftjax.models.generate import generate
@@ -125,6 +126,7 @@ def from_flags(flags: Any, show: Callable[[str], None] | None) -> dict[str, Any]
 
 
 def _count(text: str) -> int:
-  if text and not (text.isascii() and text.isdigit()):
+  found = whole_of_text(text or "0", 0, 2**31 - 1)
+  if found is None:
     raise UserError(f"transcribe: expected a whole number, got {text!r:.40}")
-  return int(text or 0)
+  return found

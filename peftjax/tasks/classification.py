@@ -134,12 +134,13 @@ class Classification(Task):
   def answers(self, predictions: Mapping[str, np.ndarray], source: Source) -> list[Row]:
     """The "label" with its "probability" and the `LIKELIEST` of all by theirs; of several the "labels" above a half; of
     numbers the "value"."""
+    from scipy import special  # slow to import
+
     logits = predictions["logits"].astype(np.float64)
     if self.regression:
       return [{"value": float(one)} for one in logits[:, 0]]
     several = self.problem_type.startswith("multi_label")
-    chances = 1 / (1 + np.exp(-logits)) if several else np.exp(logits - logits.max(axis=1, keepdims=True))
-    chances = chances if several else chances / chances.sum(axis=1, keepdims=True)
+    chances = special.expit(logits) if several else special.softmax(logits, axis=1)
     said: list[Row] = []
     for row in chances:
       order = np.argsort(-row, kind="stable")
