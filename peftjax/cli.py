@@ -17,11 +17,13 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
+from peftjax import huge_pages
 from peftjax.errors import UserError, nearest
 from peftjax.no_tpu import without_noise
 from peftjax.verbs import KINDS, VERBS, Verb
 
 Result = dict[str, Any]
+TRAINING = ("train", "compare")  # the verbs whose steps ask for large arrays again and again
 INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 
 
@@ -37,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   arguments = list(sys.argv[1:] if argv is None else argv)
   logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
   without_noise()
+  if argv is None and arguments and arguments[0] in TRAINING:
+    huge_pages.start_again()
   try:
     return _dispatch(arguments)
   except UserError as error:

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from peftjax import huge_pages
+
 ROOT = Path(__file__).parents[2]
 FAILURES = (RuntimeError, queue.Empty, BrokenPipeError)
 
@@ -28,6 +30,7 @@ class Process:
   def __init__(self, module: str, arguments: Sequence[str], log: Any):
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     set_here = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": paths}
+    set_here[huge_pages.TUNABLES] = f"{huge_pages.ASKED}=1"  # as `train` runs; peers get them too
     self._process = subprocess.Popen(
       [sys.executable, "-m", module, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
       cwd=ROOT, env={**os.environ, **set_here},

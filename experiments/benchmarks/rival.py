@@ -20,6 +20,7 @@ from typing import Any
 
 from experiments.benchmarks.shapes import find
 
+OURS = {"peftjax": {}, "peftjax-unrolled": {"scan_layers": False}}  # rival -> fields of `Runtime`
 RIVALS = ("peftjax", "torch", "torch.compile")
 
 
@@ -36,11 +37,11 @@ def main() -> None:
   settings = {"name": "full"} if case["method"] == "full" else lora(case["shape"])
   begin = time.perf_counter()
   rival: Any
-  if case["rival"] == "peftjax":
+  if case["rival"] in OURS:
     from experiments.benchmarks.ours import Ours, use_cache
 
     use_cache(case.get("cache") or "runs/benchmarks/compiled")
-    rival = Ours(shape, settings, case["precision"], **case.get("runtime", {}))
+    rival = Ours(shape, settings, case["precision"], **OURS[case["rival"]])
     cost = rival.compile()
     tell(
       prepared=time.perf_counter() - begin,

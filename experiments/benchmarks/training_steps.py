@@ -20,7 +20,7 @@ import time
 from typing import Any
 
 from experiments.benchmarks.processes import FAILURES, Process, log_of
-from experiments.benchmarks.rival import RIVALS
+from experiments.benchmarks.rival import OURS, RIVALS
 from experiments.benchmarks.shapes import SHAPES
 
 ONLY_LORA = ("llama-3b",)  # full fine-tuning of it does not fit 80 GB with float32 moments
@@ -123,7 +123,7 @@ def table(rows: list[dict[str, Any]], peak: float) -> list[dict[str, Any]]:
         **{key: row[key] for key in ("flops", "temp_bytes", "argument_bytes", "compile_seconds") if key in row},
       }
     measured = {name: value for name, value in one["rivals"].items() if "seconds" in value}
-    peers = {name: value for name, value in measured.items() if name != "peftjax"}
+    peers = {name: value for name, value in measured.items() if name not in OURS}
     if "peftjax" in measured and peers:
       best = min(peers, key=lambda name: peers[name]["seconds"]["median"])
       mine = measured["peftjax"]
@@ -212,7 +212,7 @@ def prepare(flags: argparse.Namespace) -> None:
   """Compiles peftjax's steps side by side, and runs torch's compiled ones once, one after the other."""
   log = log_of(flags.log)
   everything = [rival for group in cases(flags) for rival in group]
-  mine = [started(case, log) for case in everything if case["rival"] == "peftjax"]
+  mine = [started(case, log) for case in everything if case["rival"] in OURS]
   for case in everything:
     if case["rival"] == "torch.compile":
       process = started(case | {"warm": 1}, log)
