@@ -8,22 +8,50 @@ from peftjax.errors import UserError, nearest
 
 _BASH = """\
 _peftjax() {
-  local word="${COMP_WORDS[COMP_CWORD]}" verb="${COMP_WORDS[1]}" joined
+  local word="${COMP_WORDS[COMP_CWORD]}" verb="${COMP_WORDS[1]}" joined IFS=$'\\n'
   joined="${COMP_LINE:0:COMP_POINT}"; joined="${joined##* }"
   if [ "$COMP_CWORD" -eq 1 ]; then
-    COMPREPLY=($(compgen -W "%(verbs)s" -- "$word"))
+    COMPREPLY=($(IFS=' ' compgen -W "%(verbs)s" -- "$word"))
     return
   fi
+  case "$joined" in *=*)  # a value; bash divides it at = and :
+    compopt -o filenames 2>/dev/null
+    COMPREPLY=($(compgen -f -- "${joined##*[=:]}"))
+    return
+  esac
   local flags
   case "$verb" in
 %(cases)s
   esac
-  COMPREPLY=($(compgen -W "$flags" -- "$joined"))
-  [ ${#COMPREPLY[@]} -eq 0 ] && COMPREPLY=($(compgen -f -- "$word"))
+  COMPREPLY=($(IFS=' ' compgen -W "$flags" -- "$joined"))
+  if [ ${#COMPREPLY[@]} -eq 0 ]; then
+    compopt -o filenames 2>/dev/null
+    COMPREPLY=($(compgen -f -- "$word"))
+  fi
 }
 complete -o nospace -o default -F _peftjax peftjax
 """
-_ZSH = "autoload -U +X bashcompinit && bashcompinit\n"
+_ZSH = """\
+#compdef peftjax
+_peftjax() {
+  local flags
+  if (( CURRENT == 2 )); then
+    compadd -- %(verbs)s
+    return
+  fi
+  if [[ $PREFIX == *=* ]]; then  # a value
+    compset -P '*[=:]'
+    _files
+    return
+  fi
+  case $words[2] in
+%(cases)s
+  esac
+  compadd -S '' -- ${=flags} || _files
+}
+(( $+functions[compdef] )) || { autoload -Uz compinit && compinit -i }
+compdef _peftjax peftjax
+"""
 
 
 def script(shell: str, verbs: Mapping[str, Iterable[str]], fields: Sequence[str]) -> str:
@@ -41,5 +69,4 @@ def script(shell: str, verbs: Mapping[str, Iterable[str]], fields: Sequence[str]
   config = " ".join(f"--config.{name}=" for name in fields)
   cases = [f'    {verb}) flags="{" ".join(flags)}{" " + config if "--config=" in flags else ""}" ;;'
            for verb, flags in ((verb, list(flags)) for verb, flags in verbs.items())]  # fmt: skip
-  made = _BASH % {"verbs": " ".join(verbs), "cases": "\n".join(cases)}
-  return (_ZSH if shell == "zsh" else "") + made
+  return {"bash": _BASH, "zsh": _ZSH}[shell] % {"verbs": " ".join(verbs), "cases": "\n".join(cases)}
