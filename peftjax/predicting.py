@@ -44,7 +44,8 @@ def predict(
   """What the newest checkpoint of a run says of new examples.
 
   Args:
-    texts, files: see `new_examples.rows_of`.
+    texts: of one example each.
+    files: see `new_examples.rows_of`.
     trust: as of `finished.load_model`.
 
   Returns:

@@ -75,6 +75,9 @@ def said(method: Method) -> str:
   >>> from peftjax.methods import LoRA
   >>> said(LoRA(rank=4, targets=("query",)))
   "lora(targets=('query',), rank=4)"
+  >>> from peftjax.methods import MaskMethod
+  >>> said(MaskMethod(function=max))
+  'mask(function=max)'
   """
   fields: dict[str, Any] = {}
   for one in dataclasses.fields(method):
@@ -82,4 +85,5 @@ def said(method: Method) -> str:
     empty = one.default_factory() if one.default_factory is not dataclasses.MISSING else one.default
     if value != empty:
       fields[one.name] = value
-  return f"{method.name}({', '.join(f'{name}={value!r}' for name, value in fields.items())})"
+  shown = (f"{name}={getattr(value, '__qualname__', None) or repr(value)}" for name, value in fields.items())
+  return f"{method.name}({', '.join(shown)})"

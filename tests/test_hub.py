@@ -9,13 +9,15 @@ import shutil
 import threading
 import urllib.parse
 
+import jax
 import numpy as np
 import pytest
 from huggingface_hub import constants
 
-from peftjax import cli, load
+from peftjax import cli, load, masks
 from peftjax.data import open_data
 from peftjax.errors import NotHere, UserError
+from peftjax.methods import LoRA
 from peftjax.train import assemble
 from tests.train.conftest import config, material
 
@@ -105,6 +107,28 @@ def test_a_model_is_downloaded_once_and_nothing_that_runs(hub, config, material,
   assert json.loads(capsys.readouterr().out)["architecture"] == "BertModel"
   with pytest.raises(NotHere, match="hub:owner/other is not in the cache"):
     load("hub:owner/other")
+
+
+def test_an_adapter_is_downloaded_and_put_on_its_base(hub, material, tmp_path, config):
+  base = load(material / "model", task="text_classification", num_labels=2)
+  model = base.add(LoRA(rank=3, alpha=7.0, targets=("query", "output.dense")), jax.random.key(0))
+  flat = masks.flatten(model.params)
+  noise = np.random.default_rng(0)
+  for path in model.adapter_paths():
+    flat[path] = flat[path] + noise.normal(size=flat[path].shape).astype(np.float32)
+  model = model.with_params(masks.unflatten(flat))
+  model.save_adapter(tmp_path / "whole")
+  (tmp_path / "whole" / "adapter_model.bin").write_bytes(b"pickle")
+  hub["owner/whole"] = tmp_path / "whole"
+  ids = np.array([[2, 5, 9, 3]])
+  found = load(material / "model", adapter="hub:owner/whole", task="text_classification", num_labels=2)
+  assert np.array_equal(found(input_ids=ids)["logits"], model(input_ids=ids)["logits"])
+  assert not np.array_equal(found(input_ids=ids)["logits"], base(input_ids=ids)["logits"])
+  assert not [path for path in Hub.asked if path.endswith("adapter_model.bin")]
+  config.model.adapter = "hub:owner/whole"
+  assert assemble.setting(config).model().methods == found.methods
+  with pytest.raises(UserError, match="no such model on the hub"):
+    load(material / "model", adapter="hub:owner/nothing")
 
 
 def test_a_data_set_is_read_from_its_tables(hub, tmp_path):

@@ -73,7 +73,8 @@ def open_data(
     label_kind: of a file's labels: "class", "number", "classes" or "multi_hot"; "auto": told from the column.
     image_column: of a table, the column of a picture's path; empty: found by its name.
     image_root: the folder that such paths start from; empty: the table's.
-    audio_column, audio_root: the same of recordings.
+    audio_column: of a table, the column of a recording's path; empty: found by its name.
+    audio_root: the folder that such paths start from; empty: the table's.
 
   Raises:
     UserError: whatever is wrong with the string, the files or the labels, with file and line.
