@@ -63,6 +63,7 @@ ROOMS = (
     "kinds",
     "memory",
     "no_tpu",
+    "huge_pages",
     "outputs",
     "patterns",
     "placement",

@@ -55,6 +55,8 @@ def page(record: Mapping[str, Found], images: Path) -> str:
   parts += [write(record[name], images) for name, write in sections.items() if name in record]
   if "cpu_training_steps" in record:
     parts.append(cpu_steps(record["cpu_training_steps"]))
+  if "start_up" in record:
+    parts.append(start_up(record["start_up"], images))
   parts += [profile(found) for name, found in record.items() if name.startswith("profile_")]
   return "\n".join([*parts, missing(record), COMMANDS_TEXT]).rstrip() + "\n"
 
@@ -134,6 +136,34 @@ def cpu_steps(found: Found) -> str:
     "is copied transposed, FLOPs and bytes of LoRA against full fine-tuning, donated state "
     "(`tests/train/test_compiled_steps.py`); `import peftjax` and `--help` import no JAX (`tests/test_import.py`).\n\n"
     f"    {found['command']}\n"
+  )
+
+
+def start_up(found: Found, images: Path) -> str:
+  """Seconds and memory to the first batch, by the number of examples."""
+  rows = found["rows"]
+  lines = ["| examples | file, MB | opened after, s | first batch after, s | held then, MB | at most, MB |"]
+  lines.append("|---|---|---|---|---|---|")
+  for row in rows:
+    sizes = [f"{row[name] / 1e6:,.0f}" for name in ("file_bytes", "held_bytes", "peak_bytes")]
+    times = f"{row['open_seconds']:.1f} | {row['first_batch_seconds']:.1f}"
+    lines.append(f"| {row['examples']:,} | {sizes[0]} | {times} | {sizes[1]} | {sizes[2]} |")
+  figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2))
+  counts = [row["examples"] for row in rows]
+  left.plot(counts, [row["first_batch_seconds"] for row in rows], "o-")
+  left.set(xscale="log", yscale="log", xlabel="examples", ylabel="seconds to the first batch")
+  right.plot(counts, [row["peak_bytes"] / 1e6 for row in rows], "o-")
+  right.set(xscale="log", yscale="log", xlabel="examples", ylabel="MB of the host, at most")
+  figure.tight_layout()
+  save(figure, images / "performance_start_up.svg")
+  return (
+    f"## Start-up by the size of a text set\n\n{found['device']}, on which other work ran. Texts of 5 to 14 words as "
+    "JSON lines, read from the file to the first batch; memory is what a process holds beyond what it held when all "
+    "was imported. Up to 200,000 texts are tokenised once for their lengths, which the cache keeps; of more they "
+    "are measured 32 batches at a time, as they come (`docs/data.md`).\n\n"
+    "![Seconds and memory by the number of examples](images/performance_start_up.svg)\n\n"
+    + "\n".join(lines)
+    + f"\n\n    {found['command']}\n"
   )
 
 
@@ -283,6 +313,7 @@ COMMANDS_TEXT = """
 
     python -m experiments.benchmarks.training_steps --size=small   # a CPU: six models
     python -m experiments.benchmarks.training_steps --size=large   # one accelerator of 80 GB
+    python -m experiments.benchmarks.start_up
     python -m experiments.benchmarks.attention
     python -m experiments.benchmarks.methods --shape=bert-base
     python -m experiments.benchmarks.profile_step --shape=llama-1b --method=lora

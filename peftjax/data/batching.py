@@ -27,14 +27,19 @@ def scores(count: int, *stream: int) -> np.ndarray:
   """
   value = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
   for number in stream:
-    value = _mix(value ^ _mix(np.array([number % 2**64], np.uint64) + np.uint64(0x9E3779B97F4A7C15)))
+    value ^= _mix(np.array([number % 2**64], np.uint64) + np.uint64(0x9E3779B97F4A7C15))
+    _mix(value)
   return value
 
 
 def _mix(value: np.ndarray) -> np.ndarray:
-  value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-  value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-  return value ^ (value >> np.uint64(31))
+  """In place: of ten million examples each further array holds 80 MB."""
+  value ^= value >> np.uint64(30)
+  value *= np.uint64(0xBF58476D1CE4E5B9)
+  value ^= value >> np.uint64(27)
+  value *= np.uint64(0x94D049BB133111EB)
+  value ^= value >> np.uint64(31)
+  return value
 
 
 def subset(count: int, size: int) -> np.ndarray:
@@ -100,7 +105,7 @@ def training_batches(
   order = np.concatenate(
     [part[np.argsort(lengths[part], kind="stable")] for part in np.split(order, range(run, len(order), run))]
   )
-  batches = _cut(ids[order], lengths[order], batch_size, buckets)
+  batches = cut(ids[order], lengths[order], batch_size, buckets)
   shuffled = np.argsort(scores(len(batches.ids), seed, epoch, 1), kind="stable")
   return Batches(batches.ids[shuffled], batches.lengths[shuffled])
 
@@ -119,6 +124,10 @@ class TrainingOrder:
     self.examples = len(ids)
     self.steps_per_epoch = -(-len(ids) // batch_size)
 
+  def at(self, epoch: int, number: int) -> tuple[Batches, int]:
+    """(some batches, the place among them) of a batch of an epoch."""
+    return self.epoch(epoch), number
+
   def epoch(self, epoch: int) -> Batches:
     """The batches of one epoch. Threads may ask at once: they would compute the same."""
     found = self._epochs.get(epoch)
@@ -133,10 +142,11 @@ class TrainingOrder:
 def evaluation_batches(lengths: np.ndarray, batch_size: int, buckets: Sequence[int]) -> Batches:
   """All examples once, shortest first, in an order that never changes; `FILL` rows in the last batch."""
   order = np.argsort(lengths, kind="stable")
-  return _cut(order, lengths[order], batch_size, buckets)
+  return cut(order, lengths[order], batch_size, buckets)
 
 
-def _cut(ids: np.ndarray, lengths: np.ndarray, batch_size: int, buckets: Sequence[int]) -> Batches:
+def cut(ids: np.ndarray, lengths: np.ndarray, batch_size: int, buckets: Sequence[int]) -> Batches:
+  """The examples in the order given, cut into batches, each padded to the smallest bucket that holds its longest."""
   count = -(-len(ids) // batch_size)
   filled = np.full(count * batch_size, FILL, np.int64)
   filled[: len(ids)] = ids

@@ -20,10 +20,11 @@ from peftjax.data.batching import FILL, Batches, evaluation_batches, rows, subse
 from peftjax.data.extra_sets import RETAINED, open_retained, open_shifted
 from peftjax.data.flipping import flipped
 from peftjax.data.inputs.base import Batch, Input
-from peftjax.data.measuring import Measured, measure
+from peftjax.data.measuring import MEASURED_AT_ONCE, Measured, measure, measure_some, spread
 from peftjax.data.parts import rows_of
 from peftjax.data.reading import WHOLE, EvaluationSteps, Reader, Share, TrainingSteps, read_ahead
 from peftjax.data.sources.types import Dataset, Header, Source
+from peftjax.data.unmeasured import UnmeasuredOrder
 from peftjax.errors import UserError
 
 
@@ -36,7 +37,8 @@ class TrainLoader:
   Attributes:
     examples: in an epoch; the rows where they are packed or give several.
     steps_per_epoch: batches in an epoch.
-    measured: lengths of all examples of the split, and what was cut; None of inputs of one size.
+    measured: lengths of all examples of the split, and what was cut; None of inputs of one size, and of more than
+      `MEASURED_AT_ONCE` examples.
     notes: lines for the log about what does not reach the model and how the data is laid out.
   """
 
@@ -122,8 +124,12 @@ class EvalLoader:
 
   @functools.cached_property
   def measured(self) -> Measured | None:
-    """Lengths of all examples, and what was cut; None of inputs of one size."""
-    return measure(self.dataset, self.split, self.inputs) if self.inputs.buckets else None
+    """Lengths of all examples that are read, and what was cut; None of inputs of one size."""
+    if not self.inputs.buckets:
+      return None
+    if len(self._ids) < self.dataset.splits[self.split] > MEASURED_AT_ONCE:
+      return spread(measure_some(self.source, self._ids, self.inputs), self._ids, len(self.source))
+    return measure(self.dataset, self.split, self.inputs)
 
   @functools.cached_property
   def _steps(self) -> EvaluationSteps:
@@ -195,22 +201,42 @@ def make_loaders(
 
 
 def _train_loader(config: ConfigDict, dataset: Dataset, inputs: Input, ids: np.ndarray, share: Share) -> TrainLoader:
-  measured = measure(dataset, "train", inputs) if inputs.buckets else None
-  found = rows_of(dataset.split("train"), ids, measured)
-  seed = int(config.seed)
-  order = inputs.order(found.ids, found.lengths, config.train.batch_size, seed)
+  seed, batch_size, source = int(config.seed), config.train.batch_size, dataset.split("train")
+  as_they_come = bool(inputs.buckets) and not inputs.measures_all and len(ids) > MEASURED_AT_ONCE
+  measured = told = None
+  if inputs.buckets and not as_they_come:
+    if len(source) > MEASURED_AT_ONCE > len(ids):
+      told = measure_some(source, np.sort(ids), inputs)
+      measured = spread(told, np.sort(ids), len(source))
+    else:
+      told = measured = measure(dataset, "train", inputs)
+  found = rows_of(source, ids, measured)
+  order: Any
+  if as_they_come:
+    order = UnmeasuredOrder(ids, functools.partial(_lengths, source, inputs), batch_size, inputs.buckets, seed)
+    first = measure_some(source, order.ids_of(0, 0), inputs)
+    what = f"train: {len(ids):,} examples are measured as they come; of the first {len(first.lengths):,}:"
+    notes = [what, *inputs.notes(first)]
+  else:
+    order = inputs.order(found.ids, found.lengths, batch_size, seed)
+    notes = inputs.notes(told)
   identity = {
     "data.name": dataset.name,
     "data's content": dataset.fingerprint(),
     "data.train_examples": int(config.data.train_examples),
-    "train.batch_size": int(config.train.batch_size),
+    "train.batch_size": int(batch_size),
     "seed": seed,
   } | inputs.identity()
   if config.data.get("flip_labels", 0.0):
     identity["data.flip_labels"] = float(config.data.flip_labels)
+  if as_they_come:
+    identity["the order of the examples"] = "measured as they come"
   reader = inputs.reader(found.source, share, seed, order)
-  notes = [*dataset.notes, *inputs.notes(measured)]
-  return TrainLoader(order, reader, measured, identity, int(config.data.workers), notes)
+  return TrainLoader(order, reader, measured, identity, int(config.data.workers), [*dataset.notes, *notes])
+
+
+def _lengths(source: Source, inputs: Input, ids: np.ndarray) -> np.ndarray:
+  return measure_some(source, ids, inputs).lengths
 
 
 def _limit(count: int) -> int:

@@ -16,8 +16,9 @@ from peftjax.data.packages import cache_folder
 
 if TYPE_CHECKING:
   from peftjax.data.inputs.base import Input
-  from peftjax.data.sources.types import Dataset
+  from peftjax.data.sources.types import Dataset, Source
 
+MEASURED_AT_ONCE = 200_000  # examples of a split; where it has more, lengths are measured as they are needed
 _CHUNK = 512  # examples encoded together
 
 
@@ -45,17 +46,33 @@ def measure(dataset: Dataset, split: str, inputs: Input) -> Measured:
   if (saved := _load(path)) is not None:
     return saved
   source = dataset.split(split)
+  measured = measure_some(source, np.arange(len(source)), inputs)
+  _save(path, measured)
+  return measured
+
+
+def measure_some(source: Source, ids: np.ndarray, inputs: Input) -> Measured:
+  """What encoding some examples shows: rows and counts in the order of `ids`."""
   lengths, counts, cut, lost = [np.zeros(0, np.int32)], [], 0, 0
-  for start in range(0, len(source), _CHUNK):
-    examples = [source[index] for index in range(start, min(start + _CHUNK, len(source)))]
-    sizes = inputs.sizes(examples)
+  for start in range(0, len(ids), _CHUNK):
+    sizes = inputs.sizes([source[int(index)] for index in ids[start : start + _CHUNK]])
     lengths.append(sizes.lengths)
     counts += [] if sizes.counts is None else [sizes.counts]
     cut += sizes.cut
     lost += sizes.lost
-  measured = Measured(np.concatenate(lengths), cut, lost, np.concatenate(counts) if counts else None)
-  _save(path, measured)
-  return measured
+  return Measured(np.concatenate(lengths), cut, lost, np.concatenate(counts) if counts else None)
+
+
+def spread(some: Measured, ids: np.ndarray, count: int) -> Measured:
+  """What `measure` gives of a split of `count` examples of which only `ids` [m] int64, ascending, were measured: the
+  others have no places and no rows."""
+  if some.counts is not None:
+    counts = np.zeros(count, np.int32)
+    counts[ids] = some.counts
+    return dataclasses.replace(some, counts=counts)  # the rows of ascending examples stand as they would among all
+  lengths = np.zeros(count, np.int32)
+  lengths[ids] = some.lengths
+  return dataclasses.replace(some, lengths=lengths)
 
 
 def _load(path: Path) -> Measured | None:

@@ -68,7 +68,8 @@ class TrainingSteps:
 
   def __getitem__(self, index: int) -> Batch:
     epoch, number = divmod(self._first + int(index), self._order.steps_per_epoch)
-    return self._reader.read(self._order.epoch(epoch), number, epoch)
+    batches, place = self._order.at(epoch, number)
+    return self._reader.read(batches, place, epoch)
 
 
 WHOLE = Share()

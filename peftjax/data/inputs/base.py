@@ -59,6 +59,8 @@ class Input:
     settings: fields of `config.input` -> their defaults.
     fills: array -> what its places are filled with where an example is shorter than its row; 0 without.
     unit: what one place of a row holds, such as "token" or "frame"; "" for inputs of one size.
+    measures_all: whether the rows of an epoch follow from the lengths of all examples together; without, those of large
+      splits are measured as they come.
     config: the run's.
     header: of the data.
     task: what the batches are for.
@@ -69,6 +71,7 @@ class Input:
   settings: ClassVar[Mapping[str, Any]] = {}
   fills: ClassVar[Mapping[str, Any]] = {"labels": IGNORED}
   unit: ClassVar[str] = ""
+  measures_all: ClassVar[bool] = False
 
   def __init__(self, config: ConfigDict, header: Header, task: Task, folder: Path | None = None):
     given = {name: value for name, value in config.input.items() if name != "name"}

@@ -108,6 +108,10 @@ class PackedOrder:
     self.fill = float(pieces.lengths.sum() / (self.examples * capacity)) if self.examples else 0.0
     self._epochs: dict[int, PackedBatches] = {}
 
+  def at(self, epoch: int, number: int) -> tuple[PackedBatches, int]:
+    """(some batches, the place among them) of a batch of an epoch."""
+    return self.epoch(epoch), number
+
   def epoch(self, epoch: int) -> PackedBatches:
     """The batches of one epoch. Threads may ask at once: they would compute the same."""
     found = self._epochs.get(epoch)

@@ -137,6 +137,8 @@ class Tokens(TextInput):
 class PackedTokens(Tokens):
   """Rows of several sequences, which training takes; texts without prompts are cut into pieces instead of shortened."""
 
+  measures_all = True  # which sequences fit into a row follows from all lengths
+
   def __init__(self, inputs: Tokens):
     super().__init__(inputs.config, inputs.header, inputs.task, inputs.folder)
     self._plain = inputs

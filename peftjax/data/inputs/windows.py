@@ -38,6 +38,7 @@ class Windows(TextInput):
   """
 
   settings = {**TextInput.settings, "doc_stride": 0}
+  measures_all = True  # an example gives several rows
 
   def __init__(self, config: ConfigDict, header: Header, task: Task, folder: Path | None = None):
     super().__init__(config, header, task, folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -114,12 +114,15 @@ class Table(Protocol):
   def where(self, index: int) -> str: ...
 
 
+Parts = dict[str, tuple[Table, Sequence[int] | np.ndarray]]  # split -> a file and the numbers of its rows
+
+
 @dataclasses.dataclass(frozen=True)
 class FileSource:
   """A `Source`: some rows of a file, their labels as numbers."""
 
   file: Table
-  rows: np.ndarray  # [n] int64
+  rows: Sequence[int] | np.ndarray
   columns: Columns
   labels: Labels | None
   root: Path = Path()  # of pictures and recordings
@@ -221,14 +224,19 @@ def dataset_of(
     root = Path(given).expanduser() if given else None
     roots = {part: root or file.path.parent for part, file in files.items()}
     sizes = {part: _sizes(file, columns, roots[part]) for part, file in files.items()}
-  contents = {part: [_content(file, row, columns, filled) for row in range(len(file))] for part, file in files.items()}
+  contents = {
+    part: [_content(file, row, columns, filled) for row in range(len(file))]
+    for part, file in files.items()
+    if filled or not _is_checked(file, columns)
+  }
   labels = _labels(files, contents, columns, kind == "csv", named.label_kind) if columns.label else None
   if "train" in files:
-    parts = {split: (file, np.arange(len(file))) for split, file in files.items()}
+    parts: Parts = {split: (file, range(len(file))) for split, file in files.items()}
   elif not divided:
-    parts = {"train": (files[""], np.arange(len(files[""])))}
+    parts = {"train": (files[""], range(len(files[""])))}
   else:
-    parts = _divided(files[""], [text for text, _ in contents[""]])
+    known = contents.get("") or (_content(files[""], row, columns, filled) for row in range(len(files[""])))
+    parts = _divided(files[""], (text for text, _ in known))
   folders = {split: roots.get(split, roots.get("", Path())) for split in parts}
   return Dataset(
     name=f"{kind}:{path}",
@@ -454,6 +462,12 @@ def _content(file: Table, number: int, columns: Columns, filled: bool) -> tuple[
   return known_by or hashlib.sha256(repr(row.get(columns.file)).encode()).hexdigest(), label
 
 
+def _is_checked(file: Table, columns: Columns) -> bool:
+  """Whether reading the file has shown that every row holds what is wanted, so that no row need be parsed for it."""
+  is_plain = columns.medium is None and not (columns.label or columns.tokens or columns.messages)
+  return is_plain and set(columns.names()) <= getattr(file, "texts", frozenset())
+
+
 def _labels(
   files: Mapping[str, Table],
   contents: Mapping[str, list[tuple[str, Any]]],
@@ -474,9 +488,10 @@ def _labels(
   return labels
 
 
-def _divided(file: Table, texts: list[str]) -> dict[str, tuple[Table, np.ndarray]]:
-  splits = np.array([hashed_split(text, SHARES) for text in texts])
-  parts = {split: (file, np.flatnonzero(splits == split)) for split in SHARES}
-  if not len(parts["train"][1]):
+def _divided(file: Table, texts: Iterable[str]) -> Parts:
+  names = list(SHARES)
+  splits = np.fromiter((names.index(hashed_split(text, SHARES)) for text in texts), np.int8)
+  rows = {split: np.flatnonzero(splits == number) for number, split in enumerate(names)}
+  if not len(rows["train"]):
     raise UserError(f"{file.path} has too few rows to divide into training, validation and test")
-  return {split: (file, rows) for split, (file, rows) in parts.items() if len(rows)}
+  return {split: (file, found) for split, found in rows.items() if len(found)}

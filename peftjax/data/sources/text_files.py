@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from peftjax.data.sources.json_lines import Spans, index_json
 from peftjax.errors import UserError
 from peftjax.files import parse_json
 
@@ -29,7 +30,7 @@ class TextFile:
 
   Attributes:
     path: the file.
-    lines: [n] int64, the line (from 1) on which each row starts.
+    texts: the columns that are known to hold a string in every row.
     sha256: hex digest of the file.
 
   Raises:
@@ -40,14 +41,21 @@ class TextFile:
     self.path = path
     csv.field_size_limit(MAX_FIELD)
     self._open()
+    self._header: list[str] = []
+    self.delimiter, self.texts = "", frozenset[str]()
     with path.open("rb") as file:
-      self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-      file.seek(0)
-      self._header, self.delimiter = _read_header(file, path) if kind == "csv" else ([], "")
-      entries = list(_csv_spans(file, self) if kind == "csv" else _json_spans(file, self))
-    if not entries:
+      if kind == "csv":
+        self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0)
+        self._header, self.delimiter = _read_header(file, path)
+        entries = np.array(list(_csv_spans(file, self)), np.int64).reshape(-1, 3)
+        lines, starts, ends = entries.T
+        self._spans = Spans(starts, ends, lines)
+      else:
+        found = index_json(file, self.parse)
+        self._spans, self.texts, self.sha256 = found.spans, found.texts, found.sha256
+    if not len(self):
       raise UserError(f"{path} has no rows")
-    self.lines, self._starts, self._ends = np.array(entries, np.int64).T
 
   @property
   def columns(self) -> list[str]:
@@ -55,16 +63,16 @@ class TextFile:
     return self._header
 
   def __len__(self) -> int:
-    return len(self.lines)
+    return len(self._spans.starts)
 
   def __getitem__(self, index: int) -> Row:
-    start, end = int(self._starts[index]), int(self._ends[index])
+    start, end = int(self._spans.starts[index]), int(self._spans.ends[index])
     content = os.pread(self._descriptor, end - start, start)
-    return self.parse(content, int(self.lines[index]))
+    return self.parse(content, self._spans.line(index))
 
   def where(self, index: int) -> str:
     """ "FILE:LINE" of a row."""
-    return f"{self.path}:{self.lines[index]}"
+    return f"{self.path}:{self._spans.line(index)}"
 
   def parse(self, content: bytes, line: int) -> Row:
     """The row in the bytes of one record that starts on `line`."""
@@ -106,16 +114,6 @@ class TextFile:
   def __setstate__(self, state: dict[str, Any]) -> None:
     self.__dict__.update(state)
     self._open()
-
-
-def _json_spans(file: io.BufferedReader, rows: TextFile) -> Iterator[tuple[int, int, int]]:
-  """(line, first byte, byte after the last) of each row; blank lines are none."""
-  position = 0
-  for line, content in enumerate(file, 1):
-    if content.strip():
-      rows.parse(content, line)
-      yield line, position, position + len(content)
-    position += len(content)
 
 
 class _CountedLines:
