@@ -77,6 +77,8 @@ setup(
     "hub": ["huggingface_hub>=0.30"],
     "tpu": ["libtpu>=0.0.24"],
     "eval": ["lm_eval>=0.4.8"],
+    "mlflow": ["mlflow-skinny>=3"],
+    "wandb": ["wandb>=0.19.10"],
   },
   entry_points={"console_scripts": ["peftjax = peftjax.cli:main"]},
 )

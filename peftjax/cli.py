@@ -159,7 +159,7 @@ def _eval(parsed: argparse.Namespace, overrides: list[str]) -> int:
 
   _no_config(parsed, overrides, "eval", "the config is the run's own, in its workdir")
   hosts.start(default())  # the environment says where the others are: a run's folder names no machine to call
-  result = finished.evaluate_run(parsed.workdir, trust=_trusted(parsed))
+  result = finished.evaluate_run(parsed.workdir, trust=_trusted(parsed), checkpoint=parsed.checkpoint)
   if not hosts.is_first():
     return 0
   return _finish(parsed, result, lambda console: finished_table.show_scores(result["metrics"], console))
@@ -169,7 +169,7 @@ def _predict(parsed: argparse.Namespace, overrides: list[str]) -> int:
   from peftjax import predicting
 
   _no_config(parsed, overrides, "predict", "the config is the run's own, in its workdir")
-  for row in predicting.predict(parsed.workdir, parsed.text, parsed.file, _trusted(parsed)):
+  for row in predicting.predict(parsed.workdir, parsed.text, parsed.file, _trusted(parsed), parsed.checkpoint):
     print(json.dumps(row, ensure_ascii=False, allow_nan=False))
   return 0
 
@@ -245,6 +245,29 @@ def _plan(parsed: argparse.Namespace, overrides: list[str]) -> int:
   return _finish(parsed, result, lambda console: plan.show(result, console))
 
 
+def _range(parsed: argparse.Namespace, overrides: list[str]) -> int:
+  from peftjax.kinds import whole_of_text
+  from peftjax.parallel import hosts
+  from peftjax.train import rate_range
+
+  ends = []
+  for flag, default in (("from", "1e-6"), ("to", "1")):
+    text = getattr(parsed, flag) or default
+    try:
+      ends.append(float(text))
+    except ValueError:
+      raise UserError(f"peftjax range --{flag}={text}: expected a number") from None
+  updates = whole_of_text(parsed.updates or "100", 1, 2**31 - 1)
+  if updates is None:
+    raise UserError(f"peftjax range --updates={parsed.updates}: expected a whole number of at least 1")
+  config = _config(parsed, overrides)
+  hosts.start(config)
+  result = rate_range.find(config, parsed.workdir, ends[0], ends[1], updates)
+  if not hosts.is_first():
+    return 0
+  return _finish(parsed, result, lambda console: rate_range.show(result, parsed.workdir, console))
+
+
 def _compare(parsed: argparse.Namespace, overrides: list[str]) -> int:
   from peftjax.compare import study
 
@@ -263,7 +286,13 @@ def _export(parsed: argparse.Namespace, overrides: list[str]) -> int:
 
   _no_config(parsed, overrides, "export", "the config is the run's own, in its workdir")
   result = finished.export(
-    parsed.workdir, parsed.format, parsed.out, parsed.overwrite, _trusted(parsed), not parsed.unchecked
+    parsed.workdir,
+    parsed.format,
+    parsed.out,
+    parsed.overwrite,
+    _trusted(parsed),
+    not parsed.unchecked,
+    parsed.checkpoint,
   )
   return _finish(parsed, result, lambda console: console.print("\n".join(_exported(result))))
 
@@ -305,7 +334,7 @@ def _sample(parsed: argparse.Namespace, overrides: list[str]) -> int:
     raise UserError("peftjax sample: expected one of --model and --workdir")
   trained = None
   if parsed.workdir:
-    config, _, model = finished.load_model(parsed.workdir, _trusted(parsed))
+    config, _, model = finished.load_model(parsed.workdir, _trusted(parsed), parsed.checkpoint)
     trained = model, str(config.model.path)
   result = sampling_verb.from_flags(parsed, trained)
   return _finish(
@@ -319,6 +348,7 @@ _RUN: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
   "predict": _predict,
   "inspect": _inspect,
   "plan": _plan,
+  "range": _range,
   "compare": _compare,
   "guide": _guide,
   "export": _export,

@@ -21,6 +21,7 @@ from peftjax.models.registry import FAMILIES
 from peftjax.registry import resolve
 from peftjax.tasks import TASKS
 from peftjax.train.evaluators import EVALUATORS
+from peftjax.train.writers import WRITERS
 
 
 def _named(field: str, table: Mapping[str, str]) -> dict[str, str]:
@@ -49,6 +50,7 @@ KINDS: Mapping[str, Callable[[], dict[str, str]]] = {
   "inputs": lambda: _named("input.name", INPUTS),
   "data": _data,
   "evaluators": lambda: _named("train.evaluators", EVALUATORS),
+  "writers": lambda: _named("train.writers", WRITERS),
   "dimensions": _dimensions,
 }
 
@@ -57,6 +59,7 @@ SETTINGS = {  # kind -> its table, and where the config has the fields of one
   "tasks": (TASKS, "task"),
   "inputs": (INPUTS, "input"),
   "evaluators": (EVALUATORS, "evaluators.NAME"),
+  "writers": (WRITERS, "writers.NAME"),
 }
 
 

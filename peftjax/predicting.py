@@ -39,14 +39,19 @@ LIKELIEST = 5  # tokens named for a hidden one
 
 
 def predict(
-  workdir: str | Path, texts: Sequence[str] = (), files: Sequence[str] = (), trust: Collection[str] = ()
+  workdir: str | Path,
+  texts: Sequence[str] = (),
+  files: Sequence[str] = (),
+  trust: Collection[str] = (),
+  checkpoint: str = "",
 ) -> list[Row]:
-  """What the newest checkpoint of a run says of new examples.
+  """What a checkpoint of a run says of new examples.
 
   Args:
     texts: of one example each.
     files: see `new_examples.rows_of`.
     trust: as of `finished.load_model`.
+    checkpoint: as of `finished.load_model`.
 
   Returns:
     One dict an example, in their order, ready for JSON: its texts or its file, and what `Task.answers` says; of models
@@ -59,7 +64,7 @@ def predict(
     rows = list(rows_of(texts, files))
     if not rows:
       raise UserError("peftjax predict: name examples by --text or --file")
-    config, _, model = finished.load_model(workdir, trust)
+    config, _, model = finished.load_model(workdir, trust, checkpoint)
     use_cache(str(cache_folder("compiled")))
     header = _header(Path(workdir))
     task = tasks.from_config(header.task, config.task, header)

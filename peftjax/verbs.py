@@ -41,8 +41,9 @@ class Verb:
 
 
 RUN = {"workdir": "folder of the run"}
-OF_A_RUN = ("model", "method", "task", "data", "input", "optim", "train", "evaluators", "mesh", "hosts")
-KINDS = ("methods", "models", "tasks", "inputs", "data", "evaluators", "dimensions")
+WHICH = {"checkpoint": "last or best; without, what the run's train.result says"}
+OF_A_RUN = ("model", "method", "task", "data", "input", "optim", "train", "evaluators", "writers", "mesh", "hosts")
+KINDS = ("methods", "models", "tasks", "inputs", "data", "evaluators", "writers", "dimensions")
 
 VERBS: dict[str, Verb] = {
   "train": Verb(
@@ -56,13 +57,19 @@ VERBS: dict[str, Verb] = {
       'train --workdir=runs/grid --config.sweep.seed="(0,1,2)"',
     ),
   ),
-  "eval": Verb("evaluate a finished run", {**RUN, **TRUST}, ("workdir",), examples=("eval --workdir=runs/lora",)),
+  "eval": Verb(
+    "evaluate a finished run",
+    {**RUN, **WHICH, **TRUST},
+    ("workdir",),
+    examples=("eval --workdir=runs/lora", "eval --workdir=runs/lora --checkpoint=best"),
+  ),
   "predict": Verb(
     "what a finished run says of new examples, one JSON object a line",
     {
       **RUN,
       "text": "a text",
       "file": ".txt with a text on each line, .jsonl, .csv or another table, a picture, or a folder of pictures",
+      **WHICH,
       **TRUST,
     },
     ("workdir",),
@@ -85,8 +92,23 @@ VERBS: dict[str, Verb] = {
       "search": "if it does not fit, try what would make it fit",
       "arguments": "leaves, optimizer and batch alone, from shapes, in seconds; nothing is compiled",
     },
-    sections=(*OF_A_RUN[:-2], "mesh"),
+    sections=(*OF_A_RUN[:-3], "mesh"),
     examples=("plan --topology=v5e:4x4 --config.model.path=llama --config.mesh.data=1 --config.mesh.fsdp=-1",),
+  ),
+  "range": Verb(
+    "a learning rate range test: the loss along a rising rate, and the rate it suggests",
+    {
+      "workdir": "folder to write: range.json, range.png",
+      "from": "the first rate; default 1e-6",
+      "to": "the last one; default 1",
+      "updates": "between them; default 100",
+    },
+    ("workdir",),
+    sections=(*OF_A_RUN[:-3], "mesh", "hosts"),
+    examples=(
+      "range --workdir=runs/range --config.method.name=lora",
+      "range --workdir=runs/range --from=1e-5 --to=0.1",
+    ),
   ),
   "compare": Verb(
     "train and compare methods",
@@ -106,6 +128,7 @@ VERBS: dict[str, Verb] = {
       **RUN,
       "format": "peft, merged, diffusers, or embeds of learned tokens",
       "out": "folder to write",
+      **WHICH,
       **TRUST,
     },
     ("workdir", "format", "out"),
@@ -191,6 +214,7 @@ VERBS: dict[str, Verb] = {
       "size": "pixels of a side; what the denoiser is made for without",
       "batch": "pictures made at once; default 4",
       "out": "folder to write: pictures, metadata.csv and sheet.png",
+      **WHICH,
       **TRUST,
     },
     ("prompt", "out"),

@@ -151,8 +151,9 @@ def plot(rows: Sequence[Row], root: str | Path, out: str | Path) -> Path:
     points = [(row["step"], row["loss"]) for row in found if "split" not in row and row.get("loss") is not None]
     loss.plot(*zip(*points), label=name, linewidth=1.2) if points else None
     main = next((row["metric"] for row in rows if row["run"] == name and row.get("metric")), "loss") or "loss"
-    for split in dict.fromkeys(row["split"] for row in found if "split" in row):
-      points = [(row["step"], row[main]) for row in found if row.get("split") == split and row.get(main) is not None]
+    rows_of = [row for row in found if "split" in row and not row.get("final")]
+    for split in dict.fromkeys(row["split"] for row in rows_of):
+      points = [(row["step"], row[main]) for row in rows_of if row["split"] == split and row.get(main) is not None]
       label = f"{name}, {split} {main}"
       score.plot(*zip(*points), marker="o", markersize=3, linewidth=1, label=label) if points else None
   loss.set(xlabel="update", ylabel="training loss")

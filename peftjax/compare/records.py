@@ -171,7 +171,7 @@ def trajectory(logged: Iterable[Mapping[str, Any]], metric: str) -> dict[str, di
   """split -> {"step", "loss", the main metric: lists} of the splits that were evaluated more than once in a run."""
   found: dict[str, dict[str, list[Any]]] = {}
   for row in logged:
-    if "split" in row:
+    if "split" in row and not row.get("final"):
       for name in dict.fromkeys(("step", "loss", metric)):
         found.setdefault(row["split"], {}).setdefault(name, []).append(row.get(name))
   return {split: columns for split, columns in found.items() if len(columns["step"]) > 1}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from peftjax.config.field import Field
 
-OPEN = ("method", "task", "input", "evaluators", "optim.groups", "compare.methods", "sweep")
+OPEN = ("method", "task", "input", "evaluators", "writers", "optim.groups", "compare.methods", "sweep")
 
 DEFAULT_DATA = "packaged:movie_reviews"  # of a config that names none
 
@@ -134,7 +134,23 @@ FIELDS: dict[str, Field] = {
   "train.eval_every": Field(0, "updates; 0: only at the end", least=0, most=COUNT),
   "train.eval_first": Field(False, "before the first update, too"),
   "train.save_every": Field(100, "updates; 0: only at the end", least=0, most=COUNT),
-  "train.keep": Field(2, "checkpoints kept; the last is the run's result", least=1, most=COUNT),
+  "train.keep": Field(2, "checkpoints kept, the newest, and the best where there is one", least=1, most=COUNT),
+  "train.best": Field(
+    "", "SPLIT or SPLIT/METRIC whose best evaluation's checkpoint is kept, such as validation; empty: none is"
+  ),
+  "train.patience": Field(
+    0, "evaluations without a better one after which the run ends; 0: it never does", least=0, most=COUNT
+  ),
+  "train.min_delta": Field(0.0, "by more than this an evaluation must be better than the best", least=0),
+  "train.result": Field(
+    "last", "the checkpoint that the run is scored, predicts and is exported with", choices=("last", "best")
+  ),
+  "train.ema": Field(
+    0.0,
+    "decay of a moving average of what trains, which is evaluated and exported in its place; 0: none",
+    least=0,
+    below=1,
+  ),
   "train.log_every": Field(10, "updates; 0: only at the end", least=0, most=COUNT),
   "train.nonfinite": Field(
     "stop", "on a loss or gradient that is not finite: stop, or skip the update", choices=("stop", "skip")
@@ -152,6 +168,7 @@ FIELDS: dict[str, Field] = {
   ),
   "train.predictions": Field(True, "every example's result in predictions-SPLIT.npz after the last step"),
   "train.tensorboard": Field(True, "event files beside metrics.jsonl"),
+  "train.writers": Field((), "where the numbers go besides: csv, wandb, mlflow, or module:Name", item=_NAME),
   # Devices along each axis of the mesh
   "mesh.data": Field(-1, "devices along the axis; -1: what is left", least=1, most=2**20, also=(-1,)),
   "mesh.fsdp": Field(1, "devices along the axis; -1: what is left", least=1, most=2**20, also=(-1,)),
@@ -222,6 +239,7 @@ FIELDS: dict[str, Field] = {
 EMPTY = {
   "optim.groups": 'group -> {"learning_rate": ..., "weight_decay": ...}; fields in optim.GROUP_FIELDS',
   "evaluators": "an evaluator's name -> its own fields",
+  "writers": "a writer's name -> its own fields",
   "sweep": "field -> tuple of values: `train` runs their grid as one program",
   "compare.methods": 'row name -> overrides of the sections, such as {"method": {...}, "optim": {...}}',
 }
@@ -268,7 +286,13 @@ ALIASES = {
   "eval_steps": "train.eval_every",
   "save_steps": "train.save_every",
   "save_total_limit": "train.keep",
+  "load_best_model_at_end": "train.result",
+  "metric_for_best_model": "train.best",
+  "early_stopping_patience": "train.patience",
+  "early_stopping_threshold": "train.min_delta",
+  "ema_decay": "train.ema",
   "logging_steps": "train.log_every",
+  "report_to": "train.writers",
   "gradient_checkpointing": "model.remat",
   "bf16": "model.compute_dtype",
   "fp16": "model.compute_dtype",

@@ -2,6 +2,7 @@
 
     checkpoints/300/trainable     the trainable leaves under their dotted names
     checkpoints/300/training      "step", "rng" and the optimizer's leaves
+    checkpoints/300/average       the moving average of the trainable leaves, of a run that has one
     checkpoints/300/meta          JSON: data position, base model's path and content hash, and for every array its
                                   shape, dtype and fingerprint; and a digest of all that
     checkpoints/300/manifest      SHA-256 of every file (`peftjax.train.manifest`)
@@ -18,11 +19,12 @@ import itertools
 import json
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
@@ -35,6 +37,7 @@ from peftjax.train.state import TrainState
 
 log = logging.getLogger(__name__)
 _TRIES = 5
+_AVERAGE = "ema:"  # before the names of the moving average's leaves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +48,25 @@ class Base:
   hash: str
 
 
+class _NewestAndBest:
+  """Orbax's policy: the newest checkpoints stay, and `best` does."""
+
+  def __init__(self, keep: int):
+    self.keep, self.best = keep, 0
+
+  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+    """Which of the checkpoints, oldest first, stay."""
+    del context
+    oldest = len(checkpoints) - self.keep
+    return [place >= oldest or one.step == self.best for place, one in enumerate(checkpoints)]
+
+
 class Checkpoints:
   """The checkpoints of one run, newest last. Use as a context manager: leaving it waits for a save under way.
 
   Args:
     folder: the run's ``checkpoints``.
-    keep: how many stay.
+    keep: how many stay, of the newest.
     reads: nothing is written, cleaned up or set aside, so that the run itself may go on meanwhile.
 
   Raises:
@@ -61,7 +77,8 @@ class Checkpoints:
     self.folder = folder.resolve()
     for name in ("absl", "asyncio"):
       logging.getLogger(name).addFilter(_not_of_orbax)
-    writes: dict[str, Any] = {"max_to_keep": keep, "cleanup_tmp_directories": True, "create": True}
+    self._staying = _NewestAndBest(keep)
+    writes: dict[str, Any] = {"preservation_policy": self._staying, "cleanup_tmp_directories": True, "create": True}
     options = ocp.CheckpointManagerOptions(
       enable_background_delete=False,
       temporary_path_class=manifest.WithManifest,
@@ -95,6 +112,10 @@ class Checkpoints:
     places = self.folder.iterdir() if self.folder.is_dir() else ()
     return sorted(int(place.name) for place in places if place.name.isdigit() and place.is_dir())
 
+  def keep_best(self, step: int) -> None:
+    """From now on the checkpoint of this step stays, and no longer that of an earlier call; 0: none."""
+    self._staying.best = step
+
   def save(self, state: TrainState, position: Any, base: Base) -> None:
     """Starts saving under the state's step; returns once the state may be donated again.
 
@@ -108,14 +129,16 @@ class Checkpoints:
     """
     if jax.process_index() == 0:  # Orbax would wait for minutes for a folder that its own thread could not make
       tempfile.TemporaryDirectory(prefix=".", dir=self.folder).cleanup()
-    trainable, training = _as_items(state)
-    meta = {"position": position, "base": dataclasses.asdict(base), "arrays": _describe(trainable | training)}
+    trainable, training, average = _as_items(state)
+    arrays = trainable | training | average
+    meta = {"position": position, "base": dataclasses.asdict(base), "arrays": _describe(arrays)}
     meta["manifest"] = True
     meta["digest"] = _digest(meta)
     items = {
       "trainable": ocp.args.StandardSave(trainable),
       "training": ocp.args.StandardSave(training),
       "meta": ocp.args.JsonSave(meta),
+      **({"average": ocp.args.StandardSave(average)} if average else {}),
     }
     self._manager.save(int(state.step), args=ocp.args.Composite(**items))
 
@@ -179,32 +202,43 @@ class Checkpoints:
       multihost_utils.sync_global_devices(f"checkpoint {step} set aside")
     self._manager.reload()
 
-  def restore_trainable(self, like: Tree, base: Base) -> tuple[int, Tree]:
-    """(step, trainable leaves) of the newest checkpoint.
+  def restore_trainable(self, like: Tree, base: Base, step: int = 0, averaged: bool = False) -> tuple[int, Tree]:
+    """(step, trainable leaves) of a checkpoint.
+
+    Args:
+      like: arrays or shapes with shardings, as the leaves are to lie.
+      step: whose; 0: the newest.
+      averaged: the moving average of the leaves in their place, in their dtypes.
 
     Raises:
-      UserError: no checkpoint, another base, other leaves, or the checkpoint is damaged.
+      UserError: no such checkpoint, another base, other leaves, or the checkpoint is damaged.
     """
     for _ in range(_TRIES):
       if not self.steps():
         raise UserError(f"{self.folder}: no checkpoint; train first")
-      step = self.steps()[-1]
+      if step and step not in self.steps():
+        raise UserError(f"{self.folder}: the checkpoint of step {step} is not there; {self.steps()} are")
+      at = step or self.steps()[-1]
       try:
-        return step, self._trainable(step, like, base)
+        return at, self._trainable(at, like, base, averaged)
       except UserError:
-        if (self.folder / str(step)).is_dir():
+        if (self.folder / str(at)).is_dir():
           raise
         self._manager.reload()  # the run went on meanwhile, and keeps newer ones
     raise UserError(f"{self.folder}: its checkpoints change faster than they can be read; try again later")
 
-  def _trainable(self, step: int, like: Tree, base: Base) -> Tree:
+  def _trainable(self, step: int, like: Tree, base: Base, averaged: bool) -> Tree:
     expected = flatten(like)
+    item = "average" if averaged else "trainable"
+    stored = _as_average(expected) if averaged else expected
     try:
-      meta = self._meta(step, ("meta", "trainable"))
+      meta = self._meta(step, ("meta", item))
       _check_base(meta, base)
-      recorded = {name: entry for name, entry in meta["arrays"].items() if not name.startswith(("step", "rng", "opt:"))}
-      _check_arrays(recorded, expected)
-      found = self._arrays(step, "trainable", expected, recorded)
+      recorded = {name: entry for name, entry in meta["arrays"].items() if _item_of(name) == item}
+      _check_arrays(recorded, stored)
+      found = self._arrays(step, item, stored, recorded)
+      if averaged:
+        found = {name: found[_AVERAGE + name].astype(leaf.dtype) for name, leaf in expected.items()}
     except UserError:
       raise
     except Exception as error:
@@ -212,12 +246,14 @@ class Checkpoints:
     return unflatten(found)
 
   def _restore(self, step: int, like: TrainState, base: Base) -> tuple[TrainState, Any]:
-    trainable, training = _as_items(like)
+    trainable, training, average = _as_items(like)
     meta = self._meta(step)
     _check_base(meta, base)
-    _check_arrays(meta["arrays"], trainable | training)
+    _check_arrays(meta["arrays"], trainable | training | average)
     found = self._arrays(step, "trainable", trainable, meta["arrays"])
     found |= self._arrays(step, "training", training, meta["arrays"])
+    if average:
+      found |= self._arrays(step, "average", average, meta["arrays"])
     return _from_items(found, like), meta["position"]
 
   def _meta(self, step: int, items: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -240,22 +276,41 @@ class Checkpoints:
     return found
 
 
-def _as_items(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Two flat dicts of arrays; leaves of the optimizer are named by their path in its state."""
+def _as_items(state: TrainState) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+  """Three flat dicts of arrays: what trains, the rest, the average; leaves of the optimizer are named by their path in
+  its state."""
   optimizer = {
     "opt:" + jax.tree_util.keystr(path, simple=True, separator="."): leaf
     for path, leaf in jax.tree_util.tree_flatten_with_path(state.opt_state)[0]
   }
-  return flatten(state.trainable), {"step": state.step, "rng": state.rng} | optimizer
+  average = {} if state.average is None else {_AVERAGE + name: leaf for name, leaf in flatten(state.average).items()}
+  return flatten(state.trainable), {"step": state.step, "rng": state.rng} | optimizer, average
+
+
+def _item_of(name: str) -> str:
+  """The item that an array of a checkpoint is in."""
+  if name.startswith(_AVERAGE):
+    return "average"
+  return "training" if name in ("step", "rng") or name.startswith("opt:") else "trainable"
+
+
+def _as_average(expected: Mapping[str, Any]) -> dict[str, Any]:
+  """The shapes of the average of some leaves, laid as they are."""
+  return {
+    _AVERAGE + name: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=leaf.sharding)
+    for name, leaf in expected.items()
+  }
 
 
 def _from_items(found: Mapping[str, Any], like: TrainState) -> TrainState:
   optimizer, structure = jax.tree_util.tree_flatten_with_path(like.opt_state)
   names = ["opt:" + jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in optimizer]
   trainable = unflatten({name: found[name] for name in flatten(like.trainable)})
-  return TrainState(
-    found["step"], trainable, jax.tree.unflatten(structure, [found[name] for name in names]), found["rng"]
-  )
+  average = None
+  if like.average is not None:
+    average = unflatten({name: found[_AVERAGE + name] for name in flatten(like.average)})
+  opt_state = jax.tree.unflatten(structure, [found[name] for name in names])
+  return TrainState(found["step"], trainable, opt_state, found["rng"], average)
 
 
 def _digest(meta: Mapping[str, Any]) -> str:

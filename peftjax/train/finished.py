@@ -28,6 +28,7 @@ from peftjax.registry import only_trusted
 from peftjax.train import assemble
 from peftjax.train import evaluators as evaluators_lib
 from peftjax.train import folder as folder_lib
+from peftjax.train.best import WHICH, best_step
 from peftjax.train.checkpoint import Base, Checkpoints
 from peftjax.train.compiling import use_cache
 from peftjax.train.loop import make_run
@@ -39,10 +40,11 @@ from peftjax.wrap.family import is_wrapped
 FORMATS = {"peft": "adapter", "merged": "model", "diffusers": lora_files.KIND, "embeds": textual_inversion.KIND}
 
 
-def load_model(workdir: str | Path, trust: Collection[str] = ()) -> tuple[ConfigDict, int, Model]:
-  """(config, step, model) of a run's newest checkpoint; the base is loaded from where the run found it.
+def load_model(workdir: str | Path, trust: Collection[str] = (), checkpoint: str = "") -> tuple[ConfigDict, int, Model]:
+  """(config, step, model) of a run's checkpoint; the base is loaded from where the run found it.
 
   Args:
+    checkpoint: "last", the newest, or "best"; "": what the run's `train.result` says.
     trust: the ``module:Name`` of own code that the run's config.json may name; see docs/security.md.
 
   Raises:
@@ -50,10 +52,10 @@ def load_model(workdir: str | Path, trust: Collection[str] = ()) -> tuple[Config
       that is neither in `trust` nor was named in this process.
   """
   with only_trusted(workdir, trust):
-    return _load_model(Path(workdir))
+    return _load_model(Path(workdir), checkpoint)
 
 
-def _load_model(folder: Path) -> tuple[ConfigDict, int, Model]:
+def _load_model(folder: Path, checkpoint: str) -> tuple[ConfigDict, int, Model]:
   config, resolved = folder_lib.read_config(folder)
   mesh = make_mesh(on_these_devices(config).mesh)
   head = assemble.Head(resolved.head, resolved.label_names, resolved.num_labels)
@@ -61,16 +63,20 @@ def _load_model(folder: Path) -> tuple[ConfigDict, int, Model]:
   model = assemble.setting(config).model() if is_own else assemble.stored(config, head).model(mesh=mesh)
   trainable, frozen = masks.partition(model.params, model.labels())
   layout = layout_of(model, mesh)
-  step, trainable = _restore(folder, trainable, Base(str(config.model.path), base_hash(model)), layout)
+  base = Base(str(config.model.path), base_hash(model))
+  step, trainable = _restore(folder, config, trainable, base, layout, checkpoint)
   return config, step, model.with_params(masks.combine(trainable, frozen))
 
 
-def evaluate_run(workdir: str | Path, splits: Sequence[str] = (), trust: Collection[str] = ()) -> dict[str, Any]:
-  """Evaluates a run's newest checkpoint, and writes ``eval.json`` and ``predictions-SPLIT.npz`` beside it.
+def evaluate_run(
+  workdir: str | Path, splits: Sequence[str] = (), trust: Collection[str] = (), checkpoint: str = ""
+) -> dict[str, Any]:
+  """Evaluates a run's checkpoint, and writes ``eval.json`` and ``predictions-SPLIT.npz`` beside it.
 
   Args:
     splits: of its data; empty: all but the training split.
     trust: as of `load_model`.
+    checkpoint: as of `load_model`.
 
   Returns:
     {"step", "metrics": {split: {name: value}}}.
@@ -79,10 +85,10 @@ def evaluate_run(workdir: str | Path, splits: Sequence[str] = (), trust: Collect
     UserError: as `load_model`; no such split.
   """
   with only_trusted(workdir, trust):
-    return _evaluate_run(Path(workdir), splits)
+    return _evaluate_run(Path(workdir), splits, checkpoint)
 
 
-def _evaluate_run(folder: Path, splits: Sequence[str]) -> dict[str, Any]:
+def _evaluate_run(folder: Path, splits: Sequence[str], checkpoint: str) -> dict[str, Any]:
   config = on_these_devices(folder_lib.read_config(folder)[0])
   use_cache(str(cache_folder("compiled")))
   run = make_run(config)
@@ -92,7 +98,7 @@ def _evaluate_run(folder: Path, splits: Sequence[str]) -> dict[str, Any]:
   chosen = tuple(splits) or tuple(split for split in run.loaders.evals if split != "train")
   evaluators = evaluators_lib.make(run)
   evaluators_lib.check(evaluators, run.loaders.evals, chosen)
-  step, trainable = _restore(folder, run.trainable, run.base, run.layout)
+  step, trainable = _restore(folder, config, run.trainable, run.base, run.layout, checkpoint)
   leaves = evaluators_lib.Leaves(trainable, run.frozen, step)
   writes = folder if jax.process_index() == 0 else None
   metrics = {}
@@ -106,7 +112,7 @@ def _evaluate_run(folder: Path, splits: Sequence[str]) -> dict[str, Any]:
 
 def restored(workdir: str | Path, run: Run) -> masks.Tree:
   """The trained leaves of the run in a folder, laid on its mesh; raises as `load_model`."""
-  return _restore(Path(workdir), run.trainable, run.base, run.layout)[1]
+  return _restore(Path(workdir), run.config, run.trainable, run.base, run.layout)[1]
 
 
 def export(
@@ -116,6 +122,7 @@ def export(
   overwrite: bool = False,
   trust: Collection[str] = (),
   check: bool = True,
+  checkpoint: str = "",
 ) -> dict[str, Any]:
   """Writes a run's adapter ("peft", or as a LoRA file "diffusers"), its merged model ("merged"), or the embeddings of
   tokens that were learned ("embeds", `peftjax.textual_inversion`).
@@ -123,6 +130,7 @@ def export(
   Args:
     overwrite: replace files of the same names that were not written here.
     trust: as of `load_model`.
+    checkpoint: as of `load_model`.
     check: of `Model.merge`.
 
   Returns:
@@ -135,7 +143,7 @@ def export(
   """
   if form not in FORMATS:
     raise UserError(f"--format={form}: {nearest(form, FORMATS)}")
-  _, step, model = load_model(workdir, trust)
+  _, step, model = load_model(workdir, trust, checkpoint)
   model = _as_pipelines_read_it(Path(workdir), model)
   losses: Mapping[str, float] = {}
   if form == "peft":
@@ -179,9 +187,15 @@ def on_these_devices(config: ConfigDict) -> ConfigDict:
   return config
 
 
-def _restore(folder: Path, trainable: masks.Tree, base: Base, layout: Layout) -> tuple[int, masks.Tree]:
+def _restore(
+  folder: Path, config: ConfigDict, trainable: masks.Tree, base: Base, layout: Layout, checkpoint: str = ""
+) -> tuple[int, masks.Tree]:
+  which = checkpoint or config.train.result
+  if which not in WHICH:
+    raise UserError(f"--checkpoint={which}: {nearest(which, WHICH)}")
   if not folder_lib.has_checkpoints(folder):
     raise UserError(f"{folder} holds no checkpoint; train first")
   like = put_tree(trainable, layout.shardings(trainable))
   with Checkpoints(folder / "checkpoints", reads=True) as checkpoints:
-    return checkpoints.restore_trainable(like, base)
+    step = best_step(folder) if which == "best" else 0
+    return checkpoints.restore_trainable(like, base, step, config.train.ema > 0)

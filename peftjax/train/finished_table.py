@@ -21,6 +21,7 @@ def show(summary: Mapping[str, Any], workdir: str | Path, console: Console) -> N
     "trained": f"{counts['trainable']:,} of {counts['total']:,} parameters ({counts['percent']:.3g} %)",
     "updates": f"{summary['step']:,}" + (f", {1000 * seconds:,.0f} ms each" if seconds else ""),
     "learning rates": rates,
+    "best": _best(summary),
     "training loss": _number(summary["train"].get("loss")),
   }
   for name, text in lines.items():
@@ -34,6 +35,14 @@ def show(summary: Mapping[str, Any], workdir: str | Path, console: Console) -> N
     highlight=False,
     markup=False,
   )
+
+
+def _best(summary: Mapping[str, Any]) -> str:
+  best = summary.get("best")
+  if not best:
+    return ""
+  scored = "; it is what the scores are of" if summary.get("result_step") == best["step"] else ""
+  return f"step {best['step']}: {best['split']} {best['metric']} {best['value']:.4f}{scored}; ended: {summary['ended']}"
 
 
 def show_scores(metrics: Mapping[str, Mapping[str, float]], console: Console) -> None:

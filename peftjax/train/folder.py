@@ -33,6 +33,8 @@ MAY_CHANGE = (
   "train.keep",
   "train.save_every",
   "train.tensorboard",
+  "train.writers",
+  "writers",
 )
 
 

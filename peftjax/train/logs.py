@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl, timing.jsonl, TensorBoard events, and progress on stderr.
+"""What a run tells: metrics.jsonl, timing.jsonl, what its writers write, and progress on stderr.
 
 metrics.jsonl holds only what the config determines, so a run that was killed and resumed writes the same bytes as one
 that was not. Whatever depends on the clock goes to timing.jsonl.
@@ -9,13 +9,14 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from peftjax.train.display import Display
-from peftjax.train.events import EventFile
 from peftjax.train.rows import Row, RowFile
 from peftjax.train.run import Run
+from peftjax.train.writers import Begun, Writers
 
 
 class RunLog:
@@ -25,11 +26,20 @@ class RunLog:
     folder: the run's.
     start: the step the run starts from; later rows of an earlier attempt are dropped.
     run: whose steps are logged.
+    told: its config as ``config.json`` has it, for the writers.
     silent: writes and shows nothing.
     shown: whether it has a display of its own.
   """
 
-  def __init__(self, folder: Path, start: int, run: Run, silent: bool = False, shown: bool = True):
+  def __init__(
+    self,
+    folder: Path,
+    start: int,
+    run: Run,
+    told: Mapping[str, Any],
+    silent: bool = False,
+    shown: bool = True,
+  ):
     config = run.config.train
     self._silent = silent
     self._total = run.total_steps
@@ -41,7 +51,7 @@ class RunLog:
     last = start or -1  # a run that starts anew also evaluates step 0 anew
     self._metrics = RowFile(folder / "metrics.jsonl", last)
     self._timing = RowFile(folder / "timing.jsonl", last)
-    self._events = EventFile(folder / "tensorboard", start) if config.tensorboard else None
+    self._writers = Writers(run.config, Begun(folder, start, told), self.say)
     self._display = Display(start, self._total, shown)
 
   def __enter__(self) -> RunLog:
@@ -53,12 +63,7 @@ class RunLog:
     self._display.close()
     self._metrics.close()
     self._timing.close()
-    if self._events is not None:
-      try:
-        if error[0] is None:
-          self._events.flush()
-      finally:
-        self._events.close()
+    self._writers.close(failed=error[0] is not None)
 
   def step_took(self, seconds: float, batch: Mapping[str, np.ndarray]) -> None:
     """Remembers the time of one step that nothing else (compiling, saving, evaluating) fell into."""
@@ -79,8 +84,7 @@ class RunLog:
     if self._silent:
       return
     self._metrics.write({"step": step, **row})
-    for name, value in _scalars(row):
-      self._event(f"train/{name}", value, step)
+    numbers = {f"train/{name}": value for name, value in _scalars(row)}
     if self._window:
       seconds = [one for one, _ in self._window]
       timing = {
@@ -91,28 +95,29 @@ class RunLog:
         places = sum(count for _, count in self._window)
         timing[f"{self._inputs.unit}s_per_second"] = round(places / sum(seconds), 1)
       self._timing.write({"step": step, **timing})
-      for name, value in timing.items():
-        self._event(f"timing/{name}", value, step)
+      numbers |= {f"timing/{name}": value for name, value in timing.items()}
       self._window.clear()
+    self._writers.write(step, numbers)
     self._display.row(step, f"loss {row['loss']:.4f}")
 
-  def evaluation_row(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
-    """One row of a split's metrics."""
+  def evaluation_row(self, step: int, split: str, metrics: Mapping[str, float], final: bool = False) -> None:
+    """One row of a split's metrics.
+
+    Args:
+      final: of the run's result, beside a row of the same step from when it was trained.
+    """
     if self._silent:
       return
-    self._metrics.write({"step": step, "split": split, **metrics})
-    for name, value in metrics.items():
-      self._event(f"{split}/{name}", value, step)
+    self._metrics.write({"step": step, "split": split, **({"final": True} if final else {}), **metrics})
+    prefix = "train_examples" if split == "train" else split  # "train" are the updates' own losses
+    prefix = f"final/{prefix}" if final else prefix
+    self._writers.write(step, {f"{prefix}/{name}": value for name, value in metrics.items()})
     self.say(f"step {step}: {split} " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
 
   def say(self, text: str) -> None:
     """Shows a line on stderr, unless silent."""
     if not self._silent:
       self._display.say(text)
-
-  def _event(self, name: str, value: float, step: int) -> None:
-    if self._events is not None:
-      self._events.write(name, value, step)
 
 
 def _scalars(row: Row, prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -90,8 +90,10 @@ def train(config: ConfigDict, workdir: str | Path, make_run: MakeRun = make_run)
 
       # Loop
       step = CompiledStep(run.step(), run.mesh, state, run.frozen, session.costs.add)
-      session.evaluate_before(start, state.trainable, run.frozen)
+      session.evaluate_before(state, run.frozen)
       for count in range(start + 1, total + 1):
+        if session.best.is_over:
+          break
         batch = session.next_batch()
         first = jax.tree.map(jax.numpy.copy, state.trainable) if count == 1 else None
         state, metrics = step(state, run.frozen, put_batch(run.mesh, batch))
@@ -108,12 +110,13 @@ def train(config: ConfigDict, workdir: str | Path, make_run: MakeRun = make_run)
           end_early([session], count, session.log)
         if not last and due(count, config.train.eval_every):
           watch.fetch()
-          session.evaluate(count, state.trainable, run.frozen)
+          if session.evaluate(state, run.frozen) or session.best.is_over:
+            session.save(state)
           watch.restart_clock()
 
       # The last state is on disk before anything is made of it
       session.wait()
-      session.evaluate(total, state.trainable, run.frozen)
+      session.score(state, run.frozen)
 
       # Finish: the promises, then the summary
       check_unchanged(frozen_prints, fingerprints(run.frozen))

@@ -40,11 +40,12 @@ def _row(line: bytes, where: str) -> Row:
 
 class RowFile:
   """A .jsonl file that grows by whole lines. Opening it drops the rows that came after the checkpoint of `last_step`:
-  those of later steps, and the evaluations of that step, which follow its save.
+  those of later steps, and the evaluations of that step, which follow its save, and final ones, with which a run ends.
   """
 
   def __init__(self, path: Path, last_step: int):
-    kept = [row for row in read_rows(path) if row["step"] < last_step + ("split" not in row)]
+    rows = [row for row in read_rows(path) if not row.get("final")]
+    kept = [row for row in rows if row["step"] < last_step + ("split" not in row)]
     write_text(path, "".join(_line(row) for row in kept))
     self._path = path
     self._file = path.open("ab", buffering=0)

@@ -67,11 +67,11 @@ class Program:
   def step(self) -> TrainStep:
     """One update, not yet compiled."""
     loss = make_loss(self.forward, self.task, self.model.penalty)
-    return make_train_step(loss, self.optimizer.transform, self.config.train.accumulate)
+    return make_train_step(loss, self.optimizer.transform, self.config.train.accumulate, self.config.train.ema)
 
   def init(self, trainable: Tree) -> TrainState:
     """The state before the first update; traceable."""
-    return init_state(trainable, self.optimizer.transform, self.config.seed)
+    return init_state(trainable, self.optimizer.transform, self.config.seed, self.config.train.ema > 0)
 
 
 @dataclasses.dataclass(frozen=True)

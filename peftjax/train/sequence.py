@@ -118,7 +118,7 @@ def _on(config: ConfigDict, name: str) -> ConfigDict:
   config = copy.deepcopy(config)
   config.data.name = name
   config.train.final_splits = ("test",)
-  config.train.tensorboard = False
+  config.train.tensorboard, config.train.writers = False, ()
   return config
 
 

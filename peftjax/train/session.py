@@ -6,7 +6,8 @@ Both trainers hold sessions: `loop` one, `together` one for each run of its prog
       session.finished                           # its summary, where there is nothing left to do
       session.open(run, evaluators)              # the folder's checkpoints
       session.begin(step)                        # its files; rows after the step are dropped
-      session.next_batch(), session.save(state), session.evaluate(step, state.trainable, run.frozen) ...
+      session.next_batch(), session.save(state), session.evaluate(state, run.frozen) ...
+      session.score(state, run.frozen)           # the run's result on the final splits
       session.finish(state)                      # summary.json
 """
 
@@ -26,8 +27,11 @@ from ml_collections import ConfigDict
 from peftjax import config as config_lib
 from peftjax.files import write_text
 from peftjax.masks import Tree
+from peftjax.train import best as best_lib
 from peftjax.train import evaluators as evaluators_lib
 from peftjax.train import folder as folder_lib
+from peftjax.train import writers
+from peftjax.train.best import BestSoFar
 from peftjax.train.checkpoint import Checkpoints
 from peftjax.train.compiling import Costs
 from peftjax.train.evaluators import Evaluator
@@ -56,6 +60,7 @@ class Session:
     finished: the run's summary, if it has ended already.
     run: from `open` on.
     checkpoints: from `open` on.
+    best: from `open` on: the best evaluation so far.
     log, costs, watch: from `begin` on.
 
   Raises:
@@ -68,10 +73,13 @@ class Session:
   log: RunLog
   costs: Costs
   watch: Watch
+  best: BestSoFar
   _scores: SplitScores
 
   def __init__(self, config: ConfigDict, folder: str | Path):
     config_lib.check(config)
+    best_lib.check(config)
+    writers.check(config)
     self.config, self.folder = config, Path(folder)
     self.finished: Summary | None = None
     self._writes = jax.process_index() == 0
@@ -100,6 +108,9 @@ class Session:
       UserError: an evaluation that is due after the last update would fail.
     """
     evaluators_lib.check(evaluators, run.loaders.evals, run.evaluated)
+    specs = {spec.name: spec for one in evaluators if "during" in one.moments for spec in one.specs}
+    wanted = best_lib.wanted(run.config, specs, run.task.main_metric, run.eval_splits)
+    self.best = BestSoFar(wanted, self.folder if self._writes else None)
     self.run, self._evaluators = run, evaluators
     self.checkpoints = self._held.enter_context(Checkpoints(self.folder / "checkpoints", run.config.train.keep))
 
@@ -108,6 +119,8 @@ class Session:
     if (found := self.checkpoints.restore(state, self.run.base)) is None:
       return state
     self.run.loaders.train.set_state(found[1])
+    self.best.restore(found[1])
+    self.checkpoints.keep_best(self.best.step)
     return found[0]
 
   def begin(self, start: int, together: int = 1) -> int:
@@ -117,10 +130,13 @@ class Session:
       start: the step that the run goes on after; what an earlier attempt wrote of later ones is dropped.
       together: runs that each step trains at once; of several, none shows its own progress.
     """
+    resolved = describe(self.run)
     if self._writes:
-      folder_lib.write_config(self.folder, self.config, describe(self.run))
+      folder_lib.write_config(self.folder, self.config, resolved)
+    told = {**self.config.to_dict(), "resolved": resolved}
     alone, folder = together == 1, self.folder if self._writes else None
-    self.log = self._held.enter_context(RunLog(self.folder, start, self.run, silent=not self._writes, shown=alone))
+    log = RunLog(self.folder, start, self.run, told, silent=not self._writes, shown=alone)
+    self.log = self._held.enter_context(log)
     self.costs = Costs(self.folder, self.log.say, self._writes)
     self.watch = Watch(self.config, self.log, together)
     self._scores = SplitScores(self.run, self._evaluators, folder, self.log)
@@ -130,12 +146,13 @@ class Session:
       self.log.say(note)
     return start
 
-  def evaluate_before(self, start: int, trainable: Tree, frozen: Tree) -> None:
+  def evaluate_before(self, state: TrainState, frozen: Tree) -> None:
     """What is due before the first update; or of a step that was saved, and the run then ended before it was scored."""
+    start = int(state.step)
     if start == 0 and self.config.train.eval_first:
-      self._scores.before(trainable, frozen)
-    if 0 < start < self.run.total_steps and due(start, self.config.train.eval_every):
-      self._scores.after(start, trainable, frozen)
+      self._scores.before(state.evaluated, frozen)
+    if 0 < start < self.run.total_steps and due(start, self.config.train.eval_every) and self.evaluate(state, frozen):
+      self.best.note()
 
   def next_batch(self) -> Mapping[str, np.ndarray]:
     """The next training batch; a fault of the machine is one line."""
@@ -143,18 +160,48 @@ class Session:
       return next(self.run.loaders.train)
 
   def save(self, state: TrainState) -> None:
-    """Starts saving the state with the data's position; it may be donated once this returns."""
+    """Starts saving the state with the data's position, unless its step has a checkpoint; it may be donated once this
+    returns."""
+    step = int(state.step)
     with faults_as_one_line("saving", self.checkpoints.whole):
-      self.checkpoints.save(state, self.run.loaders.train.get_state(), self.run.base)
+      if step not in self.checkpoints.steps():
+        self.checkpoints.save(state, {**self.run.loaders.train.get_state(), **self.best.saved(step)}, self.run.base)
+    if self.best.step == step:
+      self.best.note()
 
   def wait(self) -> None:
     """Until what was saved is on disk."""
     with faults_as_one_line("saving", self.checkpoints.whole):
       self.checkpoints.wait()
 
-  def evaluate(self, step: int, trainable: Tree, frozen: Tree) -> None:
-    """Scores the splits that are due after a step."""
-    self._scores.after(step, trainable, frozen)
+  def evaluate(self, state: TrainState, frozen: Tree) -> bool:
+    """Scores the splits that are due after a step; returns whether it is the best so far, and is now to be saved."""
+    step = int(state.step)
+    is_best = self.best.evaluated(step, self._scores.during(step, state.evaluated, frozen))
+    if is_best:
+      self.checkpoints.keep_best(step)
+    return is_best
+
+  def score(self, state: TrainState, frozen: Tree, like: Tree | None = None) -> None:
+    """Scores the final splits of the run's result: the last state, or by `train.result` the best one.
+
+    Args:
+      like: what trains, in the shapes that checkpoints have, where the state has others.
+    """
+    step, wanted = int(state.step), self.best.wanted
+    if wanted is None:
+      self._scores.after(step, state.evaluated, frozen)
+      return
+    if not self.best.knows(step):
+      self.evaluate(state, frozen)
+    self.best.note()
+    leaves = state.evaluated
+    if self.config.train.result == "best" and self.best.step not in (0, step):
+      step, leaves = self.checkpoints.restore_trainable(
+        state.trainable if like is None else like, self.run.base, self.best.step, state.average is not None
+      )
+    self.log.say(f"the run's result is the checkpoint of step {step}; best of {wanted}: {self.best.step or 'none'}")
+    self._scores.after(step, leaves, frozen, again=True)
 
   def finish(self, state: TrainState, **more: Any) -> Summary:
     """Writes ``summary.json``, with which the run counts as finished, and returns it.
@@ -163,7 +210,7 @@ class Session:
       state: after the last update.
       more: entries beside those of `summarize`.
     """
-    summary = summarize(self.run, state, self.folder, self.costs.by_shape) | more
+    summary = summarize(self.run, state, self.folder, self.costs.by_shape, self.best) | more
     if self._writes:
       if hint := hint_of(read_rows(self.folder / "metrics.jsonl"), summary["learning_rates"]):
         self.log.say(hint)

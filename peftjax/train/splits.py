@@ -11,6 +11,8 @@ from peftjax.train.evaluators import Evaluator, Leaves, Moment
 from peftjax.train.logs import RunLog
 from peftjax.train.run import Run
 
+Scores = dict[str, dict[str, float]]  # split -> metric -> value
+
 
 def score_split(
   run: Run, evaluators: Sequence[Evaluator], split: str, leaves: Leaves, folder: Path | None, moment: Moment
@@ -53,15 +55,24 @@ class SplitScores:
 
   def before(self, trainable: Tree, frozen: Tree) -> None:
     """Scores the evaluation splits before the first update."""
-    self._score(self.run.eval_splits, 0, Leaves(trainable, frozen), "before")
+    self._score(self.run.eval_splits, Leaves(trainable, frozen), "before")
 
-  def after(self, step: int, trainable: Tree, frozen: Tree) -> None:
-    """After a step; after the last one the final splits, with every example's result and what the model writes."""
-    last = step == self.run.total_steps
-    splits = self.run.final_splits if last else self.run.eval_splits
-    self._score(splits, step, Leaves(trainable, frozen, step), "after" if last else "during")
+  def during(self, step: int, trainable: Tree, frozen: Tree) -> Scores:
+    """Scores the evaluation splits after a step."""
+    return self._score(self.run.eval_splits, Leaves(trainable, frozen, step), "during")
 
-  def _score(self, splits: Sequence[str], step: int, leaves: Leaves, moment: Moment) -> None:
+  def after(self, step: int, trainable: Tree, frozen: Tree, again: bool = False) -> Scores:
+    """Scores the final splits of the run's result, with every example's result and what the model writes.
+
+    Args:
+      step: that the result is of.
+      again: the step has been scored during the run.
+    """
+    return self._score(self.run.final_splits, Leaves(trainable, frozen, step), "after", again)
+
+  def _score(self, splits: Sequence[str], leaves: Leaves, moment: Moment, again: bool = False) -> Scores:
+    found = {}
     for split in splits:
-      metrics = score_split(self.run, self.evaluators, split, leaves, self.folder, moment)
-      self.log.evaluation_row(step, split, metrics)
+      found[split] = score_split(self.run, self.evaluators, split, leaves, self.folder, moment)
+      self.log.evaluation_row(leaves.step, split, found[split], again)
+    return found

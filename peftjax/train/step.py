@@ -17,7 +17,7 @@ from peftjax import optim
 from peftjax.masks import Tree, combine, flatten
 from peftjax.tasks import Task
 from peftjax.train.spikes import spiked
-from peftjax.train.state import TrainState
+from peftjax.train.state import TrainState, averaged
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, Any]
@@ -52,7 +52,9 @@ def make_loss(forward: ModelForward, task: Task, penalty: Penalty | None = None)
   return loss
 
 
-def make_train_step(loss: Loss, optimizer: optax.GradientTransformation, accumulate: int = 1) -> TrainStep:
+def make_train_step(
+  loss: Loss, optimizer: optax.GradientTransformation, accumulate: int = 1, ema: float = 0.0
+) -> TrainStep:
   """The update, not yet compiled.
 
   Args:
@@ -60,10 +62,11 @@ def make_train_step(loss: Loss, optimizer: optax.GradientTransformation, accumul
       batch, however unevenly weights fall on them.
     optimizer: over the trainable tree.
     accumulate: micro-batches in the batch; only one's activations and one set of trainable gradients are held.
+    ema: the largest decay of the state's moving average (`state.averaged`), where the state has one.
 
   Returns:
     step(state, frozen, batch) -> (state, metrics). An update whose loss or gradient is not finite, or whose loss is a
-    spike (`peftjax.train.spikes`), is left out: leaves and optimizer stay, the step counts. Metrics,
+    spike (`peftjax.train.spikes`), is left out: leaves, optimizer and average stay, the step counts. Metrics,
     float32 scalars if not said otherwise: loss, grad_norm (before clipping), weight, finite (bool: not left out),
     learning_rate {group: rate}, leaf_norms {leaf: norm of its gradient}, and the task's extra sums over the sum of
     weights.
@@ -99,9 +102,12 @@ def make_train_step(loss: Loss, optimizer: optax.GradientTransformation, accumul
     finite = jnp.isfinite(loss_value) & jnp.isfinite(norm)
     updates, opt_state = updating.update(grads, state.opt_state, state.trainable, value=loss_value)
     finite &= jnp.logical_not(spiked(opt_state))
-    changed = (optax.apply_updates(state.trainable, updates), opt_state)
-    trainable, opt_state = jax.tree.map(
-      lambda new, old: jnp.where(finite, new, old), changed, (state.trainable, state.opt_state)
+    new_leaves = optax.apply_updates(state.trainable, updates)
+    mean = None if state.average is None else averaged(state.average, new_leaves, state.step, ema)
+    trainable, opt_state, mean = jax.tree.map(
+      lambda new, old: jnp.where(finite, new, old),
+      (new_leaves, opt_state, mean),
+      (state.trainable, state.opt_state, state.average),
     )
     metrics = {name: value * scale for name, value in extra.items()} | {
       "loss": loss_value,
@@ -111,7 +117,7 @@ def make_train_step(loss: Loss, optimizer: optax.GradientTransformation, accumul
       "learning_rate": optim.learning_rates(opt_state),
       "leaf_norms": jax.tree.map(jnp.sqrt, squares),
     }
-    return TrainState(state.step + 1, trainable, opt_state, state.rng), metrics
+    return TrainState(state.step + 1, trainable, opt_state, state.rng, mean), metrics
 
   return step
 

@@ -33,7 +33,7 @@ from peftjax.train.fingerprint import fingerprints
 from peftjax.train.loop import MakeRun, make_run
 from peftjax.train.session import Session, Summary, end_early
 from peftjax.train.signals import EndRequests
-from peftjax.train.stacked import Stacked, member
+from peftjax.train.stacked import DoNotFit, Stacked, member
 from peftjax.train.state import TrainState
 from peftjax.train.step import Metrics
 from peftjax.train.watch import Diverged, due
@@ -131,6 +131,10 @@ class _Late:
 def _train(program: Stacked, sessions: Sequence[_Session]) -> list[Summary | Diverged]:
   first, count = program.runs[0], len(program.runs)
   config, total = first.config.train, first.total_steps
+  if config.patience:
+    raise DoNotFit(
+      f"train.patience={config.patience}: runs of one program end together; train them one by one, or use 0"
+    )
   scorers = evaluators.make(program.widest)
   for one, run in zip(sessions, program.runs):
     one.open(run, scorers)
@@ -156,9 +160,8 @@ def _train(program: Stacked, sessions: Sequence[_Session]) -> list[Summary | Div
         one.costs.add(program.cost_of_one(cost))
 
     step = CompiledStep(program.step(), first.mesh, state, program.frozen, compiled, together=True)
-    for index, one in enumerate(sessions):
-      if one.diverged is None:
-        one.evaluate_before(start, member(state.trainable, index), program.frozen_of(index))
+    for index, one in _going(sessions):
+      one.evaluate_before(member(state, index), program.frozen_of(index))
     watch = _Late(sessions, display)
     for number in range(start + 1, total + 1):
       batches = [one.next_batch() for one in sessions]
@@ -180,13 +183,17 @@ def _train(program: Stacked, sessions: Sequence[_Session]) -> list[Summary | Div
         end_early(sessions, number, display)
       if not last and due(number, config.eval_every):
         watch.fetch()
-        _evaluate(program, sessions, number, state)
+        found = [one.evaluate(member(state, index), program.frozen_of(index)) for index, one in _going(sessions)]
+        if any(found):  # all are saved, so that they go on from one step
+          for index, one in enumerate(sessions):
+            one.save(program.narrowed(state, index))
         watch.restart_clock()
 
     # The last states are on disk before anything is made of them
     for one in sessions:
       one.wait()
-    _evaluate(program, sessions, total, state)
+    for index, one in _going(sessions):
+      one.score(member(state, index), program.frozen_of(index), program.narrowed(state, index).trainable)
 
     # Finish: the promises, then the summaries
     check_unchanged(frozen_prints, fingerprints(program.frozen))
@@ -195,10 +202,9 @@ def _train(program: Stacked, sessions: Sequence[_Session]) -> list[Summary | Div
     ]
 
 
-def _evaluate(program: Stacked, sessions: Sequence[_Session], step: int, state: TrainState) -> None:
-  for index, one in enumerate(sessions):
-    if one.diverged is None:
-      one.evaluate(step, member(state.trainable, index), program.frozen_of(index))
+def _going(sessions: Sequence[_Session]) -> list[tuple[int, _Session]]:
+  """Those that have not ended, with their numbers."""
+  return [(index, one) for index, one in enumerate(sessions) if one.diverged is None]
 
 
 def _restored(program: Stacked, sessions: Sequence[_Session]) -> tuple[TrainState, int]:

@@ -135,7 +135,7 @@ def test_a_checkpoint_without_a_manifest(tiny, tmp_path, caplog):
   import peftjax.train.checkpoint as module
 
   _, state, _ = trained(tiny, 1)
-  trainable, training = module._as_items(state)
+  trainable, training, _ = module._as_items(state)
   meta = {"position": {"at": 1}, "base": {"path": BASE.path, "hash": BASE.hash}}
   meta |= {"arrays": module._describe(trainable | training)}
   items = {"trainable": ocp.args.StandardSave(trainable), "training": ocp.args.StandardSave(training)}

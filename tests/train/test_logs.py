@@ -9,7 +9,6 @@ import pytest
 from peftjax.errors import UserError
 from peftjax.train import folder as folder_lib
 from peftjax.train.display import Display
-from peftjax.train.events import EventFile
 from peftjax.train.rows import RowFile, read_rows
 
 
@@ -69,23 +68,3 @@ def test_a_folder_that_cannot_be_made(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(UserError, match="cannot write the folder"), folder_lib.only_run(tmp_path / "file" / "run"):
     pass
-
-
-def test_numbers_for_tensorboard(tmp_path):
-  """Read back by the frames of its format: length, its checksum, the event, its checksum."""
-  from tensorboardX.proto import event_pb2
-
-  events = EventFile(tmp_path / "events", start=4)
-  for step in (5, 6):
-    events.write("train/loss", step / 4, step)
-  events.close()
-  (path,) = (tmp_path / "events").iterdir()
-  content, found = path.read_bytes(), []
-  while content:
-    size = int.from_bytes(content[:8], "little")
-    found.append(event_pb2.Event.FromString(content[12 : 12 + size]))
-    content = content[16 + size :]
-  assert [event.step for event in found if event.session_log.status] == [5]
-  numbers = [(event.step, event.summary.value[0].tag, event.summary.value[0].simple_value) for event in found
-             if event.summary.value]  # fmt: skip
-  assert numbers == [(5, "train/loss", 1.25), (6, "train/loss", 1.5)]

@@ -103,7 +103,7 @@ FULL = [  # what is written; function, which of its calls; the line; the checkpo
   ("the config", "folder:write_config", 1, r"cannot write .*config\.json", None),
   ("the first row", "rows:RowFile.write", 1, r"cannot write .*metrics\.jsonl: File too large", None),
   ("a later row", "rows:RowFile.write", 5, r"cannot write .*metrics\.jsonl: File too large", 2),
-  ("events", "events:EventFile.flush", 1, r"cannot write .*tensorboard", None),
+  ("events", "writers.tensorboard:TensorBoard.flush", 1, r"cannot write .*tensorboard", None),
   ("the cost of the program", "compiling:Costs.add", 1, r"cannot write .*compiled\.json", None),
   (
     "the first checkpoint",
