@@ -26,12 +26,12 @@ from peftjax.adapters import adapter, merging
 from peftjax.errors import UserError
 from peftjax.methods import Method
 from peftjax.methods.attach import leaf_paths, penalty
-from peftjax.methods.base import Context
+from peftjax.methods.base import NEW_HEAD_RATE, Context
 from peftjax.methods.bound import Bound, bind
 from peftjax.methods.inject import Body, forward
 from peftjax.models.building import build
 from peftjax.models.concrete import check_ids
-from peftjax.models.family import Family, module_key
+from peftjax.models.family import TEXT_CLASSIFICATION, Family, module_key
 from peftjax.models.layers import Runtime
 from peftjax.quantize import is_quantized
 from peftjax.quantize_model import Quantization, dequantize_leaves
@@ -214,8 +214,9 @@ class Model:
     return optimizer
 
   def learning_rates(self) -> dict[str, float]:
-    """Default peak learning rate of each group that trains, from the methods."""
-    rates: dict[str, float] = {}
+    """Default peak learning rate of each group that trains: the methods', but for a new linear head of texts' classes,
+    which has one of its own beside any method."""
+    rates: dict[str, float] = {HEAD: NEW_HEAD_RATE} if self._has_new_linear_head() else {}
     for path, group in masks.flatten(self.labels()).items():
       if group in rates or group == masks.FROZEN:
         continue
@@ -223,6 +224,12 @@ class Model:
       owner = next((one.method for one in self.bound if one.mask(name, None) != masks.FROZEN), None)
       rates[group] = owner.rate_of(group) if owner else max([m.learning_rate for m in self.methods], default=1e-3)
     return rates
+
+  def _has_new_linear_head(self) -> bool:
+    head = [f"{prefix}." for prefix in self.head]
+    maps = [name for name, leaf in masks.flatten(self.params).items()
+            if name.startswith(tuple(head)) and len(leaf.shape) > 1]  # fmt: skip
+    return self.task == TEXT_CLASSIFICATION and self.trains_head and len(maps) == 1 and maps[0] in self.drawn
 
   # Layout ---------------------------------------------------------------------------------------------------------
 

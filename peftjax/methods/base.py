@@ -31,6 +31,8 @@ _LEAF_KINDS = ("linear", "conv", "embedding", "norm")
 ADAPTER = "adapter"
 SAVED = "saved"
 BIAS = "bias"
+# Default peak learning rate of a linear head that classifies texts and was drawn anew; docs/learning_rates.md
+NEW_HEAD_RATE = 5e-2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +117,7 @@ class Method:
     name: what `config.method.name` calls it.
     kinds: the kinds of site it can act on; () for a mask alone.
     leaf_names: the leaves it adds that train, and `buffer_names` those that do not.
-    learning_rate: default peak learning rate with AdamW.
+    learning_rate: default peak learning rate with AdamW, of all groups but a new head's (`NEW_HEAD_RATE`).
     windows: the numbers of axes that the windows of convolutions may have at which it acts; () for none.
     grouped: it acts at convolutions of several groups, too.
     free: fields in which runs trained by one program may differ; see `free_leaves`.

@@ -46,7 +46,7 @@ class BitFit(Method):
   """
 
   name: ClassVar[str] = "bitfit"
-  learning_rate: ClassVar[float] = 2e-3
+  learning_rate: ClassVar[float] = 5e-4
 
   targets: masks.Patterns = ()
   biases: tuple[str, ...] = dataclasses.field(default=(), repr=False)
