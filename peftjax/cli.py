@@ -316,6 +316,13 @@ def _generate(parsed: argparse.Namespace, overrides: list[str]) -> int:
   return _finish(parsed, result, lambda console: console.print())
 
 
+def _serve(parsed: argparse.Namespace, overrides: list[str]) -> int:
+  from peftjax.serve import running
+
+  _no_config(parsed, overrides, "serve", "the model and its adapters say everything")
+  return running.run(parsed)
+
+
 def _transcribe(parsed: argparse.Namespace, overrides: list[str]) -> int:
   from peftjax import transcription
 
@@ -353,6 +360,7 @@ _RUN: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
   "guide": _guide,
   "export": _export,
   "generate": _generate,
+  "serve": _serve,
   "runs": _runs,
   "list": _list,
   "config": _fields,

@@ -57,23 +57,48 @@ def complete(
   if sampling.num_beams > 1:
     return [_cut(tokenizer.decode(row), stop)[0] for row in generate(model, prompts, sampling, key)]
   generator = Generator(model, sampling)
-  rows: list[list[int]] = [[] for _ in prompts]
-  texts = ["" for _ in prompts]
+  texts = [Growing(tokenizer, sampling, stop) for _ in prompts]
   for chunk in generator.stream(prompts, key, chunk=_CHUNK):
     for row, tokens in enumerate(chunk):
-      rows[row] = up_to_end([*rows[row], *(int(token) for token in tokens)], sampling)
-      text, is_cut = _cut(tokenizer.decode(rows[row]), stop)
-      generator.done[row] |= is_cut
-      ended = bool(generator.done[row])
-      shown = text if ended else text[: len(text) - _held_back(text, stop)]
-      if on_text is not None and len(shown) > len(texts[row]):
-        on_text(row, shown[len(texts[row]) :])
-      texts[row] = shown if len(shown) > len(texts[row]) else texts[row]
-  finals = [_cut(tokenizer.decode(row), stop)[0] for row in rows]
-  for row, final in enumerate(finals):
-    if on_text is not None and len(final) > len(texts[row]):
-      on_text(row, final[len(texts[row]) :])
-  return finals
+      piece = texts[row].grown(tokens, bool(generator.done[row]))
+      generator.done[row] |= texts[row].ended
+      if on_text is not None and piece:
+        on_text(row, piece)
+  for row, one in enumerate(texts):
+    piece = one.grown((), True)
+    if on_text is not None and piece:
+      on_text(row, piece)
+  return [one.text for one in texts]
+
+
+class Growing:
+  """A text that grows by tokens, and is shown as far as no later token changes it.
+
+  Args:
+    tokenizer: of the tokens.
+    sampling: says which tokens end it.
+    stop: strings before which it ends.
+
+  Attributes:
+    text: what has been shown.
+    tokens: so far, up to the one that ends it.
+    ended: whether a token or a string has ended it.
+  """
+
+  def __init__(self, tokenizer: Tokenizer, sampling: Sampling, stop: Sequence[str] = ()):
+    self._tokenizer, self._sampling, self._stop = tokenizer, sampling, stop
+    self.text, self.tokens, self.ended = "", list[int](), False
+
+  def grown(self, tokens: Sequence[int] | np.ndarray, is_last: bool) -> str:
+    """What more tokens add to what is shown; `is_last`: no others will follow."""
+    if not self.ended:
+      self.tokens = up_to_end([*self.tokens, *(int(token) for token in tokens)], self._sampling)
+    whole, is_cut = _cut(self._tokenizer.decode(self.tokens), self._stop)
+    self.ended = self.ended or is_cut or (bool(self.tokens) and self.tokens[-1] in self._sampling.eos_ids)
+    shown = whole if self.ended or is_last else whole[: len(whole) - _held_back(whole, self._stop)]
+    new = shown[len(self.text) :]
+    self.text = shown if new else self.text
+    return new
 
 
 def prompts_of(loader: EvalLoader, inputs: Tokens, count: int) -> list[tuple[int, EncodedPrompt]]:

@@ -154,6 +154,25 @@ VERBS: dict[str, Verb] = {
     {"other_base": "take the adapter though it was trained on other weights"},
     examples=('generate --model=packaged:smollm2-135m-instruct --chat=yes --prompt="Name three rivers."',),
   ),
+  "serve": Verb(
+    "a language model and adapters for it behind OpenAI's protocol, and a page to chat with two of them",
+    {
+      "model": "a Hugging Face folder, a GGUF file or packaged:NAME",
+      "adapter": "a PEFT adapter folder, or NAME=FOLDER",
+      "name": "of the base in requests; default its folder's",
+      "host": "address to listen at; default 127.0.0.1, this machine alone",
+      "port": "default 8000; 0: a free one",
+      "batch": "answers written at once; default 16",
+      "waiting": "requests that may wait; default 64",
+      "max_tokens": "of an answer; default 1024",
+      "max_prompt": "tokens of a prompt; default as many as the model has positions for",
+      "timeout": "seconds from a request to the end of its answer; default 120",
+    },
+    ("model",),
+    {"other_base": "take adapters though they were trained on other weights"},
+    ("adapter",),
+    examples=("serve --model=packaged:smollm2-135m-instruct --adapter=formal=runs/formal/adapter",),
+  ),
   "runs": Verb(
     "the runs and studies below a folder, with their scores",
     {

@@ -22,6 +22,7 @@ ROOMS = (
     "completion",
     "predicting",
     "new_examples",
+    "serve",
     "__main__",
     "data.__main__",
     "compare.__main__",

@@ -26,7 +26,7 @@ from peftjax.models.concrete import check_ids
 from peftjax.models.family import CAUSAL_LM, SEQ2SEQ_LM, SPEECH_RECOGNITION
 from peftjax.models.kv_cache import grow
 from peftjax.models.layers import CACHE
-from peftjax.models.sampling import Sampling, choose, processed, with_token
+from peftjax.models.sampling import Draws, Sampling, choose, choose_each, processed, with_token
 
 if TYPE_CHECKING:
   from peftjax.model import Model
@@ -37,7 +37,7 @@ Read = Mapping[str, jax.Array]
 State = dict[str, Any]
 """Between steps: "cache"; "logits" f32[B, V] of the next token; "tokens" int32[B, N]; "count" of them that are there;
 "done" bool[B]; "seen" bool[B, V] and "history" int32[B, P] as `processed` takes them; "key"; "chosen": each row's
-adapter, where the model holds several."""
+adapter, where the model holds several; "draws": how each row chooses, where rows differ in it."""
 
 _LENGTH_STEP = 32  # prompts are padded, and tokens made room for, in steps of this, so that few programs are compiled
 
@@ -142,7 +142,7 @@ class Generator:
     while count < most and not self.done.all():
       state["done"] = jnp.asarray(self.done)
       limit = min(count + chunk, most)
-      state = _advance(self._program, self._params, state, limit)
+      state = self.advance(state, limit)
       reached = int(state["count"])
       tokens = np.asarray(state["tokens"])[:, count:reached]
       self.done = np.array(state["done"])
@@ -155,8 +155,13 @@ class Generator:
     key: jax.Array | None = None,
     adapter_ids: Sequence[int] | None = None,
     encoder_inputs: Read | None = None,
+    draws: Draws | None = None,
   ) -> State:
-    """The state after the pass over the prompts, with room for all tokens to come."""
+    """The state after the pass over the prompts, with room for all tokens to come.
+
+    Args:
+      draws: how each row chooses, in place of what the sampling says of all.
+    """
     inputs, room = self._inputs(prompts, encoder_inputs)
     rows = len(prompts)
     chosen = self._chosen(adapter_ids, rows)
@@ -171,7 +176,12 @@ class Generator:
       "seen": self._seen(inputs, logits.shape[-1]),
       "history": self._history(inputs),
       "key": jax.random.key(0) if key is None else key,
+      "draws": draws,
     }
+
+  def advance(self, state: State, limit: int) -> State:
+    """The state with `limit` tokens in all, or until all rows are done; the one given is no longer to be used."""
+    return _advance(self._program, self._params, state, limit)
 
   def search(
     self,
@@ -286,7 +296,10 @@ def _advance(program: _Program, params: Any, state: State, limit: int) -> State:
 
     def one(state: State) -> State:
       scores = processed(state["logits"], state["seen"], state["history"], state["count"], sampling)
-      token = choose(jax.random.fold_in(state["key"], state["count"]), scores, sampling)
+      if state["draws"] is None:
+        token = choose(jax.random.fold_in(state["key"], state["count"]), scores, sampling)
+      else:
+        token = choose_each(state["draws"], scores, state["count"])
       token = jnp.where(state["done"], sampling.pad_id, token)
       logits, cache = program.apply(whole, {CACHE: state["cache"]}, "step", input_ids=token[:, None])
       seen, history = with_token(state["seen"], state["history"], token, state["count"], sampling)
@@ -300,6 +313,7 @@ def _advance(program: _Program, params: Any, state: State, limit: int) -> State:
         "history": history,
         "key": state["key"],
         "chosen": state["chosen"],
+        "draws": state["draws"],
       }
 
     return jax.lax.while_loop(is_going, one, state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -144,12 +145,45 @@ def narrowed(logits_BxV: jax.Array, sampling: Sampling) -> jax.Array:
     least = jax.lax.top_k(logits, sampling.top_k)[0][:, -1:]
     logits = jnp.where(logits < least, -jnp.inf, logits)
   if sampling.top_p < 1.0:
-    ordered = jnp.sort(logits, axis=-1)[:, ::-1]
-    share = jax.nn.softmax(ordered, axis=-1)
-    is_kept = jnp.cumsum(share, axis=-1) - share < sampling.top_p  # the first is always kept
-    least = jnp.min(jnp.where(is_kept, ordered, jnp.inf), axis=-1, keepdims=True)
-    logits = jnp.where(logits < least, -jnp.inf, logits)
+    logits = _kept(logits, sampling.top_p)
   return logits
+
+
+class Draws(NamedTuple):
+  """How each row of a batch chooses, where rows differ in it.
+
+  Attributes:
+    temperature: f32[B]; 0: always the likeliest token.
+    top_p: f32[B], as of `Sampling`.
+    seed: uint32[B]; what a row draws depends on it and on the row's own logits, not on its place.
+  """
+
+  temperature: jax.Array
+  top_p: jax.Array
+  seed: jax.Array
+
+
+def choose_each(draws: Draws, logits_BxV: jax.Array, count: jax.Array) -> jax.Array:
+  """int32[B]: the next token of each row, its own way; `count` is how many tokens its answer has."""
+  logits = logits_BxV.astype(jnp.float32)
+  likeliest = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+  def one(row: jax.Array, temperature: jax.Array, top_p: jax.Array, seed: jax.Array) -> jax.Array:
+    row = row / jnp.where(temperature > 0, temperature, 1.0)
+    return jax.random.categorical(jax.random.fold_in(jax.random.key(seed), count), _kept(row, top_p))
+
+  drawn = lambda: jax.vmap(one)(logits, *draws).astype(jnp.int32)  # noqa: E731
+  any_draws = jax.lax.cond((draws.temperature > 0).any(), drawn, lambda: likeliest)
+  return jnp.where(draws.temperature > 0, any_draws, likeliest)
+
+
+def _kept(logits: jax.Array, top_p: jax.Array | float) -> jax.Array:
+  """[..., V]: -inf for the tokens that top-p (arXiv 1904.09751) leaves out."""
+  ordered = jnp.sort(logits, axis=-1)[..., ::-1]
+  share = jax.nn.softmax(ordered, axis=-1)
+  is_kept = jnp.cumsum(share, axis=-1) - share < top_p  # the first is always kept
+  least = jnp.min(jnp.where(is_kept, ordered, jnp.inf), axis=-1, keepdims=True)
+  return jnp.where(logits < least, -jnp.inf, logits)
 
 
 def choose(key: jax.Array, logits_BxV: jax.Array, sampling: Sampling) -> jax.Array:
