@@ -67,8 +67,9 @@ def predict(
     config, _, model = finished.load_model(workdir, trust, checkpoint)
     use_cache(str(cache_folder("compiled")))
     header = _header(Path(workdir))
-    task = tasks.from_config(header.task, config.task, header)
-    folder = None if assemble.is_own(config.model.path) else inputs_folder(folder_of(config.model.path))
+    path = config.model.path
+    folder = None if assemble.is_own(path) else inputs_folder(folder_of(path))
+    task = tasks.from_config(header.task, config.task, header).of_model(folder)
     inputs = data_lib.make_input(config, header, task, folder)
     inputs.check(model)
     examples = [example_of(row, where, header, config.data) for row, where in rows]

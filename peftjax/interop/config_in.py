@@ -175,7 +175,7 @@ def _no_target(config: Config, names: Iterable[str]) -> str:
 
 def _saved_of(config: Config, model: Model, modules: Mapping[str, str]) -> tuple[str, ...]:
   """`modules_to_save` without the task's head, which trains anyway, as names of the modules that own the leaves."""
-  owners = {name.rpartition(".")[0] for name in base_names(model)}
+  owners = {name.rpartition(".")[0] for name in base_names(model)} - {""}  # a leaf at the root is of no module
   entries = config.get("modules_to_save") or []
   automatic = {name for names in targeting.TASK_HEADS.values() for name in names}
   for entry in entries:

@@ -25,6 +25,7 @@ ATTENTION: dict[str, Patterns] = {
   "mt5": ("q", "v"),
   **dict.fromkeys(_VISION, ("query", "value")),
   "detr": _QV,
+  "wav2vec2": _QV,
   "whisper": _QV,
   **dict.fromkeys(_CLIP, _QV),
   **dict.fromkeys(_LLAMA_LIKE, _QV),
@@ -46,6 +47,7 @@ IA3: dict[str, tuple[str, ...]] = {
   **dict.fromkeys(("gemma", "gemma2", "gemma3_text", "qwen2", "qwen3"), ("q_proj", "v_proj", "down_proj")),
   **dict.fromkeys(_VIT, ("key", "value", "output.dense")),
   **dict.fromkeys((*_CLIP, "detr", "whisper"), ("k_proj", "v_proj", "fc2")),
+  "wav2vec2": ("k_proj", "v_proj", "output_dense"),
   **dict.fromkeys(_DINOV2, ("key", "value", "*.mlp.*[2t]")),  # fc2, or of SwiGLU weights_out
 }
 
@@ -64,6 +66,7 @@ IA3_FEEDFORWARD: dict[str, tuple[str, ...]] = {
   **dict.fromkeys(("llama", "mistral", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3"), ("down_proj",)),
   **dict.fromkeys(_VIT, ("output.dense",)),
   **dict.fromkeys((*_CLIP, "detr", "whisper"), ("fc2",)),
+  "wav2vec2": ("output_dense",),
   **dict.fromkeys(_DINOV2, ("*.mlp.*[2t]",)),
 }
 
@@ -84,7 +87,7 @@ VALUES: dict[str, tuple[str, ...]] = {
   "opt": ("v_proj",),
   **dict.fromkeys(_LLAMA_LIKE, ("v_proj",)),
   **dict.fromkeys(_VISION, ("value",)),
-  **dict.fromkeys((*_CLIP, "detr", "whisper"), ("v_proj",)),
+  **dict.fromkeys((*_CLIP, "detr", "wav2vec2", "whisper"), ("v_proj",)),
 }
 
 # Normalisations that HF PEFT's LN tuning trains; where an architecture is not listed, all of them.

@@ -22,6 +22,7 @@ from peftjax.models import (
   t5,
   unet,
   vit_heads,
+  wav2vec2,
   whisper,
   yolos,
 )
@@ -50,6 +51,7 @@ FAMILIES: dict[str, Family] = {
     *vit_heads.FAMILIES,
     unet.UNET,
     autoencoder.VAE,
+    wav2vec2.WAV2VEC2,
     whisper.WHISPER,
     detr.DETR,
     yolos.YOLOS,

@@ -21,8 +21,10 @@ TASKS: dict[str, str] = {
   "autoencoding": "peftjax.tasks.autoencoding:Autoencoding",
   "causal_lm": "peftjax.tasks.causal_lm:CausalLM",
   "contrastive": "peftjax.tasks.contrastive:Contrastive",
+  "ctc": "peftjax.tasks.ctc:CTC",
   "denoising": "peftjax.tasks.denoising:Denoising",
   "image_classification": "peftjax.tasks.classification:Classification",
+  "image_text_contrastive": "peftjax.tasks.image_text:ImageTextContrastive",
   "masked_lm": "peftjax.tasks.masked_lm:MaskedLM",
   "object_detection": "peftjax.tasks.object_detection:ObjectDetection",
   "question_answering": "peftjax.tasks.question_answering:QuestionAnswering",
@@ -30,6 +32,7 @@ TASKS: dict[str, str] = {
   "speech_recognition": "peftjax.tasks.speech_recognition:SpeechRecognition",
   "text_classification": "peftjax.tasks.classification:Classification",
   "token_classification": "peftjax.tasks.token_classification:TokenClassification",
+  "zero_shot_image_classification": "peftjax.tasks.image_text:ZeroShotClassification",
 }
 
 

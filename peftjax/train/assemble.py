@@ -24,7 +24,7 @@ from peftjax.loading import described, folder_of, from_config, initialise, input
 from peftjax.model import Model
 from peftjax.models import pretrained
 from peftjax.models.components import COMPOSITE
-from peftjax.models.family import CAUSAL_LM, ENCODER, SEQ2SEQ_LM
+from peftjax.models.family import CAUSAL_LM, CTC, ENCODER, SEQ2SEQ_LM, SPEECH_RECOGNITION
 from peftjax.models.layers import Runtime
 from peftjax.models.registry import family_of
 from peftjax.parallel.sharding import layout_of
@@ -320,6 +320,8 @@ def _task_name(config: ConfigDict, header: data_lib.Header, hf_config: Mapping[s
       if kind in offered:
         return kind
     raise UserError(f"{header.name!r} has a source and a target, and {config.model.path!r} writes no text")
+  if header.task == SPEECH_RECOGNITION and CTC in offered and SPEECH_RECOGNITION not in offered:
+    return CTC
   if header.task not in ("", CAUSAL_LM):
     return header.task
   if header.task == CAUSAL_LM and CAUSAL_LM in offered and not config.data.label_column:

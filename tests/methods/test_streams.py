@@ -30,6 +30,8 @@ TINY = {
   "d_kv": 4, "head_dim": 4, "ffn_dim": 16, "rotary_dim": 4, "max_position_embeddings": 32, "n_positions": 32,
   "word_embed_proj_dim": 12, "num_local_experts": 2, "num_experts": 2, "num_experts_per_tok": 1, "pad_token_id": 0,
   "moe_intermediate_size": 16, "num_labels": 3, "type_vocab_size": 2, "query_pre_attn_scalar": 4,
+  "conv_dim": [6, 8], "conv_kernel": [5, 3], "conv_stride": [4, 2], "num_conv_pos_embeddings": 4,
+  "num_conv_pos_embedding_groups": 2,
   "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 3, "decoder_attention_heads": 3,
   "backbone_config": {"model_type": "resnet", "hidden_sizes": [4, 6], "depths": [1, 1], "embedding_size": 4},
 }  # fmt: skip

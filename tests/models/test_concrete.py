@@ -41,6 +41,7 @@ PICTURES = {
   "yolos",
   "UNet2DConditionModel",
   "AutoencoderKL",
+  "wav2vec2",
   "whisper",  # of its decoder's ids see tests/oracles/test_whisper.py
 }  # no input_ids
 LEARNED = {

@@ -6,12 +6,13 @@ import json
 
 import jax
 import numpy as np
+import peft
 import pytest
 import torch
 import transformers
 
 import peftjax
-from peftjax import UserError, methods
+from peftjax import UserError, methods, tasks
 from peftjax.loading import load
 from peftjax.models import writing
 from tests.oracles import vision
@@ -48,25 +49,49 @@ def test_both_towers(pair):
     ours()
 
 
-def test_gradients_of_the_contrastive_loss(pair):
+def test_the_contrastive_loss_and_its_gradients(pair):
+  """Of two pairs and a row that only fills the batch."""
   reference, folder = pair
-  ours = peftjax.load(folder)
-  inputs = {**given(), "input_ids": tokens(2)}
+  ours, task = peftjax.load(folder), tasks.make("image_text_contrastive")
+  inputs = {"input_ids": tokens(2), "pixel_values": vision.pixels()}
+  filled = {name: np.concatenate([value, value[:1]]) for name, value in inputs.items()}
+  batch = {**filled, "weight": np.array([1, 1, 0], np.float32), "index": np.arange(3)}
 
   def loss(params):
-    logits = ours.forward(params, inputs)["logits_per_text"]
-    each = [jax.nn.log_softmax(one)[np.arange(2), np.arange(2)].mean() for one in (logits, logits.T)]
-    return -sum(each) / 2
+    total, weight, _ = task.loss(lambda read: ours.forward(params, read), batch, jax.random.key(0))
+    return total / weight
 
-  found = writing.to_checkpoint(ours.family, jax.jit(jax.grad(loss))(ours.params), ours.stacks)
+  value, gradients = jax.jit(jax.value_and_grad(loss))(ours.params)
+  found = writing.to_checkpoint(ours.family, gradients, ours.stacks)
   reference.zero_grad()
-  reference(**{name: torch.tensor(value) for name, value in inputs.items()}, return_loss=True).loss.backward()
+  theirs = reference(**{name: torch.tensor(value) for name, value in inputs.items()}, return_loss=True).loss
+  theirs.backward()
+  assert_close(value, theirs)
   theirs = {name: one.grad.numpy() for name, one in reference.named_parameters()}
   assert found.keys() == theirs.keys()
   largest = max(np.abs(one).max() for one in theirs.values())
   for name, gradient in found.items():
     atol = 1e-5 * max(np.abs(theirs[name]).max(), 0.05 * largest)
     np.testing.assert_allclose(gradient, theirs[name], rtol=1e-4, atol=atol, err_msg=name)
+
+
+def test_an_adapter_of_peft_on_both_towers_gives_equal_outputs_and_goes_back(pair, tmp_path):
+  def fresh():
+    return transformers.CLIPModel.from_pretrained(pair[1])
+
+  torch.manual_seed(0)
+  lora = peft.LoraConfig(r=3, lora_alpha=5, target_modules=["q_proj", "fc2"], init_lora_weights=False)
+  theirs = peft.get_peft_model(fresh(), lora).eval()
+  theirs.save_pretrained(tmp_path / "theirs")
+  inputs = {name: torch.tensor(value) for name, value in given().items()}
+  with torch.no_grad():
+    expected = theirs(**inputs).logits_per_image
+  ours = peftjax.load(pair[1], tmp_path / "theirs")
+  assert_close(ours(**given())["logits_per_image"], expected)
+  ours.save_adapter(tmp_path / "ours")
+  again = peft.PeftModel.from_pretrained(fresh(), tmp_path / "ours").eval()
+  with torch.no_grad():
+    assert_close(np.asarray(ours(**given())["logits_per_image"]), again(**inputs).logits_per_image)
 
 
 def test_saved_models_load_in_transformers(pair, tmp_path):

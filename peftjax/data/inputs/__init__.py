@@ -20,11 +20,13 @@ INPUTS: dict[str, str] = {
   "audio": "peftjax.data.inputs.audio:Audio",
   "captioned_images": "peftjax.data.inputs.captioned_images:CaptionedImages",
   "boxes": "peftjax.data.inputs.boxes:Boxes",
+  "image_text": "peftjax.data.inputs.image_text:ImageText",
   "images": "peftjax.data.inputs.images:Images",
   "masked_tokens": "peftjax.data.inputs.masked_tokens:MaskedTokens",
   "speech": "peftjax.data.inputs.speech:Speech",
   "text_pairs": "peftjax.data.inputs.text_pairs:TextPairs",
   "tokens": "peftjax.data.inputs.tokens:Tokens",
+  "waveforms": "peftjax.data.inputs.waveforms:Waveforms",
   "windows": "peftjax.data.inputs.windows:Windows",
 }
 

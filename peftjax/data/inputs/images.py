@@ -46,7 +46,7 @@ class Images(Input):
   def __init__(self, config: ConfigDict, header: Header, task: Task, folder: Path | None = None):
     super().__init__(config, header, task, folder)
     for name, (least, most) in _RANGES.items():
-      value = self.options[name]
+      value = self.options.get(name, 0)
       if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
         raise UserError(f"input.{name}={value!r}: expected a number from {least} to {most}")
     if self.mixes and len(header.label_names) < 2:

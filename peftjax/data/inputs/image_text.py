@@ -1,0 +1,130 @@
+"""The input `image_text`: pictures, and beside each the token ids of what is said of it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from peftjax.data.inputs.base import Batch, Random, Shapes
+from peftjax.data.inputs.images import Images
+from peftjax.data.inputs.tokenizing import Tokenizer, load_tokenizer
+from peftjax.data.sources.types import Example, Header
+from peftjax.errors import UserError
+from peftjax.files import read_json
+from peftjax.kinds import value_of, whole
+
+if TYPE_CHECKING:
+  from peftjax.model import Model
+  from peftjax.tasks import Task
+
+_POSITIONS = whole(2, 2**20)
+
+
+class ImageText(Images):
+  """`pixel_values` float32 [3, H, W] of an example's `image`, as `Images` gives them, and `input_ids` and
+  `attention_mask` int32 [L] of its `text`, cut at `data.max_length` tokens or at the model's positions.
+
+  Settings beside those of `Images`, without mixing:
+    caption: of pictures without a text of their own; "{label}" stands for the name of the picture's class.
+  """
+
+  settings = {name: value for name, value in Images.settings.items() if name not in ("mixup", "cutmix")} | {
+    "caption": ""
+  }
+  fills: ClassVar[Any] = {}
+
+  def __init__(self, config: ConfigDict, header: Header, task: Task, folder: Path | None = None):
+    super().__init__(config, header, task, folder)
+    if "text" not in header.fields:
+      check_caption("input.caption", self.options.caption, header)
+
+  @property
+  def mixes(self) -> bool:
+    """Pictures are not mixed: what is said of two is no sentence."""
+    return False
+
+  @functools.cached_property
+  def tokens(self) -> int:
+    """L."""
+    assert self.folder is not None
+    return min(int(self.config.data.max_length), text_positions(self.folder))
+
+  @functools.cached_property
+  def tokenizer(self) -> Tokenizer:
+    """The model's, cut to L."""
+    assert self.folder is not None
+    return load_tokenizer(self.folder, self.tokens)
+
+  def spec(self, rows: int, length: int) -> Shapes:
+    ids = jax.ShapeDtypeStruct((rows, self.tokens), np.dtype(np.int32))
+    return {**super().spec(rows, length), "input_ids": ids, "attention_mask": ids}
+
+  def label_spec(self, rows: int) -> Shapes:
+    return {}
+
+  def encode(self, example: Example, rng: Random) -> Batch:
+    text = example["text"] if "text" in example else captioned(self.options.caption, example, self.header)
+    ids, mask = token_rows(self.tokenizer, [text], self.tokens)
+    return {**super().encode(example, rng), "input_ids": ids[0], "attention_mask": mask[0]}
+
+  def collate(self, encoded: Sequence[Batch], rows: int, length: int) -> Batch:
+    batch = super().collate(encoded, rows, length)
+    batch["attention_mask"][len(encoded) :, 0] = 1  # so that no softmax runs over nothing
+    return batch
+
+  def fingerprint(self) -> str:
+    how = (super().fingerprint(), self.tokens, self.tokenizer.fingerprint())
+    return hashlib.sha256(repr(how).encode()).hexdigest()
+
+  def check(self, model: Model) -> None:
+    super().check(model)
+    if "input_ids" not in model.example_inputs:
+      raise UserError(f"input.name='image_text': {model.architecture} reads no texts")
+    self.tokenizer.check_fits(int(model.config.vocab_size))
+
+
+def text_positions(folder: Path) -> int:
+  """The tokens that the text tower of a model of pictures and texts has positions for."""
+  path = folder / "config.json"
+  stated = (read_json(path).get("text_config") or {}).get("max_position_embeddings", 77)
+  return int(value_of(str(path), "text_config.max_position_embeddings", stated, _POSITIONS))
+
+
+def token_rows(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
+  """(ids, 1 where there is one), int32 [N, length] each, filled up with the padding token."""
+  ids = np.full((len(texts), length), tokenizer.pad_id, np.int32)
+  mask = np.zeros((len(texts), length), np.int32)
+  for row, found in enumerate(tokenizer.encode(list(texts)).ids):
+    ids[row, : len(found)], mask[row, : len(found)] = found, 1
+  return ids, mask
+
+
+def check_caption(field: str, caption: Any, header: Header) -> None:
+  """Raises a `UserError` unless it is a text that stands for every picture of the data."""
+  if not isinstance(caption, str) or not caption:
+    raise UserError(
+      f"{field}={caption!r:.60}: pictures of {header.name} have no texts; set it, such as 'a photo of a {{label}}'"
+    )
+  if "{label}" in caption and not header.label_names:
+    raise UserError(f"{field}={caption!r:.60}: the pictures of {header.name} have no classes")
+
+
+def captioned(caption: str, example: Example, header: Header) -> str:
+  """What a template says of an example."""
+  return with_label(caption, header.label_names[int(example["label"])]) if "{label}" in caption else caption
+
+
+def with_label(caption: str, name: str) -> str:
+  """A template with a class's name.
+
+  >>> with_label("a photo of a {label}", "polar_bear")
+  'a photo of a polar bear'
+  """
+  return caption.replace("{label}", name.replace("_", " "))

@@ -1,0 +1,75 @@
+"""Letters from sound by the command line: what is wrong is said in one line."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from peftjax import cli
+from tests.data.recordings import TONES, encoded, tone
+
+WAV2VEC2 = {
+  "model_type": "wav2vec2", "architectures": ["Wav2Vec2ForCTC"], "vocab_size": 12, "hidden_size": 16,
+  "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24, "conv_dim": [16, 16],
+  "conv_kernel": [64, 4], "conv_stride": [32, 4], "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2,
+  "pad_token_id": 0,
+  "hidden_dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0, "final_dropout": 0.0,
+  "initializer_range": 0.2, "feat_extract_norm": "layer",
+}  # fmt: skip
+VOCAB = {"<pad>": 0, "<unk>": 1, "|": 2, **{letter: 3 + at for at, letter in enumerate("HIGLOWMDE")}}
+TEXTS = {"high": "hi", "low": "low", "middle": "mid"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  root = tmp_path_factory.mktemp("ctc")
+  (root / "model").mkdir()
+  (root / "model" / "config.json").write_text(json.dumps(WAV2VEC2))
+  (root / "model" / "vocab.json").write_text(json.dumps(VOCAB))
+  for split, count in (("train", 8), ("test", 3)):
+    (root / "data" / split).mkdir(parents=True)
+    rows = ["file_name,text"]
+    for name, text in TEXTS.items():
+      for at in range(count):
+        samples = tone(TONES[name], 0.1 + 0.01 * (at % 3), 16_000, seed=at + 100 * len(split))
+        (root / "data" / split / f"{name}{at}.wav").write_bytes(encoded(samples, 16_000))
+        rows.append(f"{name}{at}.wav,{text}")
+    (root / "data" / split / "metadata.csv").write_text("\n".join(rows) + "\n")
+  return root
+
+
+def overrides(folder, *more):
+  return (
+    f"model.path={folder / 'model'}",
+    "model.init=random",
+    f"data.name=folder:{folder / 'data'}",
+    "input.seconds=0.13",
+    "data.max_length=6",
+    "method.name=full",
+    "optim.learning_rate=5e-3",
+    "train.batch_size=12",
+    "train.steps=300",
+    "train.save_every=100",
+    "train.tensorboard=False",
+    "train.final_splits=('test',)",
+    *more,
+  )
+
+
+@pytest.mark.parametrize(
+  ("given", "said"),
+  [
+    (("input.seconds=0.05",), "it lasts 0.1. seconds, and input.seconds=0.05"),
+    (("data.max_length=2",), "its text has 3 letters, and data.max_length=2"),
+    (("input.time_masks=-1",), "expected a whole number from 0 to 100"),
+    (("model.path={other}",), "has no vocab.json"),
+  ],
+)
+def test_what_is_wrong_is_said_in_one_line(folder, tmp_path, capsys, given, said):
+  (tmp_path / "other").mkdir()
+  (tmp_path / "other" / "config.json").write_text(json.dumps(WAV2VEC2))
+  flags = [f"--config.{one.format(other=tmp_path / 'other')}" for one in overrides(folder, *given)]
+  assert cli.main(["train", f"--workdir={tmp_path / 'run'}", *flags]) == 2
+  assert re.search(said, capsys.readouterr().err.strip().splitlines()[-1])
