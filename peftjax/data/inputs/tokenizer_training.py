@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,12 @@ from peftjax.data.sources import Dataset, open_data
 from peftjax.errors import UserError, nearest
 from peftjax.files import read_json
 
-KINDS = ("bpe", "unigram", "wordpiece")
+KINDS = ("bpe", "unigram", "wordpiece", "smiles")
 SPECIAL = ("<pad>", "</s>", "<unk>")  # with the ids 0, 1 and 2, as T5 has them
 BERT = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+
+# Atoms, bonds, rings and branches of a molecule's string (Schwaller et al. 2018, Chem. Sci. 9, 6091, supplement).
+SMILES = r"\[[^\]]+]|Br?|Cl?|N|O|S|P|F|I|b|c|n|o|s|p|\(|\)|\.|=|#|-|\+|\\|\/|:|~|@|\?|>|\*|\$|%[0-9]{2}|[0-9]"
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, kind: str = "bpe") -> tokenizers.Tokenizer:
@@ -32,15 +36,16 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, kind: str = "bpe") ->
 
   Args:
     vocab_size: ids at most, the special ones and the 256 bytes included.
-    kind: "bpe" or "unigram"; "wordpiece", BERT's own, of words in lower case with [CLS] and [SEP] around.
+    kind: "bpe" or "unigram"; "wordpiece", BERT's own, of words in lower case with [CLS] and [SEP] around; "smiles", the
+      atoms and signs of molecules' strings, [CLS] and [SEP] around.
 
   Raises:
     UserError: an unknown kind, or a vocabulary without room for all bytes.
   """
   if kind not in KINDS:
     raise UserError(f"--kind={kind}; {nearest(kind, KINDS)}")
-  if kind == "wordpiece":
-    return _word_pieces(texts, vocab_size)
+  if kind in ("wordpiece", "smiles"):
+    return _with_ends(_word_pieces if kind == "wordpiece" else _atoms, texts, vocab_size)
   alphabet = pre_tokenizers.ByteLevel.alphabet()
   if vocab_size < len(alphabet) + len(SPECIAL):
     raise UserError(f"--vocab_size={vocab_size}: the bytes and special tokens alone are {len(alphabet) + len(SPECIAL)}")
@@ -65,19 +70,45 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, kind: str = "bpe") ->
   return fast
 
 
-def _word_pieces(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
+def _with_ends(
+  train: Callable[[Iterable[str], int], tokenizers.Tokenizer], texts: Iterable[str], vocab_size: int
+) -> tokenizers.Tokenizer:
+  """A tokenizer with BERT's special tokens and ends."""
   if vocab_size <= len(BERT):
     raise UserError(f"--vocab_size={vocab_size}: there are {len(BERT)} special tokens alone")
+  fast = train(texts, vocab_size)
+  ends = [(token, fast.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+  single = "[CLS] $A [SEP]"
+  fast.post_processor = processors.TemplateProcessing(single=single, pair=f"{single} $B:1 [SEP]:1", special_tokens=ends)
+  return fast
+
+
+def _word_pieces(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
   fast = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
   fast.normalizer = normalizers.BertNormalizer(lowercase=True)
   fast.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
   fast.decoder = decoders.WordPiece()
   trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=list(BERT.values()), show_progress=False)
   fast.train_from_iterator(texts, trainer)
-  ends = [(token, fast.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
-  single = "[CLS] $A [SEP]"
-  fast.post_processor = processors.TemplateProcessing(single=single, pair=f"{single} $B:1 [SEP]:1", special_tokens=ends)
   return fast
+
+
+def _atoms(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
+  fast = tokenizers.Tokenizer(models.WordLevel(unk_token="[UNK]"))
+  fast.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(SMILES), "isolated")
+  fast.decoder = decoders.Fuse()
+  trainer = trainers.WordLevelTrainer(vocab_size=vocab_size, special_tokens=list(BERT.values()), show_progress=False)
+  fast.train_from_iterator(texts, trainer)
+  return fast
+
+
+def smiles_tokens(string: str) -> list[str]:
+  """The tokens of a molecule's string, as a tokenizer of the kind "smiles" divides it.
+
+  >>> smiles_tokens("C[C@H](Cl)c1ccc[nH]1")
+  ['C', '[C@H]', '(', 'Cl', ')', 'c', '1', 'c', 'c', 'c', '[nH]', '1']
+  """
+  return re.findall(SMILES, string)
 
 
 def texts_of(datasets: Sequence[Dataset], examples: int = 0) -> Iterator[str]:
@@ -104,8 +135,11 @@ def write_folder(out: str | Path, fast: tokenizers.Tokenizer, like: str | Path) 
   config = {**read_json(Path(like)), "vocab_size": fast.get_vocab_size(with_added_tokens=True)}
   settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
   settings |= dict(zip(("pad_token", "eos_token", "unk_token"), SPECIAL))
-  if fast.token_to_id("[MASK]") is not None:
+  if isinstance(fast.model, models.WordPiece):
     settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, **BERT}
+  elif isinstance(fast.model, models.WordLevel):
+    settings |= BERT
+    del settings["eos_token"]
   names = ("config.json", "tokenizer_config.json", "tokenizer.json")
   with outputs.written(out, names, "tokenizer") as folder:
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -20,6 +20,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
+from peftjax.data.packages import sha256
 from peftjax.data.sources.files import SHARES, SPLIT_FILES, find_files
 from peftjax.data.sources.media import IMAGES, check_inside, named_file, read
 from peftjax.data.sources.splits import hashed_split
@@ -45,6 +46,8 @@ _BESIDE = (
   "../images/{split}2017",
 )
 MOST_PIXELS = 2**24  # of a side
+MOST_BYTES = 2**32  # of a file; COCO's own for training has 448 MB
+_UNREAD = ("segmentation", "keypoints", "caption")  # most of what such a file holds
 _ROUNDED = 1.0  # pixels by which a box may lie outside: corners are rounded somewhere on the way
 
 
@@ -85,7 +88,7 @@ def open_coco(path: str, named: Named) -> Dataset:
       an image that the file does not list; categories that differ between splits.
   """
   files = _files(path)
-  contents = {part: read_json(file) for part, file in files.items()}
+  contents = {part: read_json(file, MOST_BYTES, _UNREAD) for part, file in files.items()}
   names = _categories(contents[next(iter(contents))], next(iter(files.values())))
   roots = {part: _root(part, files[part], contents[part], named.image_root) for part in files}
   scenes: dict[str, Sequence[Scene]] = {}
@@ -95,7 +98,7 @@ def open_coco(path: str, named: Named) -> Dataset:
       hint = f"{other!r}: {nearest(other, names.values())}" if other else "in other numbers or order"
       raise UserError(f"{files[part]}: its categories are not those of {next(iter(files.values()))}; {hint}")
     scenes[part] = list(_scenes(content, files[part], roots[part], names))
-  identity = {part: hashlib.sha256(file.read_bytes()).hexdigest() for part, file in files.items()}
+  identity = {part: sha256(file) for part, file in files.items()}
   if "" in scenes:
     roots = dict.fromkeys(SHARES, roots[""])
     scenes = _divided(files[""], scenes[""])

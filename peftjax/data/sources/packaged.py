@@ -34,6 +34,7 @@ PACKAGED = {
   "cmudict": ("cmudict", "words"),
   "cmudict_names": ("cmudict", "names"),
   "interface_pt": ("interface_pt", None),
+  "molecules": ("molecules", None),
   "self_instruct": ("instructions", "self_instruct"),
   "gsm8k": ("instructions", "gsm8k"),
   "sign_digits": ("sign_digits", None),

@@ -13,7 +13,7 @@ from peftjax import config as configs
 from peftjax.data import Form, form_of, load_tokenizer
 from peftjax.data.inputs.chat import ChatTemplate
 from peftjax.data.inputs.language import CausalCollate, Seq2SeqCollate
-from peftjax.data.inputs.tokenizer_training import main, train_tokenizer
+from peftjax.data.inputs.tokenizer_training import main, smiles_tokens, train_tokenizer, write_folder
 from peftjax.data.inputs.tokenizing import IGNORED
 from peftjax.errors import UserError
 from tests.data.language_folders import LLAMA, language_folder, reversal_data, reversals
@@ -144,6 +144,20 @@ def test_the_command_writes_a_folder_to_start_from(tmp_path, capsys, monkeypatch
   assert "did you mean 'bpe'" in capsys.readouterr().err
   with pytest.raises(UserError, match="the bytes and special tokens alone are 259"):
     train_tokenizer([row["source"] for row in reversals(3)], 100)
+
+
+def test_a_tokenizer_of_molecules_has_their_atoms_and_is_read_alike_by_transformers(tmp_path):
+  strings = ["C[C@H](Cl)c1ccc[nH]1", "O=C(O)/C=C/Br", "C1CC%12CC1C%12"]
+  (tmp_path / "like.json").write_text(json.dumps({"model_type": "bert"}))
+  write_folder(tmp_path / "model", train_tokenizer(strings, 64, "smiles"), tmp_path / "like.json")
+  ours, theirs = load_tokenizer(tmp_path / "model"), transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+  for text in (*strings, "CC[Zn]"):
+    ids = ours.encode([text]).ids[0].tolist()
+    assert ids == theirs(text)["input_ids"]
+    known = [ours.token_of(one) for one in ids[1:-1]]
+    assert known == ([*smiles_tokens(text)] if "Zn" not in text else ["C", "C", "[UNK]"])
+  assert theirs.mask_token_id == ours.mask_id and theirs.pad_token_id == ours.pad_id
+  assert theirs.decode(theirs(strings[0])["input_ids"], skip_special_tokens=True) == strings[0]
 
 
 def test_a_damaged_template_is_no_missing_one(tmp_path):

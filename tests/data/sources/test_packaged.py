@@ -6,12 +6,14 @@ import gettext
 import io
 import itertools
 import struct
+import sys
 
 import numpy as np
 import pytest
 
 from peftjax.data import open_data
 from peftjax.data.builders.interface_pt import interface_pt_dataset_builder
+from peftjax.data.builders.molecules import molecules_dataset_builder
 from peftjax.data.inputs import sound
 from peftjax.data.inputs.pictures import decode
 from peftjax.data.sources.packaged import PACKAGED, prepared_builder
@@ -40,6 +42,7 @@ SIZES = {
   "spoken_digits": (320, 80, 200),
   "spoken_digits_unheard": (160, 40, 100),
   "ljspeech_samples": (4, 1, 3),
+  "molecules": (11070, 1441, 1454),
 }
 
 
@@ -140,6 +143,23 @@ def test_a_compiled_catalogue_is_read_as_gettext_reads_it(tmp_path):
   assert ours == {"Save": "Salvar", "%d page": "%d página", "%d pages": "%d páginas"}
   assert theirs.pgettext("menu", "Save") == ours["Save"]
   assert theirs.ngettext("%d page", "%d pages", 1) == ours["%d page"]
+
+
+def test_molecules_have_the_properties_that_rdkit_s_guide_prints(monkeypatch):
+  """TPSA and logP of benzoic acid, from its Getting Started, "Descriptor Calculation"."""
+  found = molecules_dataset_builder.properties("c1ccccc1C(=O)O")
+  assert (found["tpsa"], round(found["logp"], 4)) == (37.3, 1.3848)
+  with pytest.raises(UserError, match="RDKit reads no molecule in 'c1ccccc'"):
+    molecules_dataset_builder.properties("c1ccccc")
+  data = open_data("packaged:molecules", label_column="logp")
+  assert (data.task, data.label_names, data.label_kind) == ("text_classification", (), "number")
+  assert open_data("packaged:molecules").fields == ("text",)
+  example = data.split("test")[5]
+  assert example["label"] == pytest.approx(molecules_dataset_builder.properties(example["text"])["logp"], rel=1e-6)
+  assert all(max(map(ord, data.split("test")[at]["text"])) < 128 for at in range(50))
+  monkeypatch.setitem(sys.modules, "rdkit", None)
+  with pytest.raises(UserError, match=r"pip install 'peftjax\[molecules\]'"):
+    molecules_dataset_builder.properties("C")
 
 
 def test_two_preparations_give_the_same_rows_in_the_same_order(tmp_path, monkeypatch):
