@@ -141,6 +141,7 @@ def search_row(config: ConfigDict, workdir: Path, row: str, trainer: Trainer, si
     base.train.save_every, base.train.eval_every, base.train.tensorboard = 0, 0, False
     base.train.update({"best": "", "patience": 0, "min_delta": 0.0, "result": "last", "writers": ()})
     base.train.eval_first, base.data.shifted, base.data.retained = False, (), ""
+    base.train.evaluators = ()  # the task's own give its main metric
   centre = base.optim.learning_rate or METHODS[base.method.name].learning_rate
   folder = workdir / "search" / row / (f"n={size}" if size else "")
   found = rates.find(

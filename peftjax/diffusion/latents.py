@@ -79,9 +79,13 @@ class Latents:
     if not self.encoded:
       return pixels
     found = jax.lax.stop_gradient(forward({"vae": {"x": pixels}})["vae"])
-    latents = found["mean"].astype(jnp.float32)
+    return self.drawn(found["mean"], found["logvar"], key)
+
+  def drawn(self, mean: jax.Array, logvar: jax.Array, key: jax.Array | None) -> jax.Array:
+    """float32 [N, C, h, w] of what the autoencoder gave, as `encode`."""
+    latents = mean.astype(jnp.float32)
     if key is not None:
-      spread = jnp.exp(0.5 * found["logvar"].astype(jnp.float32))
+      spread = jnp.exp(0.5 * logvar.astype(jnp.float32))
       latents = latents + spread * jax.random.normal(key, latents.shape, jnp.float32)
     return latents * self.scale
 

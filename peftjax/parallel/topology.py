@@ -24,7 +24,8 @@ LIMITS = {
 
 
 def topology_devices(name: str) -> list[Any]:
-  """The devices of a slice such as "v5e:4x4" or "v5p:8x8x4"; they compile programs and run none.
+  """The devices of a slice such as "v5e:4x4" or "v5p:8x8x4", or of one chip, "v5e:1x1"; they compile programs and run
+  none.
 
   Raises:
     UserError: `libtpu` is not installed, or knows no such slice.
@@ -36,8 +37,10 @@ def topology_devices(name: str) -> list[Any]:
     os.environ.setdefault(variable, value)
   from jax.experimental import topologies
 
+  # A slice is made of whole hosts, which have four chips or eight unless they are said to have one.
+  one_chip = {"chips_per_host_bounds": (1, 1, 1)} if set(name.partition(":")[2].split("x")) == {"1"} else {}
   try:
-    return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+    return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **one_chip).devices)
   except Exception as error:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     raise UserError(

@@ -94,6 +94,18 @@ class Task(Protocol):
     """
     raise NotImplementedError
 
+  def encode(self, forward: Forward, name: str, raw: jax.Array) -> Arrays:
+    """What a frozen part of the model gives of some examples, to be kept in place of what it reads; traceable.
+
+    Args:
+      name: of what is kept, as `input.cache` has it.
+      raw: what is encoded, its first axis the example.
+
+    Raises:
+      UserError: the task keeps nothing.
+    """
+    raise UserError(f"input.cache: task {self.name!r} trains what would be kept of {name}")
+
   def predict(self, forward: Forward, batch: Batch) -> Arrays:
     """Arrays whose first axis is the example, with "loss" and "weight" among them; what is drawn for an example must
     follow from its `index`, so that evaluations repeat."""

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from peftjax.data.inputs.encoded_images import LOGVAR, MEAN, STATES
 from peftjax.data.sources.pictures import PRIOR
 from peftjax.data.sources.types import Header
 from peftjax.diffusion.latents import Latents
@@ -88,24 +89,33 @@ class Denoising(Task):
 
   def inputs(self, batch: Batch) -> dict[str, Any]:
     """Of one pass of the denoiser at the first timestep, with latents of nothing and the text as it is read."""
-    rows, factor = len(batch["pixel_values"]), self.latents.factor
-    side = batch["pixel_values"].shape[-1] // factor
+    rows = len(batch["weight"])
+    side = batch[MEAN].shape[-1] if MEAN in batch else batch["pixel_values"].shape[-1] // self.latents.factor
+    length = (batch[STATES] if STATES in batch else batch["input_ids"]).shape[1]
     return {
-      "text_encoder": {"input_ids": batch["input_ids"]},
+      "text_encoder": {"input_ids": batch.get("input_ids", np.zeros((rows, length), np.int32))},
       "unet": {
         "sample": jnp.zeros((rows, self.latents.channels, side, side)),
         "timestep": jnp.zeros(rows, jnp.int32),
-        "encoder_hidden_states": jnp.zeros((rows, batch["input_ids"].shape[1], self.latents.width)),
+        "encoder_hidden_states": jnp.zeros((rows, length, self.latents.width)),
       },
     }
 
   def loss(self, forward: Forward, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, Arrays]:
-    has_priors = f"{PRIOR}pixel_values" in batch
-    pixels, ids = (self._beside(batch, name, has_priors) for name in ("pixel_values", "input_ids"))
+    has_priors = any(name.startswith(PRIOR) for name in batch)
     first, second = jax.random.split(key)
-    latents = self.latents.encode(forward, pixels, first if self.sampled else None)
+    drawn_by = first if self.sampled else None
+    if MEAN in batch:
+      mean, logvar = (self._beside(batch, name, has_priors) for name in (MEAN, LOGVAR))
+      latents = self.latents.drawn(mean, logvar, drawn_by)
+    else:
+      latents = self.latents.encode(forward, self._beside(batch, "pixel_values", has_priors), drawn_by)
+    if STATES in batch:
+      states = self._beside(batch, STATES, has_priors)
+    else:
+      states = self._states(forward, self._beside(batch, "input_ids", has_priors))
     timesteps, noise = self.draw(second, latents)
-    losses = self._losses(forward, latents, ids, timesteps, noise)
+    losses = self._errors(forward, latents, states, timesteps, noise)
     if self.min_snr_gamma:
       losses = losses * self.noise.min_snr_weights(timesteps, self.min_snr_gamma)
     weights = batch["weight"]
@@ -129,16 +139,21 @@ class Denoising(Task):
       return own
     return jnp.stack([own, batch[f"{PRIOR}{name}"]], axis=1).reshape(-1, *own.shape[1:])
 
-  def _losses(
-    self, forward: Forward, latents: jax.Array, ids: jax.Array, timesteps: jax.Array, noise: jax.Array
-  ) -> jax.Array:
-    """[N] float32: mean squared errors."""
-    states = forward({"text_encoder": {"input_ids": ids}})["text_encoder"]["last_hidden_state"]
-    return self._errors(forward, latents, states, timesteps, noise)
+  def encode(self, forward: Forward, name: str, raw: jax.Array) -> Arrays:
+    if name == "text":
+      return {STATES: self._states(forward, raw).astype(jnp.float32)}
+    found: Any = forward({"vae": {"x": raw}})["vae"]
+    return {MEAN: found["mean"].astype(jnp.float32), LOGVAR: found["logvar"].astype(jnp.float32)}
+
+  def _states(self, forward: Forward, ids: jax.Array) -> jax.Array:
+    """[N, L, D] of the text encoder."""
+    found: Any = forward({"text_encoder": {"input_ids": ids}})["text_encoder"]
+    return found["last_hidden_state"]
 
   def _errors(
     self, forward: Forward, latents: jax.Array, states: jax.Array, timesteps: jax.Array, noise: jax.Array
   ) -> jax.Array:
+    """[N] float32: mean squared errors."""
     noisy = self.noise.add(latents, noise, timesteps)
     given = {"sample": noisy, "timestep": timesteps, "encoder_hidden_states": states}
     predicted = forward({"unet": given})["unet"]["sample"].astype(jnp.float32)
@@ -148,7 +163,7 @@ class Denoising(Task):
   def predict(self, forward: Forward, batch: Batch) -> Arrays:
     """ "losses" [B, eval_timesteps] float32, and "loss", their mean."""
     latents = self.latents.encode(forward, batch["pixel_values"], None)
-    states = forward({"text_encoder": {"input_ids": batch["input_ids"]}})["text_encoder"]["last_hidden_state"]
+    states = self._states(forward, batch["input_ids"])
 
     def errors(place: jax.Array) -> jax.Array:
       return self._errors(forward, latents, states, *self.draw_fixed(batch["index"], place, latents.shape[1:]))

@@ -74,6 +74,12 @@ def test_a_slice_that_is_not_here(plan, method, most):
   assert found["arguments_by_kind"][largest] < whole[largest] / 3.7
 
 
+def test_one_chip(plan):
+  found = plan("--arguments", "--topology=v5e:1x1")
+  assert (found["devices"], found["device_kind"]) == (1, "TPU v5 lite")
+  assert found["arguments_by_kind"] == plan("--arguments")["arguments_by_kind"]
+
+
 def test_an_unknown_slice(plan):
   assert "--topology=v5e:5x7: expected a generation and a shape, such as v5e:4x4" in plan("--topology=v5e:5x7")
 

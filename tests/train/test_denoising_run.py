@@ -1,4 +1,4 @@
-"""DreamBooth on a tiny pipeline: trained, killed, resumed, sampled along the way; the settings of text hold for it."""
+"""DreamBooth on a tiny pipeline: trained, killed, resumed, sampled along the way; mistakes are one line."""
 
 from __future__ import annotations
 
@@ -10,45 +10,21 @@ import pytest
 from PIL import Image
 
 from peftjax import UserError, cli, masks
-from peftjax import config as config_lib
 from peftjax.train import assemble, finished
 from peftjax.train.loop import make_run, train
 from peftjax.train.rows import read_rows
-from tests.data.pictures import picture
-from tests.oracles import pipelines
+from tests.train import dreambooth
 
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory):
-  """Two pictures of a subject, and three of its class with captions, one of them held out."""
-  folder = tmp_path_factory.mktemp("dreambooth")
-  for kind, seeds in (("dog", (0, 1)), ("dogs/train", (2, 3)), ("dogs/test", (4,))):
-    (folder / kind).mkdir(parents=True)
-    for seed in seeds:
-      picture(31 + seed, 23, seed).save(folder / kind / f"{seed}.png")
-  (folder / "dog" / "LICENSE.md").write_text("free\n")
-  for split, names in (("train", "23"), ("test", "4")):
-    rows = "".join(f"{name}.png,a photo of dog\n" for name in names)
-    (folder / "dogs" / split / "metadata.csv").write_text(f"file_name,text\n{rows}")
-  return folder
+  return dreambooth.write_material(tmp_path_factory.mktemp("dreambooth"))
 
 
 @pytest.fixture
 def config(material, monkeypatch):
   monkeypatch.setenv("PEFTJAX_CACHE", str(material / "cache"))
-  config = config_lib.default()
-  config.model.path = str(pipelines.pipeline(small=True)[1])
-  config.data.name = f"pictures:{material / 'dog'},{material / 'dogs'}"
-  config.data.retained = f"pictures:{material / 'dogs'}"
-  config.task.update({"name": "denoising", "eval_timesteps": 2})
-  config.input.update({"caption": "a photo of sks dog", "caption_dropout": 0.2, "flip": True, "random_crop": True})
-  config.method = {"name": "lora", "rank": 2, "targets": ("unet.*.to_q", "unet.*.to_v", "text_encoder.*.q_proj")}
-  config.train.update({"steps": 6, "batch_size": 2, "eval_batch_size": 2, "save_every": 2, "log_every": 1,
-                       "eval_every": 3, "final_splits": ("train",), "tensorboard": False})  # fmt: skip
-  config.train.evaluators = ("sample",)
-  config.evaluators = {"sample": {"count": 1, "steps": 2, "features": "", "prior_prompts": ("a photo of dog",)}}
-  config.optim.learning_rate = 1e-2
-  return config
+  return dreambooth.config_of(material)
 
 
 SCHEDULER = "scheduler/scheduler_config.json"
@@ -90,29 +66,6 @@ def test_killed_and_resumed_ends_with_the_same_bytes(config, tmp_path):
   assert len(losses) == 2
 
 
-def leaves(config, folder, **more):
-  changed = config.copy_and_resolve_references()
-  changed.train.update({"evaluators": (), "eval_every": 0, "steps": 2, "save_every": 0})
-  for name, value in more.items():
-    section, field = name.split("__")
-    changed[section][field] = value
-  train(changed, folder)
-  model = finished.load_model(folder)[2]
-  return {name: np.asarray(leaf) for name, leaf in masks.flatten(model.params).items() if "lora_" in name}
-
-
-@pytest.mark.slow
-def test_remat_and_bfloat16_train_as_without(config, tmp_path):
-  plain = leaves(config, tmp_path / "plain", model__remat="none", input__caption_dropout=0.0)
-  full = leaves(config, tmp_path / "full", model__remat="full", input__caption_dropout=0.0)
-  for name, leaf in plain.items():
-    np.testing.assert_allclose(full[name], leaf, atol=2e-5)
-  half = leaves(config, tmp_path / "half", model__compute_dtype="bfloat16", input__caption_dropout=0.0)
-  moved = np.concatenate([np.ravel(leaf) for name, leaf in plain.items() if "lora_b" in name])
-  near = np.concatenate([np.ravel(leaf) for name, leaf in half.items() if "lora_b" in name])
-  assert np.corrcoef(moved, near)[0, 1] > 0.9
-
-
 def test_pictures_are_sampled_by_the_command_line(config, material, tmp_path, capsys):
   changed = config.copy_and_resolve_references()
   changed.train.update({"evaluators": (), "eval_every": 0, "steps": 2})
@@ -144,6 +97,7 @@ def test_pictures_are_sampled_by_the_command_line(config, material, tmp_path, ca
 @pytest.mark.parametrize(
   ("change", "message"),
   [
+    (lambda pipe: shutil.rmtree(pipe / "text_encoder"), "lists 'text_encoder', and there is no such folder"),
     (lambda pipe: (pipe / SCHEDULER).unlink(), "has no scheduler/scheduler_config.json"),
     (lambda pipe: _edit(pipe / "unet/config.json", in_channels=5), "in_channels=5 and out_channels=4"),
     (lambda pipe: _edit(pipe / "vae/config.json", latent_channels=3), "latent_channels=3, and unet/config.json has"),

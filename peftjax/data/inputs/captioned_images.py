@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -14,16 +14,20 @@ from PIL import Image
 
 from peftjax.data.inputs import augmenting
 from peftjax.data.inputs.base import Batch, Input, Random, Shapes
+from peftjax.data.inputs.encoded_images import RAW, EncodedImages
 from peftjax.data.inputs.image_processing import MOST_SIDE, Processor
 from peftjax.data.inputs.pictures import decode
 from peftjax.data.inputs.pipeline import Pipeline
 from peftjax.data.sources.pictures import PRIOR
 from peftjax.data.sources.types import Example, Header
-from peftjax.errors import UserError
+from peftjax.errors import UserError, nearest
 
 if TYPE_CHECKING:
   from peftjax.model import Model
   from peftjax.tasks import Task
+
+MOST_CLASS_IMAGES = 100_000
+CACHES = {"latents": ("flip", "random_crop"), "text": ("caption_dropout",)}  # what is kept -> what draws it anew
 
 
 class CaptionedImages(Input):
@@ -39,10 +43,14 @@ class CaptionedImages(Input):
     size: S in pixels; 0: what the denoiser is made for.
     flip: left and right are exchanged in half of the training pictures.
     random_crop: training pictures are cut anywhere, in place of the middle.
+    cache: what frozen encoders give of the training examples once, before the first update, in place of in every one:
+      "latents", "text" (`peftjax.data.inputs.encoded_images`).
+    num_class_images: of the pictures that should stay, those that their folder lacks of so many are sampled before the
+      training (`peftjax.train.class_pictures`).
   """
 
   settings = {"caption": "", "prior_caption": "", "caption_dropout": 0.0, "size": 0, "flip": False,
-              "random_crop": False}  # fmt: skip
+              "random_crop": False, "cache": (), "num_class_images": 0}  # fmt: skip
 
   def __init__(self, config: ConfigDict, header: Header, task: Task, folder: Path | None = None):
     super().__init__(config, header, task, folder)
@@ -51,6 +59,8 @@ class CaptionedImages(Input):
       raise UserError(f"input.caption_dropout={dropout!r}: expected a share of the captions, at least 0 and below 1")
     if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= MOST_SIDE:
       raise UserError(f"input.size={size!r}: expected a whole number of pixels up to {MOST_SIDE}, or 0")
+    self.class_images(self.options.num_class_images)
+    self._check_cache()
     if "image" not in fields:
       held = ", ".join(fields) or "nothing of the kind"
       raise UserError(f"input.name='captioned_images' reads pictures; {header.name} holds {held}")
@@ -63,6 +73,36 @@ class CaptionedImages(Input):
       if "{label}" in given and not header.label_names:
         raise UserError(f"input.{kind}caption={given!r}: the pictures of {header.name} have no classes")
     self.kinds = tuple(kinds)
+
+  @staticmethod
+  def class_images(count: Any) -> int:
+    """`num_class_images`, checked.
+
+    Raises:
+      UserError: it is no number of pictures.
+    """
+    if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= MOST_CLASS_IMAGES:
+      raise UserError(f"input.num_class_images={count!r}: expected a whole number up to {MOST_CLASS_IMAGES:,}")
+    return count
+
+  def _check_cache(self) -> None:
+    cache = self.options.cache
+    if isinstance(cache, str):
+      raise UserError(f"input.cache={cache!r}: expected several, such as ('latents','text')")
+    for name in cache:
+      if name not in CACHES:
+        raise UserError(f"input.cache: no {name!r}; {nearest(str(name), CACHES)}")
+      for drawn in CACHES[name]:
+        if self.options[drawn]:
+          raise UserError(f"input.cache: with input.{drawn}={self.options[drawn]} there is no one value to keep of "
+                          f"{name}; leave one of both out")  # fmt: skip
+
+  def training(self) -> Input:
+    return self._encoded if self.options.cache else self
+
+  @functools.cached_property
+  def _encoded(self) -> EncodedImages:
+    return EncodedImages(self)
 
   @functools.cached_property
   def pipeline(self) -> Pipeline:
@@ -92,13 +132,26 @@ class CaptionedImages(Input):
     batch: Batch = {}
     for kind in self.kinds:
       if f"{kind}image" in example:  # pictures that are evaluated have no others beside them
-        batch[f"{kind}pixel_values"] = self._pixels(example, kind, rng)
-        batch[f"{kind}input_ids"] = self.pipeline.ids([self._caption(example, kind, rng)])[0]
+        batch |= {f"{kind}{array}": self.raw(example, kind, name, rng) for name, array in RAW.items()}
     return batch
+
+  def raw(self, example: Example, kind: str, name: str, rng: Random) -> np.ndarray:
+    """What an encoder reads of an example: pixels [3, S, S] for "latents", ids [L] for "text".
+
+    Args:
+      kind: "" or "prior_".
+    """
+    if name == "latents":
+      return self._pixels(example, kind, rng)
+    return np.asarray(self.pipeline.ids([self._caption(example, kind, rng)])[0])
 
   def _caption(self, example: Example, kind: str, rng: Random) -> str:
     if rng is not None and self.options.caption_dropout and rng.random() < self.options.caption_dropout:
       return ""
+    return self.caption_of(example, kind)
+
+  def caption_of(self, example: Example, kind: str) -> str:
+    """The caption of an example's picture, or with "prior_" of the one beside it."""
     if f"{kind}text" in example:
       return str(example[f"{kind}text"])
     given, names = str(self.options[f"{kind}caption"]), self.header.label_names
