@@ -99,7 +99,7 @@ def example_of(row: Mapping[str, Any], where: str, header: Header, data: ConfigD
     UserError: a field that the task reads is not in the row.
   """
   if not header.fields:  # of a task and an input of the user's own
-    return dict(row)
+    return {name: _array(name, value) for name, value in row.items()}
   example: Example = {"where": row["where"]} if "where" in row else {}
   for field in header.fields:
     if field not in _UNKNOWN and field != "id":
@@ -127,7 +127,18 @@ def _value(field: str, row: Mapping[str, Any], where: str, header: Header, data:
     return held["bytes"]
   if medium is not None and isinstance(held, str):
     return media.read(media.named_file(held, Path(_PLACE.sub("", where)).parent, where, medium))
-  return held
+  return _array(field, held)
+
+
+def _array(field: str, held: Any) -> Any:
+  """A list of numbers, as a table holds an array of a modality of the user's own, as that array."""
+  if field in _USUAL or not isinstance(held, list):
+    return held
+  try:
+    made = np.asarray(held)
+  except ValueError:  # lists of several lengths
+    return held
+  return made if made.dtype.kind in "biuf" else held
 
 
 def _made(field: str, row: Mapping[str, Any], header: Header) -> Any:

@@ -21,10 +21,26 @@ from peftjax.errors import UserError, nearest
 
 @dataclasses.dataclass(frozen=True)
 class _Reading:
-  """A folder that is being read, and the names in its files that are believed."""
+  """A folder that is being read; of the names in its files those that are believed, and folders whose code is."""
 
   folder: Path
   trusted: frozenset[str]
+  roots: tuple[Path, ...] = ()
+
+  def believes(self, name: str) -> bool:
+    """Whether the user vouches for ``module:Name``: by itself, or by the folder that its file stands in."""
+    if name in self.trusted | _named:
+      return True
+    where = name.rpartition(":")[0]
+    if where.endswith(".py"):
+      return any(_is_inside(Path(where).expanduser(), root) for root in self.roots)
+    top = where.partition(".")[0]
+    beside = [root for root in self.roots if (root / f"{top}.py").is_file() or (root / top / "__init__.py").is_file()]
+    if not beside or not top.isidentifier():
+      return False
+    sys.path += [str(root) for root in beside if str(root) not in sys.path]
+    found = importlib.util.find_spec(top)
+    return found is not None and any(_is_inside(Path(str(found.origin)), root) for root in beside)
 
 
 _readings: list[_Reading] = []  # the innermost last
@@ -37,9 +53,18 @@ def only_trusted(folder: str | Path, trusted: Collection[str] = ()) -> Iterator[
 
   Args:
     folder: where the names come from.
-    trusted: the ``module:Name`` that the user names again, and so vouches for.
+    trusted: the ``module:Name`` that the user names again, and so vouches for; or folders, for all that their Python
+      files hold.
+
+  Raises:
+    UserError: one is neither.
   """
-  _readings.append(_Reading(Path(folder).resolve(), frozenset(trusted)))
+  names = frozenset(one for one in trusted if ":" in one)
+  roots = tuple(Path(one).expanduser().resolve() for one in trusted if ":" not in one)
+  for root in roots:
+    if not root.is_dir():
+      raise UserError(f"--trust={root}: expected module:Name, or a folder with Python files")
+  _readings.append(_Reading(Path(folder).resolve(), names, roots))
   try:
     yield
   finally:
@@ -69,10 +94,10 @@ def resolve(field: str, name: str, table: Mapping[str, Any]) -> Any:
   reading = _readings[-1] if _readings else None
   if reading is None:
     _named.add(name)
-  elif name not in reading.trusted | _named:
+  elif not reading.believes(name):
     raise UserError(
       f"{field}: {reading.folder} names {name!r}, which is code that would be run; if it is yours, say so with "
-      f"--trust={name}"
+      f"--trust={name}, or --trust=FOLDER that its file stands in"
     )
   return _attribute(field, name, reading.folder if reading else None)
 

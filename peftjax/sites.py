@@ -129,7 +129,7 @@ class View(Protocol):
     """With its axes in another order."""
 
   def reshaped(self, shape: Sequence[int]) -> View:
-    """In another shape."""
+    """What it shows, read in another shape with the same number of values."""
 
 
 @dataclasses.dataclass(frozen=True)

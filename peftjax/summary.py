@@ -9,6 +9,7 @@ import numpy as np
 
 from peftjax import masks
 from peftjax.methods.base import Method
+from peftjax.quantities import prefixed
 from peftjax.quantize import kind_of, tree_bytes
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ def summary(model: Model) -> str:
       part.groups[groups[path]] = None
   total, trainable = (sum(getattr(one, name) for one in parts.values()) for name in ("parameters", "trainable"))
   share = f"{100 * trainable / total:.3g} %" if total else "0 %"
-  whole = sum(one.bytes for one in parts.values()) / 1e6
-  lines = [f"{model.architecture or 'a model'}: {total:,} parameters, {whole:,.1f} MB; {trainable:,} train ({share})"]
+  whole = prefixed(sum(one.bytes for one in parts.values()), "B")
+  lines = [f"{model.architecture or 'a model'}: {total:,} parameters, {whole}; {trainable:,} train ({share})"]
   for one in model.bound:
     places = sum(len(site.names) for site in one.sites)
     lines.append(f"  {said(one.method)}" + (f" at {places} modules" if places else ""))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-TRUST = {"trust": "module:Name, or several divided by commas: own code that the run names, and that may be imported"}
+TRUST = {
+  "trust": "module:Name, or a folder of Python files, or several divided by commas: own code that the run names, and "
+  "that may be imported"
+}
 SAMPLING_FLAGS = (
   "max_new_tokens",
   "temperature",

@@ -11,13 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from peftjax import cli
+from peftjax import cli, tasks
 from peftjax import config as configs
+from peftjax.data import Header, Input
 from peftjax.train import assemble, finished, loop
 from peftjax.train.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "spectra"
+PULSES = ROOT / "examples" / "pulses" / "pulses.py"
 SHORT = ("train.steps=12", "train.save_every=4", "train.log_every=2", "train.eval_every=6", "train.tensorboard=False")
 
 # Dies as step 7 has been dispatched: the newest checkpoint is that of step 4, and later rows are on disk.
@@ -47,13 +49,41 @@ def config_of(*overrides):
   return configs.load(str(EXAMPLE / "config.py"), (*SHORT, *overrides))
 
 
-def test_the_page_shows_the_files():
+def test_the_page_shows_the_files_of_spectra():
   page = (ROOT / "docs" / "adding_a_modality.md").read_text()
   shown = dict(re.findall(r"```python\n# examples/spectra/(\w+)\.py\n(.*?)```", page, re.DOTALL))
   assert set(shown) == {f"spectra_{part}" for part in ("source", "input", "task", "evaluator")}
   for name, code in shown.items():
     whole = (EXAMPLE / f"{name}.py").read_text()
     assert whole.endswith(code) and len(whole.splitlines()) < 75, name
+
+
+def test_the_page_shows_the_file_of_pulses_and_what_labels_become():
+  page = (ROOT / "docs" / "adding_a_modality.md").read_text()
+  shown = re.findall(r"```python\n# examples/pulses/pulses\.py\n(.*?)```", page, re.DOTALL)
+  whole = PULSES.read_text()
+  assert len(shown) == 4 and all(code in whole for code in shown)
+  assert len(shown) + 4 == page.count("```python")
+  for kind, expected in (("class", "int32 [B]"), ("classes", "float32 [B, C]"), ("number", "float32 [B]")):
+    fields = Header("own", label_names=() if kind == "number" else ("a", "b"), fields=("x", "label"), label_kind=kind)
+    spec = Input(configs.default(), fields, tasks.make("masked_lm")).label_spec(5)["labels"]
+    sizes = {5: "B", 2: "C"}
+    told = f"{spec.dtype} [{', '.join(sizes[one] for one in spec.shape)}]"
+    assert told == expected and re.search(rf"\| `{kind}` \|[^|]*\| {re.escape(expected)} \|", page), kind
+
+
+def test_pulses_have_several_lengths_a_number_and_a_model_of_their_own(tmp_path, capsys):
+  flags = [f"--config={PULSES}", *(f"--config.{one}" for one in SHORT)]
+  assert cli.main(["train", f"--workdir={tmp_path / 'run'}", "--json", *flags]) == 0
+  summary = json.loads(capsys.readouterr().out)
+  assert {one["shape"] for one in summary["compiled"]} <= {"32x8", "32x16", "32x32"} and len(summary["compiled"]) > 1
+  kinds = {name: one["kind"] for name, one in summary["metrics_spec"].items()}
+  assert kinds == {"loss": "per-example", "off": "ratio", "spearman": "corpus"}
+  rows = [json.loads(line) for line in (tmp_path / "run" / "timing.jsonl").read_text().splitlines()]
+  assert all(row["pulses_per_second"] > 0 for row in rows)
+  batch = next(iter(loop.make_run(configs.load(str(PULSES), SHORT)).loaders.evals["test"]))
+  assert batch["labels"].dtype == "float32" and (batch["charges"][~batch["seen"]] == -1).all()
+  assert (batch["charges"][batch["seen"]] > 0).all() and batch["charges"].shape[1] in (8, 16, 32)
 
 
 def test_every_verb_means_the_same_and_nothing_is_measured(tmp_path):

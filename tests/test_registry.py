@@ -83,6 +83,25 @@ def test_a_folders_files_name_no_code(own, tmp_path, name):
     resolve("method.name", name, {})
 
 
+def test_a_folder_vouches_for_the_files_in_it(own, tmp_path, monkeypatch):
+  """Wherever the command runs; for nothing that is installed, nothing beside it, and nothing where it has no file."""
+  folder, mark = own
+  monkeypatch.chdir(tmp_path)
+  (folder / "tensorboardX.py").write_text("1 / 0\n")
+  (tmp_path / "beside.py").write_text("1 / 0\n")
+  with only_trusted(tmp_path / "run", (str(folder),)):
+    for name in ("tensorboardX:Thing", "beside:Thing", "os:system", f"{tmp_path}/beside.py:Thing"):
+      with pytest.raises(UserError, match="or --trust=FOLDER that its file stands in"):
+        resolve("method.name", name, {})
+    assert not mark.exists()
+    assert resolve("method.name", "own_thing:Thing", {}).name == "thing"
+    assert resolve("method.name", f"{folder}/own_thing.py:Thing", {}).name == "thing"
+  with only_trusted(folder, (str(folder),)), pytest.raises(UserError, match="no code is read from there"):
+    resolve("method.name", "own_thing:Thing", {})
+  with pytest.raises(UserError, match="expected module:Name, or a folder"), only_trusted(tmp_path, ("no_such",)):
+    pass
+
+
 def test_what_the_user_has_named_is_believed_and_only_that(own, tmp_path):
   resolve("method.name", "own_thing:Thing", {})
   with only_trusted(tmp_path / "run"):

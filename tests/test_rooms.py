@@ -68,6 +68,7 @@ ROOMS = (
     "outputs",
     "patterns",
     "placement",
+    "quantities",
     "quantize",
     "registry",
     "stored",

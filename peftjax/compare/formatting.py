@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from peftjax.quantities import prefixed, three
 from peftjax.tasks.metric import Metric
 
 if TYPE_CHECKING:
@@ -83,12 +84,7 @@ def size(count: float | None) -> str:
   >>> size(768), size(589824), size(90_900_000), size(44_500_000_000)
   ('768 B', '590 kB', '90.9 MB', '44.5 GB')
   """
-  if count is None:
-    return NONE
-  for unit_name, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-    if count >= 0.9995 * scale:
-      return f"{_three(count / scale)} {unit_name}"
-  return f"{count:.0f} B"
+  return NONE if count is None else prefixed(count, "B")
 
 
 def short(count: float | None) -> str:
@@ -99,10 +95,7 @@ def short(count: float | None) -> str:
   """
   if count is None:
     return NONE
-  for suffix, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-    if count >= 0.9995 * scale:
-      return _three(count / scale) + suffix
-  return f"{count:.0f}"
+  return prefixed(count, "").replace(" ", "").replace("G", "B")
 
 
 def trimmed(text: str) -> str:
@@ -155,7 +148,7 @@ def seconds(value: float | None) -> str:
   if value is None:
     return NONE
   if value < 1:
-    return f"{_three(1000 * value)} ms"
+    return f"{three(1000 * value)} ms"
   if value < 60:
     return f"{value:.2f} s"
   minutes, rest = divmod(round(value), 60)
@@ -203,7 +196,3 @@ def names(items: Sequence[str]) -> str:
   ('a', 'a, b and c')
   """
   return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1] if items else "none"
-
-
-def _three(value: float) -> str:
-  return f"{value:.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"

@@ -214,11 +214,17 @@ def say(line: str) -> None:
 
 def _check_rows(trials: Sequence[Trial], trainer: Trainer) -> None:
   """Finds a row that cannot be built before hours go into the others."""
-  for trial in {trial.row: trial for trial in reversed(trials)}.values():
+  rows = {trial.row: trial for trial in reversed(trials)}
+  failed: dict[str, str] = {}
+  for row, trial in rows.items():
     try:
       trainer.check(trial.config)
     except UserError as error:
-      raise UserError(f"compare.methods.{trial.row}: {error}") from None
+      failed[row] = str(error)
+  if failed and len(failed) == len(rows) and len(set(failed.values())) == 1:
+    raise UserError(next(iter(failed.values())))  # no row's fault
+  for row, said in failed.items():
+    raise UserError(f"compare.methods.{row}: {said}")
 
 
 def _finished(trials: Sequence[Trial], workdir: Path) -> dict[str, Record]:

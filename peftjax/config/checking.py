@@ -65,6 +65,25 @@ def check_open(name: str, value: Any, depth: int = 0) -> None:
     raise UserError(f"{name}={shortened(value)}: expected a number, a text, True, False, or a tuple or dict of them")
 
 
+def check_own(name: str, value: Any, default: Any, owner: type) -> None:
+  """Raises `UserError` unless a setting that is not in the table is of its default's type; a default that is no number,
+  text, True, False or tuple says none.
+
+  Args:
+    owner: the class whose setting it is. Those of this package say themselves what is wrong, with ranges and choices.
+  """
+  if owner.__module__.startswith("peftjax."):
+    return
+  if isinstance(default, tuple | list):
+    if not isinstance(value, tuple | list):
+      like = f" such as {tuple(default)}" if default else ""
+      raise UserError(f"{name}={shortened(value)}: expected a tuple{like}")
+    if default and isinstance(default[0], bool | int | float | str):
+      check_value(name, value, Field((), "", item=Field(default[0], "")))
+  elif isinstance(default, bool | int | float | str):
+    check_value(name, value, Field(default, ""))
+
+
 def _check_method_field(name: str) -> None:
   field = name.removeprefix("method.")
   meant = ALIASES.get(field, "")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -34,7 +36,8 @@ def open_shifted(data: ConfigDict, dataset: Dataset) -> dict[str, tuple[Dataset,
   """
   found: dict[str, tuple[Dataset, str]] = {}
   for spec, name in zip(data.get("shifted", ()), shifted_names(data)):
-    other = open_as(spec, data)
+    with _called("data.shifted"):
+      other = open_as(spec, data)
     if (other.task, other.label_names) != (dataset.task, dataset.label_names):
       ours, theirs = (", ".join(one.label_names[:4]) or one.task for one in (dataset, other))
       raise UserError(f"data.shifted: {spec} has the labels {theirs}; {dataset.name} has {ours}")
@@ -52,8 +55,21 @@ def open_retained(data: ConfigDict) -> tuple[Dataset, str] | None:
   """
   if not data.get("retained", ""):
     return None
-  dataset = open_data(data.retained)
+  with _called("data.retained"):
+    dataset = open_data(data.retained)
   return dataset, _held_out(dataset, f"data.retained={data.retained}")
+
+
+@contextlib.contextmanager
+def _called(field: str) -> Iterator[None]:
+  """Mistakes in the block are those of another field than `data.name`."""
+  try:
+    yield
+  except UserError as error:
+    said = str(error)
+    raise type(error)(
+      field + (said.removeprefix("data.name") if said.startswith("data.name") else f": {said}")
+    ) from None
 
 
 def _held_out(dataset: Dataset, what: str) -> str:

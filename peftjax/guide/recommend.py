@@ -104,15 +104,17 @@ def recommend(config: ConfigDict) -> dict[str, Any]:
 
 
 def _guide(config: ConfigDict) -> dict[str, Any]:
-  wants, devices = _wants(config), _devices(config)
+  wants, devices, setting = _wants(config), _devices(config), setting_of(config)
   limit, count = _limit(config, devices), config.guide.devices or len(devices)
   steps = math.ceil(wants.examples / config.train.batch_size) if wants.examples else 1
   own = [evidence.own_study(Path(one)) for one in _paths(config.guide.results)]
   ranked, rejected = [], []
   for row, method in _candidates(own):
     try:
-      one = assessed(config, row, method, own)
+      one = assessed(setting, row, method, own)
     except UserError as error:  # such as a default target list that does not know the architecture
+      if method.get("name") == "full" and not config.model.quantize:
+        raise  # which fits every model: the fault is not the method's
       rejected.append({"row": row, "reason": str(error)})
       continue
     reason = _refused(one, wants, limit * count, steps)
@@ -182,11 +184,12 @@ def _candidates(own: Sequence[evidence.OwnStudy]) -> list[tuple[str, dict[str, A
 
 
 def assessed(
-  config: ConfigDict, row: str, method: Mapping[str, Any], own: Sequence[evidence.OwnStudy] = ()
+  setting: assemble.Setting, row: str, method: Mapping[str, Any], own: Sequence[evidence.OwnStudy] = ()
 ) -> Candidate:
-  """A method on the config's model, by shapes, with what is known of it.
+  """A method on a config's model, by shapes, with what is known of it.
 
   Args:
+    setting: see `setting_of`.
     row: its name.
     method: fields of `config.method`.
     own: studies of one's own.
@@ -194,7 +197,8 @@ def assessed(
   Raises:
     UserError: the method does not fit the model.
   """
-  model = _model(config, method)
+  config = _with_method(setting.config, method)
+  model = dataclasses.replace(setting, config=config).model(abstract=True)
   counts = inspection.report(model)
   trainable, frozen = (masks.count(tree) for tree in masks.partition(model.params, model.labels()))
   name = str(method["name"])
@@ -215,7 +219,7 @@ def assessed(
     int(counts["adapter"]),
     trainable.bytes,
     trainable.bytes * (2 + _moments(config)) + frozen.bytes,
-    _step_flops(config, model, trainable.parameters),
+    _step_flops(setting, model, trainable.parameters),
     accuracy,
     forgetting,
     notes=notes,
@@ -227,33 +231,47 @@ def _moments(config: ConfigDict) -> int:
   return MOMENTS.get(config.optim.name, 0) + (config.optim.name == "sgd" and config.optim.momentum > 0)
 
 
-def _model(config: ConfigDict, method: Mapping[str, Any]) -> Model:
+def setting_of(config: ConfigDict) -> assemble.Setting:
+  """What the config means; a bare encoder gets a head for the default data.
+
+  Raises:
+    UserError: as `assemble.setting`.
+  """
+  found = assemble.setting(config)
+  bare = found.task is None and config.task.name == "auto"
+  return assemble.setting(config, trains=True) if bare else found
+
+
+def _with_method(config: ConfigDict, method: Mapping[str, Any]) -> ConfigDict:
   changed = copy.deepcopy(config)
   with changed.unlocked():
     changed.method = ConfigDict(dict(method))
-  found = assemble.setting(changed)
-  if found.task is None and changed.task.name == "auto":  # a bare encoder: with a head for the default data
-    found = assemble.setting(changed, trains=True)
-  return found.model(abstract=True)
+  return changed
 
 
-def _step_flops(config: ConfigDict, model: Model, trainable: int) -> int:
+def _step_flops(setting: assemble.Setting, model: Model, trainable: int) -> int:
   """FLOPs of a step by the usual count: 2 a parameter and token forwards, 2 for its input's gradient, 2 for its own."""
-  tokens, used = config.train.batch_size * _tokens(config, model), multiplied(model)
+  tokens, used = setting.config.train.batch_size * _tokens(setting, model), multiplied(model)
   return int(tokens * (4 * used + 2 * min(trainable, used)))
 
 
-def _tokens(config: ConfigDict, model: Model) -> int:
-  """Of an example: what the guide is told, else the greatest length; of pictures, the most rows of a linear module."""
+def _tokens(setting: assemble.Setting, model: Model) -> int:
+  """Of an example: what the guide is told, else the greatest length of its input; of inputs of one size, the places of
+  its integers, or else the most rows of a linear module."""
+  config = setting.config
   if config.guide.tokens:
     return int(config.guide.tokens)
-  if not any(jnp.issubdtype(one.dtype, jnp.integer) for one in model.example_inputs.values()):
-    seen = [
-      next(iter(site.example.arguments.values())) for site in model.sites if site.kind == "linear" and site.example
-    ]
-    if seen:
-      return max(math.prod(one.shape[1:-1]) for one in seen)
-  return int(config.input.get("max_length", config.data.max_length))
+  if setting.task is None:
+    return int(config.input.get("max_length", config.data.max_length))
+  inputs = setting.inputs()
+  if inputs.buckets:
+    return max(inputs.buckets)
+  integers = [one for name, one in inputs.spec(1, 0).items()
+              if name in model.example_inputs and jnp.issubdtype(one.dtype, jnp.integer)]  # fmt: skip
+  if integers:
+    return max(math.prod(one.shape[1:]) for one in integers)
+  seen = [next(iter(site.example.arguments.values())) for site in model.sites if site.kind == "linear" and site.example]
+  return max((math.prod(one.shape[1:-1]) for one in seen), default=1)
 
 
 def multiplied(model: Model) -> int:
@@ -312,10 +330,7 @@ def _compiled(
     if wanted <= 0:
       kept.append(one)
       continue
-    changed = copy.deepcopy(config)
-    with changed.unlocked():
-      changed.method = ConfigDict(one.method)
-    found = plan.compiled_for(changed, devices)
+    found = plan.compiled_for(_with_method(config, one.method), devices)
     total = found["bytes_per_device"]["total"]
     if total > limit:
       rejected.append(

@@ -23,7 +23,7 @@ class OverExperts(InPlaceOf):
   """A method at sites of any kind; where a site has experts, at each of them apart."""
 
   def acts_by_delta(self, site: Site) -> bool:
-    """The method's."""
+    """Whether the method acts there by `delta` alone, see `Method.acts_by_delta`."""
     return self.method.acts_by_delta(site)
 
   def create(self, key: jax.Array, site: Site, base: Leaves) -> Leaves:

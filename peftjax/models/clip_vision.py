@@ -168,7 +168,7 @@ class ClipForImageClassification(ClipWithHead):
     self.classifier = self.runtime.dense(self.config.num_labels)
 
   def head(self, outputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Logits."""
+    """{"logits": [B, labels]}, of the mean over the patches' last hidden states, without the class embedding."""
     return {"logits": self.classifier(outputs["last_hidden_state"][:, 1:].mean(axis=1))}
 
 

@@ -114,7 +114,7 @@ class _OnDecoder(nn.Module, HasSites):
 
   @property
   def decoder(self) -> Any:
-    """The bare decoder."""
+    """The decoder without its output layer, a submodule."""
     return getattr(self, self.prefix)
 
   @property
@@ -128,7 +128,7 @@ class _OnDecoder(nn.Module, HasSites):
     return getattr(self.config, "position_limit", None)
 
   def default_positions(self, inputs: Mapping[str, Any]) -> jax.Array | None:
-    """The bare decoder's."""
+    """int32 [B, L], or None: see the bare decoder's `default_positions`."""
     return self.decoder.default_positions(inputs)
 
   def from_embeds(

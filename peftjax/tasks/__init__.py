@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from peftjax import config as config_lib
 from peftjax.data.sources.types import Header
+from peftjax.errors import UserError
 from peftjax.registry import resolve
 from peftjax.tasks.base import Forward, Task, check_settings
 from peftjax.tasks.metric import Metric
@@ -43,12 +44,14 @@ def task_class(name: str) -> type[Task]:
     UserError: no such task.
   """
   found: type[Task] = resolve("task.name", name, TASKS)
+  if not isinstance(found, type) or not hasattr(found, "make"):
+    raise UserError(f"task.name={name!r}: expected a class derived from peftjax.tasks.Task")
   return found
 
 
 def check_fields(settings: ConfigDict) -> None:
   """Raises `UserError` for a field of `config.task` that no task without settings of its own has."""
-  check_settings("none", {}, settings, config_lib.default().task)
+  check_settings("none", None, settings, config_lib.default().task)
 
 
 def from_config(name: str, settings: ConfigDict, header: Header) -> Task:
@@ -58,8 +61,25 @@ def from_config(name: str, settings: ConfigDict, header: Header) -> Task:
     UserError: no such task, or a setting or the data does not suit it.
   """
   found = task_class(name)
-  check_settings(name, found.settings, settings, config_lib.default().task)
-  return found.make(ConfigDict({**settings.to_dict(), "name": name}), header)
+  check_settings(name, found, settings, config_lib.default().task)
+  task = found.make(ConfigDict({**settings.to_dict(), "name": name}), header)
+  if name not in TASKS:
+    _check_own(name, task, header)
+  return task
+
+
+def _check_own(name: str, task: Task, header: Header) -> None:
+  lacking = [one for one in ("head", "label_names", "num_labels", "specs", "main_metric") if not hasattr(task, one)]
+  if lacking:
+    raise UserError(f"task.name={name!r}: the task lacks {', '.join(lacking)}; see peftjax.tasks.Task")
+  own = [one for one in type(task).__mro__ if not one.__module__.startswith("peftjax.")]
+  says = any("fields" in vars(one) for one in own)  # what a class of the package reads depends on the input
+  missing = [one for one in task.fields if says and one not in header.fields]
+  if header.name and missing:
+    held = ", ".join(header.fields) or "nothing that its `fields` name"
+    raise UserError(
+      f"task.name={name!r} reads {', '.join(task.fields)}; {header.name!r} holds {held}: no {missing[0]!r}"
+    )
 
 
 def make(name: str, label_names: Sequence[str] = (), label_smoothing: float = 0.0, **settings: Any) -> Task:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from peftjax.config.checking import check_own
 from peftjax.data.sources.types import CAUSAL_LM, OTHER_LABELS, OWN_SHARE, Header, Source
 from peftjax.errors import UserError, nearest
 from peftjax.tasks.metric import Metric
@@ -38,7 +39,8 @@ class Task(Protocol):
     label_names, num_labels: of the head.
     specs: what `metrics` gives, one `Metric` for each.
     main_metric: the metric that stands for the task where one number is wanted.
-    fields: what an example holds that it can be trained on, where no data is there to say (`Header.fields`).
+    fields: what an example holds that it can be trained on (`Header.fields`), where no data is there to say; of a task
+      of the user's own, what the data must hold.
     settings: fields of `config.task` that are the task's own -> their defaults.
     input: the kind of input that it needs (`peftjax.data.inputs.INPUTS`); empty: what reads the data's examples.
     collate: of the input `tokens`, how examples stand in rows (`peftjax.data.inputs.tokens.COLLATES`).
@@ -53,7 +55,7 @@ class Task(Protocol):
   num_labels: int
   specs: tuple[Metric, ...]
   main_metric: str
-  fields: tuple[str, ...]
+  fields: tuple[str, ...] = ()
   settings: ClassVar[Mapping[str, Any]] = {}
   input: str = ""
   collate: str = "text"
@@ -85,6 +87,18 @@ class Task(Protocol):
     """
     del folder
     return self
+
+  def outputs(self, batch: Batch) -> dict[str, tuple[int, ...]]:
+    """The shapes of what `loss` reads of the model's outputs, by name: a model of the user's own is held against them.
+
+    Args:
+      batch: of shapes.
+
+    Returns:
+      Under "" the shape of an output that is one array; {}: nothing is known of them.
+    """
+    del batch
+    return {}
 
   def loss(self, forward: Forward, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, Arrays]:
     """(sum of weighted losses, sum of weights, extra sums): float32 scalars, so that micro-batches add up exactly.
@@ -150,11 +164,15 @@ def own_setting(task: type[Task], settings: Mapping[str, Any], name: str) -> Any
   return settings.get(name, task.settings[name])
 
 
-def check_settings(name: str, own: Mapping[str, Any], settings: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-  """Raises `UserError` for a field of `config.task` that is neither the task's `own` nor in the default config."""
+def check_settings(name: str, task: type[Task] | None, settings: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+  """Raises `UserError` for a field of `config.task` that is neither the task's own nor in the default config, and for
+  one of its own that is of another type than its default."""
+  own = task.settings if task is not None else {}
   for field in settings:
     if field not in known and field not in own:
       raise UserError(f"task.{field}: no such field of task {name}; {nearest(field, [*known, *own])}")
+    if task is not None and field in own:
+      check_own(f"task.{field}", settings[field], own[field], task)
 
 
 def check_data(name: str, header: Header) -> None:

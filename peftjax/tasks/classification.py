@@ -78,6 +78,11 @@ class Classification(Task):
   @classmethod
   def make(cls, settings: ConfigDict, header: Header) -> Classification:
     check_data(settings.name, header)
+    if header.fields and "label" not in header.fields:
+      raise UserError(f"task.name={settings.name!r} needs a 'label'; {header.name!r} holds {', '.join(header.fields)}")
+    if header.label_kind in ("class", "classes") and not header.label_names:
+      raise UserError(f"{header.name!r} has label_kind={header.label_kind!r} and no label_names; name its classes, or "
+                      "say label_kind='number'")  # fmt: skip
     names, weights = header.label_names, own_setting(cls, settings, "class_weights")
     fits = all(isinstance(one, int | float) and 0 <= one < math.inf for one in weights)
     if weights and not (fits and len(weights) == len(names) and any(weights)):
@@ -87,6 +92,9 @@ class Classification(Task):
     if settings.label_smoothing and not names:
       raise UserError(f"task.label_smoothing={settings.label_smoothing}: expected 0 where a number is predicted")
     return cls(settings.name, names, settings.label_smoothing, weights, header.label_kind)
+
+  def outputs(self, batch: Batch) -> dict[str, tuple[int, ...]]:
+    return {"logits": (*batch["weight"].shape, self.num_labels)}
 
   def loss(self, forward: Forward, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, Arrays]:
     logits = forward(model_inputs(batch))["logits"]

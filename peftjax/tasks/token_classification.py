@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from peftjax.data.inputs.base import IGNORED
 from peftjax.data.sources.types import Header, Source
+from peftjax.errors import UserError
 from peftjax.tasks.base import (
   Arrays,
   Batch,
@@ -60,7 +61,12 @@ class TokenClassification(Task):
   @classmethod
   def make(cls, settings: ConfigDict, header: Header) -> TokenClassification:
     check_data(cls.name, header)
+    if header.fields and "tags" not in header.fields:
+      raise UserError(f"task.name={cls.name!r} needs 'tags'; {header.name!r} holds {', '.join(header.fields)}")
     return cls(header.label_names, settings.label_smoothing)
+
+  def outputs(self, batch: Batch) -> dict[str, tuple[int, ...]]:
+    return {"logits": (*batch["labels"].shape, self.num_labels)}
 
   def loss(self, forward: Forward, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, Arrays]:
     losses, weights = self._losses(forward(model_inputs(batch))["logits"], batch, self.label_smoothing)

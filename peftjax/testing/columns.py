@@ -96,7 +96,7 @@ class Subject:
 
   @property
   def name(self) -> str:
-    """The method's."""
+    """The method's name."""
     return self.method.name
 
 

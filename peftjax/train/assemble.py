@@ -30,6 +30,7 @@ from peftjax.models.registry import family_of
 from peftjax.parallel.sharding import layout_of
 from peftjax.quantize_model import Quantization
 from peftjax.registry import resolve
+from peftjax.train import evaluators, fitting
 
 log = logging.getLogger(__name__)
 
@@ -92,10 +93,10 @@ class Setting:
       mesh: of several devices: the base is read straight onto it.
 
     Raises:
-      UserError: as `peftjax.load` and `Model.add` do.
+      UserError: as `peftjax.load` and `Model.add` do; of a model or task of the user's own, as `fitting.check`.
     """
     if self.folder is None:
-      return own_model(self.config, self.task, abstract)
+      return self._fitted(own_model(self.config, self.task, abstract))
     config, section = self.config, self.config.model
     method = methods.build(config.method)
     options: dict[str, Any] = {"runtime": runtime(config), "quantize": quantization(config), "family": section.family}
@@ -125,8 +126,14 @@ class Setting:
       if section.adapter:
         for note in notes_on(hub.local(section.adapter)):
           log.warning("model.adapter: %s", note)
-        return model  # its method is the adapter's
-    return add(model, method, jax.random.fold_in(jax.random.key(config.seed), ADAPTER_KEY))
+        return self._fitted(model)  # its method is the adapter's
+    return self._fitted(add(model, method, jax.random.fold_in(jax.random.key(config.seed), ADAPTER_KEY)))
+
+  def _fitted(self, model: Model) -> Model:
+    """The model, held against the task where one of them is the user's own."""
+    if self.task is not None and (self.folder is None or ":" in self.task.name):
+      fitting.check(model, self.task, self.inputs().training(), self.config)
+    return model
 
 
 def runtime(config: ConfigDict) -> Runtime:
@@ -233,7 +240,8 @@ def setting(config: ConfigDict, dataset: data_lib.Dataset | None = None, trains:
       mistake. Otherwise it means the model as its config.json has it, unless model and data are both the default.
 
   Raises:
-    UserError: a task that there is not, that does not suit the data, or of which the model has no head.
+    UserError: a task, input or evaluator that there is not, that does not suit the data, or whose settings are of
+      another type; a task of which the model has no head.
   """
   check_path(config.model.path)
   own = is_own(config.model.path)
@@ -255,7 +263,10 @@ def setting(config: ConfigDict, dataset: data_lib.Dataset | None = None, trains:
     task = tasks.from_config(name, config.task, header)
     header = dataclasses.replace(header, fields=task.fields)
   task = task.of_model(folder)
-  return Setting(config, folder, hf_config, header, task, _head_of(config, task, hf_config), notes)
+  evaluators.classes(config, task)
+  found = Setting(config, folder, hf_config, header, task, _head_of(config, task, hf_config), notes)
+  found.inputs()  # an input says what of the data it cannot read
+  return found
 
 
 def stored(config: ConfigDict, head: Head) -> Setting:

@@ -16,6 +16,7 @@ from peftjax.errors import UserError
 from peftjax.files import read_json, write_text
 from peftjax.masks import Tree
 from peftjax.parallel.mesh import batch_sharding, replicated
+from peftjax.quantities import prefixed
 from peftjax.train.flops import flops_of
 from peftjax.train.state import TrainState
 from peftjax.train.step import Metrics, TrainStep
@@ -146,7 +147,7 @@ class Costs:
   def add(self, cost: Cost) -> None:
     """Takes the cost of a step that was just compiled."""
     self._say(
-      f"compiled the step for {cost.shape} in {cost.compile_seconds:.1f} s: {cost.flops / 1e9:.1f} GFLOP an update"
+      f"compiled the step for {cost.shape} in {cost.compile_seconds:.1f} s: {prefixed(cost.flops, 'FLOP')} an update"
     )
     self.by_shape[cost.shape] = cost
     if self._writes:

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from peftjax.data.loader import EvalLoader
+from peftjax.errors import UserError
 from peftjax.files import write_bytes
 from peftjax.masks import Tree, combine
 from peftjax.parallel.mesh import put_batch, replicated
@@ -48,8 +49,26 @@ def evaluate(
     computes its metrics from.
   """
   predictions = predicted(predict, trainable, frozen, batches, task, mesh)
-  rows = task.per_example(predictions)
-  return task.metrics(predictions), {"index": predictions["index"], "loss": predictions["loss"]} | rows
+  rows = {"index": predictions["index"], "loss": predictions["loss"]} | task.per_example(predictions)
+  metrics = task.metrics(predictions)
+  _check(task, metrics, rows)
+  return metrics, rows
+
+
+def _check(task: Task, metrics: Mapping[str, float], rows: Mapping[str, np.ndarray]) -> None:
+  """Raises `UserError` if a task gives another thing than its `specs` say."""
+  for one in task.specs:
+    if one.name not in metrics:
+      raise UserError(f"task {task.name}: metrics gives {', '.join(metrics)}; its specs name {one.name!r} too")
+    for needed in (*filter(None, [one.value]), *one.numerator, *one.denominator):
+      if needed not in rows:
+        raise UserError(
+          f"task {task.name}: {one.name!r} follows from the row {needed!r}, and per_example gives {', '.join(rows)}"
+        )
+  count = len(rows["index"])
+  for name, row in rows.items():
+    if not np.shape(row) or len(row) != count:
+      raise UserError(f"task {task.name}: per_example gives {name!r} {list(np.shape(row))} for {count} examples")
 
 
 def predicted(

@@ -13,9 +13,9 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from peftjax import masks, outputs, textual_inversion
+from peftjax import masks, outputs, tasks, textual_inversion
 from peftjax.composite import components
-from peftjax.data.inputs.tokens import padding_id
+from peftjax.data.inputs import INPUTS, input_class, input_name
 from peftjax.data.packages import cache_folder
 from peftjax.errors import UserError, nearest
 from peftjax.files import write_text
@@ -169,12 +169,16 @@ def export(
 
 
 def _as_pipelines_read_it(folder: Path, model: Model) -> Model:
-  """The model with what transformers' pipelines take from config.json: the kind of labels, and the padding token."""
-  problem = folder_lib.read_config(folder)[1].problem_type
-  found: dict[str, Any] = {"problem_type": problem} if problem and model.head else {}
-  if model.hf_config.get("pad_token_id") is None and model.folder is not None and model.head:
-    padding = padding_id(model.folder)
-    found |= {} if padding is None else {"pad_token_id": padding}
+  """The model with what transformers' pipelines take from config.json: the kind of labels, and what its input says."""
+  if not model.head:
+    return model
+  config, known = folder_lib.read_config(folder)
+  found: dict[str, Any] = {"problem_type": known.problem_type} if known.problem_type else {}
+  asked = tasks.task_class(known.task).input if known.task in tasks.TASKS else ""
+  kind = input_name(config, known.fields or ("text",), asked)  # earlier versions read text alone, and wrote no fields
+  if model.folder is not None and kind in INPUTS:
+    said = input_class(kind).exported(model.folder)
+    found |= {name: one for name, one in said.items() if model.hf_config.get(name) is None}
   return dataclasses.replace(model, hf_config={**model.hf_config, **found})
 
 

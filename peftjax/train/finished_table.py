@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from peftjax.train import folder as folder_lib
 
 
 def show(summary: Mapping[str, Any], workdir: str | Path, console: Console) -> None:
@@ -22,7 +24,7 @@ def show(summary: Mapping[str, Any], workdir: str | Path, console: Console) -> N
     "updates": f"{summary['step']:,}" + (f", {1000 * seconds:,.0f} ms each" if seconds else ""),
     "learning rates": rates,
     "best": _best(summary),
-    "training loss": _number(summary["train"].get("loss")),
+    "training loss": _number(summary["train"]["loss"]) if "loss" in summary["train"] else "",
   }
   for name, text in lines.items():
     if text:
@@ -30,7 +32,8 @@ def show(summary: Mapping[str, Any], workdir: str | Path, console: Console) -> N
   if summary["metrics"]:
     show_scores(summary["metrics"], console)
   console.print(
-    f"In {workdir}: summary.json, metrics.jsonl, predictions. Next: peftjax predict --workdir={workdir} --text=..., "
+    f"In {workdir}: summary.json, metrics.jsonl, predictions. Next: peftjax predict --workdir={workdir} "
+    f"{_new_example(folder_lib.read_config(Path(workdir))[1].fields)}, "
     f"peftjax export --workdir={workdir} --format=peft --out=FOLDER",
     highlight=False,
     markup=False,
@@ -50,9 +53,21 @@ def show_scores(metrics: Mapping[str, Mapping[str, float]], console: Console) ->
   names = list(dict.fromkeys(name for values in metrics.values() for name in values))
   table = Table("split", *names, box=None, header_style="bold", pad_edge=False)
   for split, values in metrics.items():
-    table.add_row(split, *(_number(values.get(name)) for name in names))
+    table.add_row(split, *(_number(values[name]) if name in values else "" for name in names))
   console.print(table)
 
 
 def _number(value: Any) -> str:
-  return f"{value:.4f}" if isinstance(value, int | float) and math.isfinite(value) else ""
+  """Files hold null in place of a number that is not finite."""
+  return f"{value:.4f}" if isinstance(value, int | float) and math.isfinite(value) else "not finite"
+
+
+def _new_example(fields: Collection[str]) -> str:
+  """How `predict` is given an example of such fields.
+
+  >>> _new_example(("text", "label")), _new_example(("image", "label")), _new_example(("spectrum", "label"))
+  ('--text=...', '--file=PICTURE', '--file=ROWS.jsonl')
+  """
+  if {"image", "audio"} & set(fields):
+    return "--file=PICTURE" if "image" in fields else "--file=RECORDING"
+  return "--text=..." if {"text", "tokens", "source", "messages"} & set(fields) else "--file=ROWS.jsonl"

@@ -13,6 +13,7 @@ from rich.table import Table
 from peftjax import masks
 from peftjax.buffers import is_parameter
 from peftjax.model import HEAD, Model
+from peftjax.quantities import prefixed
 from peftjax.quantize import kind_of, tree_bytes
 from peftjax.train import assemble
 from peftjax.wrap.table import rows_of
@@ -111,7 +112,7 @@ def show(result: dict[str, Any], console: Console) -> None:
     table.add_row(row["path"], shape, row["dtype"], row["group"], row["pattern"], style=style)
   console.print(table)
   for name, count in result["groups"].items():
-    console.print(f"{name:>12} {count:>16,} {result['bytes'][name] / 1e6:>12,.1f} MB")
+    console.print(f"{name:>12} {count:>16,} {prefixed(result['bytes'][name], 'B'):>12}")
   console.print(
     f"{'trainable':>12} {result['trainable']:>16,} of {result['total']:,} ({result['percent']:.4f} %): "
     f"adapter {result['adapter']:,}, head {result['head']:,}"

@@ -25,6 +25,7 @@ from peftjax.files import write_text
 from peftjax.models.pretrained import reading_once
 from peftjax.parallel.hosts import ending_together
 from peftjax.parallel.mesh import put_batch
+from peftjax.quantities import prefixed
 from peftjax.train import evaluators
 from peftjax.train.checks import check_moved, check_unchanged
 from peftjax.train.compiling import CompiledStep, Cost, use_cache
@@ -155,7 +156,7 @@ def _train(program: Stacked, sessions: Sequence[_Session]) -> list[Summary | Div
 
     # Loop
     def compiled(cost: Cost) -> None:
-      display.say(f"compiled the step for {cost.shape} in {cost.compile_seconds:.1f} s: {cost.flops / 1e9:.1f} GFLOP")
+      display.say(f"compiled the step for {cost.shape} in {cost.compile_seconds:.1f} s: {prefixed(cost.flops, 'FLOP')}")
       for one in sessions:
         one.costs.add(program.cost_of_one(cost))
 

@@ -116,7 +116,7 @@ class Found:
 
   @property
   def shape(self) -> tuple[int, ...]:
-    """Of the site."""
+    """The leaf's shape in one layer or expert, as its use sees it; () where no view of it is used."""
     return () if self.view is None else self.view.shape[len(self.stack) :]
 
 

@@ -61,7 +61,7 @@ class Acted:
 
   @property
   def key(self) -> Key:
-    """The site's."""
+    """(path, method) of the site, as `Table` has it."""
     return self.site.path, self.site.method
 
   @property

@@ -61,7 +61,13 @@ class Product:
 
   @classmethod
   def of(cls, operand: int, numbers: Any, sizes: Sequence[int], x_sizes: Sequence[int]) -> Product:
-    """From `dimension_numbers`."""
+    """The use of one operand of a `dot_general`.
+
+    Args:
+      operand: 0 or 1: which of them is the leaf.
+      numbers: the equation's `dimension_numbers`.
+      sizes, x_sizes: the shapes of the leaf and of the other operand.
+    """
     contract, batch = (tuple(map(tuple, pair)) for pair in numbers)
     w_sum, x_sum = contract[operand], contract[1 - operand]
     pairs = sorted(zip(w_sum, x_sum))
@@ -73,12 +79,12 @@ class Product:
 
   @property
   def shape(self) -> tuple[int, int]:
-    """(in, out)."""
+    """(in, out): what the product sums over, and the leaf's other axes, each as one."""
     return _size(self.sizes, self.summed[0]), _size(self.sizes, self.w_free)
 
   @property
   def stack(self) -> tuple[int, ...]:
-    """How many experts."""
+    """Sizes of the axes that leaf, input and output share, with a matrix for each place on them; () without experts."""
     return tuple(self.sizes[axis] for axis in self.experts[0])
 
   @property

@@ -60,7 +60,7 @@ class View:
     return self._with(shape, ("transpose", permutation))
 
   def reshaped(self, shape: Sequence[int]) -> View:
-    """In another shape."""
+    """What it shows, read in another shape with the same number of values."""
     shape = tuple(shape)
     if shape == self.shape:
       return self

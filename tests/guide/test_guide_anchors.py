@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from peftjax import config as config_lib
-from peftjax.guide.recommend import assessed
+from peftjax.guide.recommend import assessed, setting_of
 
 ANCHORS = {
   one["id"]: one for one in json.loads((Path(__file__).parents[1] / "published/memory_anchors.json").read_text())
@@ -60,7 +60,7 @@ def candidate(tmp_path):
     config = config_lib.default()
     config.model.path, config.model.dtype, config.optim.name = str(tmp_path), dtype, optimizer
     config.model.trains_as_stored = True
-    return assessed(config, "row", method)
+    return assessed(setting_of(config), "row", method)
 
   return make
 

@@ -69,9 +69,9 @@ def test_outputs_and_losses_are_pefts(name: str, folder: Path, tmp_path: Path, m
 
 
 def test_every_method_of_peft_is_compared_on_a_decoder() -> None:
-  """Together with the cases named llama-... in test_peft_adapters."""
+  """Together with the cases named llama-... in peft_cases."""
   from peftjax.interop.formats import FORMATS
-  from tests.oracles.test_peft_adapters import CASES
+  from tests.oracles.peft_cases import CASES
 
   on_llama = {type(case.method).name for case in CASES.values() if case.base.startswith("llama")}
   names = {form.method.name for form in FORMATS} - {"p_tuning_v2"}  # which PEFT knows as its prefix tuning

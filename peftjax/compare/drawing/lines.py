@@ -17,7 +17,7 @@ Point = tuple[float, float, float, float]  # x, y, and the ends of its interval 
 
 
 def flat(points: Sequence[tuple[float, float]]) -> list[Point]:
-  """Points without intervals."""
+  """(x, y, lower, upper) of points that have no interval: both ends are y."""
   return [(x, y, y, y) for x, y in points]
 
 

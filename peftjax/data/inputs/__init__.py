@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,7 +51,21 @@ def input_class(name: str) -> type[Input]:
     UserError: no such kind.
   """
   found: type[Input] = resolve("input.name", name, INPUTS)
+  if not (isinstance(found, type) and issubclass(found, Input)):
+    raise UserError(f"input.name={name!r}: expected a class derived from peftjax.data.Input")
   return found
+
+
+def input_name(config: ConfigDict, fields: Iterable[str], asked: str) -> str:
+  """The kind of input that `config.input.name`, else a task asks for, else what the data's fields; "": none reads them.
+
+  Args:
+    fields: of the data.
+    asked: `Task.input`.
+  """
+  if config.input.name != "auto":
+    return str(config.input.name)
+  return asked or next((READS[one] for one in fields if one in READS), "")
 
 
 def make_input(config: ConfigDict, header: Header, task: Task, folder: Path | None) -> Input:
@@ -59,9 +74,7 @@ def make_input(config: ConfigDict, header: Header, task: Task, folder: Path | No
   Raises:
     UserError: nothing reads the data, or a setting does not suit the input.
   """
-  name = str(config.input.name)
-  if name == "auto":
-    name = task.input or next((READS[one] for one in header.fields if one in READS), "")
+  name = input_name(config, header.fields, task.input)
   if not name:
     held = ", ".join(header.fields) or "nothing that is known"
     raise UserError(f"input.name: which input reads {header.name!r} (it holds {held})? {nearest('', INPUTS)}, "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,6 +16,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from peftjax.config.checking import check_own
 from peftjax.data.batching import TrainingOrder
 from peftjax.data.reading import Reader, Share
 from peftjax.data.sources.types import Example, Header
@@ -79,6 +81,7 @@ class Input:
       if name not in self.settings:
         what = f"{nearest(name, self.settings)}" if self.settings else "it has no settings of its own here"
         raise UserError(f"input.{name}: no such field of {type(self).__name__}; {what}")
+      check_own(f"input.{name}", given[name], self.settings[name], type(self))
     self.options = ConfigDict({**self.settings, **given})
     self.config, self.header, self.task, self.folder = config, header.header, task, folder
 
@@ -125,6 +128,12 @@ class Input:
 
   def check(self, model: Model) -> None:
     """Raises `UserError` if the model cannot read what this gives."""
+
+  @classmethod
+  def exported(cls, folder: Path) -> dict[str, Any]:
+    """Fields of an exported config.json that others read such inputs by, from what else the model's folder holds."""
+    del folder
+    return {}
 
   # What loaders ask -----------------------------------------------------------------------------------------------
 
@@ -191,6 +200,11 @@ class Input:
     batch = {name: np.full(one.shape, self.fills.get(name, 0), one.dtype) for name, one in shapes.items()}
     for row, example in enumerate(encoded):
       for name, array in example.items():
+        if not _fits(array, shapes.get(name)):
+          raise UserError(
+            f"{type(self).__name__}.encode gave {name} {list(np.shape(array))}; a row of its spec has "
+            + ", ".join(f"{name} {list(one.shape[1:])}" for name, one in shapes.items())
+          )
         place: tuple[Any, ...] = (row, *(slice(size) for size in np.shape(array)))
         batch[name][place] = array
     return batch
@@ -224,6 +238,12 @@ class Input:
     """
     del measured
     return []
+
+
+def _fits(array: Any, spec: jax.ShapeDtypeStruct | None) -> bool:
+  """Whether an example's array is a row of the spec, or shorter."""
+  shape = np.shape(array)
+  return spec is not None and len(shape) == len(spec.shape) - 1 and all(map(operator.le, shape, spec.shape[1:]))
 
 
 def example_ids(examples: Sequence[Example], ids: np.ndarray) -> np.ndarray:

@@ -106,13 +106,13 @@ class CaptionedImages(Input):
 
   @functools.cached_property
   def pipeline(self) -> Pipeline:
-    """The model's folder."""
+    """What the pipeline's folder says of its inputs: its tokenizer, the size of its pictures."""
     assert self.folder is not None
     return Pipeline(self.folder.parent if self.folder.name == "tokenizer" else self.folder)
 
   @property
   def side(self) -> int:
-    """S."""
+    """Pixels of a picture's height and width: `input.size`, else what the pipeline is made for."""
     return int(self.options.size) or self.pipeline.side
 
   @functools.cached_property

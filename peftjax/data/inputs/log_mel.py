@@ -58,12 +58,12 @@ class LogMel:
 
   @property
   def samples(self) -> int:
-    """Of a window."""
+    """Samples in a window of `seconds`."""
     return round(self.seconds * self.rate)
 
   @property
   def frames(self) -> int:
-    """Of a window."""
+    """Frames in a window, one every `hop` samples."""
     return self.samples // self.hop
 
   def windowed(self, samples: np.ndarray) -> np.ndarray:

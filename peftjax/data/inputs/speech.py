@@ -69,7 +69,7 @@ class Speech(Audio):
 
   @functools.cached_property
   def tokenizer(self) -> Tokenizer:
-    """The model's."""
+    """The tokenizer of the model's folder, uncut; raises `UserError` if there is none."""
     assert self.folder is not None
     return load_tokenizer(self.folder, _UNCUT)
 

@@ -15,6 +15,7 @@ from peftjax.config.checking import check_value
 from peftjax.config.table import FIELDS
 from peftjax.data.batching import bucket_lengths
 from peftjax.data.inputs.base import Input
+from peftjax.data.inputs.tokenizer_folder import read_tokenizer, special_tokens
 from peftjax.data.inputs.tokenizing import Tokenizer, load_tokenizer
 from peftjax.data.sources.types import Header
 from peftjax.errors import UserError
@@ -75,6 +76,15 @@ class TextInput(Input):
   @property
   def buckets(self) -> tuple[int, ...]:
     return bucket_lengths(self.data.buckets, self.data.max_length)
+
+  @classmethod
+  def exported(cls, folder: Path) -> dict[str, Any]:
+    """The id of the padding token, where the tokenizer's files name one."""
+    if not any((folder / name).is_file() for name in ("tokenizer_config.json", "special_tokens_map.json")):
+      return {}
+    token = special_tokens(folder).get("pad_token")
+    index = None if token is None else read_tokenizer(folder).fast.token_to_id(token)
+    return {} if index is None else {"pad_token_id": index}
 
   @functools.cached_property
   def gives_type_ids(self) -> bool:

@@ -19,7 +19,6 @@ from peftjax.data.inputs.language import UNCUT, CausalCollate, Form, form_of
 from peftjax.data.inputs.packing import PackedOrder, PackedReader, packed_spec, pieces_of
 from peftjax.data.inputs.text import SETTINGS as OF_ALL
 from peftjax.data.inputs.text import TextInput, defaults_of
-from peftjax.data.inputs.tokenizer_folder import read_tokenizer, special_tokens
 from peftjax.data.inputs.tokenizing import Tokenizer
 from peftjax.data.measuring import Measured
 from peftjax.data.reading import Share
@@ -170,12 +169,3 @@ class PackedTokens(Tokens):
 
   def notes(self, measured: Measured | None) -> list[str]:
     return [*super().notes(measured), self._fill]
-
-
-def padding_id(folder: Path) -> int | None:
-  """The id of the padding token that the tokenizer's files in a model folder name; None where they name none."""
-  if not any((folder / name).is_file() for name in ("tokenizer_config.json", "special_tokens_map.json")):
-    return None
-  token = special_tokens(folder).get("pad_token")
-  index: int | None = None if token is None else read_tokenizer(folder).fast.token_to_id(token)
-  return index

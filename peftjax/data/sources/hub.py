@@ -29,11 +29,13 @@ def open_hub(rest: str, named: Named) -> Dataset:
   place = folder / inner if inner else folder
   if ".." in Path(inner).parts or not place.is_dir():
     known = sorted(one.name for one in folder.iterdir() if one.is_dir())
-    raise UserError(f"{PREFIX}{rest}: no folder {inner!r} in it; it has {', '.join(known) or 'none'}")
+    raise UserError(f"data.name={PREFIX}{rest}: no folder {inner!r} in it; it has {', '.join(known) or 'none'}")
   if (place / "dataset_dict.json").is_file() or (place / "state.json").is_file():
     return open_arrow(str(place), named)
   for kind, opened in _OPENERS.items():
     for root in (place, place / "data"):
       if any(root.glob(f"*.{kind}")) or any(root.glob(f"*/*.{kind}")):
         return opened(str(place if kind == "parquet" else root), named)
-  raise UserError(f"{PREFIX}{rest}: it holds no table that is read: {', '.join(_OPENERS)}; programs are not run")
+  raise UserError(
+    f"data.name={PREFIX}{rest}: it holds no table that is read: {', '.join(_OPENERS)}; programs are not run"
+  )

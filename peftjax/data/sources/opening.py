@@ -10,14 +10,16 @@ stands on the Python path, beside the config file, or where the command runs.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from peftjax.config import DEFAULT_DATA
 from peftjax.data.sources.types import Dataset, Header, Named
-from peftjax.errors import UserError
+from peftjax.errors import NotHere, UserError
 from peftjax.registry import resolve
 
 Open = Callable[[str, Named], Dataset]
@@ -119,7 +121,7 @@ def _opener(spec: str) -> tuple[Open, str, str]:
   if rest and (kind.endswith(".py") or all(part.isidentifier() for part in kind.split("."))):
     name, _, more = rest.partition(":")
     try:
-      return resolve("data.name", f"{kind}:{name}", {}), more, ""
+      return functools.partial(_open_own, spec, resolve("data.name", f"{kind}:{name}", {})), more, ""
     except UserError as error:
       why = f" ({str(error).removeprefix('data.name: ')})"
   named = Path(spec).suffix.removeprefix(".")
@@ -127,3 +129,26 @@ def _opener(spec: str) -> tuple[Open, str, str]:
     raise UserError(f"data.name={spec!r}: did you mean '{named if named in SOURCES else 'folder'}:{spec}'?")
   kinds = ", ".join(f"{one}:NAME" for one in SOURCES)
   raise UserError(f"data.name={spec!r}: expected one of {kinds}, or module:Name for your own{why}")
+
+
+def _open_own(spec: str, opened: Any, rest: str, named: Named) -> Dataset:
+  """What the user's own function opens.
+
+  Raises:
+    NotHere: a file that it opens is not there.
+    UserError: it is no function, a file cannot be read, or what it gives is no data set with a training split.
+  """
+  if not callable(opened):
+    raise UserError(f"data.name={spec!r} is {type(opened).__name__}; expected a function (rest, named) -> Dataset")
+  try:
+    found = opened(rest, named)
+  except OSError as error:
+    kind = NotHere if isinstance(error, FileNotFoundError) else UserError
+    where = f": {error.filename}" if error.filename else ""
+    raise kind(f"data.name={spec!r}: {error.strerror or error}{where}") from None
+  if not isinstance(found, Dataset):
+    raise UserError(f"data.name={spec!r} gave {type(found).__name__}; expected a peftjax.data.sources.Dataset")
+  if not found.splits.get("train"):
+    held = ", ".join(f"{name}: {count}" for name, count in found.splits.items()) or "none"
+    raise UserError(f"data.name={spec!r} has no examples in a split 'train'; its splits: {held}")
+  return found

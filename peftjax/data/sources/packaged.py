@@ -51,7 +51,7 @@ def builder_of(name: str) -> tfds.core.DatasetBuilder:
     UserError: no such data set.
   """
   if name not in PACKAGED:
-    raise UserError(f"no packaged data set {name!r}; {nearest(name, PACKAGED)}")
+    raise UserError(f"data.name: no packaged data set {name!r}; {nearest(name, PACKAGED)}")
   folder, config = PACKAGED[name]
   module = importlib.import_module(f"peftjax.data.builders.{folder}.{folder}_dataset_builder")
   with _quiet():

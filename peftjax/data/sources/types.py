@@ -109,6 +109,14 @@ class Header:
   label_kind: str = ""
   most_boxes: int = 0
 
+  def __post_init__(self) -> None:
+    if self.label_kind not in LABEL_KINDS:
+      known = nearest(self.label_kind, [one for one in LABEL_KINDS if one])
+      raise UserError(f"{self.name!r} has label_kind={self.label_kind!r}; {known}")
+    for field in ("fields", "label_names", "columns"):
+      if isinstance(given := getattr(self, field), str):
+        raise UserError(f"{self.name!r} has {field}={given!r}; expected a tuple of texts, such as ({given!r},)")
+
   @property
   def header(self) -> Header:
     """The header alone, which pickles."""

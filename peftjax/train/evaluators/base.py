@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from ml_collections import ConfigDict
 
+from peftjax.config.checking import check_own
 from peftjax.data.loader import EvalLoader
 from peftjax.errors import UserError, nearest
 from peftjax.masks import Tree
@@ -53,11 +54,21 @@ class Evaluator:
   specs: tuple[Metric, ...] = ()
 
   def __init__(self, of: Run):
-    given = of.config.evaluators.get(self.name, {})
+    self.of, self.options = of, self.options_of(of.config)
+
+  @classmethod
+  def options_of(cls, config: ConfigDict) -> ConfigDict:
+    """The settings with what the config says.
+
+    Raises:
+      UserError: a field that there is not, or one of another type than its default.
+    """
+    given = config.evaluators.get(cls.name, {})
     for field in given:
-      if field not in self.settings:
-        raise UserError(f"evaluators.{self.name}.{field}: no such field; {nearest(field, self.settings)}")
-    self.of, self.options = of, ConfigDict({**self.settings, **given})
+      if field not in cls.settings:
+        raise UserError(f"evaluators.{cls.name}.{field}: no such field; {nearest(field, cls.settings)}")
+      check_own(f"evaluators.{cls.name}.{field}", given[field], cls.settings[field], cls)
+    return ConfigDict({**cls.settings, **given})
 
   def takes(self, loader: EvalLoader) -> bool:
     """Whether a split can be scored at all; one that cannot is left out in silence."""
