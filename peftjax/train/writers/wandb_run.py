@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -25,7 +26,7 @@ class WandbRun(Writer):
     import wandb
 
     kept = begun.kept(self.name)
-    identity = remembered(kept).get("id") or wandb.util.generate_id()
+    identity = remembered(kept).get("id") or secrets.token_hex(4)
     self._run = wandb.init(
       id=identity,
       project=options.project,
