@@ -66,6 +66,7 @@ ROOMS = (
     "no_tpu",
     "huge_pages",
     "outputs",
+    "own_code",
     "patterns",
     "placement",
     "quantities",

@@ -6,10 +6,7 @@ here the loss and the predictions are traced once, and what does not fit is one 
 
 from __future__ import annotations
 
-import sysconfig
-import traceback
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,10 +15,8 @@ from ml_collections import ConfigDict
 from peftjax.data import Input
 from peftjax.errors import UserError
 from peftjax.model import Model
+from peftjax.own_code import FAILURES, said, shown
 from peftjax.tasks import Task
-
-_OTHERS = (str(Path(__file__).parents[1]), *(sysconfig.get_paths()[one] for one in ("stdlib", "purelib", "platlib")))
-_FAILURES = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 
 
 def check(model: Model, task: Task, inputs: Input, config: ConfigDict) -> None:
@@ -56,7 +51,7 @@ def check(model: Model, task: Task, inputs: Input, config: ConfigDict) -> None:
     name = f"{task.name}.{function.__name__}"
     try:
       found, failed = jax.eval_shape(run, model.params, batch, *more), None
-    except _FAILURES as error:
+    except FAILURES as error:
       found, failed = None, error
     if given:
       _check_outputs(given[0], task, batch, config)
@@ -64,10 +59,10 @@ def check(model: Model, task: Task, inputs: Input, config: ConfigDict) -> None:
       if not asked:
         what = f"{name} fails before the model is called"
       elif len(given) < len(asked):
-        what = f"{_named(config)} fails on {_shown(asked[-1])}"
+        what = f"{_named(config)} fails on {shown(asked[-1])}"
       else:
-        what = f"{_named(config)} gives {_shown(given[-1])}; {name} fails on it"
-      raise UserError(f"{what}: {_said(failed)}") from failed
+        what = f"{_named(config)} gives {shown(given[-1])}; {name} fails on it"
+      raise UserError(f"{what}: {said(failed)}") from failed
     return found, name
 
   found, name = traced(task.loss, key)
@@ -83,44 +78,22 @@ def _check_outputs(given: Any, task: Task, batch: Mapping[str, Any], config: Con
     if getattr(one, "shape", None) != shape:
       asked = ", ".join(f"{each!r}: {list(sizes)}" for each, sizes in expected.items())
       asked = f"an array {list(shape)}" if not name else f"{{{asked}}}"
-      raise UserError(f"{_named(config)} gives {_shown(given)}; task {task.name} reads {asked}")
+      raise UserError(f"{_named(config)} gives {shown(given)}; task {task.name} reads {asked}")
 
 
 def _check_loss(found: Any, name: str) -> None:
   scalars = isinstance(found, tuple) and len(found) == 3 and isinstance(found[2], Mapping)
   if not scalars or any(getattr(one, "shape", None) != () for one in (*found[:2], *found[2].values())):
     raise UserError(
-      f"{name} gives {_shown(found)}; expected (the sum of losses, the sum of weights, a dict of further sums), scalars"
+      f"{name} gives {shown(found)}; expected (the sum of losses, the sum of weights, a dict of further sums), scalars"
     )
 
 
 def _check_predictions(found: Any, name: str, rows: int) -> None:
   whole = isinstance(found, Mapping) and "loss" in found
   if not whole or any(getattr(one, "shape", ())[:1] != (rows,) for one in found.values()):
-    raise UserError(f"{name} gives {_shown(found)}; expected a dict of arrays [{rows}, ...] with 'loss' [{rows}] in it")
+    raise UserError(f"{name} gives {shown(found)}; expected a dict of arrays [{rows}, ...] with 'loss' [{rows}] in it")
 
 
 def _named(config: ConfigDict) -> str:
   return f"model.path={str(config.model.path)!r}"
-
-
-def _shown(tree: Any) -> str:
-  """Shapes and dtypes as an error shows them.
-
-  >>> _shown({"logits": jax.ShapeDtypeStruct((4, 3), "float32")}), _shown(None)
-  ("{'logits': float32[4, 3]}", 'None')
-  """
-  if isinstance(tree, Mapping):
-    return "{" + ", ".join(f"{name!r}: {_shown(one)}" for name, one in tree.items()) + "}"
-  if isinstance(tree, tuple | list):
-    return f"({', '.join(map(_shown, tree))})"
-  return f"{tree.dtype}{list(tree.shape)}" if hasattr(tree, "dtype") else repr(tree)
-
-
-def _said(error: Exception) -> str:
-  """The kind of an error, its first line, and where in the user's own files it came from."""
-  frames = traceback.extract_tb(error.__traceback__)
-  own = [one for one in frames if Path(one.filename).is_file() and not one.filename.startswith(_OTHERS)]
-  where = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
-  text = str(error).strip().splitlines()
-  return f"{type(error).__name__}: {text[0] if text else ''}{where}"

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import flax.errors
 import jax
 import jax.numpy as jnp
 from jax.extend import core
@@ -14,6 +15,7 @@ from peftjax import buffers, masks
 from peftjax.errors import UserError
 from peftjax.methods.base import Leaves, Method
 from peftjax.methods.inject import Entry, Table
+from peftjax.own_code import FAILURES, said, shown
 from peftjax.sites import Site
 from peftjax.trees import Static, joined, parted
 from peftjax.wrap.finding import Sites, find
@@ -85,7 +87,7 @@ class Program:
 
   def _traced(self, arrays: Sequence[Any], static: Static, held: Sequence[Any], rng: Any) -> Traced:
     def flat(values: list[Any], given: list[Any], key: Any) -> Any:
-      return self.function(dict(zip(self.leaves, values)), joined(given, static), key)
+      return self.call(dict(zip(self.leaves, values)), joined(given, static), key)
 
     closed, shape = jax.make_jaxpr(flat, return_shape=True)(_shapes(held), _shapes(arrays), _shape_of(rng))
     flow = Flow()
@@ -96,6 +98,17 @@ class Program:
     return Traced(closed, jax.tree.structure(shape), flow)
 
   # Running --------------------------------------------------------------------------------------------------------
+
+  def call(self, leaves: Mapping[str, Any], inputs: Mapping[str, Any], rng: Any) -> Any:
+    """What the function gives.
+
+    Raises:
+      UserError: it fails on these inputs or leaves; the failure itself is the error's cause.
+    """
+    try:
+      return self.function(leaves, inputs, rng)
+    except (*FAILURES, flax.errors.FlaxError) as error:
+      raise UserError(f"the model fails on {shown(inputs)}: {said(error)}") from error
 
   def run(self, params: masks.Tree, inputs: Mapping[str, Any], rng: Any, table: Table, read: set[str] | None) -> Any:
     """See `Body.run`."""
@@ -109,7 +122,7 @@ class Program:
     acting = {key: entries for key, entries in table.items() if self.found.leaf_of[key] not in changed}
     leaves |= _changed(flat, {key: entries for key, entries in table.items() if key not in acting})
     if not acting:
-      return self.function(leaves, inputs, rng)
+      return self.call(leaves, inputs, rng)
     traced = self.trace(inputs, rng, leaves)
     acted = self._acted(traced, sites, acting, inputs, rng, leaves)
     own = {key: [_own(flat, sites[key], entry) for entry in entries] for key, entries in acting.items()}
@@ -173,7 +186,7 @@ class Program:
               if one.ndim and one.shape[0] == size else one for one in arrays[0]]  # fmt: skip
     try:
       other = self.trace(joined(longer, arrays[1]), rng, leaves)
-    except (TypeError, ValueError):
+    except UserError:
       return {}
     found = {}
     for one, two in zip(traced.flow.uses, other.flow.uses):
