@@ -124,7 +124,8 @@ def scaling() -> Verdict:
     "state bytes (bf16 base, float32 adapter and AdamW)": [2 * one["base"] + 16 * one["adapter"] for one in found],
     "FLOPs a token": [4 * one["multiplied"] + 6 * one["adapter"] for one in found],
   }
-  powers = {name: float(np.polyfit(np.log(totals), np.log(curve), 1)[0]) for name, curve in curves.items()}
+  # The last digits of a least-squares fit are those of a machine's LAPACK.
+  powers = {name: round(float(np.polyfit(np.log(totals), np.log(curve), 1)[0]), 9) for name, curve in curves.items()}
   first, *_, last = DECODERS
   return {
     "verdict": CONTRADICTED if powers["FLOPs a token"] > 0.9 else SUPPORTED,
