@@ -99,7 +99,8 @@ def recommend(config: ConfigDict) -> dict[str, Any]:
   """
   own = _paths(config.guide.results)
   # Rows of a study that somebody else may have made name no code, but what the user names as the config's method.
-  with only_trusted(own[0], (config.method.name,)) if own else contextlib.nullcontext():
+  named = [one for one in (str(config.method.name),) if ":" in one]
+  with only_trusted(own[0], named) if own else contextlib.nullcontext():
     return _guide(config)
 
 
