@@ -1,6 +1,10 @@
 """The grid world's policy by full fine-tuning, LoRA, biases and the head alone, each at its own best learning rate.
 
 peftjax compare --config=examples/own_model/study.py --workdir=runs/walker_study
+    moves that lead nearer to the goal, of 512 in mazes not trained on, four seeds, 95% intervals: full fine-tuning
+    94.1% [87.9, 97.2], LoRA 93.2 [87.3, 96.5], biases 75.8 [70.6, 80.3], the head alone 61.6 [53.6, 69.1]; LoRA
+    and full fine-tuning cannot be told apart by four seeds. 32 runs of 96 updates, 20 minutes on two shared
+    cores. The record and its report are kept in examples/own_model/record.
 """
 
 from __future__ import annotations
