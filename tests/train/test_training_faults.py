@@ -308,10 +308,10 @@ def test_a_checkpoint_that_goes_while_it_is_read(config, tmp_path, happens):
   loop.train(config, folder)
   real = checkpoint.Checkpoints._trainable
 
-  def vanishing(self, step, like, base):
+  def vanishing(self, step, *rest):
     if step == 4:
       shutil.rmtree(folder / "checkpoints" / "4")
-    return real(self, step, like, base)
+    return real(self, step, *rest)
 
   happens.setattr(checkpoint.Checkpoints, "_trainable", vanishing)
   assert finished.load_model(folder)[1] == 2
