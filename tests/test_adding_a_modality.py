@@ -22,9 +22,11 @@ EXAMPLE = ROOT / "examples" / "spectra"
 PULSES = ROOT / "examples" / "pulses" / "pulses.py"
 SHORT = ("train.steps=12", "train.save_every=4", "train.log_every=2", "train.eval_every=6", "train.tensorboard=False")
 
-# Dies as step 7 has been dispatched: the newest checkpoint is that of step 4, and later rows are on disk.
+# Dies as step 7 has been dispatched: the newest checkpoint is that of step 4, which is written beside the steps and may
+# need some of their time, and later rows are on disk.
 KILLED = """
-import os, signal
+import os, signal, time
+from pathlib import Path
 from peftjax import cli
 from peftjax.train.watch import Watch
 
@@ -32,6 +34,9 @@ plain = Watch.dispatched
 
 def dispatched(self, step, *rest, **more):
   if step == 7:
+    end = time.monotonic() + 60.0
+    while not Path({folder!r}, "checkpoints", "4").is_dir() and time.monotonic() < end:
+      time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGKILL)
   return plain(self, step, *rest, **more)
 
@@ -111,7 +116,9 @@ def test_it_trains_and_is_evaluated_and_resumes_to_the_same_bytes(tmp_path):
 
   verb = ["train", f"--config={EXAMPLE / 'config.py'}", f"--workdir={parts}", *(f"--config.{one}" for one in SHORT)]
   environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-  killed = subprocess.run([sys.executable, "-c", KILLED.format(verb=verb)], env=environment, check=False)
+  killed = subprocess.run(
+    [sys.executable, "-c", KILLED.format(verb=verb, folder=str(parts))], env=environment, check=False
+  )
   assert killed.returncode == -9
   with Checkpoints(parts / "checkpoints") as checkpoints:
     assert checkpoints.steps() == [4]
