@@ -11,7 +11,7 @@ from peftjax import config as config_lib
 from peftjax.data.sources.types import Header
 from peftjax.errors import UserError
 from peftjax.registry import resolve
-from peftjax.tasks.base import Forward, Task, check_settings
+from peftjax.tasks.base import Forward, Task, check_read, check_settings
 from peftjax.tasks.metric import Metric
 
 __all__ = ["TASKS", "Forward", "Metric", "Task", "check_fields", "from_config", "make", "task_class"]
@@ -61,8 +61,10 @@ def from_config(name: str, settings: ConfigDict, header: Header) -> Task:
     UserError: no such task, or a setting or the data does not suit it.
   """
   found = task_class(name)
-  check_settings(name, found, settings, config_lib.default().task)
+  known = config_lib.default().task
+  check_settings(name, found, settings, known)
   task = found.make(ConfigDict({**settings.to_dict(), "name": name}), header)
+  check_read(name, found, settings, known)  # last: data of another task are the greater mistake
   if name not in TASKS:
     _check_own(name, task, header)
   return task

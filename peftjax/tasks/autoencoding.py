@@ -34,6 +34,7 @@ class Autoencoding(Task):
   head = COMPOSITE
   label_names: tuple[str, ...] = ()
   num_labels = 0
+  reads = ()
   input = "captioned_images"
   fields = ("image", "text")
   needs_no_labels = True
@@ -49,8 +50,6 @@ class Autoencoding(Task):
 
   @classmethod
   def make(cls, settings: ConfigDict, header: Header) -> Autoencoding:
-    if settings.label_smoothing:
-      raise UserError(f"task.label_smoothing={settings.label_smoothing}: task {cls.name} trains without it")
     weight = own_setting(cls, settings, "kl_weight")
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < 1e6:
       raise UserError(f"task.kl_weight={weight!r}: expected a number of at least 0")

@@ -27,6 +27,14 @@ Forward = Callable[..., Mapping[str, jax.Array]]
 Arrays = dict[str, Any]
 Row = dict[str, Any]
 
+# Fields that `config.task` has for all tasks -> what is said of a task that does not read them
+NOT_READ = {
+  "num_labels": "has no number of classes to set",
+  "label_smoothing": "trains without it",
+  **dict.fromkeys(
+    GENERATION := ("generate", "generate_examples", "max_new_tokens", "num_beams", "text_metrics"), "writes no text"
+  ),
+}
 NOT_INPUTS = ("labels", "weight", "index", OTHER_LABELS, OWN_SHARE)
 
 
@@ -42,6 +50,8 @@ class Task(Protocol):
     fields: what an example holds that it can be trained on (`Header.fields`), where no data is there to say; of a task
       of the user's own, what the data must hold.
     settings: fields of `config.task` that are the task's own -> their defaults.
+    reads: fields of `NOT_READ` that mean something to it, beside those of generation where it `writes_text`; other
+      values than the default of the others are refused.
     input: the kind of input that it needs (`peftjax.data.inputs.INPUTS`); empty: what reads the data's examples.
     collate: of the input `tokens`, how examples stand in rows (`peftjax.data.inputs.tokens.COLLATES`).
     needs_no_labels: any example has a loss, whatever it is labelled with.
@@ -57,6 +67,7 @@ class Task(Protocol):
   main_metric: str
   fields: tuple[str, ...] = ()
   settings: ClassVar[Mapping[str, Any]] = {}
+  reads: ClassVar[tuple[str, ...]] = ("num_labels",)
   input: str = ""
   collate: str = "text"
   needs_no_labels: bool = False
@@ -162,6 +173,14 @@ class Task(Protocol):
 def own_setting(task: type[Task], settings: Mapping[str, Any], name: str) -> Any:
   """A task's own field of `config.task`, or its default."""
   return settings.get(name, task.settings[name])
+
+
+def check_read(name: str, task: type[Task], settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+  """Raises `UserError` for a field of `NOT_READ` that the task does not read, with another value than its default."""
+  read = (*task.reads, *(GENERATION if task.writes_text else ()))
+  for field, why in NOT_READ.items():
+    if field not in read and settings.get(field, defaults[field]) != defaults[field]:
+      raise UserError(f"task.{field}={settings[field]!r}: task {name!r} {why}")
 
 
 def check_settings(name: str, task: type[Task] | None, settings: Mapping[str, Any], known: Mapping[str, Any]) -> None:

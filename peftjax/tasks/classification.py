@@ -54,6 +54,7 @@ class Classification(Task):
   """
 
   settings = {"class_weights": ()}
+  reads = ("num_labels", "label_smoothing")
 
   def __init__(
     self,

@@ -56,6 +56,7 @@ class Contrastive(Task):
   head = "encoder"
   label_names: tuple[str, ...] = ()
   num_labels = 0
+  reads = ()
   input = "text_pairs"
   fields = ("text", "text_pair")
   settings = {"scale": 20.0, "positive_score": 0.5}
@@ -72,8 +73,6 @@ class Contrastive(Task):
       raise UserError(f"task.name={cls.name!r} reads pairs of texts; {header.name} holds {held}")
     if header.name and "label" in header.fields and header.label_kind != "number":
       raise UserError(f"task.name={cls.name!r}: the labels of {header.name} are no scores; open it as pairs:FILE")
-    if settings.label_smoothing:
-      raise UserError(f"task.label_smoothing={settings.label_smoothing}: task {cls.name} trains without it")
     scale = float(own_setting(cls, settings, "scale"))
     if not 0 < scale < float("inf"):
       raise UserError(f"task.scale={scale}: expected a positive number, the reciprocal of the temperature")

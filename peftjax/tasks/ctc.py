@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 
 from peftjax.data.inputs.characters import Characters, read_characters
 from peftjax.data.sources.types import SPEECH_RECOGNITION, Header, Source
-from peftjax.errors import UserError
 from peftjax.models.family import CTC as HEAD
 from peftjax.tasks.base import Arrays, Batch, Forward, Row, Task, check_data, model_inputs
 from peftjax.tasks.metric import Metric
@@ -32,6 +31,7 @@ class CTC(Task):
   head = HEAD
   label_names: tuple[str, ...] = ()
   num_labels = 0
+  reads = ()
   input = "waveforms"
   fields = ("audio", "text")
   needs_no_labels = True
@@ -49,8 +49,6 @@ class CTC(Task):
   def make(cls, settings: ConfigDict, header: Header) -> CTC:
     if header.task != SPEECH_RECOGNITION:
       check_data(cls.name, header)
-    if settings.label_smoothing:
-      raise UserError(f"task.label_smoothing={settings.label_smoothing}: task {cls.name} trains without it")
     return cls()
 
   def of_model(self, folder: Path | None) -> Self:

@@ -47,6 +47,7 @@ class Denoising(Task):
   head = COMPOSITE
   label_names: tuple[str, ...] = ()
   num_labels = 0
+  reads = ()
   input = "captioned_images"
   fields = ("image", "text")
   needs_no_labels = True
@@ -63,8 +64,6 @@ class Denoising(Task):
 
   @classmethod
   def make(cls, settings: ConfigDict, header: Header) -> Denoising:
-    if settings.label_smoothing:
-      raise UserError(f"task.label_smoothing={settings.label_smoothing}: task {cls.name} trains without it")
     numbers = {}
     for name in ("prior_weight", "min_snr_gamma"):
       value = own_setting(cls, settings, name)

@@ -51,6 +51,7 @@ class ImageTextContrastive(Task):
   head = IMAGE_TEXT
   label_names: tuple[str, ...] = ()
   num_labels = 0
+  reads = ()
   input = "image_text"
   fields = ("image", "text")
   needs_no_labels = True
@@ -66,8 +67,6 @@ class ImageTextContrastive(Task):
     if header.name and "image" not in header.fields:
       held = ", ".join(header.fields) or "nothing of the kind"
       raise UserError(f"task.name={cls.name!r} reads pictures and texts; {header.name} holds {held}")
-    if settings.label_smoothing:
-      raise UserError(f"task.label_smoothing={settings.label_smoothing}: task {cls.name} trains without it")
     return cls()
 
   def loss(self, forward: Forward, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, Arrays]:

@@ -50,6 +50,7 @@ class QuestionAnswering(Task):
   main_metric = "f1"
   label_names: tuple[str, ...] = ()
   num_labels = 2
+  reads = ()
   input = "windows"
   fields = ("id", "question", "context", "answers")
   settings = {"n_best": 20, "max_answer_length": 30, "null_threshold": 0.0}
@@ -66,8 +67,6 @@ class QuestionAnswering(Task):
     if header.name and not {"question", "context", "answers"} <= set(header.fields):
       held = ", ".join(header.fields) or "nothing of the kind"
       raise UserError(f"task.name={cls.name!r} reads questions, contexts and answers; {header.name} holds {held}")
-    if settings.label_smoothing:
-      raise UserError(f"task.label_smoothing={settings.label_smoothing}: task {cls.name} trains without it")
     numbers = {name: own_setting(cls, settings, name) for name in ("n_best", "max_answer_length")}
     for name, value in numbers.items():
       if not isinstance(value, int) or value < 1:

@@ -49,6 +49,7 @@ class TokenClassification(Task):
   name = "token_classification"
   head = "token_classification"
   fields = ("tokens", "tags")
+  reads = ("num_labels", "label_smoothing")
 
   def __init__(self, label_names: tuple[str, ...], label_smoothing: float = 0.0):
     self.label_names = label_names

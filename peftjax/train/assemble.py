@@ -78,7 +78,10 @@ class Setting:
     """What makes batches of the data, or of other data for the same task."""
     assert self.task is not None
     folder = None if self.folder is None else inputs_folder(self.folder)
-    return data_lib.make_input(self.config, header or self.header, self.task, folder)
+    made = data_lib.make_input(self.config, header or self.header, self.task, folder)
+    if header is None and self.header.name:  # without data nobody knows yet what they have a use for
+      made.check_read()
+    return made
 
   @property
   def is_composite(self) -> bool:
@@ -351,6 +354,8 @@ def _needs_no_labels(name: str) -> bool:
 def _extended(config: ConfigDict, header: data_lib.Header) -> tuple[str, ...]:
   """The data's labels; `task.num_labels` may ask for more classes."""
   labels, asked = tuple(header.label_names), config.task.num_labels
+  if asked > 1 and not labels and "label" in header.fields:
+    raise UserError(f"task.num_labels={asked}: the labels of {header.name} are numbers to predict; leave it out")
   if asked and labels and asked < len(labels):
     raise UserError(f"task.num_labels={asked}: {header.name} has {len(labels)} labels: {', '.join(labels[:8])}")
   return labels + tuple(f"LABEL_{index}" for index in range(len(labels), asked if labels else 0))

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,6 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from peftjax.config.checking import check_own
+from peftjax.config.table import FIELDS
 from peftjax.data.batching import TrainingOrder
 from peftjax.data.reading import Reader, Share
 from peftjax.data.sources.types import Example, Header
@@ -31,6 +33,8 @@ Batch = dict[str, np.ndarray]
 Shapes = dict[str, jax.ShapeDtypeStruct]
 Random = np.random.Generator | None
 
+# Fields of `config.data`, some of `config.input` too, that say how texts become arrays
+HOW = ("max_length", "buckets", "max_target_length", "format", "prefix", "separator", "packing")
 IGNORED = -100  # the label of what carries none
 
 
@@ -84,6 +88,25 @@ class Input:
       check_own(f"input.{name}", given[name], self.settings[name], type(self))
     self.options = ConfigDict({**self.settings, **given})
     self.config, self.header, self.task, self.folder = config, header.header, task, folder
+
+  @property
+  def reads(self) -> Collection[str]:
+    """Those of `HOW` that mean something to it and these data."""
+    return tuple(name for name in HOW if name in self.settings)
+
+  def check_read(self) -> None:
+    """Holds the config against what this input reads of these data.
+
+    Raises:
+      UserError: a field of `HOW` that it does not read has another value than its default.
+    """
+    sections = {"input": {**self.settings, **self.options.to_dict()}, "data": self.config.data}
+    for section, name in itertools.product(sections, HOW):
+      value, default = sections[section].get(name, None), FIELDS[f"data.{name}"].default
+      if value not in (None, default) and name not in self.reads:
+        given, read = f"{section}.{name}={value!r:.60}", ", ".join(self.reads) or "none of its kind"
+        where = f"where {self.task.name} is trained on {self.header.name}"
+        raise UserError(f"{given}: {type(self).__name__} does not read it {where}; it reads {read}")
 
   # What a kind says -----------------------------------------------------------------------------------------------
 

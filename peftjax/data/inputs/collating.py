@@ -35,6 +35,12 @@ class Collate(Protocol):
     """
     raise NotImplementedError
 
+  @classmethod
+  def reads(cls, header: Header) -> tuple[str, ...]:
+    """The fields of `HOW` that mean something to it over such data, beside those of all texts."""
+    del header
+    return ()
+
   def sizes(self, examples: Sequence[Example]) -> Sizes: ...
 
   def fingerprint(self) -> str:

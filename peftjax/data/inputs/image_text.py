@@ -46,6 +46,11 @@ class ImageText(Images):
       check_caption("input.caption", self.options.caption, header)
 
   @property
+  def reads(self) -> tuple[str, ...]:
+    """Where texts are cut."""
+    return ("max_length",)
+
+  @property
   def mixes(self) -> bool:
     """Pictures are not mixed: what is said of two is no sentence."""
     return False

@@ -90,6 +90,12 @@ class CausalCollate(Collate):
   def spec(cls, data: ConfigDict, header: Header, rows: int, length: int, type_ids: bool) -> Shapes:
     return token_shapes(("input_ids", "attention_mask", "labels"), rows, length)
 
+  @classmethod
+  def reads(cls, header: Header) -> tuple[str, ...]:
+    """Texts without a prompt have no form, and conversations their template's."""
+    of_prompts = ("format", "prefix", "separator") if "source" in header.fields else ()
+    return ("packing", *of_prompts, *(("format",) if "messages" in header.fields else ()))
+
   def encode(self, examples: Sequence[Example]) -> list[tuple[list[int], list[int]]]:
     """(ids, labels) of each example, uncut.
 
@@ -168,6 +174,11 @@ class Seq2SeqCollate(Collate):
     targets = token_shapes(("labels",), rows, min(length, longest_target(data)))
     return token_shapes(("input_ids", "attention_mask"), rows, length) | targets
 
+  @classmethod
+  def reads(cls, header: Header) -> tuple[str, ...]:
+    del header
+    return "max_target_length", "prefix"
+
   def encode(self, examples: Sequence[Example]) -> tuple[list[list[int]], list[list[int]], int]:
     """(ids of the sources, ids of the targets, how many examples are cut), each with the end token behind it."""
     sources = self.tokenizer.encode([self.form.prefix + one["source"] for one in examples])
@@ -209,8 +220,16 @@ class Seq2SeqCollate(Collate):
 
 
 def longest_target(data: ConfigDict) -> int:
-  """The tokens of a target that are kept, by `config.data`."""
-  return min(data.max_target_length or data.max_length, data.max_length)
+  """The tokens of a target that are kept, by `config.data`.
+
+  Raises:
+    UserError: more than a row has room for.
+  """
+  if data.max_target_length > data.max_length:
+    raise UserError(
+      f"data.max_target_length={data.max_target_length}: rows have room for data.max_length={data.max_length} tokens"
+    )
+  return int(data.max_target_length or data.max_length)
 
 
 def _joined(example: Example) -> str:

@@ -56,10 +56,6 @@ class TextInput(Input):
     super().__init__(config, header, task, folder)
     self.data = with_settings(config, self.settings)
     self._given_tokenizer = tokenizer
-    if self.data.packing and task.collate != "causal":
-      raise UserError(f"data.packing: only causal_lm packs several texts into a row, not {task.name}")
-    if self.data.prefix and task.collate == "text":
-      raise UserError(f"data.prefix={self.data.prefix!r:.60}: only sources have one, and {task.name} reads none")
 
   @functools.cached_property
   def tokenizer(self) -> Tokenizer:

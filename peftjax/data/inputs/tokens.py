@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from peftjax.config.table import FIELDS
 from peftjax.data.inputs.base import Batch, Input, Random, Shapes, Sizes
 from peftjax.data.inputs.collating import Collate
 from peftjax.data.inputs.language import UNCUT, CausalCollate, Form, form_of
@@ -57,6 +58,13 @@ class Tokens(TextInput):
     super().__init__(config, header, task, folder, tokenizer)
     self._given_form = form
     self._collate_class: type[Collate] = resolve("task.collate", task.collate, COLLATES)
+
+  @property
+  def reads(self) -> tuple[str, ...]:
+    """By task and data; a chat template leaves no place for a separator."""
+    found = (*OF_ALL, *self._collate_class.reads(self.header))
+    templated = self.data.separator != FIELDS["data.separator"].default and self.form.chat is not None
+    return tuple(name for name in found if name != "separator" or not templated)
 
   @functools.cached_property
   def form(self) -> Form:

@@ -79,6 +79,11 @@ class Waveforms(Input):
     if header.fields and "text" not in header.fields:
       raise UserError(f"{header.name} holds {', '.join(header.fields)}: no text says what is spoken in its recordings")
 
+  @property
+  def reads(self) -> tuple[str, ...]:
+    """How many letters a text may have."""
+    return ("max_length",)
+
   @functools.cached_property
   def samples_of(self) -> Samples:
     """The model's."""

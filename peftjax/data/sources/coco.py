@@ -87,6 +87,7 @@ def open_coco(path: str, named: Named) -> Dataset:
     UserError: a file is none of COCO's; a picture is not there; a box is empty or lies outside its image; a category or
       an image that the file does not list; categories that differ between splits.
   """
+  named.check_read(f"coco:{path}", roots=("image_root",))
   files = _files(path)
   contents = {part: read_json(file, MOST_BYTES, _UNREAD) for part, file in files.items()}
   names = _categories(contents[next(iter(contents))], next(iter(files.values())))

@@ -217,6 +217,9 @@ def dataset_of(
   """
   leading = files.get("train") or files[""]
   columns = (choose or choose_columns)(leading[0], leading.where(0), named)
+  roots_read = [f"{one}_root" for one in ("image", "audio") if getattr(columns, one)]
+  kinds = named.label_kind if choose is not None or (columns.label and not columns.tokens) else ""
+  named.check_read(leading.where(0), columns.names(), roots_read, kinds)
   roots: dict[str, Path] = {}
   sizes: dict[str, str] = {}
   if columns.medium is not None:

@@ -55,6 +55,7 @@ def open_folder(path: str, named: Named) -> Dataset:
     raise NotHere(f"data.name: no folder {path!r}; {nearest(root.name, near)}")
   if (table := table_of(root)) is not None:
     return dataclasses.replace(open_files(*table, named), name=f"folder:{path}")
+  named.check_read(f"folder:{path}", labels="class")
   splits = {split: root / name for split, names in SPLIT_FILES.items() for name in names if (root / name).is_dir()}
   if "train" in splits:
     files = {split: _by_class(folder, root) for split, folder in splits.items()}

@@ -35,6 +35,8 @@ def open_pairs(path: str, named: Named) -> Dataset:
     UserError: as `open_files`; an empty text; no two columns that are known.
   """
   kind = "csv" if _is_csv(path) else "jsonl"
+  if named.label_kind not in ("auto", "number"):
+    raise UserError(f"pairs:{path}: data.label_kind={named.label_kind!r}: how alike two texts are is a number")
   asked = dataclasses.replace(named, label_kind="number")
   found = open_files(kind, path, asked, choose=_columns, filled=True)
   return dataclasses.replace(found, name=f"pairs:{path}", task=CONTRASTIVE)

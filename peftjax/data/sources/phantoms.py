@@ -75,7 +75,7 @@ def open_phantoms(rest: str, named: Named) -> Dataset:
   Raises:
     UserError: COUNT is no number of pictures.
   """
-  del named
+  named.check_read(f"phantoms:{rest}", labels="class")
   if not rest.isdecimal() or not 2 <= int(rest) <= MOST_PICTURES:
     raise UserError(f"data.name=phantoms:{rest}: expected the number of training pictures, from 2 to {MOST_PICTURES}")
   splits = {"train": int(rest), **HELD_OUT}

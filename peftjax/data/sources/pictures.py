@@ -71,6 +71,7 @@ def _open_one(path: str, named: Named) -> Dataset:
   if (table := table_of(root, TABLES)) is not None:
     found = open_files(*table, named, _columns, divided=False)
     return dataclasses.replace(found, task=DENOISING)
+  named.check_read(f"pictures:{path}")
   folders = {split: root / name for split, names in SPLIT_FILES.items() for name in names if (root / name).is_dir()}
   if "train" not in folders:
     folders = {"train": root}
@@ -123,5 +124,7 @@ def _columns(row: Row, where: str, named: Named) -> Columns:
     wanted = repr(given) if given else " or ".join(map(repr, names))
     raise UserError(f"{where}: no column {wanted} of {what}; there are {', '.join(row)}")
 
+  if named.label_kind != "auto":
+    raise UserError(f"{where}: data.label_kind={named.label_kind!r} is not read: pictures are learned as they are")
   image = column("a picture's path", named.image, IMAGE_NAMES)
   return Columns(image=image, text=column("its caption", named.text, CAPTION_NAMES))

@@ -56,7 +56,7 @@ def open_scenes(rest: str, named: Named) -> Dataset:
   Raises:
     UserError: COUNT is no number of scenes.
   """
-  del named
+  named.check_read(f"scenes:{rest}")
   if not rest.isdecimal() or not 1 <= int(rest) <= MOST_SCENES:
     raise UserError(f"data.name=scenes:{rest}: expected the number of training scenes, from 1 to {MOST_SCENES}")
   splits = {"train": int(rest), **HELD_OUT}

@@ -43,7 +43,7 @@ def open_squad(path: str, named: Named) -> Dataset:
     UserError: a file is none of SQuAD's; an answer does not stand where it should; a question without answers that is
       not marked as impossible; an empty question or context; an id that two questions have.
   """
-  del named
+  named.check_read(f"squad:{path}")
   files = find_files("json", path)
   found = {part: list(_questions(file)) for part, file in files.items()}
   for part, examples in found.items():

@@ -91,7 +91,8 @@ def open_packaged(name: str, named: Named) -> Dataset:
 def packaged_header(name: str, named: Named) -> Header:
   """The header of a packaged data set, whether or not it is prepared: what its builder says of itself."""
   builder = builder_of(name)
-  return _header(f"packaged:{name}", builder, _choose(name, dict(builder.info.features or {}), named))
+  chosen = _choose(name, dict(builder.info.features or {}), named)
+  return _header(f"packaged:{name}", builder, chosen, named)
 
 
 def open_tfds(name: str, named: Named) -> Dataset:
@@ -140,13 +141,17 @@ def _open(name: str, builder: tfds.core.DatasetBuilder, named: Named) -> Dataset
     )
     return TfdsSource(f"{name} {split}", builder.as_data_source(split, decoders=kept), tuple(chosen.items()), rate)
 
-  header = _header(name, builder, chosen)
+  header = _header(name, builder, chosen, named)
   identity = {"files": _file_hashes(Path(builder.data_path)), "columns": sorted(chosen.items())}
   return Dataset(**vars(header), identity=identity, read=read)
 
 
-def _header(name: str, builder: tfds.core.DatasetBuilder, chosen: dict[str, str]) -> Header:
-  """The header of a builder's data, through the columns `chosen`; no splits where it is not prepared."""
+def _header(name: str, builder: tfds.core.DatasetBuilder, chosen: dict[str, str], named: Named) -> Header:
+  """The header of a builder's data, through the columns `chosen`; no splits where it is not prepared.
+
+  Raises:
+    UserError: more is named than `chosen` reads.
+  """
   features = dict(builder.info.features or {})
   target = features.get(chosen.get("label") or chosen.get("tags", ""))
   medium = next((one for one in MEDIA if one.field in chosen), None)
@@ -159,6 +164,8 @@ def _header(name: str, builder: tfds.core.DatasetBuilder, chosen: dict[str, str]
     "label": labelled,
   }
   label_names = tuple(getattr(getattr(target, "feature", target), "names", None) or ())
+  kind = "class" if label_names else "number" if "label" in chosen else ""
+  named.check_read(name, chosen.values(), labels="" if "tags" in chosen else kind)
   return Header(
     name=name,
     task=next((kind for column, kind in kinds.items() if column in chosen), unlabelled),
@@ -166,7 +173,7 @@ def _header(name: str, builder: tfds.core.DatasetBuilder, chosen: dict[str, str]
     splits={split: info.num_examples for split, info in builder.info.splits.items()},
     columns=tuple(features),
     fields=tuple(chosen),
-    label_kind="tags" if "tags" in chosen else "class" if label_names else "number" if "label" in chosen else "",
+    label_kind="tags" if "tags" in chosen else kind,
   )
 
 

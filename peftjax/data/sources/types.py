@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from peftjax.errors import UserError, nearest
@@ -60,6 +60,31 @@ class Named:
   image_root: str = ""
   audio: str = ""
   audio_root: str = ""
+
+  def check_read(self, where: str, columns: Iterable[str] = (), roots: Iterable[str] = (), labels: str = "") -> None:
+    """Holds what a user names against what a source reads.
+
+    Args:
+      where: opens the line of an error: the data set, or its first row.
+      columns: those that are read.
+      roots: of `image_root` and `audio_root`, those that paths start from.
+      labels: what the labels are; empty: a user may not say.
+
+    Raises:
+      UserError: something is named that is not read.
+    """
+    read = [one for one in columns if one]
+    for kind in ("text", "label", "source", "target", "image", "audio"):
+      for column in filter(None, getattr(self, kind).split(",") if kind == "text" else (getattr(self, kind),)):
+        if column not in read:
+          which = f"what is read is {', '.join(read)}" if read else "it is read without naming columns"
+          raise UserError(f"{where}: data.{kind}_column={column!r} is not read; {which}")
+    for root in ("image_root", "audio_root"):
+      if getattr(self, root) and root not in roots:
+        raise UserError(f"{where}: data.{root}={getattr(self, root)!r} is not read: no path starts from it")
+    if self.label_kind not in ("auto", labels):
+      has = f"its labels are of the kind {labels!r}" if labels else "its labels are of no kind that could be named"
+      raise UserError(f"{where}: data.label_kind={self.label_kind!r} is not read: {has}")
 
 
 class Source(Protocol):

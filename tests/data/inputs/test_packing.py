@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from peftjax import config as configs
-from peftjax import masks, methods, tasks
-from peftjax.data import Header, load_tokenizer
+from peftjax import masks, methods
+from peftjax.data import load_tokenizer
 from peftjax.data.inputs.packing import PackedOrder, Pieces, best_fit, pieces_of
-from peftjax.data.inputs.tokens import Tokens
 from peftjax.errors import UserError
 from peftjax.loading import from_config, initialise
 from peftjax.tasks.causal_lm import CausalLM
@@ -174,14 +173,3 @@ def test_long_texts_go_on_in_the_next_piece(config, folder, tmp_path):
   assert sorted(tokens) == sorted([*pieces, tokenizer.encode(["a b"]).ids[0].tolist()])
   assert train.measured.cut == 0
   assert "sequences packed into" in train.notes[0]
-
-
-def test_packing_is_for_decoders(config, folder):
-  with pytest.raises(UserError, match="only causal_lm packs"):
-    text_loaders(config, load_tokenizer(folder), task="seq2seq_lm")
-
-
-def test_a_prefix_is_for_sources(config, folder):
-  config.data.packing, config.data.prefix = False, "say: "
-  with pytest.raises(UserError, match="data.prefix='say: ': only sources have one, and text_classification reads none"):
-    Tokens(config, Header("reviews", fields=("text", "label")), tasks.make("text_classification", "ab"), folder)
