@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -110,33 +111,49 @@ def training_batches(
   return Batches(batches.ids[shuffled], batches.lengths[shuffled])
 
 
-class TrainingOrder:
-  """The batches of every epoch.
+Made = TypeVar("Made")  # what an order keeps of an epoch
+
+
+class Order(Generic[Made]):
+  """The batches of every epoch; a kind says what an epoch is, `made`.
 
   Attributes:
     examples: in an epoch.
     steps_per_epoch: batches in an epoch; the last partial one counts.
   """
 
-  def __init__(self, ids: np.ndarray, lengths: np.ndarray, batch_size: int, buckets: Sequence[int], seed: int):
-    self._ids, self._lengths, self._batch_size, self._buckets, self._seed = ids, lengths, batch_size, buckets, seed
-    self._epochs: dict[int, Batches] = {}
-    self.examples = len(ids)
-    self.steps_per_epoch = -(-len(ids) // batch_size)
+  def __init__(self, examples: int, batch_size: int):
+    self.examples = examples
+    self.steps_per_epoch = -(-examples // batch_size)
+    self._epochs: dict[int, Made] = {}
 
-  def at(self, epoch: int, number: int) -> tuple[Batches, int]:
+  def made(self, epoch: int) -> Made:
+    """What is kept of an epoch while it is read, a function of its number."""
+    raise NotImplementedError
+
+  def at(self, epoch: int, number: int) -> tuple[Any, int]:
     """(some batches, the place among them) of a batch of an epoch."""
     return self.epoch(epoch), number
 
-  def epoch(self, epoch: int) -> Batches:
-    """The batches of one epoch. Threads may ask at once: they would compute the same."""
+  def epoch(self, epoch: int) -> Made:
+    """What `made` gives, kept. Threads may ask at once: they would compute the same."""
     found = self._epochs.get(epoch)
     if found is None:
-      found = training_batches(self._ids, self._lengths, self._batch_size, self._buckets, self._seed, epoch)
-      self._epochs[epoch] = found
+      found = self._epochs[epoch] = self.made(epoch)
       for old in [one for one in self._epochs if one < epoch - 1]:
         self._epochs.pop(old, None)
     return found
+
+
+class TrainingOrder(Order[Batches]):
+  """The batches of every epoch, over examples whose lengths are known."""
+
+  def __init__(self, ids: np.ndarray, lengths: np.ndarray, batch_size: int, buckets: Sequence[int], seed: int):
+    super().__init__(len(ids), batch_size)
+    self._ids, self._lengths, self._batch_size, self._buckets, self._seed = ids, lengths, batch_size, buckets, seed
+
+  def made(self, epoch: int) -> Batches:
+    return training_batches(self._ids, self._lengths, self._batch_size, self._buckets, self._seed, epoch)
 
 
 def evaluation_batches(lengths: np.ndarray, batch_size: int, buckets: Sequence[int]) -> Batches:

@@ -20,7 +20,7 @@ from peftjax.data.batching import FILL, Batches, evaluation_batches, rows, subse
 from peftjax.data.extra_sets import RETAINED, open_retained, open_shifted
 from peftjax.data.flipping import flipped
 from peftjax.data.inputs.base import Batch, Input
-from peftjax.data.measuring import MEASURED_AT_ONCE, Measured, measure, measure_some, spread
+from peftjax.data.measuring import MEASURED_AT_ONCE, Measured, measure_for, measure_some
 from peftjax.data.parts import rows_of
 from peftjax.data.reading import WHOLE, EvaluationSteps, Reader, Share, TrainingSteps, read_ahead
 from peftjax.data.sources.types import Dataset, Header, Source
@@ -125,11 +125,7 @@ class EvalLoader:
   @functools.cached_property
   def measured(self) -> Measured | None:
     """Lengths of all examples that are read, and what was cut; None of inputs of one size."""
-    if not self.inputs.buckets:
-      return None
-    if len(self._ids) < self.dataset.splits[self.split] > MEASURED_AT_ONCE:
-      return spread(measure_some(self.source, self._ids, self.inputs), self._ids, len(self.source))
-    return measure(self.dataset, self.split, self.inputs)
+    return measure_for(self.dataset, self.split, self.inputs, self._ids)[1] if self.inputs.buckets else None
 
   @functools.cached_property
   def _steps(self) -> EvaluationSteps:
@@ -205,11 +201,7 @@ def _train_loader(config: ConfigDict, dataset: Dataset, inputs: Input, ids: np.n
   as_they_come = bool(inputs.buckets) and not inputs.measures_all and len(ids) > MEASURED_AT_ONCE
   measured = told = None
   if inputs.buckets and not as_they_come:
-    if len(source) > MEASURED_AT_ONCE > len(ids):
-      told = measure_some(source, np.sort(ids), inputs)
-      measured = spread(told, np.sort(ids), len(source))
-    else:
-      told = measured = measure(dataset, "train", inputs)
+    told, measured = measure_for(dataset, "train", inputs, ids)
   found = rows_of(source, ids, measured)
   order: Any
   if as_they_come:

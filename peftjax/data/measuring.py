@@ -63,16 +63,27 @@ def measure_some(source: Source, ids: np.ndarray, inputs: Input) -> Measured:
   return Measured(np.concatenate(lengths), cut, lost, np.concatenate(counts) if counts else None)
 
 
-def spread(some: Measured, ids: np.ndarray, count: int) -> Measured:
-  """What `measure` gives of a split of `count` examples of which only `ids` [m] int64, ascending, were measured: the
-  others have no places and no rows."""
-  if some.counts is not None:
-    counts = np.zeros(count, np.int32)
-    counts[ids] = some.counts
-    return dataclasses.replace(some, counts=counts)  # the rows of ascending examples stand as they would among all
-  lengths = np.zeros(count, np.int32)
-  lengths[ids] = some.lengths
-  return dataclasses.replace(some, lengths=lengths)
+def measure_for(dataset: Dataset, split: str, inputs: Input, ids: np.ndarray) -> tuple[Measured, Measured]:
+  """(what is told of the examples that are read, what `measure` gives of their split).
+
+  Of fewer than `MEASURED_AT_ONCE` examples of a split of more the others are not encoded: they have no places and no
+  rows, and nothing of them is told.
+
+  Args:
+    ids: [m] int64, those that are read.
+  """
+  count = dataset.splits[split]
+  if not len(ids) < MEASURED_AT_ONCE < count:
+    whole = measure(dataset, split, inputs)
+    return whole, whole
+  ids = np.sort(ids)
+  some = measure_some(dataset.split(split), ids, inputs)
+  spread = np.zeros(count, np.int32)
+  if some.counts is not None:  # the rows of ascending examples stand as they would among all
+    spread[ids] = some.counts
+    return some, dataclasses.replace(some, counts=spread)
+  spread[ids] = some.lengths
+  return some, dataclasses.replace(some, lengths=spread)
 
 
 def _load(path: Path) -> Measured | None:

@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from peftjax.data.batching import MEGABATCH, Batches, cut, scores
+from peftjax.data.batching import MEGABATCH, Batches, Order, cut, scores
 
 _KEPT = 3  # runs: the one in use, and those that are read ahead
 
 
-class UnmeasuredOrder:
-  """The batches of every epoch, as `batching.TrainingOrder` has them, a run of `MEGABATCH` batches at a time.
+class UnmeasuredOrder(Order[np.ndarray]):
+  """The batches of every epoch, as `batching.TrainingOrder` has them, a run of `MEGABATCH` batches at a time; what is
+  kept of an epoch are the places in `ids`, [n] int32, in its order.
 
   Args:
     ids: [n] example ids.
@@ -27,10 +28,6 @@ class UnmeasuredOrder:
     batch_size: examples in a batch, over all processes.
     buckets: ascending.
     seed: of the run.
-
-  Attributes:
-    examples: in an epoch.
-    steps_per_epoch: batches in an epoch; the last partial one counts.
   """
 
   def __init__(
@@ -41,13 +38,14 @@ class UnmeasuredOrder:
     buckets: Sequence[int],
     seed: int,
   ):
+    super().__init__(len(ids), batch_size)
     self._ids, self._lengths_of, self._batch_size = ids, lengths_of, batch_size
     self._buckets, self._seed = tuple(buckets), seed
-    self._epochs: dict[int, np.ndarray] = {}
     self._runs: dict[tuple[int, int], Batches] = {}
     self._lock = threading.Lock()
-    self.examples = len(ids)
-    self.steps_per_epoch = -(-len(ids) // batch_size)
+
+  def made(self, epoch: int) -> np.ndarray:
+    return np.argsort(scores(self.examples, self._seed, epoch), kind="stable").astype(np.int32)
 
   def at(self, epoch: int, number: int) -> tuple[Batches, int]:
     """(some batches, the place among them) of a batch of an epoch."""
@@ -63,7 +61,7 @@ class UnmeasuredOrder:
   def ids_of(self, epoch: int, run: int) -> np.ndarray:
     """The examples of a run of batches."""
     size = MEGABATCH * self._batch_size
-    return self._ids[self._shuffled(epoch)[run * size : (run + 1) * size]]
+    return self._ids[self.epoch(epoch)[run * size : (run + 1) * size]]
 
   def _run(self, epoch: int, run: int) -> Batches:
     ids = self.ids_of(epoch, run)
@@ -72,14 +70,6 @@ class UnmeasuredOrder:
     batches = cut(ids[order], lengths[order], self._batch_size, self._buckets)
     shuffled = np.argsort(scores(len(batches.ids), self._seed, epoch, 1, run), kind="stable")
     return Batches(batches.ids[shuffled], batches.lengths[shuffled])
-
-  def _shuffled(self, epoch: int) -> np.ndarray:
-    """[n]: the places in `ids`, in the epoch's order."""
-    if epoch not in self._epochs:
-      self._epochs[epoch] = np.argsort(scores(self.examples, self._seed, epoch), kind="stable").astype(np.int32)
-      for old in [one for one in self._epochs if one < epoch - 1]:
-        del self._epochs[old]
-    return self._epochs[epoch]
 
   def __getstate__(self) -> dict[str, Any]:
     return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_runs", "_epochs")}

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from peftjax.data.inputs.image_text import check_caption, text_positions, token_rows, with_label
+from peftjax.data.inputs.captions import check_caption, with_label
+from peftjax.data.inputs.image_text import text_positions, token_rows
 from peftjax.data.inputs.tokenizing import load_tokenizer
 from peftjax.data.sources.types import IMAGE_CLASSIFICATION, Header, Source
 from peftjax.errors import UserError

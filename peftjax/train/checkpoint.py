@@ -31,7 +31,7 @@ from jax.experimental import multihost_utils
 from peftjax.errors import UserError, nearest
 from peftjax.masks import Tree, flatten, unflatten
 from peftjax.train import manifest
-from peftjax.train.faults import is_passing
+from peftjax.train.faults import first_line, is_passing
 from peftjax.train.fingerprint import fingerprints
 from peftjax.train.state import TrainState
 
@@ -176,8 +176,8 @@ class Checkpoints:
         raise
       except Exception as error:
         if is_passing(error):
-          raise UserError(f"{self.folder / str(step)} cannot be read now: {_first_line(error)}") from None
-        log.warning("checkpoint %d is damaged and passed over: %s", step, _first_line(error))
+          raise UserError(f"{self.folder / str(step)} cannot be read now: {first_line(error)}") from None
+        log.warning("checkpoint %d is damaged and passed over: %s", step, first_line(error))
         damaged.append(step)
         continue
       for one in damaged:
@@ -242,7 +242,7 @@ class Checkpoints:
     except UserError:
       raise
     except Exception as error:
-      raise UserError(f"{self.folder / str(step)}: damaged: {_first_line(error)}") from None
+      raise UserError(f"{self.folder / str(step)}: damaged: {first_line(error)}") from None
     return unflatten(found)
 
   def _restore(self, step: int, like: TrainState, base: Base) -> tuple[TrainState, Any]:
@@ -356,8 +356,3 @@ def _not_of_orbax(record: logging.LogRecord) -> bool:
   if record.name == "asyncio":
     return not (record.levelno >= logging.ERROR and "/orbax/" in record.getMessage())
   return "/orbax/" not in record.pathname
-
-
-def _first_line(error: BaseException) -> str:
-  lines = str(error).strip().splitlines()
-  return f"{type(error).__name__}: {lines[0][:200] if lines else ''}"

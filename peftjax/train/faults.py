@@ -21,6 +21,12 @@ def is_passing(error: BaseException) -> bool:
   return isinstance(error, MemoryError) or any(one in str(error).lower() for one in _PASSING)
 
 
+def first_line(error: BaseException) -> str:
+  """The kind of an error and the first line of what it says."""
+  lines = str(error).strip().splitlines()
+  return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
 @contextlib.contextmanager
 def faults_as_one_line(what: str, steps: Callable[[], list[int]]) -> Iterator[None]:
   """A fault of the machine in the block becomes one line that names the checkpoint that stays.

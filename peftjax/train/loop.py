@@ -23,7 +23,7 @@ from peftjax.data.packages import cache_folder
 from peftjax.parallel.hosts import ending_together
 from peftjax.parallel.mesh import make_mesh, process_share, put_batch
 from peftjax.parallel.sharding import layout_of
-from peftjax.train import assemble, class_pictures, encodings, evaluators
+from peftjax.train import assemble, encodings, evaluators
 from peftjax.train.checks import check_moved, check_unchanged
 from peftjax.train.compiling import CompiledStep, use_cache
 from peftjax.train.fingerprint import fingerprints
@@ -44,7 +44,10 @@ def make_run(config: ConfigDict) -> Run:
   mesh = make_mesh(config.mesh)
   check_sizes(config, mesh)
   assemble.check_path(config.model.path)
-  class_pictures.make(config)
+  if config.input.get("num_class_images", 0):
+    from peftjax.train import class_pictures  # slow to import
+
+    class_pictures.make(config)
   dataset = data_lib.open_as(config.data.name, config.data)
   setting = assemble.setting(config, dataset, trains=True)
   assert setting.task is not None

@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 from hypothesis import given, settings
 
-from peftjax.data import loader
+from peftjax.data import loader, measuring
 from peftjax.data.batching import FILL, MEGABATCH
 from peftjax.data.unmeasured import UnmeasuredOrder
 from tests.data.test_batching import BUCKETS, passes
@@ -91,7 +91,8 @@ def test_few_of_many_examples_are_the_only_ones_that_are_measured(config, tokeni
   expected = text_loaders(config, tokenizer)
   wanted = take(expected.train, 3), list(expected.evals["train"])
   monkeypatch.setattr(loader, "MEASURED_AT_ONCE", 5)
-  monkeypatch.setattr(loader, "measure", None)
+  monkeypatch.setattr(measuring, "MEASURED_AT_ONCE", 5)
+  monkeypatch.setattr(measuring, "measure", None)
   found = text_loaders(config, tokenizer)
   for some, others in zip(wanted, (take(found.train, 3), list(found.evals["train"]))):
     assert len(some) == len(others)

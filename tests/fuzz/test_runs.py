@@ -18,7 +18,7 @@ from peftjax.compare import records
 from peftjax.config.table import ALIASES, FIELDS
 from peftjax.errors import UserError
 from peftjax.methods import METHODS
-from peftjax.train import checkpoint, compiling, folder, manifest, rows
+from peftjax.train import checkpoint, compiling, faults, folder, manifest, rows
 from tests.compare import synthetic
 from tests.fuzz.test_text import VALUES, changed, mangled
 
@@ -125,7 +125,7 @@ def damaged_or(act: Callable[[Any], Any]) -> Callable[[Any], Any]:
     try:
       act(value)
     except Exception as error:
-      raise UserError(f"damaged: {checkpoint._first_line(error)}") from None
+      raise UserError(f"damaged: {faults.first_line(error)}") from None
 
   return told
 

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 import peftjax
 from peftjax import methods, tasks
 from peftjax.data.inputs.characters import read_characters
-from peftjax.data.inputs.waveforms import frames, read_samples
+from peftjax.data.inputs.waveforms import frames, read_convolutions, read_samples
 from peftjax.errors import UserError
 from peftjax.loading import from_config
 from peftjax.models import writing
@@ -84,7 +84,7 @@ def test_outputs_and_hidden_states(name, masked):
 
 def test_hidden_frames_are_those_of_transformers():
   reference, folder = model("group")
-  given, count = inputs(False), frames(model("group")[1], 331)
+  given, count = inputs(False), frames(read_convolutions(model("group")[1]), 331)
   hidden = np.random.default_rng(1).random((3, count)) < 0.3
   with torch.no_grad():
     expected = reference.wav2vec2(**tensors(given), mask_time_indices=torch.tensor(hidden)).last_hidden_state

@@ -14,6 +14,7 @@ from PIL import Image
 
 from peftjax.data.inputs import augmenting
 from peftjax.data.inputs.base import Batch, Input, Random, Shapes
+from peftjax.data.inputs.captions import captioned, check_label
 from peftjax.data.inputs.encoded_images import RAW, EncodedImages
 from peftjax.data.inputs.image_processing import MOST_SIDE, Processor
 from peftjax.data.inputs.pictures import decode
@@ -70,8 +71,7 @@ class CaptionedImages(Input):
       if not given and f"{kind}text" not in fields:
         raise UserError(f"input.{kind}caption is empty, and pictures of {header.name} have no captions; "
                         "set it, such as 'a photo of sks dog'")  # fmt: skip
-      if "{label}" in given and not header.label_names:
-        raise UserError(f"input.{kind}caption={given!r}: the pictures of {header.name} have no classes")
+      check_label(f"input.{kind}caption", given, header)
     self.kinds = tuple(kinds)
 
   @staticmethod
@@ -154,8 +154,7 @@ class CaptionedImages(Input):
     """The caption of an example's picture, or with "prior_" of the one beside it."""
     if f"{kind}text" in example:
       return str(example[f"{kind}text"])
-    given, names = str(self.options[f"{kind}caption"]), self.header.label_names
-    return given.replace("{label}", names[int(example["label"])].replace("_", " ")) if "{label}" in given else given
+    return captioned(str(self.options[f"{kind}caption"]), example, self.header)
 
   def _pixels(self, example: Example, kind: str, rng: Random) -> np.ndarray:
     where = str(example.get(f"{kind}where", self.header.name))

@@ -13,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from peftjax.data.inputs.base import Batch, Random, Shapes
+from peftjax.data.inputs.captions import captioned, check_caption
 from peftjax.data.inputs.images import Images
 from peftjax.data.inputs.tokenizing import Tokenizer, load_tokenizer
 from peftjax.data.sources.types import Example, Header
@@ -109,27 +110,3 @@ def token_rows(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> tuple
   for row, found in enumerate(tokenizer.encode(list(texts)).ids):
     ids[row, : len(found)], mask[row, : len(found)] = found, 1
   return ids, mask
-
-
-def check_caption(field: str, caption: Any, header: Header) -> None:
-  """Raises a `UserError` unless it is a text that stands for every picture of the data."""
-  if not isinstance(caption, str) or not caption:
-    raise UserError(
-      f"{field}={caption!r:.60}: pictures of {header.name} have no texts; set it, such as 'a photo of a {{label}}'"
-    )
-  if "{label}" in caption and not header.label_names:
-    raise UserError(f"{field}={caption!r:.60}: the pictures of {header.name} have no classes")
-
-
-def captioned(caption: str, example: Example, header: Header) -> str:
-  """What a template says of an example."""
-  return with_label(caption, header.label_names[int(example["label"])]) if "{label}" in caption else caption
-
-
-def with_label(caption: str, name: str) -> str:
-  """A template with a class's name.
-
-  >>> with_label("a photo of a {label}", "polar_bear")
-  'a photo of a polar bear'
-  """
-  return caption.replace("{label}", name.replace("_", " "))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from peftjax.data.batching import FILL, scores
+from peftjax.data.batching import FILL, Order, scores
 from peftjax.data.inputs.base import IGNORED, Batch, Shapes, weight_and_index
 from peftjax.data.inputs.collating import padded, token_shapes
 from peftjax.data.inputs.language import CausalCollate
@@ -88,41 +88,23 @@ class PackedBatches:
   rows: list[np.ndarray]
 
 
-class PackedOrder:
+class PackedOrder(Order[PackedBatches]):
   """The batches of every epoch, as `batching.TrainingOrder` has them for single sequences.
 
   Attributes:
     pieces: what is packed.
     examples: rows in an epoch.
-    steps_per_epoch: batches in an epoch; the last partial one counts.
     fill: share of the rows' places that hold a token.
   """
 
   def __init__(self, pieces: Pieces, capacity: int, batch_size: int, seed: int):
+    self._row_of = best_fit(np.sort(pieces.lengths)[::-1], capacity)
+    super().__init__(int(self._row_of.max()) + 1 if len(self._row_of) else 0, batch_size)
     self.pieces, self.capacity = pieces, capacity
     self._batch_size, self._seed = batch_size, seed
-    descending = np.sort(pieces.lengths)[::-1]
-    self._row_of = best_fit(descending, capacity)
-    self.examples = int(self._row_of.max()) + 1 if len(self._row_of) else 0
-    self.steps_per_epoch = -(-self.examples // batch_size)
     self.fill = float(pieces.lengths.sum() / (self.examples * capacity)) if self.examples else 0.0
-    self._epochs: dict[int, PackedBatches] = {}
 
-  def at(self, epoch: int, number: int) -> tuple[PackedBatches, int]:
-    """(some batches, the place among them) of a batch of an epoch."""
-    return self.epoch(epoch), number
-
-  def epoch(self, epoch: int) -> PackedBatches:
-    """The batches of one epoch. Threads may ask at once: they would compute the same."""
-    found = self._epochs.get(epoch)
-    if found is None:
-      found = self._packed(epoch)
-      self._epochs[epoch] = found
-      for old in [one for one in self._epochs if one < epoch - 1]:
-        self._epochs.pop(old, None)
-    return found
-
-  def _packed(self, epoch: int) -> PackedBatches:
+  def made(self, epoch: int) -> PackedBatches:
     drawn = np.argsort(scores(len(self.pieces.lengths), self._seed, epoch), kind="stable")
     longest_first = drawn[np.argsort(-self.pieces.lengths[drawn], kind="stable")]
     together = np.argsort(self._row_of, kind="stable")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +96,12 @@ class Waveforms(Input):
     assert self.folder is not None
     return read_characters(self.folder)
 
+  @functools.cached_property
+  def convolutions(self) -> tuple[tuple[int, int], ...]:
+    """(window, stride) of each that makes frames of samples."""
+    assert self.folder is not None
+    return read_convolutions(self.folder)
+
   @property
   def count(self) -> int:
     """N."""
@@ -109,8 +115,9 @@ class Waveforms(Input):
     if self.samples_of.masked:
       shapes["attention_mask"] = jax.ShapeDtypeStruct((rows, self.count), np.dtype(np.int32))
     if self.options.time_masks:
-      assert self.folder is not None
-      shapes["mask_time_indices"] = jax.ShapeDtypeStruct((rows, frames(self.folder, self.count)), np.dtype(np.int32))
+      shapes["mask_time_indices"] = jax.ShapeDtypeStruct(
+        (rows, frames(self.convolutions, self.count)), np.dtype(np.int32)
+      )
     return shapes
 
   @property
@@ -135,8 +142,7 @@ class Waveforms(Input):
     if self.samples_of.masked:
       batch["attention_mask"] = np.ones(len(samples), np.int32)
     if self.options.time_masks:
-      assert self.folder is not None
-      seen = np.ones((max(frames(self.folder, len(samples)), 0), 1), np.float32)
+      seen = np.ones((max(frames(self.convolutions, len(samples)), 0), 1), np.float32)
       if rng is not None:
         blank(seen, rng, self.options.time_masks, self.options.time_width)
       batch["mask_time_indices"] = (seen[:, 0] == 0).astype(np.int32)
@@ -158,20 +164,24 @@ class Waveforms(Input):
     size = int(model.hf_config.get("vocab_size", self.characters.size))
     if self.characters.size > size:
       raise UserError(f"vocab.json has {self.characters.size} letters but the model writes {size}")
-    assert self.folder is not None
-    if frames(self.folder, self.count) < 1:
+    if frames(self.convolutions, self.count) < 1:
       raise UserError(f"input.seconds={self.options.seconds:g}: too short for a frame")
 
 
-def frames(folder: Path, samples: int) -> int:
-  """How many frames the convolutions that config.json describes make of so many samples."""
+def frames(convolutions: Iterable[tuple[int, int]], samples: int) -> int:
+  """How many frames the convolutions, (window, stride) each, make of so many samples."""
+  for window, stride in convolutions:
+    samples = (samples - window) // stride + 1
+  return samples
+
+
+def read_convolutions(folder: Path) -> tuple[tuple[int, int], ...]:
+  """(window, stride) of each convolution that config.json describes."""
   path = folder / "config.json"
   config = read_json(path)
   windows = value_of(str(path), "conv_kernel", config.get("conv_kernel", (10, 3, 3, 3, 3, 2, 2)), _SIZES)
   strides = value_of(str(path), "conv_stride", config.get("conv_stride", (5, 2, 2, 2, 2, 2, 2)), _SIZES)
-  for window, stride in zip(windows, strides):
-    samples = (samples - window) // stride + 1
-  return samples
+  return tuple(zip(windows, strides))
 
 
 def read_samples(folder: Path) -> Samples:

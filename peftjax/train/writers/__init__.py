@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from peftjax.errors import UserError
+from peftjax.train.faults import first_line
 from peftjax.train.writers.base import Begun, Writer, chosen, options_of
 
 __all__ = ["WRITERS", "Begun", "Writer", "Writers", "check"]
@@ -49,7 +50,7 @@ class Writers:
         raise
       except Exception as error:  # of a service, or of the user's own program
         self.close(failed=True)
-        raise UserError(f"train.writers: {name} cannot begin: {_first_line(error)}") from None
+        raise UserError(f"train.writers: {name} cannot begin: {first_line(error)}") from None
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Gives the numbers of a step to all; one whose service fails is left out from then on, and a line says so."""
@@ -72,9 +73,4 @@ class Writers:
         raise
       except Exception as error:
         self._open.remove(one)
-        self._say(f"{one.name}: {_first_line(error)}; the run goes on without it, and metrics.jsonl has all numbers")
-
-
-def _first_line(error: Exception) -> str:
-  lines = str(error).strip().splitlines()
-  return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+        self._say(f"{one.name}: {first_line(error)}; the run goes on without it, and metrics.jsonl has all numbers")
