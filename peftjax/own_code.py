@@ -17,7 +17,8 @@ _OTHERS = (str(Path(__file__).parent), *(sysconfig.get_paths()[one] for one in (
 def shown(tree: Any) -> str:
   """Shapes and dtypes as an error shows them.
 
-  >>> shown({"logits": jax.ShapeDtypeStruct((4, 3), "float32")}), shown(None)
+  >>> import numpy as np
+  >>> shown({"logits": np.zeros((4, 3), np.float32)}), shown(None)
   ("{'logits': float32[4, 3]}", 'None')
   """
   if isinstance(tree, Mapping):
