@@ -159,7 +159,8 @@ def test_killed_and_resumed_it_ends_with_the_same_bytes(task, given, tmp_path):
   assert cli.main(["train", f"--workdir={whole}", *given[task], *more]) == 0
   verb = ["train", f"--workdir={parts}", *given[task], *more]
   environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-  killed = subprocess.run([sys.executable, "-c", KILLED.format(verb=verb, folder=str(parts))], env=environment, check=False)
+  command = [sys.executable, "-c", KILLED.format(verb=verb, folder=str(parts))]
+  killed = subprocess.run(command, env=environment, check=False)
   assert killed.returncode == -9 and not (parts / "summary.json").exists()
   assert cli.main(verb) == 0
   for name in ("metrics.jsonl", "predictions-test.npz", "predictions-validation.npz"):

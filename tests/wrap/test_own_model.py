@@ -75,7 +75,8 @@ def test_a_killed_run_ends_with_the_same_bytes(tmp_path):
   loop.train(configs.load(f"{CONFIG}:lora", SHORT), whole)
   verb = ["train", f"--workdir={parts}", *flags()]
   environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-  killed = subprocess.run([sys.executable, "-c", KILLED.format(verb=verb, folder=str(parts))], env=environment, check=False)
+  command = [sys.executable, "-c", KILLED.format(verb=verb, folder=str(parts))]
+  killed = subprocess.run(command, env=environment, check=False)
   assert killed.returncode == -9
   with Checkpoints(parts / "checkpoints") as checkpoints:
     assert checkpoints.steps() == [4]
