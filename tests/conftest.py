@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import ctypes
 import gc
 import os
@@ -25,13 +26,20 @@ _ROOM = 2**31  # bytes that a process may hold between two files of tests
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-  """Marks the cases that `tests/pace.py` leaves to the slow run."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+  """Marks the cases that `tests/pace.py` leaves to the slow run; a case that it names must be there."""
+  found: dict[str, set[str]] = collections.defaultdict(set)
   for item in items:
     call = getattr(item, "callspec", None)
     test = item.nodeid.partition("tests/")[2].partition("[")[0]
-    if call is not None and not pace.is_quick(test, call.id):
-      item.add_marker(pytest.mark.slow)
+    if call is not None:
+      found[test].add(call.id)
+      if not pace.is_quick(test, call.id):
+        item.add_marker(pytest.mark.slow)
+  if not any("::" in argument for argument in config.args):  # whole files were collected
+    for test in found.keys() & pace.QUICK.keys():
+      if missing := set(pace.QUICK[test]) - found[test]:
+        raise pytest.UsageError(f"tests/pace.py: {test} has no case {', '.join(sorted(missing))}")
 
 
 @pytest.fixture(scope="module", autouse=True)
