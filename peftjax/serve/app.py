@@ -22,7 +22,7 @@ from peftjax.serve.protocol import Answering, ApiError, Asked, asked, unknown_mo
 from peftjax.serve.served import Served
 
 MOST_BYTES = 2**20  # of a request's body
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
 _LATE = "the answer was not done in time; ask for fewer tokens, or again later"
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import importlib.util
 import json
 import threading
-import time
 import types
 
 import numpy as np
@@ -20,6 +18,7 @@ from peftjax.serve.engine import Full, Limits, Piece
 from peftjax.serve.protocol import ApiError, asked
 from peftjax.serve.running import limits_of
 from peftjax.serve.served import loaded, named
+from tests.serve.server import running
 from tests.serve.tiny_chat import POSITIONS, TinyChat
 
 pytest.importorskip("uvicorn", reason="uvicorn is an extra")
@@ -39,31 +38,9 @@ def served(chat):
   return loaded(str(chat.folder), [f"{name}={folder}" for name, folder in chat.adapters.items()])
 
 
-@contextlib.contextmanager
-def running(served, limits=LIMITS, key=""):
-  """(host, port) of a server, which is asked to end after the block."""
-  import uvicorn
-
-  from peftjax.serve.app import app_of
-
-  with served.engine(limits) as engine:
-    app = app_of(served, engine, ("127.0.0.1",), key)
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-      while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-      yield server.servers[0].sockets[0].getsockname()[:2]
-    finally:
-      server.should_exit = True
-      thread.join()
-
-
 @pytest.fixture(scope="module")
 def place(served):
-  with running(served) as found:
+  with running(served, LIMITS) as found:
     yield found
 
 
@@ -181,7 +158,7 @@ def test_what_is_refused_before_it_is_read(place, served):
   assert call(place, "/v1/completions", b" " * (2**20 + 1))[0] == 413
   assert call(place, "/v1/models", Host="elsewhere.example")[0] == 400
   assert call(place, "/v1/embeddings", body)[0] == 404 and call(place, "/v1/completions", method="DELETE")[0] == 405
-  with running(served, key="secret") as other:
+  with running(served, LIMITS, key="secret") as other:
     status, answer = call(other, "/v1/models")
     assert status == 401 and answer["error"]["code"] == "invalid_api_key"
     assert call(other, "/v1/models", Authorization="Bearer secret")[0] == 200
