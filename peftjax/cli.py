@@ -20,10 +20,11 @@ from rich.console import Console
 from peftjax import huge_pages
 from peftjax.errors import UserError, nearest
 from peftjax.no_tpu import without_noise
+from peftjax.own_code import failures_as_one_line
 from peftjax.verbs import KINDS, VERBS, Verb
 
 Result = dict[str, Any]
-TRAINING = ("train", "compare")  # the verbs whose steps ask for large arrays again and again
+TRAINING = ("train", "range", "compare")  # the verbs whose steps ask for large arrays again and again
 INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 
 
@@ -42,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   if argv is None and arguments and arguments[0] in TRAINING:
     huge_pages.start_again()
   try:
-    return _dispatch(arguments)
+    with failures_as_one_line():
+      return _dispatch(arguments)
   except UserError as error:
     print(f"peftjax: {error}", file=sys.stderr)
     return 2

@@ -6,7 +6,6 @@ never a program; see docs/security.md.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from peftjax.errors import NotHere, UserError
+from peftjax.extras import require
 
 PREFIX = "hub:"
 NAMES = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
@@ -44,8 +44,7 @@ def snapshot(kind: str, spec: str) -> Path:
   found = NAMES.fullmatch(spec)
   if found is None or ".." in spec:
     raise UserError(f"{where}: expected {PREFIX}OWNER/NAME, or {PREFIX}OWNER/NAME@REVISION")
-  if importlib.util.find_spec("huggingface_hub") is None:
-    raise UserError(f"{where} is downloaded by huggingface_hub: pip install 'peftjax[hub]'")
+  require(where, "huggingface_hub", "hub")
   import huggingface_hub as hub
   from huggingface_hub import errors
 

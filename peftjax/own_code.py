@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import sysconfig
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from peftjax import registry
+from peftjax.errors import UserError
 
 # What fails on arrays of other shapes, dtypes or names than it expects.
 FAILURES = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
@@ -30,8 +35,39 @@ def shown(tree: Any) -> str:
 
 def said(error: Exception) -> str:
   """The kind of an error, its first line, and where in the user's own files it came from."""
-  frames = traceback.extract_tb(error.__traceback__)
-  own = [one for one in frames if Path(one.filename).is_file() and not one.filename.startswith(_OTHERS)]
+  own = _own_frames(error)
   where = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
   text = str(error).strip().splitlines()
   return f"{type(error).__name__}: {text[0] if text else ''}{where}"
+
+
+def _own_frames(error: Exception) -> list[traceback.FrameSummary]:
+  frames = traceback.extract_tb(error.__traceback__)
+  return [one for one in frames if Path(one.filename).is_file() and not one.filename.startswith(_OTHERS)]
+
+
+def as_user_error(error: Exception) -> Exception:
+  """A `UserError` of one line where the error came out of code that a config names, or out of a call of it with
+  arguments that it does not take; any other error as it is."""
+  called = re.match(r"(\w+)[\w.<>]*\(\) (takes|missing|got)", str(error)) if isinstance(error, TypeError) else None
+  own = any(registry.is_own(one.filename) for one in _own_frames(error))
+  if isinstance(error, UserError) or not (own or (called and registry.holds_own(called[1]))):
+    return error
+  found = UserError(f"your own code fails: {said(error)}")
+  found.__cause__ = error
+  return found
+
+
+@contextlib.contextmanager
+def failures_as_one_line() -> Iterator[None]:
+  """An error of the block that came out of code that a config names becomes one line.
+
+  Raises:
+    UserError: such an error; all others are raised as they are.
+  """
+  try:
+    yield
+  except Exception as error:
+    if (found := as_user_error(error)) is error:
+      raise
+    raise found from error

@@ -45,6 +45,18 @@ class _Reading:
 
 _readings: list[_Reading] = []  # the innermost last
 _named: set[str] = set()  # what the user's own configs have named in this process
+_own_modules: set[str] = set()  # of them, those that were imported
+
+
+def is_own(file: str) -> bool:
+  """Whether a Python file stands beside, or is, one that a config has named."""
+  files = [getattr(sys.modules.get(name), "__file__", None) for name in _own_modules]
+  return Path(file).resolve().parent in {Path(one).resolve().parent for one in files if one}
+
+
+def holds_own(name: str) -> bool:
+  """Whether a module that a config has named holds something of this name."""
+  return any(hasattr(sys.modules.get(module), name) for module in _own_modules)
 
 
 @contextlib.contextmanager
@@ -99,7 +111,10 @@ def resolve(field: str, name: str, table: Mapping[str, Any]) -> Any:
       f"{field}: {reading.folder} names {name!r}, which is code that would be run; if it is yours, say so with "
       f"--trust={name}, or --trust=FOLDER that its file stands in"
     )
-  return _attribute(field, name, reading.folder if reading else None)
+  found = _attribute(field, name, reading.folder if reading else None)
+  where = name.rpartition(":")[0]
+  _own_modules.add(Path(where).stem if where.endswith(".py") else where)
+  return found
 
 
 def _attribute(field: str, spec: str, outside: Path | None = None) -> Any:

@@ -149,7 +149,7 @@ def test_mistakes_before_a_run_cost_nothing(break_it, overrides, expected, confi
   captured = capsys.readouterr()
   assert len(captured.err.splitlines()) == 1
   assert expected in captured.err
-  assert not (tmp_path / "run" / "checkpoints").exists()
+  assert not (tmp_path / "run").exists()
 
 
 def test_another_run_in_the_folder_is_left_alone(config, material, tmp_path, capsys):

@@ -14,23 +14,26 @@ from peftjax import huge_pages
 VERB = """
 import os, sys
 from peftjax import cli
-cli._RUN["train"] = lambda parsed, overrides: print(os.getpid(), os.environ.get("GLIBC_TUNABLES"), parsed.workdir) or 0
+say = lambda parsed, overrides: print(os.getpid(), os.environ.get("GLIBC_TUNABLES"), parsed.workdir) or 0
+for verb in cli._RUN:
+  cli._RUN[verb] = say
 sys.exit(cli.main())
 """
 
 
-def started(**environment: str) -> tuple[int, str]:
+def started(verb: str = "train", **environment: str) -> tuple[int, str]:
   """The process's number, and what its verb printed."""
   kept = {name: value for name, value in os.environ.items() if name != huge_pages.TUNABLES}
   with subprocess.Popen(
-    [sys.executable, "-c", VERB, "train", "--workdir=a b"], stdout=subprocess.PIPE, text=True, env=kept | environment
+    [sys.executable, "-c", VERB, verb, "--workdir=a b"], stdout=subprocess.PIPE, text=True, env=kept | environment
   ) as process:
     return process.pid, process.communicate()[0].strip()
 
 
 @pytest.mark.skipif(not huge_pages.SETTING.exists(), reason="not Linux")
-def test_the_command_starts_again_as_the_same_process_with_its_arguments():
-  number, printed = started()
+@pytest.mark.parametrize("verb", ["train", "range", "compare"])
+def test_the_command_starts_again_as_the_same_process_with_its_arguments(verb):
+  number, printed = started(verb)
   asked = "glibc.malloc.hugetlb=1" if "[madvise]" in huge_pages.SETTING.read_text() else "None"
   assert printed == f"{number} {asked} a b"
 

@@ -58,6 +58,7 @@ ROOMS = (
     "diffusion",
     "draws",
     "errors",
+    "extras",
     "files",
     "hub",
     "image_sheets",

@@ -17,6 +17,7 @@ from peftjax.compare.trainer import Measured, RunOutcome
 from peftjax.compare.trials import FROZEN, buildable, is_frozen
 from peftjax.errors import UserError
 from peftjax.files import read_json
+from peftjax.own_code import as_user_error
 from peftjax.parallel.mesh import put_batch
 from peftjax.train import finished, inspection, loop, together, untrained
 from peftjax.train.assemble import setting
@@ -104,7 +105,7 @@ def _train(configs: Sequence[ConfigDict], folders: Sequence[Path]) -> list[RunOu
       else:
         outcomes.append(loop.train(config, folder))
     except Exception as error:
-      outcomes.append(error)
+      outcomes.append(as_user_error(error))
   return outcomes
 
 

@@ -65,15 +65,51 @@ def check_open(name: str, value: Any, depth: int = 0) -> None:
     raise UserError(f"{name}={shortened(value)}: expected a number, a text, True, False, or a tuple or dict of them")
 
 
-def check_own(name: str, value: Any, default: Any, owner: type) -> None:
-  """Raises `UserError` unless a setting that is not in the table is of its default's type; a default that is no number,
-  text, True, False or tuple says none.
+def own_settings(
+  section: str,
+  given: Mapping[str, Any],
+  settings: Mapping[str, Any],
+  owner: type,
+  whose: str = "",
+  others: Iterable[str] = (),
+) -> ConfigDict:
+  """The settings of a task, an input, an evaluator or a writer, with what a section of the config says.
 
   Args:
-    owner: the class whose setting it is. Those of this package say themselves what is wrong, with ranges and choices.
+    section: its name, for errors.
+    given: what it holds.
+    settings: field -> default.
+    owner: the class that has them.
+    whose: what errors call it; its name without.
+    others: fields that the section may hold beside, which are left out.
+
+  Raises:
+    UserError: a field that there is not, or of a class outside this package one of another type than its default.
   """
-  if owner.__module__.startswith("peftjax."):
-    return
+  if not isinstance(settings, Mapping):
+    raise UserError(f"{owner.__name__} has settings={shortened(settings)}; expected a dict from fields to defaults")
+  known = (*settings, *others)
+  for field, value in given.items():
+    if field not in known:
+      what = nearest(field, known) or "it has no settings"
+      raise UserError(f"{section}.{field}: no such field of {whose or owner.__name__}; {what}")
+    if field in settings:
+      check_own(f"{section}.{field}", value, settings[field], owner)
+  return ConfigDict({**settings, **{field: value for field, value in given.items() if field in settings}})
+
+
+def check_own(name: str, value: Any, default: Any, owner: type) -> None:
+  """Raises `UserError` as `check_like`, unless the class whose setting it is, `owner`, is of this package: those say
+  themselves what is wrong, with ranges and choices.
+  """
+  if not owner.__module__.startswith("peftjax."):
+    check_like(name, value, default)
+
+
+def check_like(name: str, value: Any, default: Any) -> None:
+  """Raises `UserError` unless a setting that is not in the table is of its default's type; a default that is no number,
+  text, True, False or tuple says none.
+  """
   if isinstance(default, tuple | list):
     if not isinstance(value, tuple | list):
       like = f" such as {tuple(default)}" if default else ""

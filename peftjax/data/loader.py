@@ -68,6 +68,10 @@ class TrainLoader:
     self._step += 1
     return batch
 
+  def first(self) -> Batch:
+    """The batch of step 0; the position stays."""
+    return TrainingSteps(self._order, self._reader, 0)[0]
+
   def get_state(self) -> dict[str, Any]:
     """The position, as plain JSON: the next batch is that of step ``state["step"]``."""
     return {"step": self._step, "identity": dict(self._identity)}
@@ -139,6 +143,10 @@ class EvalLoader:
 
   def __iter__(self) -> Iterator[Batch]:
     return read_ahead(self._steps, workers=0)
+
+  def first(self) -> Batch:
+    """The batch that an iteration begins with."""
+    return self._steps[0]
 
 
 @dataclasses.dataclass(frozen=True)

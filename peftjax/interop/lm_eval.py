@@ -23,6 +23,7 @@ import numpy as np
 from peftjax.data.inputs.chat import load_chat_template
 from peftjax.data.inputs.tokenizing import load_tokenizer
 from peftjax.errors import UserError
+from peftjax.extras import require
 from peftjax.files import read_json
 from peftjax.loading import folder_of, load
 from peftjax.model import Model
@@ -37,7 +38,8 @@ try:
   from lm_eval.api.registry import register_model
   from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 except ModuleNotFoundError:
-  raise UserError("peftjax.interop.lm_eval needs the harness: pip install 'peftjax[eval]'") from None
+  require("peftjax.interop.lm_eval", "lm_eval", "eval")
+  raise
 
 _LENGTH_STEP = 32  # texts are padded in steps of this, so that few programs are compiled
 _DEFAULT_LENGTH = 2048

@@ -8,7 +8,6 @@ in pairs of neighbours (r₀ r_D/2 r₁ ...); Hugging Face's order is the halves
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import math
 import mmap
@@ -81,7 +80,7 @@ class GGUFCheckpoint:
   """The tensors of a GGUF file under Hugging Face's keys, dequantised when read."""
 
   def __init__(self, path: Path):
-    self._file = _open(path)
+    self._file = GGUFFile(path)
     model_type, _, self._interleaved = _architecture(self._file)
     self._adds_one = model_type == "gemma3_text"  # to the weights of norms, which Hugging Face stores less one
     self._heads = {}
@@ -155,7 +154,7 @@ def read_config(path: Path) -> dict[str, Any]:
   Raises:
     UserError: no GGUF file, of an architecture that is not known, or a field is missing or of another kind.
   """
-  file = _open(path)
+  file = GGUFFile(path)
   model_type, class_name, _ = _architecture(file)
   name = file.field("general.architecture", NAME)
 
@@ -219,7 +218,7 @@ def tokenizer_files(path: Path) -> dict[str, dict[str, Any]]:
     UserError: a tokenizer that is neither byte-level BPE nor SentencePiece's BPE, or that splits text in a way that is
       not known; a field is missing or of another kind.
   """
-  file = _open(path)
+  file = GGUFFile(path)
   kind, split = (file.field(f"tokenizer.ggml.{name}", NAME, "") for name in ("model", "pre"))
   if kind not in ("gpt2", "llama"):
     raise UserError(
@@ -352,12 +351,6 @@ def _hugging_face_key(name: str, layer_names: Mapping[str, str]) -> str:
     if part == theirs:
       return f"model.layers.{block}.{ours}.{leaf}"
   return name
-
-
-def _open(path: Path) -> GGUFFile:
-  if importlib.util.find_spec("gguf") is None:
-    raise UserError("reading GGUF needs the package gguf: pip install gguf")
-  return GGUFFile(path)
 
 
 def _architecture(file: GGUFFile) -> tuple[str, str, bool]:

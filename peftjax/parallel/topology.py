@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from typing import Any
 
 import jax
 
 from peftjax.errors import UserError
+from peftjax.extras import require
 from peftjax.no_tpu import NO_TPU
 
 GIB = 2**30
@@ -30,8 +30,7 @@ def topology_devices(name: str) -> list[Any]:
   Raises:
     UserError: `libtpu` is not installed, or knows no such slice.
   """
-  if importlib.util.find_spec("libtpu") is None:
-    raise UserError("plan --topology needs the TPU compiler: pip install 'peftjax[tpu]'")
+  require("plan --topology", "libtpu", "tpu")
   # Nothing runs on a TPU, so that several processes may hold the library.
   for variable, value in (NO_TPU | {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}).items():
     os.environ.setdefault(variable, value)

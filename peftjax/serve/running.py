@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import os
 import sys
 from typing import Any
 
 from peftjax.errors import UserError
+from peftjax.extras import require
 from peftjax.kinds import whole_of_text
 from peftjax.serve.engine import Limits
 from peftjax.serve.served import loaded
@@ -41,8 +41,7 @@ def run(flags: Any) -> int:
     UserError: a flag, the model or an adapter is not what was expected; starlette or uvicorn is not installed.
   """
   for package in ("starlette", "uvicorn"):
-    if importlib.util.find_spec(package) is None:
-      raise UserError(f"peftjax serve needs {package}: pip install 'peftjax[serve]'")
+    require("peftjax serve", package, "serve")
   limits = limits_of(flags)
   port = whole_of_text(flags.port or "8000", 0, 65535)
   if port is None:

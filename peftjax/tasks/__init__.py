@@ -44,7 +44,7 @@ def task_class(name: str) -> type[Task]:
     UserError: no such task.
   """
   found: type[Task] = resolve("task.name", name, TASKS)
-  if not isinstance(found, type) or not hasattr(found, "make"):
+  if not isinstance(found, type) or not callable(getattr(found, "make", None)):
     raise UserError(f"task.name={name!r}: expected a class derived from peftjax.tasks.Task")
   return found
 
@@ -71,9 +71,18 @@ def from_config(name: str, settings: ConfigDict, header: Header) -> Task:
 
 
 def _check_own(name: str, task: Task, header: Header) -> None:
+  if task is None:
+    raise UserError(f"task.name={name!r}: its `make` gave None; expected the task")
   lacking = [one for one in ("head", "label_names", "num_labels", "specs", "main_metric") if not hasattr(task, one)]
+  functions = ("loss", "predict", "per_example", "metrics")
+  lacking += [one for one in functions if getattr(type(task), one, None) in (None, getattr(Task, one))]
   if lacking:
     raise UserError(f"task.name={name!r}: the task lacks {', '.join(lacking)}; see peftjax.tasks.Task")
+  if not all(isinstance(one, Metric) for one in task.specs):
+    raise UserError(f"task.name={name!r}: specs={task.specs!r:.80}; expected peftjax.tasks.Metric for each")
+  for field in ("fields", "evaluators", "label_names"):
+    if isinstance(given := getattr(task, field, ()), str):
+      raise UserError(f"task.name={name!r} has {field}={given!r}; expected a tuple of texts, such as ({given!r},)")
   own = [one for one in type(task).__mro__ if not one.__module__.startswith("peftjax.")]
   says = any("fields" in vars(one) for one in own)  # what a class of the package reads depends on the input
   missing = [one for one in task.fields if says and one not in header.fields]

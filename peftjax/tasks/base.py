@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from peftjax.config.checking import check_own
+from peftjax.config.checking import own_settings
 from peftjax.data.sources.types import CAUSAL_LM, OTHER_LABELS, OWN_SHARE, Header, Source
-from peftjax.errors import UserError, nearest
+from peftjax.errors import UserError
 from peftjax.tasks.metric import Metric
 
 Batch = Mapping[str, Any]
@@ -186,12 +186,7 @@ def check_read(name: str, task: type[Task], settings: Mapping[str, Any], default
 def check_settings(name: str, task: type[Task] | None, settings: Mapping[str, Any], known: Mapping[str, Any]) -> None:
   """Raises `UserError` for a field of `config.task` that is neither the task's own nor in the default config, and for
   one of its own that is of another type than its default."""
-  own = task.settings if task is not None else {}
-  for field in settings:
-    if field not in known and field not in own:
-      raise UserError(f"task.{field}: no such field of task {name}; {nearest(field, [*known, *own])}")
-    if task is not None and field in own:
-      check_own(f"task.{field}", settings[field], own[field], task)
+  own_settings("task", settings, task.settings if task else {}, task or Task, f"task {name}", known)
 
 
 def check_data(name: str, header: Header) -> None:

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from peftjax.data.inputs.characters import Characters, read_characters
 from peftjax.data.sources.types import SPEECH_RECOGNITION, Header, Source
 from peftjax.models.family import CTC as HEAD
+from peftjax.tasks import text_metrics
 from peftjax.tasks.base import Arrays, Batch, Forward, Row, Task, check_data, model_inputs
 from peftjax.tasks.metric import Metric
 
@@ -83,23 +84,13 @@ class CTC(Task):
 
   def finish(self, predictions: dict[str, np.ndarray], source: Source) -> dict[str, np.ndarray]:
     """With "prediction", the text, and edits and lengths of words and characters."""
-    import jiwer  # slow to import
-
     assert self.characters is not None
     said = [self.characters.decode(row) for row in predictions["best"]]
     wanted = [self.characters.known(source[int(index)].get("text", "")) for index in predictions["index"]]
-    rows: dict[str, list[int]] = {name: [] for name in ("word_errors", "words", "letter_errors", "wanted")}
-    for found, text in zip((one.lower() for one in said), (one.lower() for one in wanted)):
-      rows["words"].append(len(text.split()))
-      rows["wanted"].append(len(text))
-      for name, measured in (("word_errors", jiwer.process_words), ("letter_errors", jiwer.process_characters)):
-        if text:
-          scored = measured(text, found)
-          rows[name].append(scored.substitutions + scored.deletions + scored.insertions)
-        else:
-          rows[name].append(len(found.split()) if name == "word_errors" else len(found))
-    counted = {name: np.array(values, np.int64) for name, values in rows.items()}
-    return {**predictions, "prediction": np.array(said, str), **counted}
+    pairs = [one.lower() for one in said], [one.lower() for one in wanted]
+    words, letters = text_metrics.word_edits(*pairs), text_metrics.character_edits(*pairs)
+    return {**predictions, "prediction": np.array(said, str), "word_errors": words.edits, "words": words.wanted,
+            "letter_errors": letters.edits, "wanted": letters.wanted}  # fmt: skip
 
   def per_example(self, predictions: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     names = ("prediction", "letters", "word_errors", "words", "letter_errors", "wanted")

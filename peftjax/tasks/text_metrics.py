@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from peftjax.errors import UserError, nearest
 from peftjax.tasks.metric import Metric
@@ -64,22 +67,53 @@ def word_error_rate(found: Texts, wanted: Texts) -> float:
   >>> word_error_rate(["K AE1 T S"], ["K AA1 T"])
   0.6666666666666666
   """
-  import jiwer
-
-  there = [(one, other) for one, other in zip(found, wanted, strict=True) if other.split()]
-  if not there:
-    return float("nan")
-  return float(jiwer.wer([other for _, other in there], [one for one, _ in there]))
+  return word_edits(found, wanted).rate
 
 
 def character_error_rate(found: Texts, wanted: Texts) -> float:
   """Edits of characters over the characters wanted; nan where nothing is wanted."""
+  return character_edits(found, wanted).rate
+
+
+class Edits(NamedTuple):
+  """Insertions, deletions and replacements between texts, and the units wanted, int64 [texts] each; both 0 where
+  nothing is wanted."""
+
+  edits: np.ndarray
+  wanted: np.ndarray
+
+  @property
+  def rate(self) -> float:
+    """Edits over what is wanted, of all texts together."""
+    return float(self.edits.sum() / self.wanted.sum()) if self.wanted.sum() else float("nan")
+
+
+def word_edits(found: Texts, wanted: Texts) -> Edits:
+  """Of the words of each pair of texts, by jiwer.
+
+  >>> word_edits(["a c", "x"], ["a b", ""])
+  Edits(edits=array([1, 0]), wanted=array([2, 0]))
+  """
+  import jiwer  # slow to import
+
+  return _edits(jiwer.process_words, found, wanted)
+
+
+def character_edits(found: Texts, wanted: Texts) -> Edits:
+  """Of the characters of each pair of texts, by jiwer."""
   import jiwer
 
-  there = [(one, other) for one, other in zip(found, wanted, strict=True) if other.strip()]
-  if not there:
-    return float("nan")
-  return float(jiwer.cer([other for _, other in there], [one for one, _ in there]))
+  return _edits(jiwer.process_characters, found, wanted)
+
+
+def _edits(process: Callable[[str, str], Any], found: Texts, wanted: Texts) -> Edits:
+  counts = np.zeros((len(wanted), 2), np.int64)
+  for row, (one, other) in enumerate(zip(found, wanted, strict=True)):
+    if other.strip():
+      scored = process(other, one)
+      kept = scored.hits + scored.substitutions + scored.deletions
+      counts[row] = scored.substitutions + scored.deletions + scored.insertions, kept
+  return Edits(*counts.T)
 
 
 METRICS: dict[str, Score] = {

@@ -49,8 +49,11 @@ def evaluate(
     computes its metrics from.
   """
   predictions = predicted(predict, trainable, frozen, batches, task, mesh)
-  rows = {"index": predictions["index"], "loss": predictions["loss"]} | task.per_example(predictions)
-  metrics = task.metrics(predictions)
+  metrics, own = task.metrics(predictions), task.per_example(predictions)
+  for what, given in (("metrics", metrics), ("per_example", own)):
+    if not isinstance(given, Mapping):
+      raise UserError(f"task {task.name}: {what} gives {given!r:.80}; expected a dict")
+  rows = {"index": predictions["index"], "loss": predictions["loss"], **own}
   _check(task, metrics, rows)
   return metrics, rows
 
@@ -60,6 +63,8 @@ def _check(task: Task, metrics: Mapping[str, float], rows: Mapping[str, np.ndarr
   for one in task.specs:
     if one.name not in metrics:
       raise UserError(f"task {task.name}: metrics gives {', '.join(metrics)}; its specs name {one.name!r} too")
+    if not isinstance(metrics[one.name], int | float | np.number):
+      raise UserError(f"task {task.name}: metrics gives {one.name!r}: {metrics[one.name]!r:.80}; expected a number")
     for needed in (*filter(None, [one.value]), *one.numerator, *one.denominator):
       if needed not in rows:
         raise UserError(

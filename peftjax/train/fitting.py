@@ -12,7 +12,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from peftjax.data import Input
+from peftjax.data import Input, Loaders
+from peftjax.data.sources.own import OwnRead
 from peftjax.errors import UserError
 from peftjax.model import Model
 from peftjax.own_code import FAILURES, said, shown
@@ -69,6 +70,19 @@ def check(model: Model, task: Task, inputs: Input, config: ConfigDict) -> None:
   _check_loss(found, name)
   found, name = traced(task.predict)
   _check_predictions(found, name, config.train.batch_size)
+
+
+def check_first(loaders: Loaders) -> None:
+  """Reads the first batch of training and of an evaluation where the source or the input is the user's own, so that
+  what fails on every example fails before a run begins.
+
+  Raises:
+    UserError: as the source and the input do.
+  """
+  if isinstance(loaders.dataset.read, OwnRead) or not type(loaders.inputs).__module__.startswith("peftjax."):
+    loaders.inputs.training().batch_spec(4)
+    loaders.train.first()
+    next(iter(loaders.evals.values())).first()
 
 
 def _check_outputs(given: Any, task: Task, batch: Mapping[str, Any], config: ConfigDict) -> None:

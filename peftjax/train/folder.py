@@ -20,7 +20,7 @@ from peftjax.files import read_json, write_text
 from peftjax.masks import flatten
 from peftjax.methods import METHODS
 
-CONFIG, SUMMARY = "config.json", "summary.json"
+CONFIG, SUMMARY, LOCK = "config.json", "summary.json", ".lock"
 
 # Fields that may change when a run goes on: they do not decide what is computed.
 MAY_CHANGE = (
@@ -213,7 +213,7 @@ def already_finished(folder: Path, summary: Mapping[str, Any]) -> str:
 
 @contextlib.contextmanager
 def only_run(folder: Path, first: bool = True) -> Iterator[None]:
-  """Makes the folder and holds it, so that two runs never train in one.
+  """Makes the folder and holds it, so that two runs never train in one; leaves none where nothing came into it.
 
   Args:
     first: of the run's processes, the one that holds it.
@@ -221,18 +221,33 @@ def only_run(folder: Path, first: bool = True) -> Iterator[None]:
   Raises:
     UserError: another run holds it, or it cannot be made.
   """
+  path = folder / LOCK
+  made = [one for one in (folder, *folder.parents) if not one.exists()]
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
   except OSError as error:
     raise UserError(f"cannot write the folder {folder}: {error.strerror}") from None
   with os.fdopen(lock, "r+"):
+    if first and not _locked(lock, path):
+      raise UserError(f"another process is training in {folder}")
     try:
-      if first:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise UserError(f"another process is training in {folder}") from None
-    yield
+      yield
+    finally:
+      with contextlib.suppress(OSError):  # another process has come, or put something beside
+        if first and made and [one.name for one in folder.iterdir()] == [LOCK]:
+          path.unlink()
+          for one in made:
+            one.rmdir()
+
+
+def _locked(lock: int, path: Path) -> bool:
+  """Whether this process now holds the lock, and its file is still the folder's."""
+  try:
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return os.path.samestat(os.fstat(lock), path.stat())
+  except (BlockingIOError, FileNotFoundError):
+    return False
 
 
 def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from peftjax.data.packages import cache_folder
 from peftjax.parallel.hosts import ending_together
 from peftjax.parallel.mesh import make_mesh, process_share, put_batch
 from peftjax.parallel.sharding import layout_of
-from peftjax.train import assemble, encodings, evaluators
+from peftjax.train import assemble, encodings, evaluators, fitting
 from peftjax.train.checks import check_moved, check_unchanged
 from peftjax.train.compiling import CompiledStep, use_cache
 from peftjax.train.fingerprint import fingerprints
@@ -54,6 +54,7 @@ def make_run(config: ConfigDict) -> Run:
   check_batches(config, setting.inputs())
 
   data = data_lib.make_loaders(config, dataset, setting.inputs, *process_share(mesh))
+  fitting.check_first(data)
   model = setting.model(mesh=mesh)
   optimizer = optimizer_of(config, model, total := count_steps(config, data.train.steps_per_epoch))
 

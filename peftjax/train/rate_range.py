@@ -19,7 +19,7 @@ import copy
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,22 +58,33 @@ def rates_between(lowest: float, highest: float, updates: int) -> np.ndarray:
   return np.geomspace(lowest, highest, updates)
 
 
-def smoothed(losses: Sequence[float]) -> np.ndarray:
-  """float64 [n]: the running mean of losses, as the module says."""
-  found, mean = np.zeros(len(losses)), 0.0
-  for place, loss in enumerate(losses):
-    mean = KEPT * mean + (1 - KEPT) * loss
-    found[place] = mean / (1 - KEPT ** (place + 1))
-  return found
+class Curve:
+  """Losses as they come, and `smoothed`, their running mean after each, as the module says."""
+
+  def __init__(self, losses: Iterable[float] = ()):
+    self.losses: list[float] = []
+    self.smoothed: list[float] = []
+    self._mean = 0.0
+    for loss in losses:
+      self.add(loss)
+
+  def add(self, loss: float) -> None:
+    """The loss of one more update."""
+    self.losses.append(loss)
+    self._mean = KEPT * self._mean + (1 - KEPT) * loss
+    self.smoothed.append(self._mean / (1 - KEPT ** len(self.losses)))
 
 
-def suggestion(rates: Sequence[float], losses: Sequence[float]) -> dict[str, Any]:
+def suggestion(rates: Sequence[float], curve: Sequence[float]) -> dict[str, Any]:
   """{"lowest", "suggested"}: rates, and "edge", whether the loss was still falling at the highest rate.
+
+  Args:
+    rates: tried.
+    curve: their smoothed losses.
 
   Raises:
     UserError: no loss is finite.
   """
-  curve = smoothed(losses)
   if not len(curve):
     raise UserError("peftjax range: the first loss is not finite; begin with a lower --from")
   best = int(np.argmin(curve))
@@ -112,7 +123,8 @@ def find(
   step = CompiledStep(run.step(), run.mesh, state, run.frozen, lambda cost: None)
   place = jax.tree.map(lambda leaf: leaf.sharding, state.opt_state)
   display = Display(0, updates, shown=jax.process_index() == 0)
-  losses: list[float] = []
+  curve = Curve()
+  lowest_so_far = math.inf
   ended = "after all updates"
   try:
     for count, rate in enumerate(rates, 1):
@@ -125,17 +137,17 @@ def find(
       if not metrics["finite"]:
         ended = f"at {rate:.3g}, where the loss was not finite"
         break
-      losses.append(loss)
+      curve.add(loss)
+      lowest_so_far = min(lowest_so_far, curve.smoothed[-1])
       display.update(count, loss, None)
       display.row(count, f"rate {rate:.3g}, loss {loss:.4f}")
-      curve = smoothed(losses)
-      if count >= FEWEST and curve[-1] > ENDS * curve.min() > 0:
+      if count >= FEWEST and curve.smoothed[-1] > ENDS * lowest_so_far > 0:
         ended = f"at {rate:.3g}, where the smoothed loss was {ENDS:g} times its lowest"
         break
   finally:
     display.close()
-  tried = [float(rate) for rate in rates[: len(losses)]]
-  found = {"rates": tried, "losses": losses, "smoothed": smoothed(losses).tolist(), **suggestion(tried, losses),
+  tried = [float(rate) for rate in rates[: len(curve.losses)]]
+  found = {"rates": tried, "losses": curve.losses, "smoothed": curve.smoothed, **suggestion(tried, curve.smoothed),
            "ended": ended, "groups": rising}  # fmt: skip
   if jax.process_index() == 0:
     folder = Path(workdir)

@@ -25,6 +25,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from peftjax import config as config_lib
+from peftjax.errors import UserError, nearest
 from peftjax.files import write_text
 from peftjax.masks import Tree
 from peftjax.train import best as best_lib
@@ -109,6 +110,10 @@ class Session:
     """
     evaluators_lib.check(evaluators, run.loaders.evals, run.evaluated)
     specs = {spec.name: spec for one in evaluators if "during" in one.moments for spec in one.specs}
+    named = [spec.name for one in evaluators for spec in one.specs]
+    if (main := run.task.main_metric) not in named:
+      raise UserError(f"task {run.task.name}: main_metric={main!r} is none of the evaluators' metrics; "
+                      f"{nearest(main, named)}")  # fmt: skip
     wanted = best_lib.wanted(run.config, specs, run.task.main_metric, run.eval_splits)
     self.best = BestSoFar(wanted, self.folder if self._writes else None)
     self.run, self._evaluators = run, evaluators

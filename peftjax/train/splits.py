@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from peftjax.errors import UserError
 from peftjax.masks import Tree
-from peftjax.train.evaluators import Evaluator, Leaves, Moment
+from peftjax.train.evaluators import Evaluated, Evaluator, Leaves, Moment
 from peftjax.train.logs import RunLog
 from peftjax.train.run import Run
 
@@ -32,6 +33,8 @@ def score_split(
   for one in evaluators:
     if moment in one.moments and one.takes(loader):
       found = one.run(leaves, loader)
+      if not isinstance(found, Evaluated) or not isinstance(found.metrics, Mapping):
+        raise UserError(f"the evaluator {one.name!r} gave {found!r:.80}; expected Evaluated(a dict of metrics, rows)")
       metrics |= found.metrics
       if folder is not None:
         one.save(folder, split, moment, found.rows)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import jiwer
 import pytest
 import sacrebleu
 
 from peftjax.errors import UserError
-from peftjax.tasks.text_metrics import METRICS, score
+from peftjax.tasks.text_metrics import METRICS, character_edits, score, word_edits
 
 FOUND = ["the cat sat on the mat", "a dog", "", "it is 1,234.50 then"]
 WANTED = ["the cat sat on a mat", "a dog", "x", "#### 1234.5"]
@@ -35,6 +36,15 @@ def test_corpus_metrics_take_references_in_their_order():
 
 def test_characters():
   assert score(("character_error_rate",), ["abd", "x"], ["abcd", ""])["character_error_rate"] == 0.25
+
+
+def test_edits_of_each_text_are_those_of_the_corpus():
+  there = [at for at, one in enumerate(WANTED) if one]
+  found, wanted = [FOUND[at] for at in there], [WANTED[at] for at in there]
+  words, letters = word_edits(FOUND, WANTED), character_edits(FOUND, WANTED)
+  assert words.edits.tolist() == [1, 0, 1, 4] and words.wanted.tolist() == [6, 2, 1, 2]
+  assert words.rate == pytest.approx(jiwer.wer(wanted, found))
+  assert letters.rate == pytest.approx(jiwer.cer(wanted, found))
 
 
 def test_an_unknown_metric_names_the_nearest():

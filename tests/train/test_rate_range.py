@@ -17,13 +17,14 @@ from peftjax.train import loop, rate_range
 def test_smoothing_is_that_of_pandas():
   losses = np.random.default_rng(0).normal(size=41)
   wanted = pd.Series(losses).ewm(alpha=1 - rate_range.KEPT, adjust=True).mean()
-  np.testing.assert_allclose(rate_range.smoothed(losses), wanted, rtol=1e-12)
+  np.testing.assert_allclose(rate_range.Curve(losses).smoothed, wanted, rtol=1e-12)
 
 
 def test_the_suggestion_of_a_valley():
   rates = rate_range.rates_between(1e-5, 1.0, 101)
   np.testing.assert_allclose(rates, np.geomspace(1e-5, 1.0, 101))
-  found = rate_range.suggestion(rates, (np.log10(rates) + 2) ** 2)  # the smoothed loss lies behind its valley at 1e-2
+  curve = rate_range.Curve((np.log10(rates) + 2) ** 2)
+  found = rate_range.suggestion(rates, curve.smoothed)  # the smoothed loss lies behind its valley at 1e-2
   assert 1e-2 < found["lowest"] < 6e-2 and not found["edge"]
   assert found["suggested"] == pytest.approx(0.1 * found["lowest"], rel=0.05)
   assert rate_range.suggestion(rates, -rates)["edge"]

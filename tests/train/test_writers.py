@@ -106,7 +106,7 @@ def test_an_own_writer_whose_service_fails(config, tmp_path, monkeypatch, capsys
   ("names", "fields", "line"),
   [
     (("cvs",), {}, "train.writers: unknown 'cvs'; did you mean 'csv'"),
-    (("csv",), {"csv": {"path": "x"}}, "writers.csv.path: no such field"),
+    (("csv",), {"csv": {"path": "x"}}, "writers.csv.path: no such field of CsvTable; it has no settings"),
     (("csv",), {"wandb": {"mode": "offline"}}, "writers.wandb: no such writer in train.writers"),
   ],
 )

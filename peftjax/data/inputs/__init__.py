@@ -53,6 +53,10 @@ def input_class(name: str) -> type[Input]:
   found: type[Input] = resolve("input.name", name, INPUTS)
   if not (isinstance(found, type) and issubclass(found, Input)):
     raise UserError(f"input.name={name!r}: expected a class derived from peftjax.data.Input")
+  if found.spec is Input.spec or (found.encode is Input.encode and found.batch is Input.batch):
+    raise UserError(f"input.name={name!r}: the class lacks {'spec' if found.spec is Input.spec else 'encode'}")
+  if list(buckets := found.buckets if isinstance(found.buckets, tuple | list) else ()) != sorted(set(buckets)):
+    raise UserError(f"input.name={name!r} has buckets={buckets}; expected lengths that rise")
   return found
 
 

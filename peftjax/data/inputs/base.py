@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from peftjax.config.checking import check_own
+from peftjax.config.checking import own_settings
 from peftjax.config.table import FIELDS
 from peftjax.data.batching import TrainingOrder
 from peftjax.data.reading import Reader, Share
 from peftjax.data.sources.types import Example, Header
-from peftjax.errors import UserError, nearest
+from peftjax.errors import UserError
 
 if TYPE_CHECKING:
   from peftjax.data.measuring import Measured
@@ -81,12 +82,7 @@ class Input:
 
   def __init__(self, config: ConfigDict, header: Header, task: Task, folder: Path | None = None):
     given = {name: value for name, value in config.input.items() if name != "name"}
-    for name in given:
-      if name not in self.settings:
-        what = f"{nearest(name, self.settings)}" if self.settings else "it has no settings of its own here"
-        raise UserError(f"input.{name}: no such field of {type(self).__name__}; {what}")
-      check_own(f"input.{name}", given[name], self.settings[name], type(self))
-    self.options = ConfigDict({**self.settings, **given})
+    self.options = own_settings("input", given, self.settings, type(self))
     self.config, self.header, self.task, self.folder = config, header.header, task, folder
 
   @property
@@ -173,7 +169,13 @@ class Input:
     """All arrays of a batch, as shapes; `length` 0 is the greatest."""
     whole = {"index": jax.ShapeDtypeStruct((rows,), np.dtype(np.int32))}
     whole["weight"] = jax.ShapeDtypeStruct((rows,), np.dtype(np.float32))
-    return whole | self.label_spec(rows) | self.spec(rows, length or max(self.buckets, default=0))
+    own = self.spec(rows, length or max(self.buckets, default=0))
+    for name, one in own.items() if isinstance(own, Mapping) else {"": own}.items():
+      if not isinstance(one, jax.ShapeDtypeStruct) or one.shape[:1] != (rows,):
+        what = f"{name} {one!r:.80}" if name else f"{one!r:.80}"
+        raise UserError(f"{type(self).__name__}.spec gave {what}; expected a dict from the name of each array to a "
+                        f"jax.ShapeDtypeStruct, whose shape begins with the number of rows, here {rows}")  # fmt: skip
+    return whole | self.label_spec(rows) | own
 
   def batch(self, examples: Sequence[Example], ids: np.ndarray, length: int, rngs: Iterable[Random]) -> Batch:
     """The batch of some examples, with `index` [B] int32 and `weight` [B] float32.
@@ -208,6 +210,9 @@ class Input:
     for one, number in zip(examples, ids):
       if "label" not in one:
         raise UserError(f"example {number} of {name} has no label; it holds {', '.join(map(str, one)) or 'nothing'}")
+      if isinstance(one["label"], str):
+        expected = f"its place among {', '.join(self.header.label_names[:8])}" if count else "a number"
+        raise UserError(f"example {number} of {name} has the label {one['label']!r:.60}; expected {expected}")
     labels = np.array([one["label"] for one in examples], np.float64)
     for row in np.argwhere(~np.isfinite(labels))[:1, :1].flat:
       raise UserError(f"example {ids[row]} of {name} has the label {labels[row]}; a finite number was expected")
@@ -222,11 +227,17 @@ class Input:
     shapes = self.spec(rows, length)
     batch = {name: np.full(one.shape, self.fills.get(name, 0), one.dtype) for name, one in shapes.items()}
     for row, example in enumerate(encoded):
+      if not isinstance(example, Mapping) or example.keys() != shapes.keys():
+        given = ", ".join(map(str, example)) or "{}" if isinstance(example, Mapping) else type(example).__name__
+        raise UserError(f"{type(self).__name__}.encode gave {given}; its spec has {', '.join(shapes)}")
       for name, array in example.items():
-        if not _fits(array, shapes.get(name)):
+        if not _fits(array, shapes[name]):
+          given, wanted = "", ""
+          if not _holds(shapes[name].dtype, array):
+            given, wanted = str(np.asarray(array).dtype), str(shapes[name].dtype)
           raise UserError(
-            f"{type(self).__name__}.encode gave {name} {list(np.shape(array))}; a row of its spec has "
-            + ", ".join(f"{name} {list(one.shape[1:])}" for name, one in shapes.items())
+            f"{type(self).__name__}.encode gave {name} {given}{list(np.shape(array))}; "
+            f"a row of its spec has {name} {wanted}{list(shapes[name].shape[1:])}"
           )
         place: tuple[Any, ...] = (row, *(slice(size) for size in np.shape(array)))
         batch[name][place] = array
@@ -234,7 +245,10 @@ class Input:
 
   def sizes(self, examples: Sequence[Example]) -> Sizes:
     """What examples need; asked only where there are `buckets`."""
-    return Sizes(np.array([self.length(one) for one in examples], np.int32))
+    lengths = [self.length(one) for one in examples]
+    if None in lengths:
+      raise UserError(f"{type(self).__name__} has buckets, and its length gave None; expected the places of an example")
+    return Sizes(np.array(lengths, np.int32))
 
   def training(self) -> Input:
     """What makes training batches; evaluations are made by the input itself."""
@@ -263,10 +277,17 @@ class Input:
     return []
 
 
-def _fits(array: Any, spec: jax.ShapeDtypeStruct | None) -> bool:
+def _fits(array: Any, spec: jax.ShapeDtypeStruct) -> bool:
   """Whether an example's array is a row of the spec, or shorter."""
   shape = np.shape(array)
-  return spec is not None and len(shape) == len(spec.shape) - 1 and all(map(operator.le, shape, spec.shape[1:]))
+  fits = len(shape) == len(spec.shape) - 1 and all(map(operator.le, shape, spec.shape[1:]))
+  return fits and _holds(spec.dtype, array)
+
+
+def _holds(dtype: Any, array: Any) -> bool:
+  """Whether a dtype keeps what an array has: fractions are lost in whole numbers, and texts are no numbers."""
+  given = np.asarray(array).dtype
+  return given.kind in "biu" or (jnp.issubdtype(given, np.inexact) and jnp.issubdtype(dtype, np.inexact))
 
 
 def example_ids(examples: Sequence[Example], ids: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from peftjax.config import DEFAULT_DATA
+from peftjax.data.sources import own
 from peftjax.data.sources.types import Dataset, Header, Named
 from peftjax.errors import NotHere, UserError
 from peftjax.registry import resolve
@@ -136,7 +137,7 @@ def _open_own(spec: str, opened: Any, rest: str, named: Named) -> Dataset:
 
   Raises:
     NotHere: a file that it opens is not there.
-    UserError: it is no function, a file cannot be read, or what it gives is no data set with a training split.
+    UserError: it is no function, a file cannot be read; as `own.checked`.
   """
   if not callable(opened):
     raise UserError(f"data.name={spec!r} is {type(opened).__name__}; expected a function (rest, named) -> Dataset")
@@ -146,9 +147,4 @@ def _open_own(spec: str, opened: Any, rest: str, named: Named) -> Dataset:
     kind = NotHere if isinstance(error, FileNotFoundError) else UserError
     where = f": {error.filename}" if error.filename else ""
     raise kind(f"data.name={spec!r}: {error.strerror or error}{where}") from None
-  if not isinstance(found, Dataset):
-    raise UserError(f"data.name={spec!r} gave {type(found).__name__}; expected a peftjax.data.sources.Dataset")
-  if not found.splits.get("train"):
-    held = ", ".join(f"{name}: {count}" for name, count in found.splits.items()) or "none"
-    raise UserError(f"data.name={spec!r} has no examples in a split 'train'; its splits: {held}")
-  return found
+  return own.checked(spec, found)

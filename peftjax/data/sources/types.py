@@ -138,6 +138,10 @@ class Header:
     if self.label_kind not in LABEL_KINDS:
       known = nearest(self.label_kind, [one for one in LABEL_KINDS if one])
       raise UserError(f"{self.name!r} has label_kind={self.label_kind!r}; {known}")
+    if not isinstance(self.splits, Mapping):
+      raise UserError(
+        f"{self.name!r} has splits={self.splits!r:.60}; expected a dict from each to its number of examples"
+      )
     for field in ("fields", "label_names", "columns"):
       if isinstance(given := getattr(self, field), str):
         raise UserError(f"{self.name!r} has {field}={given!r}; expected a tuple of texts, such as ({given!r},)")

@@ -49,6 +49,8 @@ def classes(config: ConfigDict, task: Task) -> tuple[type[Evaluator], ...]:
     one = resolve("train.evaluators", name, EVALUATORS)
     if not (isinstance(one, type) and issubclass(one, Evaluator)):
       raise UserError(f"train.evaluators={name!r}: expected a class derived from peftjax.train.evaluators.Evaluator")
+    if not isinstance(getattr(one, "name", None), str) or one.run is Evaluator.run:
+      raise UserError(f"train.evaluators={name!r}: expected a class with a name and a function `run`")
     one.options_of(config)
     found.append(one)
   return tuple(found)

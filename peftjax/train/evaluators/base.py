@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from ml_collections import ConfigDict
 
-from peftjax.config.checking import check_own
+from peftjax.config.checking import own_settings
 from peftjax.data.loader import EvalLoader
-from peftjax.errors import UserError, nearest
 from peftjax.masks import Tree
 from peftjax.tasks import Metric
 
@@ -63,12 +62,7 @@ class Evaluator:
     Raises:
       UserError: a field that there is not, or one of another type than its default.
     """
-    given = config.evaluators.get(cls.name, {})
-    for field in given:
-      if field not in cls.settings:
-        raise UserError(f"evaluators.{cls.name}.{field}: no such field; {nearest(field, cls.settings)}")
-      check_own(f"evaluators.{cls.name}.{field}", given[field], cls.settings[field], cls)
-    return ConfigDict({**cls.settings, **given})
+    return own_settings(f"evaluators.{cls.name}", config.evaluators.get(cls.name, {}), cls.settings, cls)
 
   def takes(self, loader: EvalLoader) -> bool:
     """Whether a split can be scored at all; one that cannot is left out in silence."""

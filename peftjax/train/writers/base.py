@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,9 @@ from typing import Any, ClassVar
 
 from ml_collections import ConfigDict
 
+from peftjax.config.checking import check_like, own_settings
 from peftjax.errors import UserError, nearest
+from peftjax.extras import require
 from peftjax.files import read_json, write_text
 from peftjax.registry import resolve
 
@@ -73,18 +74,13 @@ def options_of(kind: type[Writer], config: ConfigDict) -> ConfigDict:
   Raises:
     UserError: a field that it has not, a value of another type, or a package that is not installed.
   """
-  given = config.writers.get(kind.name, {})
-  for field, value in given.items():
-    if field not in kind.settings:
-      raise UserError(f"writers.{kind.name}.{field}: no such field; {nearest(field, kind.settings)}")
-    if not isinstance(value, type(kind.settings[field])):
-      expected = type(kind.settings[field]).__name__
-      raise UserError(f"writers.{kind.name}.{field}={value!r}: expected {expected}")
+  section = f"writers.{kind.name}"
+  options = own_settings(section, config.writers.get(kind.name, {}), kind.settings, kind)
+  for field, default in kind.settings.items():
+    check_like(f"{section}.{field}", options[field], default)
   if kind.package:
-    found = importlib.util.find_spec(kind.package)
-    if found is None or found.origin is None:  # a folder of this name, as such services leave, is none
-      raise UserError(f"train.writers: {kind.name} needs {kind.package}: pip install 'peftjax[{kind.name}]'")
-  return ConfigDict({**kind.settings, **given})
+    require(f"train.writers: {kind.name}", kind.package, kind.name)
+  return options
 
 
 def chosen(config: ConfigDict, table: Mapping[str, str]) -> dict[str, type[Writer]]:
@@ -95,7 +91,11 @@ def chosen(config: ConfigDict, table: Mapping[str, str]) -> dict[str, type[Write
   """
   names = dict.fromkeys((*(("tensorboard",) if config.train.tensorboard else ()), *config.train.writers))
   kinds = {name: resolve("train.writers", name, table) for name in names}
-  for kind in kinds.values():
+  for name, kind in kinds.items():
+    if not (isinstance(kind, type) and issubclass(kind, Writer)) or not isinstance(getattr(kind, "name", None), str):
+      raise UserError(
+        f"train.writers={name!r}: expected a class derived from peftjax.train.writers.Writer, with a name"
+      )
     options_of(kind, config)
   known = {kind.name for kind in kinds.values()}
   for name in config.writers:

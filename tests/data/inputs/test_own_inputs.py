@@ -13,6 +13,7 @@ from peftjax import tasks
 from peftjax.data import header_of, make_input, make_loaders, open_as, open_data
 from peftjax.data.reading import example_rng
 from peftjax.errors import UserError
+from peftjax.train import fitting
 
 MODULE = """
 import jax
@@ -60,6 +61,53 @@ class Padded(Mean):
 
   def encode(self, example, rng):
     return {"values": example["dots"]}
+
+
+class Falling(Padded):
+  buckets = (4, 2)
+
+
+class Unmeasured(Padded):
+  def length(self, example):
+    return None
+
+
+class Unencoded(Input):
+  spec = Mean.spec
+
+
+class Unspecified(Input):
+  encode = Mean.encode
+
+
+class Tuples(Mean):
+  def spec(self, rows, length):
+    return {"values": (rows, 1)}
+
+
+class Flat(Mean):
+  def spec(self, rows, length):
+    return {"values": jax.ShapeDtypeStruct((1,), np.float32)}
+
+
+class Whole(Mean):
+  def spec(self, rows, length):
+    return {"values": jax.ShapeDtypeStruct((rows, 1), np.int32)}
+
+
+class Misnamed(Mean):
+  def encode(self, example, rng):
+    return {"value": example["dots"]}
+
+
+class Bare(Mean):
+  def encode(self, example, rng):
+    return example["dots"]
+
+
+class Texts(Mean):
+  def encode(self, example, rng):
+    return {"values": np.array(["one"])}
 """
 
 
@@ -157,6 +205,43 @@ def test_mistakes_are_one_line(config, override, message):
   configs.apply(config, override)
   with pytest.raises(UserError, match=message):
     loaders(config)
+
+
+@pytest.mark.parametrize(
+  ("name", "message"),
+  [
+    ("Falling", r"input.name='own_dots:Falling' has buckets=\(4, 2\); expected lengths that rise"),
+    ("Unmeasured", "Unmeasured has buckets, and its length gave None"),
+    ("Unencoded", "the class lacks encode"),
+    ("Unspecified", "the class lacks spec"),
+    ("Tuples", r"Tuples.spec gave values \(4, 1\); expected a dict .* jax.ShapeDtypeStruct, .* here 4"),
+    ("Flat", r"Flat.spec gave values ShapeDtypeStruct\(shape=\(1,\), dtype=float32\); expected"),
+    ("Whole", r"Whole.encode gave values float32\[1\]; a row of its spec has values int32\[1\]"),
+    ("Misnamed", "Misnamed.encode gave value; its spec has values"),
+    ("Bare", "Bare.encode gave ndarray; its spec has values"),
+    ("Texts", r"Texts.encode gave values <U3\[1\]; a row of its spec has values float32\[1\]"),
+  ],
+)
+def test_an_input_that_is_none_is_found_before_a_run_begins(config, name, message):
+  config.input.name = f"own_dots:{name}"
+  with pytest.raises(UserError, match=message):
+    fitting.check_first(loaders(config))
+
+
+def test_the_first_batches_are_read_and_the_position_stays(config, monkeypatch):
+  made = loaders(config)
+  monkeypatch.setattr(type(made.inputs), "encode", lambda self, example, rng: pytest.fail("read"))
+  with pytest.raises(pytest.fail.Exception, match="read"):
+    fitting.check_first(made)
+  monkeypatch.undo()
+  fitting.check_first(made)
+  assert made.train.get_state()["step"] == 0
+
+
+def test_a_label_that_is_a_name(config):
+  batch = loaders(config).inputs
+  with pytest.raises(UserError, match="example 3 of dots:all has the label 'odd'; expected its place among even, odd"):
+    batch.batch([{"dots": np.ones(2), "label": "odd"}], np.array([3]), 0, [None])
 
 
 def test_a_packaged_header_is_read_without_preparing_the_data(tmp_path, monkeypatch):

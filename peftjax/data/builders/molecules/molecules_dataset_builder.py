@@ -14,6 +14,7 @@ from peftjax.data.inputs.tokenizer_training import smiles_tokens
 from peftjax.data.packages import fetch
 from peftjax.data.sources.splits import hashed_split
 from peftjax.errors import UserError
+from peftjax.extras import require
 
 Row = dict[str, Any]
 
@@ -65,11 +66,10 @@ def properties(string: str) -> Row:
   Raises:
     UserError: RDKit is not installed, or reads no molecule in the string.
   """
-  try:
-    from rdkit import Chem
-    from rdkit.Chem import QED, rdMolDescriptors
-  except ImportError:
-    raise UserError("packaged:molecules: RDKit computes their properties: pip install 'peftjax[molecules]'") from None
+  require("packaged:molecules", "rdkit", "molecules")
+  from rdkit import Chem
+  from rdkit.Chem import QED, rdMolDescriptors
+
   molecule = Chem.MolFromSmiles(string)
   if molecule is None:
     raise UserError(f"packaged:molecules: RDKit reads no molecule in {string!r:.80}")

@@ -1,0 +1,87 @@
+"""A data set of the user's own, held against the protocol as it is opened and as its examples are read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from peftjax.data.sources.types import Dataset, Example, Source
+from peftjax.errors import UserError
+from peftjax.own_code import FAILURES, said
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnSource:
+  """The examples of one split.
+
+  Attributes:
+    source: the user's.
+    where: the data's name and the split, for errors.
+    fields: that each example must hold; whoever needs a label asks for it.
+  """
+
+  source: Any
+  where: str
+  fields: tuple[str, ...]
+
+  def __len__(self) -> int:
+    return len(self.source)
+
+  def __iter__(self) -> Iterator[Example]:
+    return (self[index] for index in range(len(self)))
+
+  def __getitem__(self, index: int) -> Example:
+    try:
+      example: Any = self.source[index]
+    except FAILURES as error:
+      raise UserError(f"example {index} of {self.where}: {said(error)}") from error
+    if not isinstance(example, Mapping):
+      raise UserError(f"example {index} of {self.where} is {type(example).__name__}; expected a dict")
+    if missing := [name for name in self.fields if name not in example]:
+      held = ", ".join(map(str, example)) or "nothing"
+      raise UserError(f"example {index} of {self.where} has no {missing[0]!r}, which its header names; it holds {held}")
+    return dict(example)
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnRead:
+  """Split name -> its `OwnSource`."""
+
+  dataset: Dataset
+
+  def __call__(self, split: str) -> Source:
+    of = self.dataset
+    source, where = of.read(split), f"{of.name}, {split}"
+    try:
+      count = len(source)
+    except FAILURES as error:
+      raise UserError(f"{where}: {said(error)}; expected an object with __len__ and __getitem__") from error
+    if count < of.splits[split]:
+      raise UserError(f"{where}: it has {count} examples, and splits says {of.splits[split]}")
+    return OwnSource(source, where, tuple(name for name in of.fields if name != "label"))
+
+
+def checked(spec: str, given: Any) -> Dataset:
+  """What a function of the user's own gave, as a data set whose examples are held against its header.
+
+  Raises:
+    UserError: it is no data set with a training split, or a part of it is of another kind.
+  """
+  if not isinstance(given, Dataset):
+    raise UserError(f"data.name={spec!r} gave {type(given).__name__}; expected a peftjax.data.sources.Dataset")
+  if not given.splits.get("train"):
+    held = ", ".join(f"{name}: {count}" for name, count in given.splits.items()) or "none"
+    raise UserError(f"data.name={spec!r} has no examples in a split 'train'; its splits: {held}")
+  read: Callable[..., Any] | None = given.read
+  if not callable(read):
+    raise UserError(f"data.name={spec!r} has read={read!r:.80}; expected a function from a split to its examples")
+  try:
+    json.dumps(given.identity, sort_keys=True)
+  except (TypeError, ValueError) as error:
+    raise UserError(
+      f"data.name={spec!r} has identity={given.identity!r:.80}; expected numbers, texts, lists and dicts of them "
+      f"({error})"
+    ) from None
+  return dataclasses.replace(given, read=OwnRead(given))

@@ -1,0 +1,81 @@
+"""A data set of a user's own that is not what the protocol says: one line, with the example that shows it."""
+
+from __future__ import annotations
+
+import pytest
+
+from peftjax.data import open_data
+from peftjax.errors import UserError
+
+MODULE = """
+import dataclasses
+
+from peftjax.data.sources import Dataset
+
+WHOLE = Dataset(name="marks", label_names=("low", "high"), splits={"train": 4, "test": 2}, fields=("marks", "label"),
+                label_kind="class", identity={"marks": 1}, read=lambda split: [{"marks": [1.0], "label": 0}] * 4)
+
+
+def changed(**fields):
+  return lambda rest, named: dataclasses.replace(WHOLE, **fields)
+
+
+def of(example):
+  return changed(read=lambda split: [{"marks": [1.0], "label": 0}, example, {}, {}])
+
+
+class Failing(list):
+  def __getitem__(self, index):
+    return {}["mark"]
+
+
+whole = changed()
+few = changed(splits={"train": 5})
+listed = changed(splits=["train", "test"])
+unhashable = changed(identity={"marks": {1, 2}})
+unread = changed(read=None)
+unsized = changed(read=iter)
+empty = of({})
+nothing = of(None)
+failing = changed(read=lambda split: Failing("abcd"))
+"""
+
+
+@pytest.fixture
+def marks(tmp_path, monkeypatch):
+  (tmp_path / "own_marks.py").write_text(MODULE)
+  monkeypatch.syspath_prepend(str(tmp_path))
+
+
+def test_examples_are_those_of_the_source(marks):
+  source = open_data("own_marks:whole").split("test")
+  assert len(source) == 4 and list(source) == [source[3]] * 4 == [{"marks": [1.0], "label": 0}] * 4
+
+
+@pytest.mark.parametrize(
+  ("name", "message"),
+  [
+    ("listed", r"'marks' has splits=\['train', 'test'\]; expected a dict"),
+    ("unhashable", r"identity={'marks': {1, 2}}; expected numbers, texts, lists and dicts of them"),
+    ("unread", "has read=None; expected a function from a split to its examples"),
+  ],
+)
+def test_what_is_seen_when_it_is_opened(marks, name, message):
+  with pytest.raises(UserError, match=message):
+    open_data(f"own_marks:{name}")
+
+
+@pytest.mark.parametrize(
+  ("name", "message"),
+  [
+    ("few", "^marks, train: it has 4 examples, and splits says 5$"),
+    ("unsized", "^marks, train: TypeError: .*; expected an object with __len__ and __getitem__$"),
+    ("empty", "^example 1 of marks, train has no 'marks', which its header names; it holds nothing$"),
+    ("nothing", "^example 1 of marks, train is NoneType; expected a dict$"),
+    ("failing", r"^example 1 of marks, train: KeyError: 'mark' \(own_marks.py, line 20\)$"),
+  ],
+)
+def test_what_is_seen_when_it_is_read(marks, name, message):
+  data = open_data(f"own_marks:{name}")
+  with pytest.raises(UserError, match=message):
+    _ = data.split("train")[1]
