@@ -26,8 +26,7 @@ QUICK: dict[str, tuple[str, ...]] = {  # test -> the cases that always run
   "methods/test_reparam.py::test_leaves_do_not_depend_on_how_layers_are_stored": LINEARS,
   "methods/test_reparam.py::test_a_step_needs_fewer_flops_than_full_fine_tuning": ("lora", "oft", "boft", "hra"),
   "methods/test_vision.py::test_a_method_acts_and_every_leaf_of_it_has_a_gradient": (
-    "vit-prompt", "vit-vpt_deep", "vit-houlsby", "vit-lora", "deit-prompt", "dinov2-prefix", "dinov2-ia3",
-    "registers-full", "clip-lora", "yolos-prompt", "yolos-vpt_deep",
+    "vit-vpt_deep", "vit-houlsby", "deit-prompt", "dinov2-prefix", "clip-lora", "yolos-prompt",
   ),
   "methods/test_speech.py::test_a_method_acts_and_every_leaf_of_it_has_a_gradient": (
     "speech-lora", "speech-prefix", "classes-houlsby", "classes-vpt_deep",
@@ -86,8 +85,7 @@ QUICK: dict[str, tuple[str, ...]] = {  # test -> the cases that always run
     "ia3-input", "loha", "dora",
   ),
   "oracles/test_combining_peft.py::test_add_weighted_adapter": (
-    "cat-total", "linear-total", "dare_ties-total", "magnitude_prune-total", "svd-total", "dare_linear_svd-total",
-    "ties_svd-frequency",
+    "linear-total", "dare_ties-total", "svd-total", "ties_svd-frequency",
   ),
   "oracles/test_bert.py::test_outputs_and_all_hidden_states": (
     "True-BertForSequenceClassification", "True-RobertaForTokenClassification", "True-RobertaModel",
@@ -115,6 +113,20 @@ QUICK: dict[str, tuple[str, ...]] = {  # test -> the cases that always run
   "models/test_published_counts.py::test_totals": (
     "llama-3.1-8b", "405b", "mixtral-8x7b", "qwen3-30b-a3b", "gemma-3-1b", "decilm-6b", "gpt-3", "t0-11b",
   ),
+  "models/test_llama.py::test_chunked_loss_of_a_frozen_head_and_of_adapters_on_it": (
+    "False-targets0", "True-targets1", "True-targets2",
+  ),
+  "models/test_published_counts.py::test_adapters": (
+    "hf_config0-method0-159907840", "hf_config3-method3-614400", "hf_config6-method6-524288",
+    "hf_config9-method9-50577408", "hf_config12-method12-1310720", "hf_config15-method15-102400",
+    "hf_config18-method18-47185920", "hf_config21-method21-540672", "hf_config24-method24-3196928",
+  ),
+  "models/test_loading.py::test_peak_memory_is_little_more_than_the_model": ("shards-bfloat16", "gguf-float32"),
+  "oracles/test_generate.py::test_rules_that_look_back": ("llama-all-3", "t5-all-1"),
+  "oracles/test_detr.py::test_adapters_of_peft_give_equal_outputs_and_go_back": ("detr-convolutions", "yolos"),
+  "oracles/test_detr.py::test_outputs_and_all_hidden_states": ("auxiliary", "learned"),
+  "oracles/test_wav2vec2.py::test_outputs_and_hidden_states": ("group-False", "layer-True", "odd-True"),
+  "oracles/test_bert_heads.py::test_gradients": ("RobertaForQuestionAnswering", "BertForMaskedLM"),
   "methods/test_quantized_base.py::test_reparametrisations": LINEARS,
   "methods/test_quantized_base.py::test_on_an_encoder": ("prefix",),
   "models/test_generate.py::test_every_prompt_may_name_its_adapter": ("prompt",),
@@ -133,7 +145,7 @@ QUICK: dict[str, tuple[str, ...]] = {  # test -> the cases that always run
     "ia3", "prompt", "llama-lora", "prefix",
   ),
   "oracles/test_generation_config.py::test_what_the_file_says_is_obeyed": (
-    "llama-rules", "t5-lengths", "llama-suppressed", "llama-beams",
+    "llama-rules", "t5-lengths", "llama-beams",
   ),
   "oracles/test_token_rows.py::test_an_adapter_of_peft_with_token_rows_loads_and_saves_back": ("tied-False",),
   "oracles/test_token_rows.py::test_our_lora_beside_token_rows_loads_in_peft": ("untied",),
@@ -142,7 +154,7 @@ QUICK: dict[str, tuple[str, ...]] = {  # test -> the cases that always run
   "oracles/test_vit.py::test_outputs_and_all_hidden_states": (
     "vit", "deit-teacher", "dinov2", "registers-bare", "clip", "yolos",
   ),
-  "oracles/test_vit.py::test_gradients": ("deit-teacher", "registers", "clip-projection", "yolos"),
+  "oracles/test_vit.py::test_gradients": ("deit-teacher", "clip-projection"),
   "oracles/test_vit.py::test_saved_models_load_in_transformers": (
     "vit-bare", "deit-teacher", "dinov2-swiglu", "registers", "clip", "yolos",
   ),
