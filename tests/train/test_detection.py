@@ -112,6 +112,13 @@ def test_pictures_that_cannot_be_used_end_the_run_in_one_line_with_their_file(fo
   assert re.search(r"train/2.png: 24 x 21 pixels; its boxes are told for 24 x 20", line)
   path.unlink()
   assert re.search(r"image 2: no file '2.png' in .*train", said(folder, tmp_path, capsys, data))
+  path.write_bytes(content)
+  table = tmp_path / "data" / "train" / "_annotations.coco.json"
+  boxes = json.loads(table.read_text())
+  boxes["annotations"][0]["bbox"][0] = 30
+  table.write_text(json.dumps(boxes))
+  line = said(folder, tmp_path, capsys, data)
+  assert re.search(r"_annotations.coco.json: .*\.png: bbox=\[30, .* lies outside the image of 24 x 20 pixels", line)
 
 
 def test_more_objects_than_the_model_finds_and_settings_out_of_range(folder, tmp_path, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -74,11 +75,24 @@ def test_a_run_learns_colours_draws_what_it_found_and_goes_on_where_it_died(fold
     assert (parts / name).read_bytes() == (whole / name).read_bytes(), name
 
 
-def test_a_truncated_picture_ends_the_run_in_one_line_with_its_file(folder, tmp_path, capsys):
+def test_pictures_that_cannot_be_used_end_the_run_in_one_line_with_their_file(folder, tmp_path, capsys):
   coloured(tmp_path / "data", {"train": 4, "test": 2})
+
+  def said():
+    given = [f"--config.{one}" for one in overrides(folder, f"data.name=folder:{tmp_path / 'data'}")]
+    assert cli.main(["train", f"--workdir={tmp_path / 'run'}", *given]) == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
   path = tmp_path / "data" / "train" / "red" / "2.png"
-  path.write_bytes(path.read_bytes()[:60])
-  given = [f"--config.{one}" for one in overrides(folder, f"data.name=folder:{tmp_path / 'data'}")]
-  assert cli.main(["train", f"--workdir={tmp_path / 'run'}", *given]) == 2
-  said = capsys.readouterr().err.strip().splitlines()[-1]
-  assert re.search(r"train/red/2.png: the image cannot be read", said)
+  content = path.read_bytes()
+  path.write_bytes(content[:60])
+  assert re.search(r"train/red/2.png: the image cannot be read", said())
+  path.rename(path.with_suffix(".txt"))
+  assert re.search(r"train/red/2.txt is no picture or recording by its ending", said())
+  path.with_suffix(".txt").unlink()
+  (tmp_path / "data" / "test" / "rde").mkdir()
+  (tmp_path / "data" / "test" / "rde" / "0.png").write_bytes(content)
+  assert re.search(r"test/rde/0.png: class 'rde' is none of the 3 .*; did you mean 'red'", said())
+  shutil.rmtree(tmp_path / "data")
+  (tmp_path / "data").mkdir()
+  assert re.search(r"data'? holds no folder of a class", said())

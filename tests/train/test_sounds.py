@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -80,11 +81,43 @@ def test_what_is_said_is_learned_and_transcribed(folder, tmp_path):
   assert all(row["target"] == row["text"] and row["where"].endswith(".flac") for row in rows)
 
 
-def test_a_damaged_recording_ends_the_run_in_one_line_with_its_file(folder, tmp_path, capsys):
+WAV = encoded(tone(seconds=0.12))
+
+
+@pytest.mark.parametrize(
+  ("content", "said"),
+  [
+    (WAV[:400], "the recording is cut off"),
+    (b"no sound at all", "no WAV or FLAC file by its first bytes"),
+    (encoded(np.array([0.1, np.nan], np.float32), subtype="FLOAT"), "holds NaN or infinite samples"),
+    (encoded(np.zeros(0, np.float32)), "the recording has no samples; it lasts 0 seconds"),
+    (WAV[:24] + bytes(4) + WAV[28:], "a sample rate of 0 Hz; expected 1,000 to 768,000"),
+  ],
+  ids=("cut off", "another kind", "NaN", "0 seconds", "0 Hz"),
+)
+def test_a_recording_that_cannot_be_used_ends_the_run_in_one_line_with_its_file(
+  folder, tmp_path, capsys, content, said
+):
   toned(tmp_path / "data", {"train": 4, "test": 2})
-  path = tmp_path / "data" / "train" / "low" / "2.wav"
-  path.write_bytes(path.read_bytes()[:400])
+  (tmp_path / "data" / "train" / "low" / "2.wav").write_bytes(content)
+  assert re.search(rf"train/low/2.wav: .*{said}", last_line(folder, tmp_path, capsys))
+
+
+def test_a_folder_of_recordings_that_is_no_good_is_one_line(folder, tmp_path, capsys):
+  toned(tmp_path / "data", {"train": 4, "test": 2})
+  (tmp_path / "data" / "test" / "lo").mkdir()
+  shutil.copy(tmp_path / "data" / "test" / "low" / "0.wav", tmp_path / "data" / "test" / "lo")
+  line = last_line(folder, tmp_path, capsys)
+  assert re.search(r"test/lo/0.wav: class 'lo' is none of the 3 of the training split; did you mean 'low'", line)
+  shutil.move(tmp_path / "data" / "test" / "lo" / "0.wav", tmp_path / "data" / "train" / "low" / "9.mp3")
+  line = last_line(folder, tmp_path, capsys)
+  assert "train/low/9.mp3 is no picture or recording by its ending" in line
+  shutil.rmtree(tmp_path / "data")
+  (tmp_path / "data").mkdir()
+  assert re.search(r"data'? holds no folder of a class", last_line(folder, tmp_path, capsys))
+
+
+def last_line(folder, tmp_path, capsys):
   given = [f"--config.{one}" for one in overrides(folder, "data", f"data.name=folder:{tmp_path / 'data'}")]
   assert cli.main(["train", f"--workdir={tmp_path / 'run'}", *given]) == 2
-  said = capsys.readouterr().err.strip().splitlines()[-1]
-  assert re.search(r"train/low/2.wav: the recording is cut off", said)
+  return capsys.readouterr().err.strip().splitlines()[-1]
