@@ -1,4 +1,4 @@
-"""Letters from sound by the command line: what is wrong is said in one line."""
+"""Letters from sound: a run learns them, goes on where it died, and predicts; what is wrong is said in one line."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import re
 import pytest
 
 from peftjax import cli
+from peftjax import config as configs
+from peftjax.train import loop
 from tests.data.recordings import TONES, encoded, tone
 
 WAV2VEC2 = {
   "model_type": "wav2vec2", "architectures": ["Wav2Vec2ForCTC"], "vocab_size": 12, "hidden_size": 16,
   "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24, "conv_dim": [16, 16],
-  "conv_kernel": [64, 4], "conv_stride": [32, 4], "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2,
+  "conv_kernel": [64, 4], "conv_stride": [32, 4], "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2,
   "pad_token_id": 0,
   "hidden_dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0, "final_dropout": 0.0,
   "initializer_range": 0.2, "feat_extract_norm": "layer",
@@ -48,14 +50,29 @@ def overrides(folder, *more):
     "input.seconds=0.13",
     "data.max_length=6",
     "method.name=full",
-    "optim.learning_rate=5e-3",
+    "optim.learning_rate=1e-2",
     "train.batch_size=12",
-    "train.steps=300",
-    "train.save_every=100",
+    "train.steps=120",
+    "train.save_every=40",
     "train.tensorboard=False",
     "train.final_splits=('test',)",
     *more,
   )
+
+
+def test_a_run_learns_letters_goes_on_where_it_died_and_predicts(folder, tmp_path, train_in_two, capsys):
+  whole, parts = tmp_path / "whole", tmp_path / "parts"
+  config = configs.load("", overrides(folder))
+  summary = loop.train(config, whole)
+  found = summary["metrics"]["test"]
+  assert summary["main_metric"] == "word_error_rate" and found["word_error_rate"] == 0 == found["character_error_rate"]
+  train_in_two(config, parts, 70)
+  assert (parts / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+
+  capsys.readouterr()
+  assert cli.main(["predict", f"--workdir={whole}", f"--file={folder / 'data' / 'test' / 'metadata.csv'}"]) == 0
+  said = [json.loads(line)["text"].lower() for line in capsys.readouterr().out.splitlines()]
+  assert said == [text for text in TEXTS.values() for _ in range(3)]
 
 
 @pytest.mark.parametrize(
