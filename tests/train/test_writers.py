@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import signal
+import socket
+import subprocess
 import sys
+import time
+import urllib.request
 
 import pandas as pd
 import pytest
@@ -166,15 +172,44 @@ def test_weights_and_biases_offline(config, tmp_path, train_in_two, monkeypatch)
   assert names == {(json.loads((tmp_path / "run" / "wandb_run.json").read_text())["id"], "own")}
 
 
+@pytest.fixture
+def mlflow_server(tmp_path):
+  """The address of MLflow's own server, which is asked to end with the test."""
+  if importlib.util.find_spec("flask") is None:
+    pytest.skip("mlflow-skinny, the extra, has no server; mlflow has")
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+  store = f"sqlite:///{tmp_path / 'server.db'}"
+  flags = (f"--backend-store-uri={store}", "--host=127.0.0.1", f"--port={port}", "--workers=1")
+  with (tmp_path / "server.log").open("wb") as log:
+    command = [sys.executable, "-m", "mlflow", "server", *flags]
+    process = subprocess.Popen(command, stdout=log, stderr=log, cwd=tmp_path, start_new_session=True)
+  address = f"http://127.0.0.1:{port}"
+  try:
+    while True:
+      assert process.poll() is None, (tmp_path / "server.log").read_text()
+      try:
+        urllib.request.urlopen(f"{address}/health", timeout=60).close()
+        break
+      except OSError:
+        time.sleep(0.2)
+    yield address
+  finally:
+    os.killpg(process.pid, signal.SIGTERM)
+    process.wait()
+
+
 @pytest.mark.skipif(not there["mlflow"], reason="mlflow is an extra")
-def test_mlflow_in_a_store_on_disk(config, tmp_path, train_in_two):
+@pytest.mark.parametrize("where", ["store", "server"])
+def test_mlflow(where, config, tmp_path, train_in_two, request):
   from mlflow import MlflowClient
 
-  store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+  uri = f"sqlite:///{tmp_path / 'mlflow.db'}" if where == "store" else request.getfixturevalue("mlflow_server")
   config.train.update({"writers": ("mlflow",), "eval_every": 5, "log_every": 2, "save_every": 4})
-  config.writers.mlflow = ConfigDict({"tracking_uri": store, "experiment": "own"})
+  config.writers.mlflow = ConfigDict({"tracking_uri": uri, "experiment": "own"})
   train_in_two(config, tmp_path / "run", 9)
-  client = MlflowClient(tracking_uri=store)
+  client = MlflowClient(tracking_uri=uri)
   (run,) = client.search_runs([client.get_experiment_by_name("own").experiment_id])
   found = [(one.step, name, one.value) for name in run.data.metrics
            for one in client.get_metric_history(run.info.run_id, name)]  # fmt: skip
