@@ -29,6 +29,11 @@ def test_verdicts_hold_to_the_published_numbers(judged):
   assert all(one["verdict"] == "supported" for name, one in judged.items() if "scales" not in name)
 
 
+def test_a_ratio_of_bytes_is_called_one(judged):
+  one = judged["memory-3x"]
+  assert 1 < one["effect"] < 100 and one["unit"].startswith("times the bytes")
+
+
 def test_verdicts_follow_the_bytes(monkeypatch):
   monkeypatch.setattr(figures, "CARD", 2 * 2**30)
   heavy = {**KEPT, "llama_7b": {"full": {"total": 29}, "lora": {"total": 10}}}
