@@ -6,6 +6,7 @@ import pytest
 
 from peftjax import cli, registry, tasks
 from peftjax import config as configs
+from peftjax.compare import dimensions
 from peftjax.data import Header
 from peftjax.errors import UserError
 from peftjax.own_code import as_user_error, failures_as_one_line
@@ -110,6 +111,11 @@ def test_a_task_that_is_none(kind, message, monkeypatch):
   monkeypatch.setattr(tasks, "task_class", lambda name: kind)
   with pytest.raises(UserError, match=message):
     tasks.from_config("own:Kind", configs.default().task, Header("", fields=()))
+
+
+def test_a_dimension_that_is_none():
+  with pytest.raises(UserError, match="compare.dimensions='math:pi' is float; expected a peftjax.compare.dimensions"):
+    dimensions.of_study(("math:pi",))
 
 
 class Nameless(Evaluator):

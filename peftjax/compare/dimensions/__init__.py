@@ -14,6 +14,7 @@ from peftjax.compare.analysis import Summary
 from peftjax.compare.dimensions.base import ROW, Dimension, Section, records_with
 from peftjax.compare.records import Record
 from peftjax.compare.trials import Trial
+from peftjax.errors import UserError
 from peftjax.registry import resolve
 
 DERIVED = ("data_efficiency", "shift", "convergence", "forgetting")  # from what every record holds
@@ -45,6 +46,9 @@ def dimension(name: str) -> Dimension:
     UserError: there is none.
   """
   found: Dimension = resolve("compare.dimensions", name, DIMENSIONS)
+  if not isinstance(found, Dimension):
+    expected = "expected a peftjax.compare.dimensions.Dimension"
+    raise UserError(f"compare.dimensions={name!r} is {type(found).__name__}; {expected}")
   return found
 
 
