@@ -105,6 +105,11 @@ class Bare(Mean):
     return example["dots"]
 
 
+class Lacking(Mean):
+  def encode(self, example, rng):
+    return {}
+
+
 class Texts(Mean):
   def encode(self, example, rng):
     return {"values": np.array(["one"])}
@@ -218,6 +223,7 @@ def test_mistakes_are_one_line(config, override, message):
     ("Flat", r"Flat.spec gave values ShapeDtypeStruct\(shape=\(1,\), dtype=float32\); expected"),
     ("Whole", r"Whole.encode gave values float32\[1\]; a row of its spec has values int32\[1\]"),
     ("Misnamed", "Misnamed.encode gave value; its spec has values"),
+    ("Lacking", "Lacking.encode gave {}; its spec has values"),
     ("Bare", "Bare.encode gave ndarray; its spec has values"),
     ("Texts", r"Texts.encode gave values <U3\[1\]; a row of its spec has values float32\[1\]"),
   ],
