@@ -6,6 +6,10 @@ makes pictures, both trainings and the model's folder, runs/diffusion_mini/model
 
 peftjax train --config=configs/diffusion_mini.py:autoencoder --workdir=runs/diffusion_mini/autoencoder
 peftjax train --config=configs/diffusion_mini.py --workdir=runs/diffusion_mini/denoiser
+
+Gave: autoencoder, validation loss .0041, latents of deviation 2.38; denoiser, validation loss .0659 at eight timesteps.
+Hands have fingers, though not always as many as a sign has. 27 minutes of processor time, with the 64 pictures that the
+model makes at the end.
 """
 
 from __future__ import annotations
