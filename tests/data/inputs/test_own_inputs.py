@@ -16,11 +16,14 @@ from peftjax.errors import UserError
 from peftjax.train import fitting
 
 MODULE = """
+import dataclasses
+
 import jax
 import numpy as np
 
 from peftjax.data.inputs.base import Input
 from peftjax.data.sources import Dataset
+from peftjax.data.sources.types import HiddenLabel
 
 
 class Dots:
@@ -35,6 +38,16 @@ def opened(rest, named):
   return Dataset(
     name=f"dots:{rest}", task="text_classification", label_names=("even", "odd"), splits={"train": 23, "test": 23},
     fields=("dots", "label"), identity={"dots": rest}, read=lambda split: Dots())
+
+
+class Hidden(Dots):
+  def __getitem__(self, index):
+    raise HiddenLabel("published without labels")
+
+
+def hidden(rest, named):
+  read = lambda split: Dots() if split == "train" else Hidden()
+  return dataclasses.replace(opened(rest, named), read=read)
 
 
 class Mean(Input):
@@ -242,6 +255,8 @@ def test_the_first_batches_are_read_and_the_position_stays(config, monkeypatch):
   monkeypatch.undo()
   fitting.check_first(made)
   assert made.train.get_state()["step"] == 0
+  config.data.name = "own_dots:hidden:all"
+  fitting.check_first(loaders(config))  # a split that was published without labels is no mistake
 
 
 def test_a_label_that_is_a_name(config):
