@@ -26,7 +26,7 @@ QUICK: dict[str, tuple[str, ...]] = {  # test -> the cases that always run
   "methods/test_reparam.py::test_leaves_do_not_depend_on_how_layers_are_stored": LINEARS,
   "methods/test_reparam.py::test_a_step_needs_fewer_flops_than_full_fine_tuning": ("lora", "oft", "boft", "hra"),
   "methods/test_vision.py::test_a_method_acts_and_every_leaf_of_it_has_a_gradient": (
-    "vit-vpt_deep", "vit-houlsby", "deit-prompt", "dinov2-prefix", "clip-lora", "yolos-prompt",
+    "vit-vpt_deep", "vit-houlsby", "deit-prompt", "dinov2-prefix", "clip-lora", "yolos-prompt", "detr-lora",
   ),
   "methods/test_speech.py::test_a_method_acts_and_every_leaf_of_it_has_a_gradient": (
     "speech-lora", "speech-prefix", "classes-houlsby", "classes-vpt_deep",

@@ -26,10 +26,20 @@ FAMILIES = {
   "clip": {"model_type": "clip_vision_model", "intermediate_size": 40},
   "yolos": {"model_type": "yolos", "intermediate_size": 40, "image_size": [12, 12], "num_detection_tokens": 3},
 }
+DETR = {
+  "model_type": "detr", "d_model": 24, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 3,
+  "decoder_attention_heads": 3, "encoder_ffn_dim": 40, "decoder_ffn_dim": 40, "num_queries": 3,
+  "backbone_config": {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8], "depths": [1],
+                      "layer_type": "basic"},
+  "initializer_range": 0.3,  # behind two stacks of layers and a ResNet gradients would be near rounding
+}  # fmt: skip
 SIZES = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 12, "patch_size": 4}
 SETTINGS = {**matrix.SETTINGS, "vpt_deep": {"num_virtual_tokens": 3, "deep": True}}
 WITHOUT = {"trainable_tokens": "this model declares no word embeddings"}
 NAMES = [*(name for name in matrix.NAMES if name not in WITHOUT), "vpt_deep"]
+# One of each kind on DETR, whose steps compile for long.
+ON_DETR = ("full", "bitfit", "lora", "ia3", "oft", "houlsby", "prompt", "prefix", "reft")
+GRID = [*((family, name) for family in FAMILIES for name in NAMES), *(("detr", name) for name in ON_DETR)]
 PIXELS = np.random.default_rng(0).normal(size=(2, 3, 12, 12)).astype(np.float32)
 
 
@@ -43,12 +53,12 @@ def fitting(family, name):
 
 
 def task_of(family):
-  return "object_detection" if family == "yolos" else "image_classification"
+  return "object_detection" if family in ("yolos", "detr") else "image_classification"
 
 
 @functools.cache
 def base(family):
-  config = {**SIZES, **FAMILIES[family]}
+  config = DETR if family == "detr" else {**SIZES, **FAMILIES[family]}
   return initialise(from_config(config, task=task_of(family), num_labels=5), jax.random.key(0))
 
 
@@ -57,8 +67,7 @@ def moved(model):
   return bases.replaced(model, bases.noise_on(bases.trainable(model), seed=1, scale=0.05))
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "name"), GRID)
 def test_a_method_acts_and_every_leaf_of_it_has_a_gradient(family, name):
   model = moved(base(family).add(fitting(family, name), jax.random.key(1)))
   trainable, frozen = masks.partition(model.params, model.labels())
