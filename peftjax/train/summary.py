@@ -83,7 +83,10 @@ def summarize(
     "method": str(run.config.method.name),
     "task": run.task.name,
     "seed": int(run.config.seed),
-    "examples": {"train": run.loaders.train.examples, **run.loaders.dataset.splits},
+    "examples": {
+      **{name: one.examples for name, one in run.loaders.evals.items()},
+      "train": run.loaders.train.examples,
+    },
     "learning_rates": {group: one.learning_rate for group, one in run.program.optimizer.settings.items()},
     "devices": f"{jax.device_count()} {jax.devices()[0].device_kind}",
     "versions": versions(),

@@ -23,6 +23,12 @@ def rows_of(folder):
   return read_rows(folder / "metrics.jsonl")
 
 
+def test_the_summary_counts_the_examples_that_were_read(config, tmp_path):
+  config.data.update({"train_examples": 16, "eval_examples": 2})
+  config.train.update({"epochs": 0, "steps": 1})
+  assert loop.train(config, tmp_path / "run")["examples"] == {"train": 16, "validation": 2, "test": 2}
+
+
 def test_a_run_and_its_files(config, tmp_path, capsys):
   config.train.final_splits = ("validation", "test")
   config.train.eval_every = 6
