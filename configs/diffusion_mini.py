@@ -1,8 +1,9 @@
 """A small Stable Diffusion of hands that sign digits, from nothing: its autoencoder, then its denoiser.
 
-python -m experiments.diffusion_mini
+python -m experiments.diffusion_mini --anew
 
-makes pictures, both trainings and the model's folder, runs/diffusion_mini/model, and goes on where it stopped; parts:
+makes pictures, both trainings and the model's folder, runs/diffusion_mini/model, and goes on where it stopped; without
+--anew the folder is a copy of the one that this gave, experiments/studies/dreambooth/model. Parts:
 
 peftjax train --config=configs/diffusion_mini.py:autoencoder --workdir=runs/diffusion_mini/autoencoder
 peftjax train --config=configs/diffusion_mini.py --workdir=runs/diffusion_mini/denoiser

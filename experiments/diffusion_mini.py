@@ -1,23 +1,27 @@
 """The small Stable Diffusion of configs/diffusion_mini.py, pretrained here, and the pictures of its DreamBooth study.
 
-    python -m experiments.diffusion_mini
+    python -m experiments.diffusion_mini           with the model that is kept in experiments/studies/dreambooth/model
+    python -m experiments.diffusion_mini --anew    trains it from nothing: half an hour on two cores
 
 leaves in runs/diffusion_mini
 
     pictures/     hands that sign one to nine, out of packaged:sign_digits, as "a photo of a hand" and with the digit
     subject/      five pictures of the sign for zero, which the model never sees; more of them to validate and test
-    autoencoder/  the run that trains the autoencoder; denoiser/, the run that trains denoiser and text encoder
-    encoded/      the folder after the first run; model/, after the second: what diffusers loads
+    model/        what diffusers loads
     class/        64 pictures that the model makes of "a photo of a hand"
+    autoencoder/  with --anew, the run that trains the autoencoder; denoiser/, the run that trains denoiser and text
+                  encoder; encoded/, the folder between the two
 
 and goes on where it stopped.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,6 +35,7 @@ from peftjax.train import finished
 from peftjax.train.loop import train
 
 CONFIG = "configs/diffusion_mini.py"
+KEPT = Path(__file__).parent / "studies" / "dreambooth" / "model"
 CLASS, SUBJECT = "a photo of a hand", "a photo of sks hand"
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 HELD_BACK = 0  # the digit that the model never sees
@@ -72,12 +77,18 @@ def _examples(split: str) -> list[Any]:
 
 def main() -> int:
   """Does what is not there yet; the exit code."""
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--anew", action="store_true", help="train the model instead of copying the one that is kept")
+  anew = parser.parse_args().anew
   root = Path(load(CONFIG).model.path).parent
   for name, write in (("pictures", write_pictures), ("subject", write_subject)):
     if not (root / name).is_dir():
       write(root / name)
+  if not anew and not (root / "model").is_dir():
+    with new_folder(root / "model") as place:
+      shutil.copytree(KEPT, place, dirs_exist_ok=True)
   for stage, out in (("autoencoder", "encoded"), ("denoiser", "model")):
-    if (root / out).is_dir():
+    if (root / "model").is_dir() or (root / out).is_dir():
       continue
     summary = train(load(f"{CONFIG}:{stage}"), root / stage)
     with new_folder(root / out) as place:

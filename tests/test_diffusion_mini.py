@@ -5,7 +5,11 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import diffusers
+import numpy as np
+import torch
 import transformers
+from PIL import Image
 
 from experiments import diffusion_mini
 from experiments.studies.dreambooth import config as study
@@ -46,3 +50,15 @@ def test_pictures_of_the_study(tmp_path):
   held = open_data(f"pictures:{tmp_path / 'pictures'}")
   assert dict(held.splits) == {"train": 2 * 9 * 37, "validation": 2 * 9 * 8, "test": 2 * 9 * 15}
   assert dict(open_data(f"pictures:{tmp_path / 'subject'}").splits) == {"train": 5, "validation": 8, "test": 15}
+
+
+def test_the_kept_model_is_of_these_parts_and_has_learned_hands(tmp_path):
+  made, kept = (masks.flatten(described(folder).params) for folder in (FOLDER, diffusion_mini.KEPT))
+  assert {name: leaf.shape for name, leaf in kept.items()} == {name: leaf.shape for name, leaf in made.items()}
+  autoencoder = diffusers.AutoencoderKL.from_pretrained(diffusion_mini.KEPT / "vae")
+  diffusion_mini.write_subject(tmp_path / "subject")  # a sign that it never saw
+  images = [np.asarray(Image.open(one).resize((64, 64))) for one in sorted((tmp_path / "subject" / "test").iterdir())]
+  pixels = torch.tensor(np.stack(images) / 127.5 - 1.0, dtype=torch.float32).permute(0, 3, 1, 2)
+  with torch.no_grad():
+    again = autoencoder(pixels, sample_posterior=False).sample
+  assert float(((again - pixels) ** 2).mean()) < 0.1 * float(pixels.var())
