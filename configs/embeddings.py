@@ -2,8 +2,8 @@
 
 peftjax train --config=configs/embeddings.py:lora --workdir=runs/embeddings
 
-With LoRA the rank correlation with the pairs' scores goes from .754 to .771 on validation, the mean reciprocal rank from
-.179 to .190 and the loss from 4.38 to 2.92, in 94 updates (seed 0). Its test split was not scored in that run.
+With LoRA the rank correlation with the pairs' scores goes from .754 to .771 on validation, the mean reciprocal rank
+from .179 to .190 and the loss from 4.38 to 2.92, in 94 updates (seed 0). The test split was not scored in that run.
 """
 
 from encoder import get_config as encoder
