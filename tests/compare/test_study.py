@@ -221,16 +221,23 @@ def test_a_row_that_cannot_be_built_is_found_before_any_training(tmp_path):
 
 
 def test_processes_that_share_a_folder_divide_the_trials(unbroken, tmp_path):
-  """Three real ones; the first is killed in its second trial, and all others end with the whole study."""
+  """Three real ones; the first is killed in its second trial, and all others end with the whole study.
+
+  The others train nothing before, or they would have done all on a machine that starts the first one late.
+  """
   script = f"""
 import os, signal, sys, time
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from tests.compare import test_study as one
-trained = []
+trained, died = [], Path({str(tmp_path.with_name("died"))!r})
 def train(config, folder):
   trained.append(folder.parent.name + "/" + folder.name)
-  if len(trained) == int(sys.argv[1]): os.kill(os.getpid(), signal.SIGKILL)
+  if len(trained) == int(sys.argv[1]):
+    died.touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+  end = time.monotonic() + 120
+  while sys.argv[1] == "0" and not died.exists() and time.monotonic() < end: time.sleep(0.02)
   time.sleep(0.2)
   return one.train_one(config, folder)
 outcome = one.run(one.config(), Path({str(tmp_path)!r}), train)
