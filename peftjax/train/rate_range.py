@@ -59,11 +59,12 @@ def rates_between(lowest: float, highest: float, updates: int) -> np.ndarray:
 
 
 class Curve:
-  """Losses as they come, and `smoothed`, their running mean after each, as the module says."""
+  """Losses as they come, `smoothed`, their running mean after each, as the module says, and the `lowest` of these."""
 
   def __init__(self, losses: Iterable[float] = ()):
     self.losses: list[float] = []
     self.smoothed: list[float] = []
+    self.lowest = math.inf
     self._mean = 0.0
     for loss in losses:
       self.add(loss)
@@ -73,6 +74,7 @@ class Curve:
     self.losses.append(loss)
     self._mean = KEPT * self._mean + (1 - KEPT) * loss
     self.smoothed.append(self._mean / (1 - KEPT ** len(self.losses)))
+    self.lowest = min(self.lowest, self.smoothed[-1])
 
 
 def suggestion(rates: Sequence[float], curve: Sequence[float]) -> dict[str, Any]:
@@ -124,7 +126,6 @@ def find(
   place = jax.tree.map(lambda leaf: leaf.sharding, state.opt_state)
   display = Display(0, updates, shown=jax.process_index() == 0)
   curve = Curve()
-  lowest_so_far = math.inf
   ended = "after all updates"
   try:
     for count, rate in enumerate(rates, 1):
@@ -138,10 +139,9 @@ def find(
         ended = f"at {rate:.3g}, where the loss was not finite"
         break
       curve.add(loss)
-      lowest_so_far = min(lowest_so_far, curve.smoothed[-1])
       display.update(count, loss, None)
       display.row(count, f"rate {rate:.3g}, loss {loss:.4f}")
-      if count >= FEWEST and curve.smoothed[-1] > ENDS * lowest_so_far > 0:
+      if count >= FEWEST and curve.smoothed[-1] > ENDS * curve.lowest > 0:
         ended = f"at {rate:.3g}, where the smoothed loss was {ENDS:g} times its lowest"
         break
   finally:
