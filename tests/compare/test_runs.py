@@ -53,8 +53,9 @@ def make_config(material):
 @pytest.fixture(scope="module")
 def unbroken(material, tmp_path_factory):
   folder = tmp_path_factory.mktemp("unbroken")
-  os.environ["PEFTJAX_CACHE"] = str(material / "cache")
-  return folder, run_study(make_config(material), folder)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("PEFTJAX_CACHE", str(material / "cache"))
+    return folder, run_study(make_config(material), folder)
 
 
 def test_real_runs_fill_the_table(unbroken):

@@ -56,9 +56,11 @@ def test_a_missing_package_ends_in_one_line_that_names_the_way_out(cache, monkey
   package = Package("9.9.9", "tiny-9.9.9-py3-none-any.whl", "0" * 64, 0.1, ("*",), "MIT")
   monkeypatch.setitem(packages.PACKAGES, "tiny", package)
   monkeypatch.setenv("PIP_NO_INDEX", "1")
+  monkeypatch.setenv("FORCE_COLOR", "1")
+  monkeypatch.setenv("PIP_CONSTRAINT", "requirements-of-another-folder.lock")  # the Makefile names one
   with pytest.raises(UserError) as error:
     fetch("tiny")
-  assert "tiny==9.9.9" in str(error.value)
+  assert "tiny==9.9.9 (ERROR: Could not find a version" in str(error.value)
   assert str(cache / "downloads") in str(error.value)
   assert "\n" not in str(error.value)
 
