@@ -110,7 +110,7 @@ def score(outputs: Mapping[str, Any]) -> jax.Array:
 
 
 def outputs(model: Model, inputs: Mapping[str, Any], **more: Any) -> dict[str, np.ndarray]:
-  """The model's outputs by name, of one compiled pass."""
+  """The model's outputs by name, of one pass."""
   found = jax.jit(lambda params: model.forward(params, inputs, **more))(model.params)
   return {jax.tree_util.keystr(path): np.asarray(leaf, np.float32)
           for path, leaf in jax.tree_util.tree_flatten_with_path(found)[0]}  # fmt: skip
@@ -134,12 +134,13 @@ def demand(true: bool, what: str) -> None:
 
 
 def starts_as_base(one: Subject, otherwise: str = "") -> str:
-  """Whether outputs with fresh leaves are the base's.
+  """Whether outputs with fresh leaves are the base's, operation by operation: what a compiler fuses rounds otherwise.
 
   Args:
     otherwise: the reason why they are not; "" if the method claims that they are.
   """
-  ours, plain = (outputs(model, one.inputs(0)) for model in (one.fresh, one.base))
+  with jax.disable_jit():
+    ours, plain = (outputs(model, one.inputs(0)) for model in (one.fresh, one.base))
   same = {name: leaf.shape for name, leaf in ours.items()} == {name: leaf.shape for name, leaf in plain.items()}
   if same and all(np.array_equal(ours[name], plain[name]) for name in ours):
     return "bitwise"

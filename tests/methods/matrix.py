@@ -161,7 +161,8 @@ more, for a method of one's own.
 The rows are those of a text encoder; what is another on pictures stands in [vision.md](vision.md#methods) and on sound
 in [audio.md](audio.md#methods), and `tests/methods/test_vision.py` and `test_speech.py` have every method train there.
 
-- *starts as the base*: outputs with fresh leaves against the base's.
+- *starts as the base*: outputs with fresh leaves against the base's, operation by operation; a compiler that fuses them
+  otherwise with a method than without rounds the last digit otherwise too.
 - *trains*: the leaves that move in a step, beside the head; no other does.
 - *FLOPs*: of a step's gradient, over full fine-tuning's: two layers of BERT-base, 8 x 64 tokens, default settings.
 - *conv*: the convolutions at which it acts, by the axes of their windows, and of several
