@@ -159,6 +159,18 @@ def test_a_module_imports_its_own_room_and_those_below():
   assert above == []
 
 
+def test_the_page_shows_the_rooms():
+  """A row a line, from the top down; a row whose room holds more than it names ends in "..."."""
+  page = (ROOT.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+  table = page.partition("| room | what is in it |")[2].partition("\n\n")[0].splitlines()[2:]
+  assert len(table) == len(ROOMS)
+  for row, names in zip(table, ROOMS):
+    cell = row.split(" | ")[0]
+    shown = {one.removesuffix(".py").rstrip("/").replace("/", ".").removeprefix("__init__")
+             for one in re.findall(r"`([^`]*)`", cell)}  # fmt: skip
+    assert shown <= set(names) and (shown == set(names)) != cell.endswith("..."), row
+
+
 def test_no_modules_import_each_other():
   assert circles(edges()) == []
 
