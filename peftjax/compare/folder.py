@@ -9,6 +9,7 @@ from peftjax import outputs
 from peftjax.compare import records
 from peftjax.errors import UserError
 from peftjax.files import read_json
+from peftjax.train.folder import is_run
 
 CONCLUSIONS = ("summary.json", "claims.json", "report.html", "report.md", "report.tex")
 _WRITTEN = ("config.json", "results.jsonl", "search.json", "budget.json", "timing.json", *CONCLUSIONS)
@@ -18,8 +19,11 @@ def check(workdir: Path) -> None:
   """Checks, before anything is trained, that a study may write into a folder.
 
   Raises:
-    UserError: a file of a name that a study writes is not a study's, or was changed since it was written.
+    UserError: a file of a name that a study writes is not a study's, or was changed since it was written; the folder
+      is a training run's.
   """
+  if is_run(workdir):
+    raise UserError(f"{workdir} holds a training run, which a study would write over; choose another folder")
   there = [name for name in _WRITTEN if os.path.lexists(workdir / name)]
   for name in there:
     if (workdir / name).is_symlink() or not (workdir / name).is_file():

@@ -21,6 +21,8 @@ from peftjax.masks import flatten
 from peftjax.methods import METHODS
 
 CONFIG, SUMMARY, LOCK = "config.json", "summary.json", ".lock"
+_RUN = ("checkpoints", "metrics.jsonl", "timing.jsonl")  # what a run has, and no study
+_STUDY = ("results.jsonl", "claims.json", "search.json", "leases")  # what a study has, and no run
 
 # Fields that may change when a run goes on: they do not decide what is computed.
 MAY_CHANGE = (
@@ -133,10 +135,12 @@ def _shown(name: str, fields: Mapping[str, Any]) -> str:
 def check_same_run(folder: Path, config: ConfigDict) -> None:
   """Raises `UserError`, naming the fields, if the folder holds checkpoints or the summary of another config's run.
 
-  Raises it too if the folder's config.json is no run's.
+  Raises it too if the folder is a study's, or its config.json no run's.
   """
   saved = folder / CONFIG
-  if saved.is_file() and "train" not in read_json(saved):
+  if study := next((name for name in _STUDY if (folder / name).exists()), ""):
+    raise UserError(f"{folder} holds a study ({study}), which a run would write over; choose another folder")
+  if saved.is_file() and "resolved" not in read_json(saved):
     raise UserError(f"{saved} is no run's, and would be replaced; choose another folder")
   if not has_checkpoints(folder) and not (folder / SUMMARY).is_file():
     return
@@ -145,6 +149,14 @@ def check_same_run(folder: Path, config: ConfigDict) -> None:
   if changed := differing_fields(folder, config):
     more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
     raise UserError(f"{folder} holds a run of another config ({'; '.join(changed[:4])}{more}); choose another folder")
+
+
+def is_run(folder: Path) -> bool:
+  """Whether a training run, finished or not, lies in the folder."""
+  if any((folder / name).exists() for name in _RUN):
+    return True
+  config = folder / CONFIG
+  return config.is_file() and "resolved" in read_json(config)
 
 
 def has_checkpoints(folder: Path) -> bool:

@@ -8,7 +8,9 @@ import shutil
 import pytest
 
 from peftjax.compare import conclude_again
+from peftjax.compare.folder import CONCLUSIONS
 from peftjax.errors import UserError
+from peftjax.train.folder import check_same_run, write_config
 from tests.compare.test_study import config, run
 
 
@@ -31,6 +33,43 @@ def untouched(folder, message):
 def test_what_others_wrote_stays(tmp_path, name, content):
   (tmp_path / name).write_text(content)
   untouched(tmp_path, rf"{name} is no study's, and would be replaced; choose another folder")
+
+
+@pytest.mark.parametrize(
+  "left", [("config.json", "metrics.jsonl", "summary.json"), ("config.json",), ("checkpoints/1",)]
+)
+def test_a_training_run_stays(tmp_path, left):
+  """A run's config.json has the section `compare` too; an unfinished run may have checkpoints alone."""
+  for name in left:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("")
+  write_config(tmp_path, config(), {"task": "text_classification"})
+  if "config.json" not in left:
+    (tmp_path / "config.json").unlink()
+  untouched(tmp_path, "holds a training run, which a study would write over; choose another folder")
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_study_is_no_place_for_a_run(study, tmp_path, finished):
+  folder = tmp_path / "study"
+  shutil.copytree(study, folder)
+  if not finished:
+    for name in (*CONCLUSIONS, "results.jsonl"):
+      (folder / name).unlink()
+  before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+  with pytest.raises(UserError, match="holds a study .*, which a run would write over; choose another folder"):
+    check_same_run(folder, config())
+  assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_study_whose_first_trial_failed_goes_on(tmp_path):
+  def failing(*_):
+    raise UserError("no such data")
+
+  with pytest.raises(UserError, match="no such data"):
+    run(config(), tmp_path, failing)
+  assert (tmp_path / "config.json").is_file() and not (tmp_path / "results.jsonl").exists()
+  assert run(config(), tmp_path).exit_code == 0
 
 
 def test_what_was_changed_since_stays(tmp_path):
