@@ -21,6 +21,7 @@ from peftjax.data.extra_sets import RETAINED, open_retained, open_shifted
 from peftjax.data.flipping import flipped
 from peftjax.data.inputs.base import Batch, Input
 from peftjax.data.measuring import MEASURED_AT_ONCE, Measured, measure_for, measure_some
+from peftjax.data.own_identity import difference, own_identity
 from peftjax.data.parts import rows_of
 from peftjax.data.reading import WHOLE, EvaluationSteps, Reader, Share, TrainingSteps, read_ahead
 from peftjax.data.sources.types import Dataset, Header, Source
@@ -85,9 +86,8 @@ class TrainLoader:
     saved, step = (state.get("identity"), state.get("step")) if isinstance(state, Mapping) else (None, None)
     if not isinstance(saved, Mapping) or not isinstance(step, int) or step < 0:
       raise UserError("the saved position in the data is none: expected a step and the identity of the data")
-    for name, value in self._identity.items():
-      if saved.get(name) != value:
-        raise UserError(f"the saved position in the data does not fit: {name} was {saved.get(name)!r}, is {value!r}")
+    if differs := difference(saved, self._identity):
+      raise UserError(f"the saved position in the data does not fit: {differs}")
     self._step = step
     self._batches = None
 
@@ -231,6 +231,7 @@ def _train_loader(config: ConfigDict, dataset: Dataset, inputs: Input, ids: np.n
     identity["data.flip_labels"] = float(config.data.flip_labels)
   if as_they_come:
     identity["the order of the examples"] = "measured as they come"
+  identity |= own_identity(dataset, inputs)
   reader = inputs.reader(found.source, share, seed, order)
   return TrainLoader(order, reader, measured, identity, int(config.data.workers), [*dataset.notes, *notes])
 

@@ -8,10 +8,11 @@ import os
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from peftjax import own_digest
 from peftjax.data.packages import cache_folder
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 MEASURED_AT_ONCE = 200_000  # examples of a split; where it has more, lengths are measured as they are needed
 _CHUNK = 512  # examples encoded together
+_TRIED = 32  # examples of a user's own that are measured again before what was kept is believed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,15 +42,51 @@ class Measured:
 
 
 def measure(dataset: Dataset, split: str, inputs: Input) -> Measured:
-  """Encodes a split once; later calls with equal data and input read the cache."""
-  key = hashlib.sha256(f"{dataset.fingerprint()} {split} {inputs.fingerprint()}".encode()).hexdigest()
-  path = cache_folder("lengths") / f"{key}.npz"
-  if (saved := _load(path)) is not None:
+  """Encodes a split once; later calls with equal data and input read the cache.
+
+  What was kept of a user's own code is used where the code is the same, and some examples have the lengths that it
+  says; data without an identity are measured each time.
+  """
+  path = cache_folder("lengths") / f"{_key(dataset, split, inputs)}.npz"
+  if dataset.identity and (saved := _load(path)) is not None and _fits(saved, dataset, split, inputs):
     return saved
   source = dataset.split(split)
   measured = measure_some(source, np.arange(len(source)), inputs)
-  _save(path, measured)
+  if dataset.identity:
+    _save(path, measured)
   return measured
+
+
+def _key(dataset: Dataset, split: str, inputs: Input) -> str:
+  parts: list[Any] = [dataset.fingerprint(), split, inputs.fingerprint()]
+  if _is_own(dataset, inputs):
+    kind = type(inputs)
+    parts += [dataset.name, dataset.code, dataset.splits.get(split), kind.__module__, own_digest.of_class(kind)]
+    parts += [int(one) for one in inputs.buckets]
+  return hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()
+
+
+def _is_own(dataset: Dataset, inputs: Input) -> bool:
+  return bool(dataset.code) or not own_digest.is_packaged(type(inputs))
+
+
+def _fits(saved: Measured, dataset: Dataset, split: str, inputs: Input) -> bool:
+  """Whether what was kept can be of these examples; of a user's own, whose identity may say too little, some are
+  measured again."""
+  count = len(saved.lengths if saved.counts is None else saved.counts)
+  whole = saved.counts is None or int(saved.counts.sum()) == len(saved.lengths)
+  if not whole or count < dataset.splits.get(split, 0):
+    return False
+  if not _is_own(dataset, inputs):
+    return True
+  source = dataset.split(split)
+  ids = np.unique(np.linspace(0, count - 1, _TRIED).astype(np.int64)) if count else np.zeros(0, np.int64)
+  if count != len(source):
+    return False
+  some = measure_some(source, ids, inputs)
+  if saved.counts is None:
+    return some.counts is None and np.array_equal(some.lengths, saved.lengths[ids])
+  return some.counts is not None and np.array_equal(some.counts, saved.counts[ids])
 
 
 def measure_some(source: Source, ids: np.ndarray, inputs: Input) -> Measured:

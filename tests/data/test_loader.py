@@ -198,6 +198,23 @@ def test_tags_pairs_numbers_and_several_labels_reach_the_batch(tokenizer, tmp_pa
   assert several["labels"].sum() == 3
 
 
+def test_packaged_sources_and_inputs_are_known_by_their_content(config, tokenizer, tmp_path):
+  """A new release changes neither what a saved position must fit nor where lengths are kept."""
+  made = text_loaders(config, tokenizer)
+  kinds = {
+    "data.name",
+    "data's content",
+    "data.train_examples",
+    "train.batch_size",
+    "seed",
+    "tokenizer",
+    "data.buckets",
+  }
+  assert set(made.train.get_state()["identity"]) == kinds
+  key = hashlib.sha256(f"{made.dataset.fingerprint()} train {made.inputs.fingerprint()}".encode()).hexdigest()
+  assert [one.name for one in (tmp_path / "cache" / "lengths").iterdir()] == [f"{key}.npz"]
+
+
 def test_what_is_cut_is_told(tokenizer, tmp_path):
   jsonl(
     tmp_path / "long" / "train.jsonl",

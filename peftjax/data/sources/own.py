@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from peftjax import own_digest
 from peftjax.data.sources.types import Dataset, Example, Source
 from peftjax.errors import UserError
 from peftjax.own_code import FAILURES, said
@@ -84,4 +87,11 @@ def checked(spec: str, given: Any) -> Dataset:
       f"data.name={spec!r} has identity={given.identity!r:.80}; expected numbers, texts, lists and dicts of them "
       f"({error})"
     ) from None
-  return dataclasses.replace(given, read=OwnRead(given))
+  return dataclasses.replace(given, read=OwnRead(given), code=_code_of(spec))
+
+
+def _code_of(spec: str) -> str:
+  """Hex digest of ``module:Name[:REST]`` and of the code that it names."""
+  where, name = spec.split(":")[:2]
+  module = Path(where).stem if where.endswith(".py") else where
+  return hashlib.sha256(f"{spec} {own_digest.of(module, name)}".encode()).hexdigest()
