@@ -103,6 +103,14 @@ def test_mistakes_name_the_field_and_the_nearest(override, expected):
   assert expected in str(caught.value)
 
 
+def test_true_is_no_number_of_a_setting_that_a_file_has_set():
+  made = config.default()
+  with made.unlocked():
+    made.input.jitter = 0.05
+  with pytest.raises(UserError, match=r"--config\.input\.jitter=True: expected a number"):
+    config.apply(made, "input.jitter=True")
+
+
 def test_a_file_with_an_argument(tmp_path):
   path = tmp_path / "mine.py"
   path.write_text(
@@ -179,6 +187,11 @@ def test_check_names_a_field_that_a_program_has_set_wrong():
     made.train.bacth_size = 3
   with pytest.raises(UserError, match=r"config\.train\.bacth_size: no such field; did you mean 'train\.batch_size'"):
     config.check(made)
+  made = config.default()
+  with made.unlocked():
+    made.train.epoch = 5.0
+  with pytest.raises(UserError, match=r"config\.train\.epoch: no such field; did you mean 'epochs'\?"):
+    config.check(made)
 
 
 @pytest.mark.parametrize(
@@ -199,11 +212,13 @@ def test_the_projects_own_config_files(path):
     ("get_config = 3\n", "no function get_config"),
   ],
 )
-def test_a_config_file_that_fails_is_one_line(tmp_path, text, words):
-  (tmp_path / "mine.py").write_text(text)
-  with pytest.raises(UserError) as caught:
-    config.load(str(tmp_path / "mine.py"))
-  assert words in str(caught.value)
+def test_a_config_file_that_fails_is_one_line(tmp_path, monkeypatch, text, words):
+  monkeypatch.chdir(tmp_path)
+  Path("mine.py").write_text(text)
+  for named in (str(tmp_path / "mine.py"), "mine.py"):
+    with pytest.raises(UserError) as caught:
+      config.load(named)
+    assert words in str(caught.value)
 
 
 def test_a_config_that_lacks_fields_gets_their_defaults(tmp_path):

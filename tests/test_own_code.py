@@ -13,7 +13,7 @@ from peftjax.own_code import as_user_error, failures_as_one_line
 from peftjax.tasks.base import Task
 from peftjax.tasks.metric import Metric
 from peftjax.train import evaluators, splits
-from peftjax.train.evaluators import Evaluator, Leaves
+from peftjax.train.evaluators import Evaluated, Evaluator, Leaves
 from peftjax.train.writers import Writer
 from peftjax.train.writers import check as check_writers
 
@@ -154,6 +154,9 @@ def test_evaluators_and_writers_that_are_none(monkeypatch):
   with pytest.raises(
     UserError, match=r"the evaluator 'bare' gave {'bare': 1.0}; expected Evaluated\(a dict of metrics"
   ):
+    splits.score_split(run, [Bare()], "test", Leaves({}, {}), None, "after")
+  monkeypatch.setattr(Bare, "run", lambda self, leaves, loader: Evaluated({"bare": 1.0}, None))
+  with pytest.raises(UserError, match="the evaluator 'bare' gives 'bare', which none of its specs names"):
     splits.score_split(run, [Bare()], "test", Leaves({}, {}), None, "after")
   monkeypatch.setattr("peftjax.train.writers.base.resolve", lambda field, name, table: Blank)
   config.train.update({"writers": ("own:Blank",), "tensorboard": False})

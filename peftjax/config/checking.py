@@ -27,7 +27,7 @@ def check(config: ConfigDict) -> None:
     elif is_section(name):
       raise UserError(f"{name}={shortened(value)}: expected a section, with the fields of it")
     elif not is_open(name.rpartition(".")[0]):
-      raise UserError(f"config.{name}: no such field; {hint(name, FIELDS)}")
+      raise UserError(f"config.{name}: no such field; {_hint(name)}")
     else:
       check_open(name, value)
       if name.startswith("method.") and ":" not in str(config.method.get("name", "")):
@@ -125,6 +125,13 @@ def _check_method_field(name: str) -> None:
   meant = ALIASES.get(field, "")
   if meant and meant != name:
     raise UserError(f"{name}: did you mean {meant!r}?")
+
+
+def _hint(name: str) -> str:
+  """What a field of a config file may have meant: any field of this name, else one beside it."""
+  found, (section, _, last) = hint(name, FIELDS), name.rpartition(".")
+  beside = [one.rpartition(".")[2] for one in FIELDS if one.rpartition(".")[0] == section]
+  return found if "did you mean" in found or not beside else nearest(last, beside)
 
 
 def _leaves(section: ConfigDict, prefix: str = "") -> Iterable[tuple[str, Any]]:

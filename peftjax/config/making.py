@@ -108,7 +108,8 @@ def _from_file(spec: str) -> ConfigDict:
 
 
 def _where(error: Exception, path: Path) -> str:
-  lines = [one.lineno for one in traceback.extract_tb(error.__traceback__) if Path(one.filename) == path]
-  if isinstance(error, SyntaxError) and error.filename == str(path):
+  place = path.resolve()
+  lines = [one.lineno for one in traceback.extract_tb(error.__traceback__) if Path(one.filename).resolve() == place]
+  if isinstance(error, SyntaxError) and error.filename and Path(error.filename).resolve() == place:
     lines.append(error.lineno)
   return f"{path}, line {lines[-1]}" if lines else str(path)

@@ -32,6 +32,8 @@ def apply(config: ConfigDict, override: str) -> None:
   if known is None and not (is_open(key.rpartition(".")[0]) and may_name(field)):
     raise UserError(f"{where}: no field {field!r}; {hint(key, section.keys())}")
   value = _literal(key, text)
+  if known is None and isinstance(value, bool) and isinstance(old, float):  # which a ConfigDict would make 1.0 of
+    raise UserError(f"{where}={value}: expected a number")
   if known is not None:
     value = _as_type(value, text, known)
     check_value(key, value, known)

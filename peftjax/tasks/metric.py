@@ -18,7 +18,7 @@ class Metric:
       of the rows `numerator` over the sum of the rows `denominator`; "corpus", from all examples at once in a way that
       no sum gives (a correlation, BLEU, mAP).
     unit: "nats a token", "words"; empty for shares and pure numbers.
-    share: lies in [0, 1] and is shown as per cent.
+    share: lies in [0, 1] and is shown as per cent; see `highest`.
     higher_is_better: whether more is better.
     value: of "per-example", the row whose mean it is.
     numerator, denominator: of "ratio", rows that are summed first over names, then over examples.
@@ -34,6 +34,13 @@ class Metric:
   numerator: tuple[str, ...] = ()
   denominator: tuple[str, ...] = ()
   sign: float = 1.0
+
+  @property
+  def highest(self) -> float:
+    """What it cannot exceed: 1 for a share, but no number for an error rate, which is a share of what was wanted and
+    may be more than all of it, unless it is a mean of such."""
+    is_rate = self.kind != "per-example" and not self.higher_is_better
+    return 1.0 if self.share and not is_rate else float("inf")
 
   @property
   def direction(self) -> float:

@@ -32,6 +32,7 @@ from peftjax.train.best import WHICH, best_step
 from peftjax.train.checkpoint import Base, Checkpoints
 from peftjax.train.compiling import use_cache
 from peftjax.train.loop import make_run
+from peftjax.train.rows import finite
 from peftjax.train.run import Run, base_hash
 from peftjax.train.splits import score_split
 from peftjax.wrap import files as wrapped_files
@@ -79,7 +80,7 @@ def evaluate_run(
     checkpoint: as of `load_model`.
 
   Returns:
-    {"step", "metrics": {split: {name: value}}}.
+    {"step", "metrics": {split: {name: value}}}; None in place of a value that is not finite.
 
   Raises:
     UserError: as `load_model`; no such split.
@@ -104,7 +105,7 @@ def _evaluate_run(folder: Path, splits: Sequence[str], checkpoint: str) -> dict[
   metrics = {}
   for split in chosen:
     metrics[split] = score_split(run, evaluators, split, leaves, writes, "eval")
-  result = {"step": step, "metrics": metrics}
+  result = {"step": step, "metrics": finite(metrics)}
   if writes:
     write_text(folder / "eval.json", json.dumps(result, indent=2) + "\n")
   return result

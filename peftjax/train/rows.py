@@ -76,13 +76,13 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _line(row: Row) -> str:
-  return json.dumps(_finite(row), allow_nan=False) + "\n"
+  return json.dumps(finite(row), allow_nan=False) + "\n"
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
   """JSON knows no NaN and no infinity: they become null."""
   if isinstance(value, Mapping):
-    return {key: _finite(one) for key, one in value.items()}
+    return {key: finite(one) for key, one in value.items()}
   if isinstance(value, list | tuple):
-    return [_finite(one) for one in value]
+    return [finite(one) for one in value]
   return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from peftjax.errors import UserError
 from peftjax.masks import Tree
+from peftjax.train import scored
 from peftjax.train.evaluators import Evaluated, Evaluator, Leaves, Moment
 from peftjax.train.logs import RunLog
 from peftjax.train.run import Run
@@ -27,6 +28,9 @@ def score_split(
     leaves: of the model.
     folder: where files go; None writes none.
     moment: one of a run's.
+
+  Raises:
+    UserError: an evaluator gives another thing than its `specs` say.
   """
   loader = run.loaders.evals[split]
   metrics: dict[str, float] = {}
@@ -35,7 +39,7 @@ def score_split(
       found = one.run(leaves, loader)
       if not isinstance(found, Evaluated) or not isinstance(found.metrics, Mapping):
         raise UserError(f"the evaluator {one.name!r} gave {found!r:.80}; expected Evaluated(a dict of metrics, rows)")
-      metrics |= found.metrics
+      metrics |= scored.numbers(f"the evaluator {one.name!r}", found.metrics, one.specs)
       if folder is not None:
         one.save(folder, split, moment, found.rows)
   return metrics

@@ -37,6 +37,23 @@ class Norm(Evaluator):
 
   def save(self, folder, split, moment, rows):
     (folder / f"norm-{split}-{moment}.json").write_text(json.dumps(rows))
+
+
+class Loss(Norm):
+  name = "loss"
+  specs = (Metric("loss", "corpus"),)
+
+
+class Again(Norm):
+  pass
+
+
+class Late(Norm):
+  moments = ("finally",)
+
+
+class Text(Norm):
+  moments = "during"
 """
 
 
@@ -71,6 +88,11 @@ def test_an_own_evaluator_runs_before_the_first_and_after_the_last_step(own, tmp
     ("train.evaluators=own_norm:Nrom", "did you mean 'Norm'"),
     ("train.evaluators=generat", "did you mean 'generate'"),
     ("evaluators.norm.pwoer=1.0", "did you mean 'power'"),
+    ("evaluators.nrom.power=1.0", "evaluators.nrom: no such evaluator in this run; did you mean 'norm'"),
+    ("train.evaluators=own_norm:Loss", "'loss' has a metric 'loss' and task text_classification has one too"),
+    ("train.evaluators=own_norm:Late", r"moments=\('finally',\): no 'finally'; known: after, before, during, eval"),
+    ("train.evaluators=own_norm:Text", "moments='during'; expected a tuple of some of 'before', 'during'"),
+    ("train.evaluators=('own_norm:Norm','own_norm:Again')", "'own_norm:Norm' and 'own_norm:Again' are both called"),
     ("task.generate=True", "task 'text_classification' writes no text"),
   ],
 )

@@ -59,6 +59,13 @@ def test_numbers_for_tensorboard(tmp_path):
   assert numbers == [(step, f"train/{name}", value) for step, name, value in wanted]
 
 
+def test_a_number_that_is_not_finite_makes_no_line_of_tensorboards(tmp_path, caplog):
+  writer = TensorBoard(Begun(tmp_path, 0, {}), ConfigDict())
+  writer.write(1, {"test/loss": float("nan")})
+  writer.close(failed=False)
+  assert not caplog.records
+
+
 def test_a_table_of_a_run_that_was_interrupted(config, tmp_path, train_in_two):
   """pandas reads the numbers of metrics.jsonl, each once, though steps 6 to 8 were trained twice."""
   config.train.update({"writers": ("csv",), "eval_every": 5, "log_every": 2})

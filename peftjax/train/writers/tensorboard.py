@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -26,6 +27,7 @@ class TensorBoard(Writer):
     super().__init__(begun, options)
     from tensorboardX import event_file_writer, proto, summary  # slow to import where torch is installed
 
+    logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)  # not finite: the run's own line says it
     self._event, self._scalar = proto.event_pb2.Event, summary.scalar
     self._folder = begun.folder / "tensorboard"
     with writing(self._folder):
