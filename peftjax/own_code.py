@@ -16,6 +16,9 @@ from peftjax.errors import UserError
 # What fails on arrays of other shapes, dtypes or names than it expects.
 FAILURES = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 
+# What is no fault of the code: a line of its own, and what the machine does.
+NOT_OF_CODE = (UserError, OSError, MemoryError)
+
 _OTHERS = (str(Path(__file__).parent), *(sysconfig.get_paths()[one] for one in ("stdlib", "purelib", "platlib")))
 
 

@@ -14,10 +14,10 @@ import numpy as np
 
 from peftjax import own_digest
 from peftjax.data.packages import cache_folder
+from peftjax.data.sources.types import Dataset, Source, WrongExample, WrongRow
 
 if TYPE_CHECKING:
   from peftjax.data.inputs.base import Input
-  from peftjax.data.sources.types import Dataset, Source
 
 MEASURED_AT_ONCE = 200_000  # examples of a split; where it has more, lengths are measured as they are needed
 _CHUNK = 512  # examples encoded together
@@ -93,7 +93,11 @@ def measure_some(source: Source, ids: np.ndarray, inputs: Input) -> Measured:
   """What encoding some examples shows: rows and counts in the order of `ids`."""
   lengths, counts, cut, lost = [np.zeros(0, np.int32)], [], 0, 0
   for start in range(0, len(ids), _CHUNK):
-    sizes = inputs.sizes([source[int(index)] for index in ids[start : start + _CHUNK]])
+    examples = [source[int(index)] for index in ids[start : start + _CHUNK]]
+    try:
+      sizes = inputs.sizes(examples)
+    except WrongRow as error:
+      raise WrongExample(ids[start + error.row], inputs.header.name, f": {error}") from error.__cause__
     lengths.append(sizes.lengths)
     counts += [] if sizes.counts is None else [sizes.counts]
     cut += sizes.cut

@@ -6,10 +6,11 @@ An input of your own is a class derived from `Input` that has `spec` and `encode
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import operator
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,12 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from peftjax import own_digest
 from peftjax.config.checking import own_settings
 from peftjax.config.table import FIELDS
 from peftjax.data.batching import TrainingOrder
+from peftjax.data.inputs.labels import labels_of
 from peftjax.data.reading import Reader, Share
-from peftjax.data.sources.types import Example, Header
+from peftjax.data.sources.types import Example, Header, WrongExample, WrongRow
 from peftjax.errors import UserError
+from peftjax.own_code import NOT_OF_CODE, said
 
 if TYPE_CHECKING:
   from peftjax.data.measuring import Measured
@@ -112,7 +116,7 @@ class Input:
     raise NotImplementedError
 
   def encode(self, example: Example, rng: Random) -> Batch:
-    """One example's arrays, shaped as a row of `spec` or shorter along some axes.
+    """One example's arrays, shaped as a row of `spec`, or shorter along the axes that its `length` changes.
 
     Args:
       example: where `sizes` counts several rows of each example, its "part" says which of them is wanted.
@@ -127,7 +131,8 @@ class Input:
     return ()
 
   def length(self, example: Example) -> int | None:
-    """The places that an example needs; None for inputs of one size."""
+    """The places that an example needs, also where it has more than the last bucket and `encode` cuts it; None for
+    inputs of one size."""
     del example
     return None
 
@@ -187,71 +192,82 @@ class Input:
       length: of the rows; 0 for inputs of one size.
       rngs: of the examples.
     """
-    batch = self.collate([self.encode(one, rng) for one, rng in zip(examples, rngs)], len(ids), length)
     own = example_ids(examples, ids)
+    try:
+      batch = self.collate(self._encoded_each(examples, rngs), len(ids), length)
+    except WrongRow as error:
+      raise WrongExample(own[error.row], self.header.name, f": {error}") from error.__cause__
     return self.labelled(batch, examples, own) | weight_and_index(own)
+
+  def _encoded_each(self, examples: Sequence[Example], rngs: Iterable[Random]) -> list[Batch]:
+    if own_digest.is_packaged(type(self)):
+      return [self.encode(one, rng) for one, rng in zip(examples, rngs)]
+    return _each(self.encode, zip(examples, rngs))
 
   def labelled(self, batch: Batch, examples: Sequence[Example], ids: np.ndarray) -> Batch:
     """The batch with the `labels` of `label_spec`, unless it has its own.
 
     Raises:
-      UserError: an example without a label, or with one that is none of the header's.
+      WrongExample: an example without a label, or with one that is none of the header's.
     """
     if "labels" in batch:
       return batch
     labels = {name: np.zeros(one.shape, one.dtype) for name, one in self.label_spec(len(ids)).items()}
     for array in labels.values():
-      array[: len(examples)] = self._labels(examples, ids).reshape(len(examples), *array.shape[1:])
+      array[: len(examples)] = labels_of(self.header, examples, ids, array.shape[1:], array.dtype.kind)
     return batch | labels
-
-  def _labels(self, examples: Sequence[Example], ids: np.ndarray) -> np.ndarray:
-    """float64 [B] or [B, C]."""
-    name, count = self.header.name, len(self.header.label_names)
-    for one, number in zip(examples, ids):
-      if "label" not in one:
-        raise UserError(f"example {number} of {name} has no label; it holds {', '.join(map(str, one)) or 'nothing'}")
-      if isinstance(one["label"], str):
-        expected = f"its place among {', '.join(self.header.label_names[:8])}" if count else "a number"
-        raise UserError(f"example {number} of {name} has the label {one['label']!r:.60}; expected {expected}")
-    labels = np.array([one["label"] for one in examples], np.float64)
-    for row in np.argwhere(~np.isfinite(labels))[:1, :1].flat:
-      raise UserError(f"example {ids[row]} of {name} has the label {labels[row]}; a finite number was expected")
-    if count and labels.ndim == 1:
-      for row in np.flatnonzero((labels < 0) | (labels >= count))[:1]:
-        raise UserError(f"example {ids[row]} of {name} has the label {labels[row]:g}; "
-                        f"expected 0 to {count - 1}, as {count} are named")  # fmt: skip
-    return labels
 
   def collate(self, encoded: Sequence[Batch], rows: int, length: int) -> Batch:
     """`rows` rows: the encoded examples, filled up where they are shorter than `spec`, then rows of nothing else."""
     shapes = self.spec(rows, length)
     batch = {name: np.full(one.shape, self.fills.get(name, 0), one.dtype) for name, one in shapes.items()}
-    # What an input of this package leaves out, `batch` adds, or there is none of it in an evaluation.
-    whole = not any(one.__module__.startswith("peftjax.") for one in (type(self).spec, type(self).encode))
+    whole, shorter = self._is_own, self._may_be_shorter
     for row, example in enumerate(encoded):
       is_dict = isinstance(example, Mapping)
       if not is_dict or example.keys() - shapes.keys() or (whole and len(example) < len(shapes)):
         given = ", ".join(map(str, example)) or "{}" if is_dict else type(example).__name__
-        raise UserError(f"{type(self).__name__}.encode gave {given}; its spec has {', '.join(shapes)}")
+        raise WrongRow(row, f"{type(self).__name__}.encode gave {given}; its spec has {', '.join(shapes)}")
       for name, array in example.items():
-        if not _fits(array, shapes[name]):
+        if not _fits(array, shapes[name], shorter.get(name)):
           given, wanted = "", ""
           if not _holds(shapes[name].dtype, array):
             given, wanted = str(np.asarray(array).dtype), str(shapes[name].dtype)
-          raise UserError(
+          raise WrongRow(
+            row,
             f"{type(self).__name__}.encode gave {name} {given}{list(np.shape(array))}; "
-            f"a row of its spec has {name} {wanted}{list(shapes[name].shape[1:])}"
+            f"a row of its spec has {name} {wanted}{list(shapes[name].shape[1:])}",
           )
         place: tuple[Any, ...] = (row, *(slice(size) for size in np.shape(array)))
         batch[name][place] = array
     return batch
 
+  @functools.cached_property
+  def _is_own(self) -> bool:
+    """Whether all arrays are made by the user's own code: what an input of this package leaves out, `batch` adds, or
+    there is none of it in an evaluation."""
+    return not any(own_digest.is_packaged(one) for one in (type(self).spec, type(self).encode))
+
+  @functools.cached_property
+  def _may_be_shorter(self) -> dict[str, tuple[bool, ...]]:
+    """Of each array of the user's own: along which axes of its row an example may be shorter."""
+    if not self._is_own:
+      return {}
+    last = max(self.buckets, default=0)
+    one, other = (self.spec(1, length) for length in (last, min(self.buckets) if len(self.buckets) > 1 else 2 * last))
+    return {name: tuple(map(operator.ne, one[name].shape[1:], other[name].shape[1:])) for name in one if name in other}
+
   def sizes(self, examples: Sequence[Example]) -> Sizes:
     """What examples need; asked only where there are `buckets`."""
-    lengths = [self.length(one) for one in examples]
-    if None in lengths:
-      raise UserError(f"{type(self).__name__} has buckets, and its length gave None; expected the places of an example")
-    return Sizes(np.array(lengths, np.int32))
+    try:
+      lengths = np.array(_each(self.length, ((one,) for one in examples)))
+    except ValueError:
+      lengths = np.array([None])
+    if examples and (lengths.dtype.kind not in "iu" or lengths.ndim != 1 or (lengths < 0).any()):
+      wrong = next((one for one in map(self.length, examples) if not _is_count(one)), None)
+      what = f"{type(self).__name__} has buckets, and its length gave {wrong!r:.40}"
+      raise UserError(f"{what}; expected the places of an example, a whole number")
+    last = self.buckets[-1]
+    return Sizes(np.minimum(lengths, last).astype(np.int32), int((lengths > last).sum()))
 
   def training(self) -> Input:
     """What makes training batches; evaluations are made by the input itself."""
@@ -276,14 +292,39 @@ class Input:
     Raises:
       UserError: nothing does.
     """
-    del measured
-    return []
+    if measured is None or not measured.cut:
+      return []
+    count = len(measured.lengths if measured.counts is None else measured.counts)
+    at = f"{self.buckets[-1]} {self.unit or 'place'}s" + (f" ({self.length_setting})" if self.length_setting else "")
+    return [f"train: {measured.cut:,} of {count:,} examples ({measured.cut / count:.1%}) are cut at {at}"]
 
 
-def _fits(array: Any, spec: jax.ShapeDtypeStruct) -> bool:
-  """Whether an example's array is a row of the spec, or shorter."""
-  shape = np.shape(array)
-  fits = len(shape) == len(spec.shape) - 1 and all(map(operator.le, shape, spec.shape[1:]))
+def _each(function: Callable[..., Any], examples: Iterable[tuple[Any, ...]]) -> list[Any]:
+  """What a function of the user's own gives for each example.
+
+  Raises:
+    WrongRow: it fails on one.
+  """
+  found: list[Any] = []
+  try:
+    found.extend(function(*one) for one in examples)  # what came before a failure stays
+  except NOT_OF_CODE:
+    raise
+  except Exception as error:
+    raise WrongRow(len(found), said(error)) from error
+  return found
+
+
+def _is_count(given: Any) -> bool:
+  return np.asarray(given).dtype.kind in "iu" and np.ndim(given) == 0 and given >= 0
+
+
+def _fits(array: Any, spec: jax.ShapeDtypeStruct, shorter: Sequence[bool] | None) -> bool:
+  """Whether an example's array is a row of the spec, or shorter along some axes; None: along any."""
+  shape, row = np.shape(array), spec.shape[1:]
+  fits = len(shape) == len(row) and all(map(operator.le, shape, row))
+  if fits and shorter is not None and shape != row:
+    fits = all(may or size == full for may, size, full in zip(shorter, shape, row, strict=True))
   return fits and _holds(spec.dtype, array)
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from peftjax import own_digest
-from peftjax.data.sources.types import Dataset, Example, Source
+from peftjax.data.sources.types import Dataset, Example, Source, WrongExample
 from peftjax.errors import UserError
-from peftjax.own_code import FAILURES, said
+from peftjax.own_code import NOT_OF_CODE, said
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +38,10 @@ class OwnSource:
   def __getitem__(self, index: int) -> Example:
     try:
       example: Any = self.source[index]
-    except FAILURES as error:
-      raise UserError(f"example {index} of {self.where}: {said(error)}") from error
+    except NOT_OF_CODE:
+      raise
+    except Exception as error:
+      raise WrongExample(index, self.where, f": {said(error)}") from error
     if not isinstance(example, Mapping):
       raise UserError(f"example {index} of {self.where} is {type(example).__name__}; expected a dict")
     if missing := [name for name in self.fields if name not in example]:
@@ -59,7 +61,9 @@ class OwnRead:
     source, where = of.read(split), f"{of.name}, {split}"
     try:
       count = len(source)
-    except FAILURES as error:
+    except NOT_OF_CODE:
+      raise
+    except Exception as error:
       raise UserError(f"{where}: {said(error)}; expected an object with __len__ and __getitem__") from error
     if count < of.splits[split]:
       raise UserError(f"{where}: it has {count} examples, and splits says {of.splits[split]}")

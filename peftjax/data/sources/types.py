@@ -28,6 +28,34 @@ class HiddenLabel(UserError):
   """An example of a split that was published without labels."""
 
 
+class WrongExample(UserError):
+  """An example that cannot be read.
+
+  Attributes:
+    number: of the example.
+    what: what is wrong with it, as it stands behind its name.
+  """
+
+  def __init__(self, number: int, name: str, what: str):
+    super().__init__(f"example {number} of {name}{what}")
+    self.number, self.what, self._given = int(number), what, (number, name, what)
+
+  def __reduce__(self) -> tuple[Any, ...]:  # from a process that reads ahead
+    return type(self), self._given
+
+
+class WrongRow(UserError):
+  """One of several examples that cannot be read; whoever has their numbers makes a `WrongExample` of it.
+
+  Attributes:
+    row: its place among them.
+  """
+
+  def __init__(self, row: int, what: str):
+    super().__init__(what)
+    self.row = row
+
+
 # Of examples that an input has mixed two by two: the other one's labels, and float32 [B], how much is its own.
 OTHER_LABELS, OWN_SHARE = "other_labels", "own_share"
 

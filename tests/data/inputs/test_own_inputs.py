@@ -76,6 +76,49 @@ class Padded(Mean):
     return {"values": example["dots"]}
 
 
+class Cut(Padded):
+  settings = {"longest": 3}
+  unit = "step"
+  length_setting = "input.longest=3"
+  buckets = (2, 3)
+
+  def encode(self, example, rng):
+    return {"values": example["dots"][:3]}
+
+
+class Fraction(Padded):
+  def length(self, example):
+    return len(example["dots"]) / 2
+
+
+class Negative(Padded):
+  def length(self, example):
+    return -1
+
+
+class Uncounted(Padded):
+  def length(self, example):
+    raise RuntimeError("no length")
+
+
+class Failing(Mean):
+  def encode(self, example, rng):
+    assert example["label"] == 2, "no label"
+
+
+class Channels(Padded):
+  def spec(self, rows, length):
+    return {"values": jax.ShapeDtypeStruct((rows, length, 2), np.float32)}
+
+  def encode(self, example, rng):
+    return {"values": example["dots"][:, None]}
+
+
+class OneChannel(Mean):
+  def spec(self, rows, length):
+    return {"values": jax.ShapeDtypeStruct((rows, 2), np.float32)}
+
+
 class Falling(Padded):
   buckets = (4, 2)
 
@@ -172,6 +215,16 @@ def test_several_lengths_are_padded_to_their_bucket(config):
   assert widths == {2, 4}
 
 
+def test_what_is_cut_is_told(config):
+  """A length beyond the last bucket is no mistake of an input that cuts."""
+  config.input.name = "own_dots:Cut"
+  made = loaders(config)
+  assert made.train.notes == ["train: 5 of 23 examples (21.7%) are cut at 3 steps (input.longest=3)"]
+  assert {next(made.train)["values"].shape[1] for _ in range(6)} == {2, 3}
+  config.input.name = "own_dots:Padded"
+  assert loaders(config).train.notes == []
+
+
 def test_augmentation_follows_from_seed_epoch_and_example_alone(config):
   config.input.noise = 1.0
   made = loaders(config)
@@ -230,6 +283,18 @@ def test_mistakes_are_one_line(config, override, message):
   [
     ("Falling", r"input.name='own_dots:Falling' has buckets=\(4, 2\); expected lengths that rise"),
     ("Unmeasured", "Unmeasured has buckets, and its length gave None"),
+    (
+      "Fraction",
+      r"Fraction has buckets, and its length gave \d+\.\d; expected the places of an example, a whole number",
+    ),
+    ("Negative", "Negative has buckets, and its length gave -1; expected the places of an example"),
+    ("Uncounted", r"^example 0 of dots:all: RuntimeError: no length \(own_dots.py, line \d+\)$"),
+    ("Failing", r"^example \d+ of dots:all: AssertionError: no label \(own_dots.py, line \d+\)$"),
+    (
+      "Channels",
+      r"^example \d+ of dots:all: Channels.encode gave values \[\d, 1\]; a row of its spec has values \[\d, 2\]",
+    ),
+    ("OneChannel", r"OneChannel.encode gave values \[1\]; a row of its spec has values \[2\]"),
     ("Unencoded", "the class lacks encode"),
     ("Unspecified", "the class lacks spec"),
     ("Tuples", r"Tuples.spec gave values \(4, 1\); expected a dict .* jax.ShapeDtypeStruct, .* here 4"),

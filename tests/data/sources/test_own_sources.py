@@ -29,6 +29,20 @@ class Failing(list):
     return {}["mark"]
 
 
+class Broken(list):
+  def __getitem__(self, index):
+    raise SensorError("it is broken")
+
+
+class SensorError(Exception):
+  pass
+
+
+class Gone(list):
+  def __getitem__(self, index):
+    raise FileNotFoundError(2, "No such file or directory", "marks.bin")
+
+
 whole = changed()
 few = changed(splits={"train": 5})
 listed = changed(splits=["train", "test"])
@@ -38,6 +52,8 @@ unsized = changed(read=iter)
 empty = of({})
 nothing = of(None)
 failing = changed(read=lambda split: Failing("abcd"))
+broken = changed(read=lambda split: Broken("abcd"))
+gone = changed(read=lambda split: Gone("abcd"))
 """
 
 
@@ -73,9 +89,16 @@ def test_what_is_seen_when_it_is_opened(marks, name, message):
     ("empty", "^example 1 of marks, train has no 'marks', which its header names; it holds nothing$"),
     ("nothing", "^example 1 of marks, train is NoneType; expected a dict$"),
     ("failing", r"^example 1 of marks, train: KeyError: 'mark' \(own_marks.py, line 20\)$"),
+    ("broken", r"^example 1 of marks, train: SensorError: it is broken \(own_marks.py, line 25\)$"),
   ],
 )
 def test_what_is_seen_when_it_is_read(marks, name, message):
   data = open_data(f"own_marks:{name}")
   with pytest.raises(UserError, match=message):
     _ = data.split("train")[1]
+
+
+def test_a_fault_of_the_machine_stays_one(marks):
+  """Training says of it which checkpoint is whole."""
+  with pytest.raises(FileNotFoundError):
+    _ = open_data("own_marks:gone").split("train")[1]
