@@ -241,8 +241,8 @@ def summarize(
         method=own[0].method,
         runs=tuple(record.run for record in own),
         seeds=scores[row].seeds,
-        **estimate_of(scores[row], single, trim),
-        **_of_all_runs(scores[row], single),
+        **estimate_of(scores[row], spec_of(metric, specs), single, trim),
+        **_of_all_runs(scores[row], spec_of(metric, specs), single),
         failures=failures_of(own, spec_of(metric, specs), question.split, question.margin, failed),
         ending=ending_of(own),
         difference=judged[0].get(row),
@@ -309,24 +309,25 @@ def trim_of(scores: Mapping[str, Scores]) -> float:
   return QUARTER if max((len(score.seeds) for score in scores.values()), default=0) >= FEW_SEEDS else 0.0
 
 
-def estimate_of(scores: Scores, pooled: Pooled | None = None, trim: float = 0.0) -> dict[str, Any]:
-  """{"estimate", "low", "high", "by_seed"} of a row's scores."""
+def estimate_of(scores: Scores, spec: Metric, pooled: Pooled | None = None, trim: float = 0.0) -> dict[str, Any]:
+  """{"estimate", "low", "high", "by_seed"} of a row's scores; a share's interval ends at 0 and 1."""
   by_seed = scores.values.mean(axis=1)
   if not scores.per_example:
-    return vars(of_seeds(by_seed, trim))
+    found = vars(of_seeds(by_seed, trim))
+    return {**found, **{name: None if found[name] is None else spec.within(found[name]) for name in ("low", "high")}}
   method = statistics.accuracy_interval if scores.binary else statistics.mean_interval
   interval = method(scores.values, pooled=pooled, trim=trim)
   return {
     "estimate": float(interval.estimate),
-    "low": _finite(interval.low),
-    "high": _finite(interval.high),
+    "low": _finite(spec.within(float(interval.low))),
+    "high": _finite(spec.within(float(interval.high))),
     "by_seed": tuple(by_seed.tolist()),
   }
 
 
-def _of_all_runs(scores: Scores, pooled: Pooled | None) -> dict[str, Any]:
+def _of_all_runs(scores: Scores, spec: Metric, pooled: Pooled | None) -> dict[str, Any]:
   """{"mean", "bootstrap"} of a row's scores."""
-  found = estimate_of(scores, pooled)
+  found = estimate_of(scores, spec, pooled)
   mean, bootstrap = Estimate(**{name: found[name] for name in ("estimate", "low", "high")}), None
   if scores.per_example and len(scores.seeds) >= FEW_SEEDS:
     drawn = statistics.bootstrap_interval(scores.values)

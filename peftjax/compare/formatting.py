@@ -43,10 +43,10 @@ def signed(value: float | None, metric: Metric) -> str:
 
 
 def estimate(one: Estimate | None, metric: Metric) -> str:
-  """A score with its interval, such as "83.7 [82.1, 85.2]"."""
+  """A score with its interval, such as "83.7 [82.1, 85.2]"; a share's ends at 0 and 100."""
   if one is None:
     return NONE
-  ends = f" [{', '.join(score_text(end, metric) for end in one.ends)}]" if one.ends else ""
+  ends = f" [{', '.join(score_text(metric.within(end), metric) for end in one.ends)}]" if one.ends else ""
   return score_text(one.estimate, metric) + ends
 
 

@@ -71,12 +71,14 @@ class Spread:
   seeds: int
   examples: int
   seed_freedom: Array  # degrees of freedom of `seed_variance`
+  least: Array | float = 0.0  # variance of the average of the examples alone, below which no interval goes
 
   def squared_half_width(self, alpha: Array | float) -> Array:
     """The square of the half-width of a two-sided interval that misses with probability `alpha`."""
     seed_t = special.stdtrit(self.seed_freedom, np.asarray(alpha) / 2) if self.seeds > 1 else np.zeros_like(alpha)
     example_t = special.stdtrit(max(self.examples - 1, 1), np.asarray(alpha) / 2)
-    return seed_t**2 * self.seed_variance + example_t**2 * self.example_variance
+    both = seed_t**2 * self.seed_variance + example_t**2 * self.example_variance
+    return np.maximum(both, example_t**2 * self.least)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,15 +224,18 @@ def paired_spread(scores: Array, reference: Array, pooled: Pooled | None = None,
 
   Where all scores are 0 or 1, the variance over examples is never below that of two examples that differ, one each
   way: otherwise two methods that agree on a small test set would have a difference of exactly 0 (compare Bonett &
-  Price 2012).
+  Price 2012). Of other scores an interval is never narrower than that of the examples alone, with the runs as they
+  are: where two seeds happen to agree, what is taken off the examples' part for them would be missing.
   """
   scores, reference = np.asarray(scores, dtype=np.float64), np.asarray(reference, dtype=np.float64)
   one, other = _middle(scores.mean(-1), trim), _middle(reference.mean(-1), trim)
   by_example = np.einsum("...s,...se->...e", one.weights, scores)
   by_example = by_example - np.einsum("...s,...se->...e", other.weights, reference)
   parts = _lent(_spread(scores - reference, one.less(other), by_example), pooled)
-  if parts.examples == 1 or not all(np.isin(one, (0.0, 1.0)).all() for one in (scores, reference)):
+  if parts.examples == 1:
     return parts
+  if not all(np.isin(one, (0.0, 1.0)).all() for one in (scores, reference)):
+    return dataclasses.replace(parts, least=by_example.var(-1, ddof=1) / parts.examples)
   return dataclasses.replace(parts, example_variance=np.maximum(parts.example_variance, 2 / parts.examples**2))
 
 

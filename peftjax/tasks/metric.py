@@ -42,6 +42,14 @@ class Metric:
     is_rate = self.kind != "per-example" and not self.higher_is_better
     return 1.0 if self.share and not is_rate else float("inf")
 
+  def within(self, value: float) -> float:
+    """The value, or of a share the nearest one that it can have: intervals of a mean know no ends.
+
+    >>> Metric("accuracy", "per-example", share=True).within(1.25), Metric("mcc", "corpus").within(1.25)
+    (1.0, 1.25)
+    """
+    return min(max(value, 0.0), self.highest) if self.share else value
+
   @property
   def direction(self) -> float:
     """1.0 where more is better, else -1.0."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from peftjax.compare import analysis, claims, records
+from peftjax.compare import analysis, claims, formatting, records
 from peftjax.compare.analysis import Question, Summary
 from peftjax.compare.claims.verdict import VERDICTS
 from peftjax.compare.scores import averages_to, pack_scores, unpack_scores
@@ -259,3 +259,18 @@ def test_one_example_and_one_seed_tell_nothing_of_others():
   one, two = (analysis.summarize(synthetic.results(seeds=1, examples=count), Question()) for count in (1, 2))
   assert all((row.low, row.high) == (None, None) for row in one.rows)
   assert all(row.low < row.estimate + 1e-9 and row.high > row.low for row in two.rows)
+
+
+def test_a_shares_interval_ends_where_shares_do():
+  """Two runs tell little: Student's interval of their mean is wider than a share can be; an error rate may exceed 1."""
+  of_two = np.array([[0.7, 0.9, 0.8], [0.9, 0.95, 0.85]])
+  share = Metric("right", "per-example", share=True, value="right")
+  rate = Metric("word_error_rate", "ratio", share=True, higher_is_better=False)
+  for per_example in (True, False):
+    values = of_two if per_example else of_two.mean(axis=1, keepdims=True)
+    scores = analysis.Scores((0, 1), values, binary=False, per_example=per_example)
+    found = {one.name: analysis.estimate_of(scores, one) for one in (share, rate, Metric("r2", "corpus"))}
+    assert found["r2"]["high"] > 1 > found["r2"]["low"] and found["right"]["high"] == 1.0
+    assert found["word_error_rate"]["high"] == found["r2"]["high"]
+  one = analysis.Estimate(estimate=0.825, low=-0.1, high=1.251)
+  assert (formatting.estimate(one, share), formatting.estimate(one, rate)) == ("82.5 [0.0, 100.0]", "82.5 [0.0, 125.1]")

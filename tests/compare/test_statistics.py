@@ -69,6 +69,36 @@ def test_methods_that_lend_each_other_their_spread_cover_on_average(seeds):
   assert np.mean((p < 0.05).any(-1)) <= 0.05
 
 
+@pytest.mark.parametrize("seeds", [2, 3, 8])
+@pytest.mark.parametrize("seed_spread", [0.0, 0.3])
+def test_differences_of_scores_that_are_no_zeros_and_ones_cover(seeds, seed_spread):
+  """Also among the tenth of the studies whose runs happen to agree best: there the seeds' part is next to nothing, and
+  the examples' part alone must hold."""
+  rng = np.random.default_rng(23)
+  scores = rng.gamma(2.0, 1.0, (4000, 2, 1, 40)) + rng.normal(0, 1.5, (4000, 2, seeds, 40))
+  scores = scores + rng.normal(0, seed_spread, (4000, 2, seeds, 1))
+  interval = statistics.difference_interval(scores[:, 0], scores[:, 1])
+  assert 0.94 <= covered(interval, 0.0) <= (0.975 if seeds == 8 else 1.0)
+  apart = (scores[:, 0] - scores[:, 1]).mean(-1).var(-1)
+  alike = apart <= np.quantile(apart, 0.1)
+  if seed_spread == 0.0:
+    assert np.mean(((interval.low <= 0) & (interval.high >= 0))[alike]) >= 0.93
+
+
+def test_two_seeds_that_agree_leave_the_examples_interval():
+  rng = np.random.default_rng(24)
+  difference = rng.normal(0.04, 0.12, 40)
+  rest = rng.normal(0, 0.1, 40)
+  rest -= rest.mean()  # the seeds' differences coincide, those of examples do not
+  scores = np.stack([difference + rest, difference - rest])
+  interval = statistics.difference_interval(scores, np.zeros_like(scores))
+  expected = stats.t.interval(0.95, 39, difference.mean(), stats.sem(difference))
+  np.testing.assert_allclose([interval.low, interval.high], expected)
+  assert statistics.difference_p(scores, np.zeros_like(scores)) == pytest.approx(
+    stats.ttest_1samp(difference, 0).pvalue, rel=1e-4
+  )
+
+
 def test_the_pooled_variance_is_unbiased_and_leaves_out_what_moves_all_methods():
   rng = np.random.default_rng(21)
   averages = rng.normal(0, 0.3, (20000, 5, 3)) + rng.normal(0, 0.7, (20000, 1, 3)) + rng.normal(0, 9, (20000, 5, 1))

@@ -56,7 +56,7 @@ def summarize(records: Sequence[Record], summary: Summary) -> Json | None:
       for row, one in away.items():
         found.append(
           Away(
-            **analysis.estimate_of(one, trim=analysis.trim_of(away)),
+            **analysis.estimate_of(one, summary.spec, trim=analysis.trim_of(away)),
             set=name,
             row=row,
             size=size,
