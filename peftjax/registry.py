@@ -12,6 +12,8 @@ import dataclasses
 import importlib
 import importlib.util
 import sys
+import sysconfig
+import traceback
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,10 +44,37 @@ class _Reading:
     found = importlib.util.find_spec(top)
     return found is not None and any(_is_inside(Path(str(found.origin)), root) for root in beside)
 
+  def elsewhere(self, name: str) -> str:
+    """Of a name that is not believed: that the folders that are do not have it, or that another place comes first."""
+    where = name.rpartition(":")[0]
+    if not self.roots or where.endswith(".py") or not (place := folder_of(name)):
+      return ""
+    top, roots = where.partition(".")[0], ", ".join(map(str, self.roots))
+    if any((root / f"{top}.py").is_file() or (root / top).is_dir() for root in self.roots):
+      return f"of {top!r} the one in {place} comes before that in {roots}: run the command elsewhere, or "
+    return f"{top!r} lies in {place}, not in {roots}; "
+
 
 _readings: list[_Reading] = []  # the innermost last
 _named: set[str] = set()  # what the user's own configs have named in this process
 _own_modules: set[str] = set()  # of them, those that were imported
+
+
+def folder_of(name: str) -> Path | None:
+  """The folder that the file of ``module:Name`` stands in, as it would be found now; None where there is none.
+
+  Of a module in a package it is the folder that holds the package. Nothing is imported.
+  """
+  where = name.rpartition(":")[0]
+  if where.endswith(".py"):
+    return Path(where).expanduser().parent
+  top = where.partition(".")[0]
+  found = importlib.util.find_spec(top) if top.isidentifier() else None
+  if found is None or not found.has_location or not found.origin:
+    here = Path.cwd()
+    return here if (here / f"{top}.py").is_file() or (here / top / "__init__.py").is_file() else None
+  place = Path(found.origin).parent
+  return place.parent if found.submodule_search_locations else place
 
 
 def is_own(file: str) -> bool:
@@ -108,8 +137,8 @@ def resolve(field: str, name: str, table: Mapping[str, Any]) -> Any:
     _named.add(name)
   elif not reading.believes(name):
     raise UserError(
-      f"{field}: {reading.folder} names {name!r}, which is code that would be run; if it is yours, say so with "
-      f"--trust={name}, or --trust=FOLDER that its file stands in"
+      f"{field}: {reading.folder} names {name!r}, which is code that would be run; {reading.elsewhere(name)}if it is "
+      f"yours, say so with --trust={name}, or --trust=FOLDER that its file stands in"
     )
   found = _attribute(field, name, reading.folder if reading else None)
   where = name.rpartition(":")[0]
@@ -139,12 +168,12 @@ def _module(field: str, name: str, attribute: str, outside: Path | None) -> Any:
     for place in [top.origin, *(top.submodule_search_locations or ())] if top else []:
       _check_outside(field, name, place, outside)
     return importlib.import_module(name)
-  except ModuleNotFoundError as error:
-    raise UserError(f"{field}: cannot import {name!r} ({error}); it must be on the Python path") from None
   except UserError:
     raise
   except Exception as error:  # of the user's own program
-    raise UserError(f"{field}: cannot import {name!r}: {type(error).__name__}: {error}") from None
+    if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
+      raise UserError(f"{field}: cannot import {name!r} ({error}); it must be on the Python path") from None
+    raise UserError(f"{field}: cannot import {name!r}: {_failure(error)}") from None
 
 
 def _file(field: str, where: str, outside: Path | None) -> Any:
@@ -167,8 +196,17 @@ def _file(field: str, where: str, outside: Path | None) -> Any:
     spec.loader.exec_module(module)
   except Exception as error:  # of the user's own program
     del sys.modules[path.stem]
-    raise UserError(f"{field}: cannot import {where!r}: {type(error).__name__}: {error}") from None
+    raise UserError(f"{field}: cannot import {where!r}: {_failure(error)}") from None
   return module
+
+
+def _failure(error: Exception) -> str:
+  """An error and its place in the file that failed, the deepest that is not of what is installed with Python."""
+  installed = tuple(sysconfig.get_paths()[one] for one in ("stdlib", "purelib", "platlib"))
+  frames = [one for one in traceback.extract_tb(error.__traceback__) if Path(one.filename).is_file()]
+  own = [one for one in frames if not one.filename.startswith((*installed, str(Path(__file__).parent)))]
+  at = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+  return f"{type(error).__name__}: {error}{at}"
 
 
 def _check_outside(field: str, name: str, place: str | None, outside: Path | None) -> None:

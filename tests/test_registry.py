@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
 from peftjax import cli, registry
+from peftjax import config as configs
 from peftjax.errors import UserError
 from peftjax.registry import only_trusted, resolve
 from peftjax.train import finished, loop
+from peftjax.train.hint import already_finished, trust_flag
 from tests.train.conftest import config, material
 
 __all__ = ["config", "material"]  # fixtures of the training tests
@@ -52,7 +55,10 @@ def test_a_module_or_a_file_where_the_command_runs(own, name):
     ("own_thign:Thing", "cannot import 'own_thign'"),
     ("./own_thign.py:Thing", "no file './own_thign.py'; did you mean 'own_thing.py'"),
     ("./own_thing:Thing", "write own_thing:Thing"),
-    ("broken:Thing", "cannot import 'broken': ZeroDivisionError"),
+    ("broken:Thing", "cannot import 'broken': ZeroDivisionError: division by zero (broken.py, line 1)"),
+    ("reads:Thing", "cannot import 'reads': ModuleNotFoundError: No module named 'optaxx' (reads.py, line 2)"),
+    ("./reads.py:Thing", "'./reads.py': ModuleNotFoundError: No module named 'optaxx' (reads.py, line 2)"),
+    ("no_such.module:Thing", "No module named 'no_such'); it must be on the Python path"),
     ("./broken.py:Thing", "cannot import './broken.py': ZeroDivisionError"),
     ("./json.py:Thing", "would be the module 'json', which there is already"),
     (":Thing", "is no module name"),
@@ -61,6 +67,7 @@ def test_a_module_or_a_file_where_the_command_runs(own, name):
 def test_a_name_that_leads_nowhere_is_one_line(own, name, words):
   for file in ("broken.py", "json.py"):
     (own[0] / file).write_text("1 / 0\n")
+  (own[0] / "reads.py").write_text("import numpy\nimport optaxx\n")
   with pytest.raises(UserError) as caught:
     resolve("method.name", name, {})
   assert words in str(caught.value)
@@ -100,6 +107,41 @@ def test_a_folder_vouches_for_the_files_in_it(own, tmp_path, monkeypatch):
     resolve("method.name", "own_thing:Thing", {})
   with pytest.raises(UserError, match="expected module:Name, or a folder"), only_trusted(tmp_path, ("no_such",)):
     pass
+
+
+def test_a_folder_that_does_not_have_the_module_that_would_be_imported(own, tmp_path, monkeypatch):
+  """`python -m` puts the current folder first; another folder of its name is then not the one that is trusted."""
+  folder, other = own[0], tmp_path / "other"
+  other.mkdir()
+  monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
+  with (
+    only_trusted(tmp_path / "run", (str(other),)),
+    pytest.raises(UserError, match=rf"'own_thing' lies in {folder}, not in {other}; if it is yours"),
+  ):
+    resolve("method.name", "own_thing:Thing", {})
+  (other / "own_thing.py").write_text("1 / 0\n")
+  with (
+    only_trusted(tmp_path / "run", (str(other),)),
+    pytest.raises(UserError, match=rf"the one in {folder} comes before that in {other}: run the command elsewhere"),
+  ):
+    resolve("method.name", "own_thing:Thing", {})
+  assert not own[1].exists()
+
+
+def test_what_a_run_says_at_its_end_names_its_own_code(own, tmp_path, monkeypatch):
+  made, done = configs.default(), {"step": 3, "method": "lora"}
+  assert trust_flag(made) == "" and "--out=START, and" in already_finished(Path("a"), done, made)
+  made.update({"method": {"name": "own_thing:Thing"}, "task": {"name": "own_thing:Other"}})
+  made.data.name = "csv:own/{split}.csv"
+  assert trust_flag(made) == " --trust=." and "--out=START --trust=., and" in already_finished(Path("a"), done, made)
+  monkeypatch.chdir(tmp_path)
+  made.data.name = "project/own_thing.py:data:fold=3"
+  monkeypatch.setattr(sys, "path", [str(own[0]), *sys.path])
+  assert trust_flag(made) == " --trust=project"
+  made.model.path = "no_such_module:net"
+  assert trust_flag(made) == " --trust=no_such_module:net,project"
+  said = already_finished(Path("a"), {**done, "method": "full"}, made)
+  assert "export" not in said and said.endswith("with more train.epochs in another folder, from the start")
 
 
 def test_what_the_user_has_named_is_believed_and_only_that(own, tmp_path):

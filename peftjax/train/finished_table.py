@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from peftjax.train import folder as folder_lib
+from peftjax.train.hint import trust_flag
 
 
 def show(summary: Mapping[str, Any], workdir: str | Path, console: Console) -> None:
@@ -31,10 +32,11 @@ def show(summary: Mapping[str, Any], workdir: str | Path, console: Console) -> N
       console.print(f"{name:<15} {text}", highlight=False, markup=False)
   if summary["metrics"]:
     show_scores(summary["metrics"], console)
+  config, resolved = folder_lib.read_config(Path(workdir))
+  trust = trust_flag(config)
   console.print(
     f"In {workdir}: summary.json, metrics.jsonl, predictions. Next: peftjax predict --workdir={workdir} "
-    f"{_new_example(folder_lib.read_config(Path(workdir))[1].fields)}, "
-    f"peftjax export --workdir={workdir} --format=peft --out=FOLDER",
+    f"{_new_example(resolved.fields)}{trust}, peftjax export --workdir={workdir} --format=peft --out=FOLDER{trust}",
     highlight=False,
     markup=False,
   )

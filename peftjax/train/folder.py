@@ -213,16 +213,6 @@ def finished_summary(folder: Path) -> dict[str, Any] | None:
   return summary
 
 
-def already_finished(folder: Path, summary: Mapping[str, Any]) -> str:
-  """What is said of a run that is asked for again, and how it goes on for longer."""
-  start = "--config.model.path" if summary.get("method") == "full" else "--config.model.adapter"
-  form = "merged" if summary.get("method") == "full" else "peft"
-  return (
-    f"already finished, with step {summary['step']} in {folder}. To train longer: peftjax export --workdir={folder} "
-    f"--format={form} --out=START, and then train with {start}=START in another folder"
-  )
-
-
 @contextlib.contextmanager
 def only_run(folder: Path, first: bool = True) -> Iterator[None]:
   """Makes the folder and holds it, so that two runs never train in one; leaves none where nothing came into it.

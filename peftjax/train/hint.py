@@ -1,9 +1,16 @@
-"""What is said at the end of a run whose loss has barely moved: that it has, and what would move it."""
+"""What is said at a run's end: that its loss has barely moved, how it goes on for longer, what own code it names."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from ml_collections import ConfigDict
+
+from peftjax import registry
+from peftjax.data.sources import SOURCES
 
 LEAST = 0.05  # share of the first losses by which the last ones should lie lower
 _PART = 5  # the first and the last fifth of the losses that were logged
@@ -37,3 +44,44 @@ def hint_of(rows: Sequence[Mapping[str, Any]], rates: Mapping[str, float]) -> st
     f"the training loss has barely moved: {first:.4g} to {last:.4g}, {moved}; if that is too little, try "
     f"--config.optim.learning_rate={higher:.2g} or more train.epochs"
   )
+
+
+def already_finished(folder: Path, summary: Mapping[str, Any], config: ConfigDict) -> str:
+  """What is said of a run that is asked for again, and how it goes on for longer."""
+  done, full = f"already finished, with step {summary['step']} in {folder}", summary.get("method") == "full"
+  if full and _is_own(str(config.model.path)):  # what it exports is no folder that model.path takes
+    return f"{done}. To train longer: the same config with more train.epochs in another folder, from the start"
+  form, start = ("merged", "--config.model.path") if full else ("peft", "--config.model.adapter")
+  return (
+    f"{done}. To train longer: peftjax export --workdir={folder} --format={form} --out=START{trust_flag(config)}, and "
+    f"then train with {start}=START in another folder"
+  )
+
+
+def trust_flag(config: ConfigDict) -> str:
+  """The flag, with a space before it, by which other verbs may import the own code that a run names; "" of none."""
+  names = list(_own_names(config))
+  folders = [registry.folder_of(one) for one in names]
+  found = [one if folder is None else _shown(folder) for one, folder in zip(names, folders)]
+  return f" --trust={','.join(dict.fromkeys(found))}" if found else ""
+
+
+def _own_names(config: ConfigDict) -> Iterator[str]:
+  named = (config.model.path, config.model.family, config.data.name, config.task.name, config.input.name,
+           config.method.name, *config.train.evaluators, *config.train.writers)  # fmt: skip
+  for one in map(str, named):
+    if _is_own(one):
+      yield ":".join(one.split(":")[:2])  # of data, without the rest
+
+
+def _is_own(name: str) -> bool:
+  kind, colon, _ = name.partition(":")
+  is_module = kind.endswith(".py") or all(part.isidentifier() for part in kind.split("."))
+  return bool(colon) and kind not in SOURCES and is_module
+
+
+def _shown(folder: Path) -> str:
+  """A folder as it is shortest to write from here."""
+  absolute = folder.resolve()
+  relative = os.path.relpath(absolute)
+  return str(absolute) if relative.startswith("..") else relative

@@ -37,7 +37,7 @@ from peftjax.train.checkpoint import Checkpoints
 from peftjax.train.compiling import Costs
 from peftjax.train.evaluators import Evaluator
 from peftjax.train.faults import faults_as_one_line
-from peftjax.train.hint import hint_of
+from peftjax.train.hint import already_finished, hint_of
 from peftjax.train.logs import RunLog
 from peftjax.train.rows import read_rows
 from peftjax.train.run import Run, describe
@@ -100,7 +100,7 @@ class Session:
   def say_finished(self) -> None:
     """Says that there is nothing to do, and how the run could go on."""
     if self.finished is not None and self._writes:
-      print(folder_lib.already_finished(self.folder, self.finished), file=sys.stderr)
+      print(already_finished(self.folder, self.finished, self.config), file=sys.stderr)
 
   def open(self, run: Run, evaluators: Sequence[Evaluator]) -> None:
     """Opens the checkpoints of the run that the config became.
@@ -161,8 +161,14 @@ class Session:
 
   def next_batch(self) -> Mapping[str, np.ndarray]:
     """The next training batch; a fault of the machine is one line."""
-    with faults_as_one_line("reading the data", self.checkpoints.whole):
+    with faults_as_one_line("reading the data", self._saved):
       return next(self.run.loaders.train)
+
+  def _saved(self) -> list[int]:
+    """The steps that have a whole checkpoint once the save under way has ended, well or not."""
+    with contextlib.suppress(Exception):
+      self.checkpoints.wait()
+    return self.checkpoints.whole()
 
   def save(self, state: TrainState) -> None:
     """Starts saving the state with the data's position, unless its step has a checkpoint; it may be donated once this

@@ -182,6 +182,14 @@ def _check_alike(first: Run, run: Run, index: int) -> None:
   def differ(what: str, one: Any, other: Any) -> DoNotFit:
     return DoNotFit(f"runs 0 and {index} do not fit in one program: {what} is {one} and {other}")
 
+  if first.base.path == run.base.path and first.base != run.base:
+    random = run.config.model.init == "random"
+    how = "leave out model.init=random" if random else "draw them from a key that all runs share"
+    raise DoNotFit(
+      f"runs 0 and {index} do not fit in one program: {first.base.path} has other values in each (hashes "
+      f"{first.base.hash[:8]} and {run.base.hash[:8]}), as where they are drawn from config.seed; {how}, or train each "
+      "run by itself"
+    )
   if first.base != run.base:
     raise differ("the base", first.base.path, run.base.path)
   if first.total_steps != run.total_steps:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from peftjax.errors import UserError
 from peftjax.train import loop
 from peftjax.train.checkpoint import Base, Checkpoints
 from peftjax.train.faults import faults_as_one_line
+from peftjax.train.session import Session
 from peftjax.train.spikes import SpikeState, watch_loss
 from peftjax.train.step import make_train_step
 
@@ -96,6 +98,28 @@ except UserError as error:
 def test_a_fault_is_one_line(what, steps, error, line):
   with pytest.raises(UserError, match=line), faults_as_one_line(what, lambda: steps):
     raise error
+
+
+@pytest.mark.parametrize("late", [None, OSError("the save failed too")])
+def test_a_checkpoint_that_is_being_saved_is_waited_for(config, tmp_path, late):
+  """Data that vanish while a save runs in the background: what stays is said once that has ended."""
+  events = []
+
+  def wait():
+    events.append("saved")
+    if late:
+      raise late
+
+  def vanish():
+    raise FileNotFoundError(2, "No such file or directory", "gone.csv")
+    yield
+
+  session = Session(config, tmp_path)
+  session.checkpoints = SimpleNamespace(wait=wait, whole=lambda: [3] * (bool(events) and not late))
+  session.run = SimpleNamespace(loaders=SimpleNamespace(train=vanish()))
+  stays = "there is no checkpoint yet" if late else "the checkpoint of step 3 is whole"
+  with pytest.raises(UserError, match=rf"reading the data: No such file or directory \(gone.csv\); {stays}"):
+    session.next_batch()
 
 
 def test_other_errors_stay():

@@ -7,16 +7,19 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
+from peftjax import config as configs
 from peftjax import methods
 from peftjax.errors import UserError
 from peftjax.masks import flatten
 from peftjax.models import pretrained
 from peftjax.train import finished, loop, stacked, together
+from peftjax.train.checkpoint import Base
 from peftjax.train.flops import flops_of
 from peftjax.train.rows import read_rows
 from peftjax.train.watch import Diverged
@@ -218,6 +221,19 @@ def test_runs_that_do_not_fit(config, tmp_path, change, message):
       other[section].update(fields)
   with pytest.raises(UserError, match=message):
     together.train_together([config, other], [tmp_path / "a", tmp_path / "b"])
+
+
+def test_a_base_that_each_run_draws_says_so():
+  runs = [
+    SimpleNamespace(base=Base("nets:net", digest * 8), config=configs.default(), total_steps=3)
+    for digest in ("12345678", "9abcdef0")
+  ]
+  said = r"has other values in each \(hashes 12345678 and 9abcdef0\), .* draw them from a key that all runs share, or"
+  with pytest.raises(stacked.DoNotFit, match=said):
+    stacked._check_alike(runs[0], runs[1], 1)
+  runs[1].config.model.init = "random"
+  with pytest.raises(stacked.DoNotFit, match="leave out model.init=random, or train"):
+    stacked._check_alike(runs[0], runs[1], 1)
 
 
 def test_widths_need_an_optimizer_of_single_elements(config, tmp_path):
