@@ -73,6 +73,19 @@ def test_the_table_names_the_pattern_that_matched(capsys):
 
 
 @pytest.mark.parametrize(
+  ("method", "parts"),
+  [
+    (["name=lora"], "adapter 73,728, head 770"),
+    (["name=full"], "adapter 0, of the base 22,713,216, head 770"),
+    (["name=lora", "bias=all"], "adapter 73,728, of the base 26,112, head 770"),
+  ],
+)
+def test_leaves_of_the_base_are_no_adapter(method, parts, capsys):
+  assert cli.main(["inspect", *(f"--config.method.{one}" for one in method)]) == 0
+  assert capsys.readouterr().out.rstrip().endswith(parts)
+
+
+@pytest.mark.parametrize(
   ("method", "adapter"),
   [
     (["name=full"], 22_713_216),

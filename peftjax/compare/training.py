@@ -15,6 +15,7 @@ from peftjax import outputs
 from peftjax.compare.dimensions.base import Dimension, Trained
 from peftjax.compare.trainer import Measured, RunOutcome
 from peftjax.compare.trials import FROZEN, buildable, is_frozen
+from peftjax.data.extra_sets import RETAINED, shifted_names
 from peftjax.errors import UserError
 from peftjax.files import read_json
 from peftjax.own_code import as_user_error
@@ -24,6 +25,7 @@ from peftjax.train.assemble import setting
 from peftjax.train.compiling import CompiledStep
 from peftjax.train.flops import flops_of
 from peftjax.train.loop import make_run
+from peftjax.train.run import check_splits
 from peftjax.train.signals import PREEMPTED, EndRequests, Preempted
 from peftjax.train.stacked import DoNotFit
 from peftjax.train.timing import Step
@@ -36,10 +38,15 @@ class JaxTrainer:
     """Builds a trial's model as shapes alone, by the header of its data.
 
     Raises:
-      UserError: the method, its targets or the model do not fit.
+      UserError: the method, its targets or the model do not fit; the data have no split of a name.
     """
     config_lib.check(config)
-    inspection.report(setting(buildable(config), trains=True).model(abstract=True))
+    found = setting(buildable(config), trains=True)
+    if found.header.splits:  # of data that are prepared
+      retained = (RETAINED,) if config.data.get("retained", "") else ()
+      known = (*found.header.splits, *shifted_names(config.data), *retained)
+      check_splits(config, known, "compare.split or train.final_splits")
+    inspection.report(found.model(abstract=True))
 
   def train(self, configs: Sequence[ConfigDict], folders: Sequence[Path]) -> list[RunOutcome]:
     """Trains or resumes trials, in one program where they fit in one; a trial's error is its outcome.

@@ -132,8 +132,9 @@ class Task(Protocol):
     raise UserError(f"input.cache: task {self.name!r} trains what would be kept of {name}")
 
   def predict(self, forward: Forward, batch: Batch) -> Arrays:
-    """Arrays whose first axis is the example, with "loss" and "weight" among them; what is drawn for an example must
-    follow from its `index`, so that evaluations repeat."""
+    """Arrays whose first axis is the example, with "loss" among them, and "weight" where the metrics weigh by it (rows
+    that only fill a batch are left out without it); what is drawn for an example must follow from its `index`, so that
+    evaluations repeat."""
     raise NotImplementedError
 
   def inputs(self, batch: Batch) -> dict[str, Any]:
@@ -155,7 +156,8 @@ class Task(Protocol):
     return predictions
 
   def per_example(self, predictions: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What the metrics are computed from, one row an example: a bootstrap over examples resamples these."""
+    """What the metrics are computed from, one row an example: a study resamples these. Arrays of numbers or texts whose
+    first axis is the example; what a metric's `value`, `numerator` or `denominator` names is one number for each."""
     raise NotImplementedError
 
   def answers(self, predictions: Mapping[str, np.ndarray], source: Source) -> list[Row]:
@@ -166,7 +168,8 @@ class Task(Protocol):
     return [{name: predictions[name][row].tolist() for name in names} for row in range(len(predictions["index"]))]
 
   def metrics(self, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Metrics over all examples, from what `predict` and `finish` gave for them."""
+    """Metrics over all examples, from what `predict` and `finish` gave: a number for each of `specs`, NaN where there
+    is none. One of kind "per-example" or "ratio" is the mean or the ratio of its rows of `per_example`."""
     raise NotImplementedError
 
 

@@ -42,8 +42,9 @@ def report(model: Model) -> dict[str, Any]:
   """What trains, counted.
 
   Returns:
-    `trainable`: all parameters that train; `adapter`: those the method adds or frees outside the head; `head`: the
-    task's head where it trains; `total`: all parameters, added ones included; `percent`: 100 · trainable / total;
+    `trainable`: all parameters that train; `adapter`: those the method adds or frees outside the head; `freed`: of
+    these the base's own; `head`: the task's head where it trains; `total`: all parameters, added ones included;
+    `percent`: 100 · trainable / total;
     `buffers`: values beside them that are no parameters, such as a method's drawn indices or batch statistics;
     `peft_total`: the total as Hugging Face PEFT counts it, which holds a second copy of every module it saves whole;
     `groups`: parameters by group; `bytes`: of their leaves, buffers included, with scales of quantised leaves;
@@ -57,7 +58,7 @@ def report(model: Model) -> dict[str, Any]:
     pattern = patterns.get(path.rpartition(".")[0], "") if groups[path] != masks.FROZEN else ""
     size = tree_bytes(leaf)
     leaves.append(Leaf(path, tuple(leaf.shape), kind_of(leaf), groups[path], pattern, parameters, size))
-  buffers = _buffers(model)
+  buffers, added = _buffers(model), model.adapter_paths()
   by_group: dict[str, int] = {}
   bytes_of: dict[str, int] = {}
   for row in leaves:
@@ -67,10 +68,13 @@ def report(model: Model) -> dict[str, Any]:
   total = sum(by_group.values())
   head = by_group.get(HEAD, 0)
   trainable = total - by_group.get(masks.FROZEN, 0)
-  copies = (head if model.adapter_paths() else 0) + by_group.get("saved", 0)
+  of_base = [row for row in leaves if row.group not in (masks.FROZEN, HEAD) and row.path not in buffers]
+  freed = sum(row.parameters for row in of_base if row.path not in added)
+  copies = (head if added else 0) + by_group.get("saved", 0)
   return {
     "trainable": trainable,
     "adapter": trainable - head,
+    "freed": freed,
     "head": head,
     "total": total,
     "buffers": sum(row.parameters for row in leaves if row.path in buffers),
@@ -113,7 +117,9 @@ def show(result: dict[str, Any], console: Console) -> None:
   console.print(table)
   for name, count in result["groups"].items():
     console.print(f"{name:>12} {count:>16,} {prefixed(result['bytes'][name], 'B'):>12}")
+  freed = result["freed"]
+  parts = {"adapter": result["adapter"] - freed, "of the base": freed, "head": result["head"]}
+  named = ", ".join(f"{name} {count:,}" for name, count in parts.items() if count or name != "of the base")
   console.print(
-    f"{'trainable':>12} {result['trainable']:>16,} of {result['total']:,} ({result['percent']:.4f} %): "
-    f"adapter {result['adapter']:,}, head {result['head']:,}"
+    f"{'trainable':>12} {result['trainable']:>16,} of {result['total']:,} ({result['percent']:.4f} %): {named}"
   )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -196,15 +196,25 @@ def final_splits(config: ConfigDict, loaders: data_lib.Loaders) -> tuple[tuple[s
   Raises:
     UserError: another one is missing.
   """
-  for split in config.train.final_splits:
-    if split not in loaders.evals and split not in ("validation", "test"):
-      raise UserError(f"train.final_splits: no split {split!r} to evaluate; {nearest(split, loaders.evals)}")
+  check_splits(config, loaders.evals)
   retained = (RETAINED,) if RETAINED in loaders.evals else ()
   wanted = dict.fromkeys((*config.train.final_splits, *shifted_names(config.data), *retained))
   there = [split for split in wanted if split in loaders.evals]
   hidden = [split for split in there if _hides_labels(loaders.evals[split])]
   notes = [f"{split} was published without labels, and is not scored" for split in hidden]
   return tuple(split for split in there if split not in hidden), notes
+
+
+def check_splits(config: ConfigDict, known: Iterable[str], said_in: str = "train.final_splits") -> None:
+  """Raises `UserError` for one of `train.final_splits` that is not known; "validation" and "test" may be missing.
+
+  Args:
+    said_in: the field that has named it, for the error.
+  """
+  known = tuple(known)
+  for split in config.train.final_splits:
+    if split not in (*known, "validation", "test"):
+      raise UserError(f"{said_in}: no split {split!r} to evaluate; {nearest(split, known)}")
 
 
 def _hides_labels(loader: data_lib.EvalLoader) -> bool:

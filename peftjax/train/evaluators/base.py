@@ -41,8 +41,8 @@ class Evaluator:
   Attributes:
     name: in `config.train.evaluators` and as a section of `config.evaluators`.
     settings: fields of that section -> their defaults.
-    moments: when it runs.
-    specs: of the metrics that it gives.
+    moments: when it runs, some of "before" (the first update, by `train.eval_first`), "during", "after" and "eval".
+    specs: of the metrics that it gives, none of a name that the task or another evaluator has.
     of: the run whose model and task these are; of many in one program, the widest.
     options: the settings with what the config says.
   """
