@@ -212,6 +212,13 @@ QUICK: dict[str, tuple[str, ...]] = {  # test -> the cases that always run
     "lora", "dora", "ia3",
   ),
   "adapters/test_merging.py::test_merging_and_taking_out": (*LINEARS, "ia3", "hybrid"),
+  "oracles/test_unet_peft.py::test_outputs_gradients_and_files_are_pefts": ("lora", "dora"),
+  "oracles/test_detr.py::test_gradients": ("auxiliary",),
+  "parallel/test_plan.py::test_a_slice_that_is_not_here": ("method0-most0",),
+  "train/test_damaged_folders.py::test_a_checkpoint_whose_meta_is_damaged_is_set_aside": (
+    "deep", "no base", "an array without fields", "another digest",
+  ),
+  "train/test_loop.py::test_an_evaluation_that_fails_costs_no_update": ("6",),
 }  # fmt: skip
 
 
