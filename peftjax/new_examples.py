@@ -118,6 +118,8 @@ def _value(field: str, row: Mapping[str, Any], where: str, header: Header, data:
   if held is None:
     held = _made(field, row, header)
   if held is None:
+    if names and row[names[0]] is None:
+      raise UserError(f"{where}: {names[0]!r} is null")
     given = ", ".join(row) or "nothing"
     raise UserError(f"{where}: no {column or field!r} in it; it holds {given}")
   if field == "messages":
@@ -158,11 +160,21 @@ def _made(field: str, row: Mapping[str, Any], header: Header) -> Any:
   return None
 
 
-def told(example: Example) -> Row:
-  """What a prediction names its example by: its texts, or its file."""
+def told(example: Example, where: str) -> Row:
+  """What a prediction names its example by: its texts, or its file, or where it stands."""
   if "where" in example:
     return {"file": example["where"]}
   if "messages" in example:
     return {"messages": example["messages"][:-1]}
   names = ("text", "text_pair", "tokens", "source", "question")
-  return {name: example[name] for name in names if name in example}
+  return {name: example[name] for name in names if name in example} or {"example": where}
+
+
+def of_lists(example: Example) -> str:
+  """Behind an error of an example: which of its fields is no array, as it holds lists of several lengths; or ""."""
+  for name, value in example.items():
+    try:
+      _ = np.asarray(value) if isinstance(value, list) else None
+    except ValueError:
+      return f"; its {name!r} holds lists of several lengths, which are no array"
+  return ""

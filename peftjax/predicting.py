@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,11 +18,11 @@ from peftjax.data.inputs.prompts import EncodedPrompt, prompt_of
 from peftjax.data.inputs.speech import Speech
 from peftjax.data.inputs.tokens import Tokens
 from peftjax.data.packages import cache_folder
-from peftjax.data.sources.types import Example
+from peftjax.data.sources.types import Example, WrongExample
 from peftjax.errors import UserError
 from peftjax.loading import folder_of, inputs_folder
 from peftjax.model import Model
-from peftjax.new_examples import example_of, rows_of, told
+from peftjax.new_examples import example_of, of_lists, rows_of, told
 from peftjax.parallel.activations import on_mesh
 from peftjax.parallel.mesh import make_mesh
 from peftjax.registry import only_trusted
@@ -31,6 +31,7 @@ from peftjax.train import assemble, finished
 from peftjax.train import folder as folder_lib
 from peftjax.train.compiling import use_cache
 from peftjax.train.evaluate import make_predict, predicted
+from peftjax.train.rows import finite
 from peftjax.transcription import sampling_of, transcribe
 
 Row = dict[str, Any]
@@ -53,8 +54,9 @@ def predict(
     checkpoint: as of `finished.load_model`.
 
   Returns:
-    One dict an example, in their order, ready for JSON: its texts or its file, and what `Task.answers` says; of models
-    that write "text", of hidden tokens "tokens", the likeliest first.
+    One dict an example, in their order, ready for JSON, with null for a number that is not finite: its texts, its file
+    or where it stands, and what `Task.answers` says; of models that write "text", of hidden tokens "tokens", the
+    likeliest first.
 
   Raises:
     UserError: as `finished.load_model` and `new_examples.rows_of`; an example lacks what the task reads.
@@ -79,21 +81,38 @@ def predict(
     elif task.writes_text and isinstance(inputs, Tokens):
       said = _written(config, model, inputs, examples)
     else:
-      said = _said(config, model, task, inputs, examples)
-    return [told(example) | one for example, one in zip(examples, said, strict=True)]
+      said = _said(config, model, task, inputs, examples, [where for _, where in rows])
+    if len(said) != len(examples):
+      raise UserError(f"{type(task).__name__}.answers gave {len(said)} rows for {len(examples)} examples")
+    return [finite(told(example, where) | _plain(one)) for example, (_, where), one in zip(examples, rows, said)]
+
+
+def _plain(value: Any) -> Any:
+  """With lists and numbers in place of what NumPy has, which a task of the user's own may answer."""
+  if isinstance(value, Mapping):
+    return {str(name): _plain(one) for name, one in value.items()}
+  if isinstance(value, list | tuple):
+    return [_plain(one) for one in value]
+  return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
 def _header(folder: Path) -> data_lib.Header:
   """Of the data that the run was trained on, as its config.json says."""
   _, known = folder_lib.read_config(folder)
   fields = known.fields or tasks.task_class(known.task).fields
-  kind = "classes" if known.problem_type.startswith("multi_label") else "class" if known.label_names else "number"
-  kind = "tags" if "tags" in fields else kind if "label" in fields else ""
-  return data_lib.Header("new examples", known.task, known.label_names, fields=fields, label_kind=kind)
+  names = known.label_names if known.data_label_names is None else known.data_label_names
+  kind = "classes" if known.problem_type.startswith("multi_label") else "class" if names else "number"
+  kind = known.label_kind or ("tags" if "tags" in fields else kind if "label" in fields else "")
+  return data_lib.Header("new examples", known.task, names, fields=fields, label_kind=kind)
 
 
 def _said(
-  config: ConfigDict, model: Model, task: tasks.Task, inputs: data_lib.Input, examples: list[Example]
+  config: ConfigDict,
+  model: Model,
+  task: tasks.Task,
+  inputs: data_lib.Input,
+  examples: list[Example],
+  places: Sequence[str],
 ) -> list[Row]:
   """By the task's own predictions."""
   mesh = make_mesh(finished.on_these_devices(config).mesh)
@@ -108,7 +127,11 @@ def _said(
   trainable, frozen = masks.partition(model.params, model.labels())
   loader = data_lib.EvalLoader(dataset, "new", inputs, rows)
   run = make_predict(on_mesh(model.forward, model, mesh), task, mesh)
-  return task.answers(predicted(run, trainable, frozen, loader, task, mesh), loader.source)
+  try:
+    found = predicted(run, trainable, frozen, loader, task, mesh)
+  except WrongExample as error:
+    raise UserError(f"{places[error.number]}{error.what}{of_lists(examples[error.number])}") from error
+  return task.answers(found, loader.source)
 
 
 def _written(config: ConfigDict, model: Model, inputs: Tokens, examples: list[Example]) -> list[Row]:

@@ -56,6 +56,8 @@ class Resolved:
   num_labels: int
   problem_type: str = ""
   fields: tuple[str, ...] = ()
+  label_kind: str = ""  # of the data; earlier versions wrote neither, nor
+  data_label_names: tuple[str, ...] | None = None  # the data's own, which the task's need not be
 
 
 def read_config(folder: Path) -> tuple[ConfigDict, Resolved]:
@@ -78,9 +80,13 @@ def read_config(folder: Path) -> tuple[ConfigDict, Resolved]:
   fields = found.get("fields", ())
   if not isinstance(fields, tuple) or not all(isinstance(one, str) for one in fields):
     raise UserError(f"{path}: resolved.fields: expected a list of texts")
+  own = found.get("data_label_names")
+  if own is not None and (not isinstance(own, tuple) or not all(isinstance(one, str) for one in own)):
+    raise UserError(f"{path}: resolved.data_label_names: expected a list of texts")
   if not isinstance(head, str) or not isinstance(count, int) or count < 0:
     raise UserError(f"{path}: resolved.head and resolved.num_labels: expected a text and a number of classes")
-  return _config(path, saved), Resolved(task, labels, head, count, str(found.get("problem_type", "")), fields)
+  kinds = (str(found.get("problem_type", "")), fields, str(found.get("label_kind", "")), own)
+  return _config(path, saved), Resolved(task, labels, head, count, *kinds)
 
 
 def stored_config(path: Path) -> ConfigDict:

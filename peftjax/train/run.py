@@ -280,6 +280,8 @@ def describe(run: Run) -> dict[str, Any]:
     "num_labels": run.task.num_labels,
     "label_names": list(run.task.label_names),
     "fields": list(run.loaders.dataset.fields),
+    "label_kind": run.loaders.dataset.label_kind,
+    "data_label_names": list(run.loaders.dataset.label_names),
     "problem_type": getattr(run.task, "problem_type", ""),
     "architecture": run.model.architecture,
     "total_steps": run.total_steps,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
 
+from peftjax import own_digest
 from peftjax.data.inputs.base import Input
 from peftjax.data.sources.types import Header
 from peftjax.errors import UserError, nearest
@@ -83,4 +84,14 @@ def make_input(config: ConfigDict, header: Header, task: Task, folder: Path | No
     held = ", ".join(header.fields) or "nothing that is known"
     raise UserError(f"input.name: which input reads {header.name!r} (it holds {held})? {nearest('', INPUTS)}, "
                     "or module:Name for your own")  # fmt: skip
-  return input_class(name)(config, header, task, folder)
+  made = input_class(name)(config, header, task, folder)
+  if not own_digest.is_packaged(type(made)):
+    _check_buckets(made)
+  return made
+
+
+def _check_buckets(made: Input) -> None:
+  given = made.buckets
+  if not isinstance(given, tuple | list) or list(given) != sorted(set(given)) or (given and given[0] < 1):
+    setting = f" with {made.length_setting}" if made.length_setting else ""
+    raise UserError(f"{type(made).__name__} has buckets={given!r:.80}{setting}; expected lengths that rise, from 1 up")

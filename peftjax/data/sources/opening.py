@@ -142,9 +142,11 @@ def _open_own(spec: str, opened: Any, rest: str, named: Named) -> Dataset:
   if not callable(opened):
     raise UserError(f"data.name={spec!r} is {type(opened).__name__}; expected a function (rest, named) -> Dataset")
   try:
-    found = opened(rest, named)
+    found, unread = own.opened(opened, rest, named)
   except OSError as error:
     kind = NotHere if isinstance(error, FileNotFoundError) else UserError
     where = f": {error.filename}" if error.filename else ""
     raise kind(f"data.name={spec!r}: {error.strerror or error}{where}") from None
+  if unread:
+    raise UserError(f"data.name={spec!r}: data.{unread} is not read by it")
   return own.checked(spec, found)

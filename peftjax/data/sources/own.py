@@ -5,14 +5,58 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from peftjax import own_digest
-from peftjax.data.sources.types import Dataset, Example, Source, WrongExample
+from peftjax.data.sources.types import Dataset, Example, Named, Source, WrongExample
 from peftjax.errors import UserError
 from peftjax.own_code import NOT_OF_CODE, said
+
+
+class NotedNamed(Named):
+  """What a user names, which notes what of it is read.
+
+  Attributes:
+    read: names of fields.
+  """
+
+  __slots__ = ("read",)
+  read: set[str]
+
+  def __new__(cls, *given: Any, **named: Any) -> NotedNamed:
+    made = super().__new__(cls)
+    object.__setattr__(made, "read", set())
+    return made
+
+  def __getattribute__(self, name: str) -> Any:
+    if name in _FIELDS or name == "__dict__":
+      object.__getattribute__(self, "read").update([name] if name in _FIELDS else _FIELDS)
+    return object.__getattribute__(self, name)
+
+
+_FIELDS = {one.name: one.default for one in dataclasses.fields(Named)}
+
+
+def opened(function: Callable[[str, Named], Any], rest: str, named: Named) -> tuple[Any, str]:
+  """(what a function of the user's own gives, "setting=value" of what is named and not read by it).
+
+  What keeps `named` may still read all of it, when an example is asked for.
+  """
+  noted = NotedNamed(**vars(named))
+  read, kept = noted.read, weakref.ref(noted)
+  found = function(rest, noted)
+  del noted
+  for name, default in _FIELDS.items():
+    value = getattr(named, name)
+    if value != default and name not in read and kept() is None:
+      return found, f"{name if name in _PLAIN else f'{name}_column'}={value!r}"
+  return found, ""
+
+
+_PLAIN = ("label_kind", "image_root", "audio_root")  # fields of `config.data` by the same names
 
 
 @dataclasses.dataclass(frozen=True)

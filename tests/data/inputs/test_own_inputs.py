@@ -86,6 +86,12 @@ class Cut(Padded):
     return {"values": example["dots"][:3]}
 
 
+class Rising(Padded):
+  settings = {"longest": 4}
+  buckets = property(lambda self: (2, self.options.longest))
+  length_setting = property(lambda self: f"input.longest={self.options.longest}")
+
+
 class Fraction(Padded):
   def length(self, example):
     return len(example["dots"]) / 2
@@ -213,6 +219,15 @@ def test_several_lengths_are_padded_to_their_bucket(config):
       count = index % 4 + 1 if index >= 0 else 0
       assert row.tolist() == [*(np.arange(count) + index), *[-1.0] * (len(row) - count)]
   assert widths == {2, 4}
+
+
+@pytest.mark.parametrize("longest", [0, 1, -3])
+def test_buckets_that_follow_from_a_setting(config, longest):
+  config.input.name, config.input.longest = "own_dots:Rising", longest
+  with pytest.raises(UserError, match=rf"^Rising has buckets=\(2, {longest}\) with input.longest={longest}; expected"):
+    loaders(config)
+  config.input.longest = 4
+  assert loaders(config).inputs.buckets == (2, 4)
 
 
 def test_what_is_cut_is_told(config):

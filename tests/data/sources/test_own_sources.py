@@ -43,6 +43,19 @@ class Gone(list):
     raise FileNotFoundError(2, "No such file or directory", "marks.bin")
 
 
+def reads_text(rest, named):
+  return changed(columns=(named.text,))(rest, named)
+
+
+def keeps(rest, named):
+  return changed(read=lambda split: [{"marks": named.label, "label": 0}] * 4)(rest, named)
+
+
+def copies(rest, named):
+  assert dataclasses.replace(named, text="") == type(named)(label=named.label)
+  return changed(columns=tuple(dataclasses.asdict(named)))(rest, named)
+
+
 whole = changed()
 few = changed(splits={"train": 5})
 listed = changed(splits=["train", "test"])
@@ -96,6 +109,27 @@ def test_what_is_seen_when_it_is_read(marks, name, message):
   data = open_data(f"own_marks:{name}")
   with pytest.raises(UserError, match=message):
     _ = data.split("train")[1]
+
+
+@pytest.mark.parametrize(
+  ("name", "field", "value", "setting"),
+  [
+    ("whole", "text_column", "windw", "text_column"),
+    ("reads_text", "label_column", "kind", "label_column"),
+    ("whole", "label_kind", "number", "label_kind"),
+    ("whole", "image_root", "here", "image_root"),
+  ],
+)
+def test_what_is_named_and_not_read(marks, name, field, value, setting):
+  with pytest.raises(UserError, match=f"^data.name='own_marks:{name}': data.{setting}='{value}' is not read by it$"):
+    open_data(f"own_marks:{name}", **{field: value})
+
+
+def test_what_is_named_and_read_also_later(marks):
+  assert open_data("own_marks:reads_text", text_column="words").columns == ("words",)
+  assert open_data("own_marks:keeps", label_column="kind").split("test")[0]["marks"] == "kind"
+  assert len(open_data("own_marks:copies", label_column="kind").columns) == 9
+  assert open_data("own_marks:whole").columns == ()
 
 
 def test_a_fault_of_the_machine_stays_one(marks):
