@@ -68,8 +68,9 @@ def folder_of(name: str) -> Path | None:
   where = name.rpartition(":")[0]
   if where.endswith(".py"):
     return Path(where).expanduser().parent
-  top = where.partition(".")[0]
-  found = importlib.util.find_spec(top) if top.isidentifier() else None
+  top, found = where.partition(".")[0], None
+  with contextlib.suppress(ValueError):  # of __main__, which no import found
+    found = importlib.util.find_spec(top) if top.isidentifier() else None
   if found is None or not found.has_location or not found.origin:
     here = Path.cwd()
     return here if (here / f"{top}.py").is_file() or (here / top / "__init__.py").is_file() else None

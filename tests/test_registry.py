@@ -140,6 +140,9 @@ def test_what_a_run_says_at_its_end_names_its_own_code(own, tmp_path, monkeypatc
   assert trust_flag(made) == " --trust=project"
   made.model.path = "no_such_module:net"
   assert trust_flag(made) == " --trust=no_such_module:net,project"
+  monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)  # as where a program was started by its file
+  made.model.family = "__main__:Family"
+  assert "__main__:Family" in trust_flag(made)
   said = already_finished(Path("a"), {**done, "method": "full"}, made)
   assert "export" not in said and said.endswith("with more train.epochs in another folder, from the start")
 

@@ -33,10 +33,10 @@ def show(summary: Mapping[str, Any], workdir: str | Path, console: Console) -> N
   if summary["metrics"]:
     show_scores(summary["metrics"], console)
   config, resolved = folder_lib.read_config(Path(workdir))
-  trust = trust_flag(config)
+  trust, form = trust_flag(config), "merged" if summary.get("method") == "full" else "peft"
   console.print(
     f"In {workdir}: summary.json, metrics.jsonl, predictions. Next: peftjax predict --workdir={workdir} "
-    f"{_new_example(resolved.fields)}{trust}, peftjax export --workdir={workdir} --format=peft --out=FOLDER{trust}",
+    f"{_new_example(resolved.fields)}{trust}, peftjax export --workdir={workdir} --format={form} --out=FOLDER{trust}",
     highlight=False,
     markup=False,
   )
