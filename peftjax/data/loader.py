@@ -51,9 +51,10 @@ class TrainLoader:
     identity: Mapping[str, Any],
     workers: int,
     notes: list[str],
+    code_changed: bool = False,
   ):
     self._order, self._reader, self._identity, self._workers = order, reader, dict(identity), workers
-    self.measured, self.notes = measured, notes
+    self.measured, self.notes, self._code_changed = measured, notes, code_changed
     self.examples = order.examples
     self.steps_per_epoch = order.steps_per_epoch
     self._step = 0
@@ -86,7 +87,7 @@ class TrainLoader:
     saved, step = (state.get("identity"), state.get("step")) if isinstance(state, Mapping) else (None, None)
     if not isinstance(saved, Mapping) or not isinstance(step, int) or step < 0:
       raise UserError("the saved position in the data is none: expected a step and the identity of the data")
-    if differs := difference(saved, self._identity):
+    if differs := difference(saved, self._identity, self._code_changed):
       raise UserError(f"the saved position in the data does not fit: {differs}")
     self._step = step
     self._batches = None
@@ -233,7 +234,9 @@ def _train_loader(config: ConfigDict, dataset: Dataset, inputs: Input, ids: np.n
     identity["the order of the examples"] = "measured as they come"
   identity |= own_identity(dataset, inputs)
   reader = inputs.reader(found.source, share, seed, order)
-  return TrainLoader(order, reader, measured, identity, int(config.data.workers), [*dataset.notes, *notes])
+  notes = [*dataset.notes, *notes]
+  changed = bool(config.data.get("code_changed", False))
+  return TrainLoader(order, reader, measured, identity, int(config.data.workers), notes, changed)
 
 
 def _lengths(source: Source, inputs: Input, ids: np.ndarray) -> np.ndarray:

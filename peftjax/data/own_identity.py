@@ -38,14 +38,20 @@ def own_identity(dataset: Dataset, inputs: Input) -> dict[str, Any]:
   return found
 
 
-def difference(saved: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
-  """What differs in a saved identity from one, in words; "" where it fits. What earlier versions did not save fits."""
+def difference(saved: Mapping[str, Any], identity: Mapping[str, Any], code_changed: bool = False) -> str:
+  """What differs in a saved identity from one, in words; "" where it fits. What earlier versions did not save fits.
+
+  Args:
+    code_changed: whether code that has changed fits too.
+  """
   for name, value in identity.items():
     was = saved.get(name)
     if was == value or (name in _NOT_IN_EARLIER and name not in saved):
       continue
     if name in (_SOURCE_CODE, _INPUT_CODE):
-      return f"{name} has changed since; with the code as it was, the run goes on"
+      if code_changed:
+        continue
+      return f"{name} has changed since; where it was a correction, --config.data.code_changed=True goes on"
     if isinstance(was, list) and isinstance(value, list) and len(was) == len(value) > 8:
       at = next(at for at, (one, other) in enumerate(zip(was, value, strict=True)) if one != other)
       name, was, value = f"number {at} of {name}", was[at], value[at]

@@ -31,6 +31,7 @@ MAY_CHANGE = (
   "compare.",
   "guide.",
   "sweep",
+  "data.code_changed",
   "data.workers",
   "train.keep",
   "train.save_every",

@@ -66,7 +66,7 @@ def loaders(tmp_path, monkeypatch):
   monkeypatch.setenv("PEFTJAX_CACHE", str(tmp_path / "cache"))
   monkeypatch.setattr(sys, "dont_write_bytecode", True)
 
-  def made(old="", new="", module="own_changing", folder="project", rest=""):
+  def made(old="", new="", module="own_changing", folder="project", rest="", more=()):
     assert old in MODULE
     (tmp_path / folder).mkdir(exist_ok=True)
     (tmp_path / folder / f"{module}.py").write_text(MODULE.replace(old, new, 1) if old else MODULE)
@@ -75,7 +75,7 @@ def loaders(tmp_path, monkeypatch):
     with monkeypatch.context() as here:
       here.syspath_prepend(str(tmp_path / folder))
       given = (f"data.name={module}:marks{rest}", f"input.name={module}:Steps")
-      config = configs.load("", (*given, "train.batch_size=4", "train.eval_batch_size=4"))
+      config = configs.load("", (*given, "train.batch_size=4", "train.eval_batch_size=4", *more))
       dataset = open_as(config.data.name, config.data)
       task = tasks.from_config("text_classification", config.task, dataset)
       return make_loaders(config, dataset, lambda header: make_input(config, header, task, None))
@@ -143,7 +143,11 @@ def test_nothing_is_kept_of_data_without_identity(loaders, tmp_path):
     ('("a", "b")', '("b", "a")', r"label_names was \['a', 'b'\], is \['b', 'a'\]"),
     ("(2, 4)", "(4,)", r"the buckets of the input was \[2, 4\], is \[4\]"),
     ('{"x": 0.0}', '{"x": -1.0}', "the fills of the input was {'x': '0.0'}, is {'x': '-1.0'}"),
-    ("SCALE = 1.0", "SCALE = 3.0", "the code of the input has changed since; with the code as it was, the run goes on"),
+    (
+      "SCALE = 1.0",
+      "SCALE = 3.0",
+      "the code of the input has changed since; .* --config.data.code_changed=True goes on",
+    ),
     ("np.ones", "np.zeros", "the code of the source has changed since"),
   ],
 )
@@ -152,6 +156,13 @@ def test_a_saved_position_does_not_fit_other_data_or_code(loaders, old, new, sai
   with pytest.raises(UserError, match=f"the saved position in the data does not fit: {said}"):
     loaders(old, new).train.set_state(state)
   loaders("limit = 1", "limit = 2  # more").train.set_state(state)
+
+
+def test_a_correction_of_the_code_is_let_pass_where_it_is_said(loaders):
+  state = loaders().train.get_state()
+  loaders("SCALE = 1.0", "SCALE = float(1)", more=("data.code_changed=True",)).train.set_state(state)
+  with pytest.raises(UserError, match="label_names was"):
+    loaders('("a", "b")', '("b", "a")', more=("data.code_changed=True",)).train.set_state(state)
 
 
 def test_a_position_that_an_earlier_version_saved_fits(loaders):
