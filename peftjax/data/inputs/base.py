@@ -229,14 +229,9 @@ class Input:
         raise WrongRow(row, f"{type(self).__name__}.encode gave {given}; its spec has {', '.join(shapes)}")
       for name, array in example.items():
         if not _fits(array, shapes[name], shorter.get(name)):
-          given, wanted = "", ""
-          if not _holds(shapes[name].dtype, array):
-            given, wanted = str(np.asarray(array).dtype), str(shapes[name].dtype)
-          raise WrongRow(
-            row,
-            f"{type(self).__name__}.encode gave {name} {given}{list(np.shape(array))}; "
-            f"a row of its spec has {name} {wanted}{list(shapes[name].shape[1:])}",
-          )
+          given, wanted = _differing(array, shapes[name])
+          what = f"{type(self).__name__}.encode gave {name} {given}; a row of its spec has {name} {wanted}"
+          raise WrongRow(row, what)
         place: tuple[Any, ...] = (row, *(slice(size) for size in np.shape(array)))
         batch[name][place] = array
     return batch
@@ -321,11 +316,24 @@ def _is_count(given: Any) -> bool:
 
 def _fits(array: Any, spec: jax.ShapeDtypeStruct, shorter: Sequence[bool] | None) -> bool:
   """Whether an example's array is a row of the spec, or shorter along some axes; None: along any."""
-  shape, row = np.shape(array), spec.shape[1:]
+  try:
+    shape, row = np.shape(array), spec.shape[1:]
+  except ValueError:  # lists of several lengths
+    return False
   fits = len(shape) == len(row) and all(map(operator.le, shape, row))
   if fits and shorter is not None and shape != row:
     fits = all(may or size == full for may, size, full in zip(shorter, shape, row, strict=True))
   return fits and _holds(spec.dtype, array)
+
+
+def _differing(array: Any, spec: jax.ShapeDtypeStruct) -> tuple[str, str]:
+  """(an array, a row of its spec) as an error shows them: shapes, and dtypes where those do not fit."""
+  row = list(spec.shape[1:])
+  try:
+    held, shape = _holds(spec.dtype, array), list(np.shape(array))
+  except ValueError:
+    return "as lists of several lengths", f"{row}"
+  return (f"{shape}", f"{row}") if held else (f"{np.asarray(array).dtype}{shape}", f"{spec.dtype}{row}")
 
 
 def _holds(dtype: Any, array: Any) -> bool:

@@ -120,6 +120,11 @@ class Channels(Padded):
     return {"values": example["dots"][:, None]}
 
 
+class Ragged(Mean):
+  def encode(self, example, rng):
+    return {"values": [[1.0], [2.0, 3.0]]}
+
+
 class OneChannel(Mean):
   def spec(self, rows, length):
     return {"values": jax.ShapeDtypeStruct((rows, 2), np.float32)}
@@ -309,6 +314,7 @@ def test_mistakes_are_one_line(config, override, message):
       "Channels",
       r"^example \d+ of dots:all: Channels.encode gave values \[\d, 1\]; a row of its spec has values \[\d, 2\]",
     ),
+    ("Ragged", r"Ragged.encode gave values as lists of several lengths; a row of its spec has values \[1\]"),
     ("OneChannel", r"OneChannel.encode gave values \[1\]; a row of its spec has values \[2\]"),
     ("Unencoded", "the class lacks encode"),
     ("Unspecified", "the class lacks spec"),
