@@ -65,7 +65,7 @@ class Charges(Input):
     return f"input.most={self.options.most}"
 
   def length(self, example):
-    return min(len(example["charges"]), self.options.most)
+    return len(example["charges"])
 
   def spec(self, rows, length):
     kinds = {"charges": np.float32, "seen": np.bool_}

@@ -13,8 +13,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from peftjax import own_digest
 from peftjax.data import Input, Loaders
-from peftjax.data.sources.own import OwnRead
 from peftjax.data.sources.types import HiddenLabel
 from peftjax.errors import UserError
 from peftjax.model import Model
@@ -81,7 +81,7 @@ def check_first(loaders: Loaders) -> None:
   Raises:
     UserError: as the source and the input do.
   """
-  if isinstance(loaders.dataset.read, OwnRead) or not type(loaders.inputs).__module__.startswith("peftjax."):
+  if loaders.dataset.code or not own_digest.is_packaged(type(loaders.inputs)):
     loaders.inputs.training().batch_spec(4)
     loaders.train.first()
     with contextlib.suppress(HiddenLabel):  # such a split is not scored
