@@ -88,6 +88,12 @@ def of(module: str, name: str) -> str:
   return hashlib.sha256(repr(sorted(found)).encode()).hexdigest()
 
 
+def of_name(spec: str) -> str:
+  """`of` what ``module:Name`` or ``path/to/file.py:Name`` names."""
+  where, name = spec.split(":")[:2]
+  return of(Path(where).stem if where.endswith(".py") else where, name)
+
+
 def of_class(kind: type) -> str:
   """`of` a class of the user's own; "" of one of this package."""
   return "" if is_packaged(kind) else of(kind.__module__, kind.__qualname__.partition(".")[0])

@@ -84,6 +84,11 @@ def is_own(file: str) -> bool:
   return Path(file).resolve().parent in {Path(one).resolve().parent for one in files if one}
 
 
+def is_named(name: str) -> bool:
+  """Whether the user's own config has named this ``module:Name`` in this process."""
+  return name in _named
+
+
 def holds_own(name: str) -> bool:
   """Whether a module that a config has named holds something of this name."""
   return any(hasattr(sys.modules.get(module), name) for module in _own_modules)

@@ -17,6 +17,7 @@ from typing import Any, Self
 import numpy as np
 
 from peftjax.compare.metrics import spec_of, specs_in
+from peftjax.compare.own_trials import check_code, code_of
 from peftjax.compare.scores import pack_scores
 from peftjax.compare.trials import Trial, config_changes, fingerprint, plain_config
 from peftjax.data.extra_sets import shifted_names
@@ -64,6 +65,7 @@ class Record(Stored):
     run: its id; row, seed: of the trial.
     size: training examples in a study of several sizes; 0 in any other.
     config, config_hash, method: what was trained; the last is the config's section.
+    code: the user's own code that it ran: ``module:Name`` -> digest.
     metric: the main one; metrics: split -> name -> value; metrics_spec: name -> what it is.
     scores: split -> the packed main metric of every example, where it has one.
     majority: split -> the score of always giving its most frequent answer, where answers are single classes.
@@ -85,6 +87,7 @@ class Record(Stored):
   size: int = 0
   config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   config_hash: str = ""
+  code: Mapping[str, str] = dataclasses.field(default_factory=dict)
   method: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   metric: str
   metrics: Mapping[str, Mapping[str, float]]
@@ -144,6 +147,7 @@ def record_of(trial: Trial, summary: Mapping[str, Any], folder: Path) -> Record:
     size=trial.size,
     config=config,
     config_hash=fingerprint(config),
+    code=code_of(trial.config),
     method=config["method"],
     metric=main,
     metrics=summary["metrics"],
@@ -215,7 +219,7 @@ def finished(trial: Trial, workdir: Path) -> Record | None:
   """The record of a finished trial, or None.
 
   Raises:
-    UserError: the folder holds a trial of another config.
+    UserError: the folder holds a trial of another config, or of other code of the user's own.
   """
   path = trial.folder(workdir) / "record.json"
   if not path.is_file():
@@ -225,6 +229,7 @@ def finished(trial: Trial, workdir: Path) -> Record | None:
   if record.config_hash != fingerprint(wanted):
     shown = "; ".join(config_changes(record.config, wanted)[:3])
     raise UserError(f"{path.parent} holds a run of another config ({shown}): use another --workdir, or delete it")
+  check_code(record.code, trial.config, path.parent)
   return record
 
 

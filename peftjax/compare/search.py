@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from peftjax.compare import rates
 from peftjax.compare.metrics import spec_of, specs_in
+from peftjax.compare.own_trials import check_code, code_of
 from peftjax.compare.rates import Run, SearchPoint
 from peftjax.compare.trainer import RunOutcome, Trainer
 from peftjax.compare.trials import fingerprint, plain_config, row_config, rows_of, sizes_of
@@ -194,6 +195,7 @@ class Scored(Stored):
   loss: float | None
   direction: float = 1.0  # of the score: 1.0 where more is better, else -1.0
   config_hash: str
+  code: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def _outcomes(
@@ -218,16 +220,16 @@ def _outcomes(
 
 def _scored(config: ConfigDict, outcome: RunOutcome, split: str) -> Scored:
   """A trial's score, or that it diverged; any other error is the study's."""
-  content = fingerprint(plain_config(config))
+  content, code = fingerprint(plain_config(config)), code_of(config)
   if isinstance(outcome, Diverged):
-    return Scored(score=None, loss=None, config_hash=content)
+    return Scored(score=None, loss=None, config_hash=content, code=code)
   if isinstance(outcome, Exception):
     raise outcome
   main, metrics = outcome["main_metric"], outcome["metrics"].get(split)
   if metrics is None:
     raise UserError(f"compare.search.split={split!r}: the data has no such split to search on")
   direction = spec_of(main, specs_in(outcome, main)).direction
-  return Scored(score=metrics[main], loss=metrics["loss"], direction=direction, config_hash=content)
+  return Scored(score=metrics[main], loss=metrics["loss"], direction=direction, config_hash=content, code=code)
 
 
 def _finished(config: ConfigDict, place: Path) -> Scored | None:
@@ -240,7 +242,9 @@ def _finished(config: ConfigDict, place: Path) -> Scored | None:
     raise UserError(f"{place} holds a trial of another search: use another --workdir, or delete it")
   if "loss" not in kept:
     raise UserError(f"{path} has no 'loss', so an older version wrote it: use another --workdir, or delete {place}")
-  return Scored.checked(kept, str(path))
+  found = Scored.checked(kept, str(path))
+  check_code(found.code, config, place)
+  return found
 
 
 def _check(config: ConfigDict) -> None:

@@ -7,7 +7,6 @@ import hashlib
 import json
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from peftjax import own_digest
@@ -140,6 +139,4 @@ def checked(spec: str, given: Any) -> Dataset:
 
 def _code_of(spec: str) -> str:
   """Hex digest of ``module:Name[:REST]`` and of the code that it names."""
-  where, name = spec.split(":")[:2]
-  module = Path(where).stem if where.endswith(".py") else where
-  return hashlib.sha256(f"{spec} {own_digest.of(module, name)}".encode()).hexdigest()
+  return hashlib.sha256(f"{spec} {own_digest.of_name(spec)}".encode()).hexdigest()
