@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-import sysconfig
-import traceback
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from peftjax import registry
@@ -18,8 +15,6 @@ FAILURES = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 
 # What is no fault of the code: a line of its own, and what the machine does.
 NOT_OF_CODE = (UserError, OSError, MemoryError)
-
-_OTHERS = (str(Path(__file__).parent), *(sysconfig.get_paths()[one] for one in ("stdlib", "purelib", "platlib")))
 
 
 def shown(tree: Any) -> str:
@@ -38,22 +33,15 @@ def shown(tree: Any) -> str:
 
 def said(error: Exception) -> str:
   """The kind of an error, its first line, and where in the user's own files it came from."""
-  own = _own_frames(error)
-  where = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
   text = str(error).strip().splitlines()
-  return f"{type(error).__name__}: {text[0] if text else ''}{where}"
-
-
-def _own_frames(error: Exception) -> list[traceback.FrameSummary]:
-  frames = traceback.extract_tb(error.__traceback__)
-  return [one for one in frames if Path(one.filename).is_file() and not one.filename.startswith(_OTHERS)]
+  return f"{type(error).__name__}: {text[0] if text else ''}{registry.place_of(error)}"
 
 
 def as_user_error(error: Exception) -> Exception:
   """A `UserError` of one line where the error came out of code that a config names, or out of a call of it with
   arguments that it does not take; any other error as it is."""
   called = re.match(r"(\w+)[\w.<>]*\(\) (takes|missing|got)", str(error)) if isinstance(error, TypeError) else None
-  own = any(registry.is_own(one.filename) for one in _own_frames(error))
+  own = any(registry.is_own(one.filename) for one in registry.own_frames(error))
   if isinstance(error, UserError) or not (own or (called and registry.holds_own(called[1]))):
     return error
   found = UserError(f"your own code fails: {said(error)}")

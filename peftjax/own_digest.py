@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from peftjax.registry import module_of
+
 _INSTALLED = {Path(sysconfig.get_paths()[one]) for one in ("stdlib", "purelib", "platlib")}
 _WHOLE = "*"  # in place of a name: all of a file
 
@@ -91,7 +93,7 @@ def of(module: str, name: str) -> str:
 def of_name(spec: str) -> str:
   """`of` what ``module:Name`` or ``path/to/file.py:Name`` names."""
   where, name = spec.split(":")[:2]
-  return of(Path(where).stem if where.endswith(".py") else where, name)
+  return of(module_of(where), name)
 
 
 def of_class(kind: type) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,12 +26,12 @@ from peftjax.new_examples import example_of, of_lists, rows_of, told
 from peftjax.parallel.activations import on_mesh
 from peftjax.parallel.mesh import make_mesh
 from peftjax.registry import only_trusted
+from peftjax.stored import plain
 from peftjax.text_generation import answers, sampling_for
 from peftjax.train import assemble, finished
 from peftjax.train import folder as folder_lib
 from peftjax.train.compiling import use_cache
 from peftjax.train.evaluate import make_predict, predicted
-from peftjax.train.rows import finite
 from peftjax.transcription import sampling_of, transcribe
 
 Row = dict[str, Any]
@@ -84,16 +84,7 @@ def predict(
       said = _said(config, model, task, inputs, examples, [where for _, where in rows])
     if len(said) != len(examples):
       raise UserError(f"{type(task).__name__}.answers gave {len(said)} rows for {len(examples)} examples")
-    return [finite(told(example, where) | _plain(one)) for example, (_, where), one in zip(examples, rows, said)]
-
-
-def _plain(value: Any) -> Any:
-  """With lists and numbers in place of what NumPy has, which a task of the user's own may answer."""
-  if isinstance(value, Mapping):
-    return {str(name): _plain(one) for name, one in value.items()}
-  if isinstance(value, list | tuple):
-    return [_plain(one) for one in value]
-  return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+    return [plain(told(example, where) | dict(one)) for example, (_, where), one in zip(examples, rows, said)]
 
 
 def _header(folder: Path) -> data_lib.Header:

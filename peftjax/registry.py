@@ -55,6 +55,8 @@ class _Reading:
     return f"{top!r} lies in {place}, not in {roots}; "
 
 
+_OTHERS = (str(Path(__file__).parent), *(sysconfig.get_paths()[one] for one in ("stdlib", "purelib", "platlib")))
+
 _readings: list[_Reading] = []  # the innermost last
 _named: set[str] = set()  # what the user's own configs have named in this process
 _own_modules: set[str] = set()  # of them, those that were imported
@@ -82,6 +84,27 @@ def is_own(file: str) -> bool:
   """Whether a Python file stands beside, or is, one that a config has named."""
   files = [getattr(sys.modules.get(name), "__file__", None) for name in _own_modules]
   return Path(file).resolve().parent in {Path(one).resolve().parent for one in files if one}
+
+
+def own_frames(error: Exception) -> list[traceback.FrameSummary]:
+  """The calls on an error's way that stand in the user's own files: not in this package, nor in what is installed."""
+  frames = traceback.extract_tb(error.__traceback__)
+  return [one for one in frames if Path(one.filename).is_file() and not one.filename.startswith(_OTHERS)]
+
+
+def place_of(error: Exception) -> str:
+  """Where in the user's own files an error came from, such as " (my_task.py, line 3)"; "" where in none."""
+  own = own_frames(error)
+  return f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+
+
+def module_of(where: str) -> str:
+  """What a module, or a file that is named in its place, is called in `sys.modules`.
+
+  >>> module_of("path/to/mine.py"), module_of("package.mine")
+  ('mine', 'package.mine')
+  """
+  return Path(where).stem if where.endswith(".py") else where
 
 
 def is_named(name: str) -> bool:
@@ -148,7 +171,7 @@ def resolve(field: str, name: str, table: Mapping[str, Any]) -> Any:
     )
   found = _attribute(field, name, reading.folder if reading else None)
   where = name.rpartition(":")[0]
-  _own_modules.add(Path(where).stem if where.endswith(".py") else where)
+  _own_modules.add(module_of(where))
   return found
 
 
@@ -207,12 +230,7 @@ def _file(field: str, where: str, outside: Path | None) -> Any:
 
 
 def _failure(error: Exception) -> str:
-  """An error and its place in the file that failed, the deepest that is not of what is installed with Python."""
-  installed = tuple(sysconfig.get_paths()[one] for one in ("stdlib", "purelib", "platlib"))
-  frames = [one for one in traceback.extract_tb(error.__traceback__) if Path(one.filename).is_file()]
-  own = [one for one in frames if not one.filename.startswith((*installed, str(Path(__file__).parent)))]
-  at = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
-  return f"{type(error).__name__}: {error}{at}"
+  return f"{type(error).__name__}: {error}{place_of(error)}"
 
 
 def _check_outside(field: str, name: str, place: str | None, outside: Path | None) -> None:

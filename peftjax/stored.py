@@ -69,6 +69,8 @@ def plain(value: Any) -> Any:
     return {str(name): plain(one) for name, one in value.items()}
   if isinstance(value, list | tuple):
     return [plain(one) for one in value]
+  if isinstance(value, np.ndarray):
+    return plain(value.tolist())
   value = value.item() if isinstance(value, np.generic) else value
   return None if isinstance(value, float) and not math.isfinite(value) else value
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from peftjax import own_digest
 from peftjax.config.field import Field, is_finite
 from peftjax.config.table import ALIASES, EMPTY, FIELDS, OPEN, SPELLINGS
 from peftjax.errors import UserError, nearest
@@ -102,7 +103,7 @@ def check_own(name: str, value: Any, default: Any, owner: type) -> None:
   """Raises `UserError` as `check_like`, unless the class whose setting it is, `owner`, is of this package: those say
   themselves what is wrong, with ranges and choices.
   """
-  if not owner.__module__.startswith("peftjax."):
+  if not own_digest.is_packaged(owner):
     check_like(name, value, default)
 
 

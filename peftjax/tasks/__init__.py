@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from peftjax import config as config_lib
+from peftjax import own_digest
 from peftjax.data.sources.types import Header
 from peftjax.errors import UserError
 from peftjax.registry import resolve
@@ -83,7 +84,7 @@ def _check_own(name: str, task: Task, header: Header) -> None:
   for field in ("fields", "evaluators", "label_names"):
     if isinstance(given := getattr(task, field, ()), str):
       raise UserError(f"task.name={name!r} has {field}={given!r}; expected a tuple of texts, such as ({given!r},)")
-  own = [one for one in type(task).__mro__ if not one.__module__.startswith("peftjax.")]
+  own = [one for one in type(task).__mro__ if not own_digest.is_packaged(one)]
   says = any("fields" in vars(one) for one in own)  # what a class of the package reads depends on the input
   missing = [one for one in task.fields if says and one not in header.fields]
   if header.name and missing:
