@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import signal
+import threading
 import time
 
 import pytest
@@ -52,6 +53,24 @@ def test_limits_end_with_the_input():
   while time.process_time() < until:
     pass
   assert len(bytearray(2**27)) == 2**27
+
+
+def test_what_other_threads_use_is_not_the_inputs():
+  ended = threading.Event()
+
+  def others():
+    while not ended.is_set():
+      sum(range(1000))
+
+  thread = threading.Thread(target=others)
+  thread.start()
+  start = time.process_time()
+  try:
+    assert outcome_of(lambda: time.sleep(0.8), seconds=0.2).kind == OK
+  finally:
+    ended.set()
+    thread.join()
+  assert time.process_time() - start > 0.2  # so that there was something to count
 
 
 def test_a_bad_input_is_found_and_made_small(fuzz):
