@@ -25,7 +25,7 @@ def pack_scores(rows: Mapping[str, np.ndarray], spec: Metric) -> dict[str, Any] 
     bits = base64.b64encode(np.packbits(values.astype(bool)).tobytes()).decode()
     return {"kind": "bits", "metric": spec.name, "count": len(values), "bits": bits}
   if spec.kind == "ratio" and spec.numerator and {*spec.numerator, *spec.denominator} <= set(rows):
-    above, below = (np.sum([rows[name] for name in names], axis=0) for names in (spec.numerator, spec.denominator))
+    above, below = spec.counts(rows)
     return {
       "kind": "ratio",
       "metric": spec.name,

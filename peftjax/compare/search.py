@@ -114,6 +114,8 @@ def search_rows(
   if not section.seeds:
     return []
   _check(config)
+  for row in rows[:1]:  # the other rows were checked, and differ in nothing that a search changes
+    trainer.check(_base(config, row))
   found: dict[tuple[str, int], Choice] = {}
   wanted = [(row, size) for size in sizes_of(config)[-1 if section.sizes == "largest" else 0 :] for row in rows]
   with (leases or Leases(workdir)).shared(wanted, lambda one: f"search-{one[0]}-{one[1]}") as given:
@@ -136,13 +138,7 @@ def changes_of(choices: Sequence[Choice], sizes: Sequence[int]) -> dict[tuple[st
 def search_row(config: ConfigDict, workdir: Path, row: str, trainer: Trainer, size: int = 0) -> Choice:
   """One row's search; deterministic, so that it repeats itself from what is finished."""
   section, overrides = config.compare.search, rows_of(config).get(row, {})
-  base = row_config(config, row, overrides, section.seeds[0], size)
-  with base.unlocked():
-    base.train.final_splits = (section.split,)
-    base.train.save_every, base.train.eval_every, base.train.tensorboard = 0, 0, False
-    base.train.update({"best": "", "patience": 0, "min_delta": 0.0, "result": "last", "writers": ()})
-    base.train.eval_first, base.data.shifted, base.data.retained = False, (), ""
-    base.train.evaluators = ()  # the task's own give its main metric
+  base = _base(config, row, size)
   centre = base.optim.learning_rate or METHODS[base.method.name].learning_rate
   folder = workdir / "search" / row / (f"n={size}" if size else "")
   found = rates.find(
@@ -176,6 +172,19 @@ def search_row(config: ConfigDict, workdir: Path, row: str, trainer: Trainer, si
     interior=min(all_rates) < found.best.rate < max(all_rates),
     tried=tuple(tried),
   )
+
+
+def _base(config: ConfigDict, row: str, size: int = 0) -> ConfigDict:
+  """What the trials of a row's search share."""
+  section = config.compare.search
+  base = row_config(config, row, rows_of(config).get(row, {}), section.seeds[0], size)
+  with base.unlocked():
+    base.train.final_splits = (section.split,)
+    base.train.save_every, base.train.eval_every, base.train.tensorboard = 0, 0, False
+    base.train.update({"best": "", "patience": 0, "min_delta": 0.0, "result": "last", "writers": ()})
+    base.train.eval_first, base.data.shifted, base.data.retained = False, (), ""
+    base.train.evaluators = ()  # the task's own give its main metric
+  return base
 
 
 def _knobs(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Sequence[Any]]]:

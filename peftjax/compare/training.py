@@ -45,7 +45,7 @@ class JaxTrainer:
     if found.header.splits:  # of data that are prepared
       retained = (RETAINED,) if config.data.get("retained", "") else ()
       known = (*found.header.splits, *shifted_names(config.data), *retained)
-      check_splits(config, known, "compare.split or train.final_splits")
+      check_splits(config, known, "compare.split, compare.search.split or train.final_splits")
     inspection.report(found.model(abstract=True))
 
   def train(self, configs: Sequence[ConfigDict], folders: Sequence[Path]) -> list[RunOutcome]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
 
 Kind = Literal["per-example", "ratio", "corpus"]
 
@@ -34,6 +37,14 @@ class Metric:
   numerator: tuple[str, ...] = ()
   denominator: tuple[str, ...] = ()
   sign: float = 1.0
+
+  def counts(self, rows: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Of "ratio": what each example adds above and below the line, two float64[examples]; less the `sign`."""
+    above, below = (
+      np.sum([np.asarray(rows[name]).astype(np.float64) for name in names], axis=0)
+      for names in (self.numerator, self.denominator)
+    )
+    return above, below
 
   @property
   def highest(self) -> float:

@@ -25,6 +25,7 @@ from peftjax.parallel.mesh import make_mesh, put_tree
 from peftjax.parallel.sharding import Layout, layout_of
 from peftjax.quantize_model import summary
 from peftjax.registry import only_trusted
+from peftjax.stored import plain
 from peftjax.train import assemble
 from peftjax.train import evaluators as evaluators_lib
 from peftjax.train import folder as folder_lib
@@ -32,7 +33,6 @@ from peftjax.train.best import WHICH, best_step
 from peftjax.train.checkpoint import Base, Checkpoints
 from peftjax.train.compiling import use_cache
 from peftjax.train.loop import make_run
-from peftjax.train.rows import finite
 from peftjax.train.run import Run, base_hash
 from peftjax.train.splits import score_split
 from peftjax.wrap import files as wrapped_files
@@ -105,7 +105,7 @@ def _evaluate_run(folder: Path, splits: Sequence[str], checkpoint: str) -> dict[
   metrics = {}
   for split in chosen:
     metrics[split] = score_split(run, evaluators, split, leaves, writes, "eval")
-  result = {"step": step, "metrics": finite(metrics)}
+  result = {"step": step, "metrics": plain(metrics)}
   if writes:
     write_text(folder / "eval.json", json.dumps(result, indent=2) + "\n")
   return result

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from peftjax.errors import UserError
 from peftjax.files import parse_json, write_text
+from peftjax.stored import plain
 
 Row = dict[str, Any]
 
@@ -76,13 +76,4 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _line(row: Row) -> str:
-  return json.dumps(finite(row), allow_nan=False) + "\n"
-
-
-def finite(value: Any) -> Any:
-  """JSON knows no NaN and no infinity: they become null."""
-  if isinstance(value, Mapping):
-    return {key: finite(one) for key, one in value.items()}
-  if isinstance(value, list | tuple):
-    return [finite(one) for one in value]
-  return None if isinstance(value, float) and not math.isfinite(value) else value
+  return json.dumps(plain(row), allow_nan=False) + "\n"

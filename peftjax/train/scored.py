@@ -139,10 +139,7 @@ def _of_rows(spec: Metric, rows: Mapping[str, Any]) -> tuple[float, float, str] 
       return None
     return float(row.mean()), _loss(rows[spec.value]) * float(np.abs(row).mean()), f"the mean of its row {spec.value!r}"
   if spec.kind == "ratio" and spec.numerator and spec.denominator:
-    above, below = (
-      np.sum([np.asarray(rows[name]).astype(np.float64) for name in names], axis=0)
-      for names in (spec.numerator, spec.denominator)
-    )
+    above, below = spec.counts(rows)
     if not np.isfinite(above).all() or not np.isfinite(below).all() or not below.sum():
       return None
     loss = max(_loss(rows[name]) for name in (*spec.numerator, *spec.denominator))

@@ -10,10 +10,10 @@ from ml_collections import ConfigDict
 
 from peftjax import masks
 from peftjax.files import read_json, write_text
+from peftjax.stored import plain
 from peftjax.train.evaluators import Leaves
 from peftjax.train.evaluators.predict import Predict
 from peftjax.train.loop import make_run
-from peftjax.train.rows import finite
 from peftjax.train.run import Run
 from peftjax.train.splits import score_split
 from peftjax.train.summary import metrics_spec, versions
@@ -36,7 +36,7 @@ def score(config: ConfigDict, folder: Path, name: str) -> dict[str, Any]:
   run = make_run(config)
   leaves = Leaves(run.trainable, run.frozen)
   scores = {split: score_split(run, (Predict(run),), split, leaves, folder, "eval") for split in run.final_splits}
-  metrics = finite(scores)
+  metrics = plain(scores)
   lines = [json.dumps({"step": 0, "split": split, **scores}) + "\n" for split, scores in metrics.items()]
   write_text(folder / "metrics.jsonl", "".join(lines))
   summary = _summary(run, name) | {"metrics": metrics}

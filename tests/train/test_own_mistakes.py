@@ -174,11 +174,13 @@ def test_a_study_names_no_row_for_the_mistake_of_all(parts, tmp_path, capsys):
   assert capsys.readouterr().err.startswith("peftjax: task.doubt='high'")
 
 
-def test_a_split_that_there_is_not_is_found_before_the_first_trial(parts, tmp_path, capsys):
+@pytest.mark.parametrize("field", ["split", "search.split"])
+def test_a_split_that_there_is_not_is_found_before_the_first_trial(field, parts, tmp_path, capsys):
   flags = (f"--config={EXAMPLES / 'spectra' / 'config.py'}", f"--workdir={tmp_path / 'study'}")
-  assert cli.main(["compare", *flags, "--config.compare.split=tests"]) == 2
-  said = "peftjax: compare.split or train.final_splits: no split 'tests' to evaluate; did you mean 'test'?\n"
-  assert capsys.readouterr().err == said and not (tmp_path / "study").exists()
+  search = ("--config.compare.seeds=(0,)", "--config.compare.search.seeds=(100,)")
+  assert cli.main(["compare", *flags, *search, f"--config.compare.{field}=tests"]) == 2
+  said = "compare.split, compare.search.split or train.final_splits: no split 'tests' to evaluate; did you mean 'test'?"
+  assert capsys.readouterr().err.endswith(f"peftjax: {said}\n") and not (tmp_path / "study").exists()
 
 
 def test_what_shapes_do_not_tell_is_said_when_it_shows(parts, tmp_path):
