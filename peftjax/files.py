@@ -13,6 +13,7 @@ from peftjax.errors import UserError
 
 MAX_JSON_BYTES = 2**28  # of one document; the largest tokenizer.json in use has 40 MB
 MAX_JSON_DEPTH = 100  # lists and objects within each other
+_NAME_BYTES, _PATH_BYTES = 255, 4096  # of a part of a path, and of a whole one with its end
 
 
 def read_json(path: Path, most: int = MAX_JSON_BYTES, without: Collection[str] = ()) -> dict[str, Any]:
@@ -89,6 +90,19 @@ def _is_deeper(value: Any, depth: int) -> bool:
     if not level:
       return False
   return True
+
+
+def can_be_named(name: str) -> bool:
+  """Whether a machine can have a file of a name that somebody wrote: none holds a null character, or is too long.
+
+  >>> can_be_named("train/1.png"), can_be_named("1\\0.png"), can_be_named(5000 * "a" + ".png")
+  (True, False, False)
+  """
+  try:
+    encoded = os.fsencode(name)
+  except UnicodeEncodeError:  # half of a surrogate pair
+    return False
+  return b"\0" not in encoded and len(encoded) < _PATH_BYTES and max(map(len, encoded.split(b"/"))) <= _NAME_BYTES
 
 
 def write_text(path: Path, text: str) -> None:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from peftjax import hub, masks
 from peftjax.composite import INDEX, component, components, compose, in_component, part_path
 from peftjax.errors import UserError, nearest
-from peftjax.files import read_json
+from peftjax.files import can_be_named, read_json
 from peftjax.interop import lora_files, peft
 from peftjax.model import Model
 from peftjax.models import ctranslate2, dinov2_onnx, gguf, pretrained
@@ -182,7 +182,7 @@ def _listed(folder: Path, index: Mapping[str, Any]) -> list[str]:
     UserError: a component is not there, or there is no model.
   """
   listed = [name for name, what in index.items() if isinstance(what, list) and any(what)]
-  odd = [name for name in listed if Path(name).name != name or name == ".."]
+  odd = [name for name in listed if Path(name).name != name or name == ".." or not can_be_named(name)]
   if odd:
     raise UserError(f"{folder / INDEX} lists {odd[0]!r}; expected the name of a folder in it")
   missing = [name for name in listed if not (folder / name).is_dir()]

@@ -50,13 +50,13 @@ def write_adapter(model: Model, one: Bound, form: Format, *, shapes: bool = Fals
   """The tensors of a method's leaves.
 
   Args:
-    shapes: arrays of the right shape and dtype whose values do not matter, without reading the leaves; where one tensor
-      is one leaf they take no memory.
+    shapes: of the tensors that `read_adapter` reads, the leaves as they are: arrays of the right shape and dtype whose
+      values do not matter, without reading the leaves; where one tensor is one leaf they take no memory.
   """
   whole = np.asarray if shapes else np.ascontiguousarray
   layers, shared = _layers(model, one, shapes), _shared(model, one, shapes)
-  method = form.saved_as(one.method) if form.saved_as else one.method
-  if form.leaves_as:
+  method = form.saved_as(one.method) if form.saved_as and not shapes else one.method
+  if form.leaves_as and not shapes:
     layers = {name: form.leaves_as(one.method, site, layers[name]) for name, site in _sites(one).items()}
   if form.write:
     return form.write(one, layers, shared)

@@ -349,8 +349,7 @@ def _with(
 
 def _check_size(shaped: Model, form: Format, folder: Path) -> None:
   """Raises a `UserError` if leaves that are converted to be compared are far larger than the files."""
-  method = shaped.bound[-1].method
-  if form.write is None and (form.saved_as is None or form.saved_as(method) is method):
+  if form.write is None:
     return
   flat = masks.flatten(shaped.params)
   needed = sum(4 * math.prod(flat[path].shape) for path in shaped.adapter_paths())

@@ -24,7 +24,7 @@ import numpy as np
 from peftjax import masks
 from peftjax.buffers import is_buffer
 from peftjax.errors import UserError, nearest
-from peftjax.files import read_json
+from peftjax.files import can_be_named, read_json
 from peftjax.models.family import DIFFUSERS, MODEL, Family, checkpoint_axes, checkpoint_key, expanded
 from peftjax.models.gguf import GGUFCheckpoint
 from peftjax.models.parts import lay, read_parts, tensor_part
@@ -98,6 +98,8 @@ def _shard_names(index: Path) -> list[str]:
   names = sorted(set(found.values()))
   for name in names:
     path = Path(name)
+    if not can_be_named(name):
+      raise UserError(f"{index} names {name!r:.80}, which no file can be called")
     if path.is_absolute() or ".." in path.parts or not (index.parent / path).parent.resolve().is_relative_to(root):
       raise UserError(f"{index} names {name!r}, which is not in its folder")
     if path.suffix != ".safetensors":

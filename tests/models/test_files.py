@@ -92,6 +92,10 @@ def test_an_index_stays_in_its_folder(folder: Path) -> None:
     write_index(folder, name)
     with pytest.raises(UserError, match="which is not in its folder"):
       peftjax.load(folder)
+  for name in ("[" * 5000, "a" * 300 + ".safetensors", "a\0.safetensors"):
+    write_index(folder, name)
+    with pytest.raises(UserError, match="which no file can be called"):
+      peftjax.load(folder)
   for name in (3, ["part.safetensors"], None, "config.json"):
     write_index(folder, name)
     with pytest.raises(UserError, match=r"expected an object of tensors|expected a \*\.safetensors file"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import warnings
 from collections.abc import Iterator
@@ -173,6 +174,37 @@ def test_our_adapter_loads_in_peft(name: str, bases: dict[str, Path], tmp_path: 
   if case.merges:
     close(torch_logits(theirs.merge_and_unload()), logits(model.merge()))
     close(logits(model.merge()), wanted)
+
+
+@pytest.mark.parametrize(
+  ("base", "settings"),
+  [
+    ("bert-seq", {"init_lora_weights": "pissa", "use_rslora": True, "target_modules": ["query", "dense"]}),
+    ("llama-causal", {"init_lora_weights": "olora", "rank_pattern": {"q_proj": 5}, "alpha_pattern": {"v_proj": 2}}),
+  ],
+)
+def test_an_adapter_on_what_its_start_left_of_the_base(
+  base: str, settings: dict[str, Any], bases: dict[str, Path], tmp_path: Path
+) -> None:
+  """PEFT keeps the factors alone, and takes the start from the base again where it loads them."""
+  case = dataclasses.replace(CASES["lora"], base=base)
+  kind = TASKS[base.split("-")[1]][0]
+  config = peft.LoraConfig(
+    **{"r": 3, "lora_alpha": 7, "target_modules": ["q_proj", "v_proj"], **settings}, task_type=kind
+  )
+  theirs = peft.get_peft_model(torch_base(bases, case), config).eval()
+  torch.manual_seed(7)
+  for name, parameter in theirs.named_parameters():
+    if "lora_" in name:
+      parameter.data += 0.3 * torch.randn_like(parameter)
+  theirs.save_pretrained(tmp_path / "theirs")
+  wanted = torch_logits(theirs)
+  model = peftjax.load(bases[base], adapter=tmp_path / "theirs")
+  close(logits(model), wanted)
+  close(logits(model.merge()), wanted)
+  model.save_adapter(tmp_path / "ours")  # as PEFT converts it: of twice the rank, for the base as it is
+  assert config_of(tmp_path / "ours")["r"] == 6
+  close(torch_logits(torch_loaded(bases, case, tmp_path / "ours")), wanted)
 
 
 def test_a_pruned_adalora_loads_in_peft(bases: dict[str, Path], tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from peftjax.data.sources.media import IMAGES, check_inside, named_file, read
 from peftjax.data.sources.splits import hashed_split
 from peftjax.data.sources.types import BOX_FIELDS, OBJECT_DETECTION, Dataset, Example, Named
 from peftjax.errors import UserError, nearest
-from peftjax.files import read_json
+from peftjax.files import can_be_named, read_json
 
 _PATTERNS = (
   "{split}/_annotations.coco.json",
@@ -137,7 +137,8 @@ def _root(part: str, file: Path, content: Mapping[str, Any], given: str) -> Path
   candidates = [
     Path(os.path.normpath(file.parent / one.replace("{split}", split))) for one in _BESIDE for split in spelled
   ]
-  return next((one for one in candidates if isinstance(name, str) and (one / name).is_file()), file.parent)
+  is_name = isinstance(name, str) and can_be_named(name)
+  return next((one for one in candidates if is_name and (one / name).is_file()), file.parent)
 
 
 def _categories(content: Mapping[str, Any], file: Path) -> dict[int, str]:

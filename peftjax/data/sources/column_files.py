@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from peftjax.data.sources.text_files import Row
 from peftjax.errors import UserError
-from peftjax.files import MAX_JSON_BYTES, parse_json, read_json
+from peftjax.files import MAX_JSON_BYTES, can_be_named, parse_json, read_json
 
 _CHUNK = 256  # rows that are converted together
 
@@ -190,6 +190,6 @@ def _parts(folder: Path) -> list[Path]:
 
 
 def _inside(folder: Path, name: str) -> Path:
-  if Path(name).name != name or name in ("", ".", ".."):
+  if Path(name).name != name or name in ("", ".", "..") or not can_be_named(name):
     raise UserError(f"{folder} lists {name!r:.80}; expected the name of a file or folder in it")
   return folder / name

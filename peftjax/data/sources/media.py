@@ -8,6 +8,7 @@ from typing import Any, TypeGuard
 
 from peftjax.data.sources.types import AUDIO_CLASSIFICATION, IMAGE_CLASSIFICATION
 from peftjax.errors import UserError, nearest
+from peftjax.files import can_be_named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +70,8 @@ def named_file(name: str, root: Path, where: str, medium: Medium) -> Path:
   Raises:
     UserError: it is not there, lies elsewhere, or is of no kind that is read; `where` is the table's line.
   """
+  if not can_be_named(name):
+    raise UserError(f"{where}: {name!r:.80} is a name that no file can have")
   path = root / name
   check_inside(path, root, f"{where}: {name!r:.200}")
   if medium_of(name) is not medium:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 
 import pytest
@@ -122,3 +123,11 @@ def test_a_table_names_nothing_outside_its_folder(tmp_path, path):
   (tmp_path / "data" / "metadata.csv").write_text(f"file_name,label\n{path},a\n{path},b\n")
   with pytest.raises(UserError, match="metadata.csv:2: .* leads out of "):
     open_data(f"folder:{tmp_path / 'data'}")
+
+
+@pytest.mark.parametrize("name", ["a" * 300 + ".png", "a\0.png", "b/" * 3000 + ".png"])
+def test_a_table_with_a_name_that_no_file_can_have(tmp_path, name):
+  rows = [{"image": name, "label": label} for label in "ab"]
+  (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  with pytest.raises(UserError, match=r"train.jsonl:1: .* is a name that no file can have"):
+    open_data(f"jsonl:{tmp_path / 'train.jsonl'}")[0]
