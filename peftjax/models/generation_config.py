@@ -16,7 +16,7 @@ FILE = "generation_config.json"
 _COUNT = whole(0, 2**31 - 1)
 _ID = whole(-(2**31), 2**31 - 1)
 _TOKENS = list_of(_ID, what="token ids")
-# Fields of `Sampling` by the same names. Where one is said to be null, or has the neutral value, it says nothing.
+# Fields of `Sampling` by the same names. Where one is null, or has the neutral value, it says nothing.
 _RULES: dict[str, tuple[Kind, Any]] = {
   "repetition_penalty": (number(above=0.0), 1.0),
   "no_repeat_ngram_size": (_COUNT, 0),
@@ -32,12 +32,12 @@ _BEAMS: dict[str, tuple[Kind, Any]] = {
 _DRAWING: dict[str, tuple[Kind, Any]] = {
   "do_sample": (FLAG, False),
   "temperature": (number(0.0), 1.0),
-  "top_k": (_COUNT, 50),
+  "top_k": (_COUNT, None),  # 0 and 50 are said too: neither is what transformers does without
   "top_p": (number(0.0, 1.0), 1.0),
 }
 _LENGTHS: dict[str, tuple[Kind, Any]] = {
   "max_new_tokens": (whole(1, 2**31 - 1), None),
-  "max_length": (_COUNT, 20),
+  "max_length": (_COUNT, None),
   "min_length": (_COUNT, 0),
 }
 # What is not computed here, and the values beside null that ask for nothing.
@@ -53,9 +53,13 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
   "forced_decoder_ids": ([],),
   "forced_eos_token_id": (),
   "guidance_scale": (1.0,),
+  "max_time": (),
   "num_beam_groups": (1,),
   "penalty_alpha": (0.0,),
+  "remove_invalid_values": (False,),
+  "renormalize_logits": (False,),
   "sequence_bias": ({}, []),
+  "token_healing": (False,),
   "watermarking_config": (),
 }
 _REFUSED_WHEN_DRAWING: dict[str, tuple[Any, ...]] = {
@@ -65,6 +69,18 @@ _REFUSED_WHEN_DRAWING: dict[str, tuple[Any, ...]] = {
   "top_h": (),
   "typical_p": (1.0,),
 }
+# How the same tokens are computed, what is returned beside them, and what config.json and the tokenizer say here.
+_IRRELEVANT = (
+  "assistant_confidence_threshold", "assistant_early_exit", "assistant_ensemble_weight", "assistant_lookbehind",
+  "bos_token_id", "cache_config", "cache_implementation", "compile_config", "continuous_batching_config",
+  "disable_compile", "is_assistant", "low_memory", "max_cache_len", "max_matching_ngram_size", "num_assistant_tokens",
+  "num_assistant_tokens_schedule", "num_return_sequences", "output_attentions", "output_hidden_states",
+  "output_logits", "output_scores", "pad_token_id", "prefill_chunk_size", "prompt_lookup_num_tokens",
+  "return_dict_in_generate", "speculation_type", "target_lookbehind", "transformers_version", "use_cache", "use_mtp",
+)  # fmt: skip
+FIELDS = (*_RULES, *_BEAMS, *_DRAWING, *_LENGTHS, *_REFUSED, *_REFUSED_WHEN_DRAWING, *_IRRELEVANT, "bad_words_ids",
+          "decoder_start_token_id", "eos_token_id", "stop_strings")  # fmt: skip
+_TOP_K = 50  # of transformers, where a file asks for drawing and does not say it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +148,12 @@ def stated(folder: Path | None, hf_config: Mapping[str, Any], passed_over: Seque
       raise UserError(f"{path}: {name}={shown(found[name])} is not computed here; take it out to generate without it")
   drawing, lengths = _values(found, _DRAWING, path), _values(found, _LENGTHS, path)
   rules = _values(found, _RULES, path)
+  if drawing.get("do_sample"):
+    drawing = {"top_k": _TOP_K, **drawing}
+  start, known = found.get("decoder_start_token_id"), hf_config.get("decoder_start_token_id")
+  if known is not None and start not in (None, known):
+    raise UserError(f"{path}: decoder_start_token_id={shown(start)}, and config.json has {known}, with which the model "
+                    f"was trained; make both the same")  # fmt: skip
   suppressed = (*rules.get("suppress_tokens", ()), *_single_words(found.get("bad_words_ids"), path))
   return Stated(
     eos_ids=_ends(found.get("eos_token_id", hf_config.get("eos_token_id")), str(path)),

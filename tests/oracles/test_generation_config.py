@@ -12,7 +12,7 @@ import transformers
 
 from peftjax import UserError
 from peftjax.models.generate import generate
-from peftjax.models.generation_config import FILE, stated
+from peftjax.models.generation_config import FIELDS, FILE, stated
 from peftjax.text_generation import sampling_of
 from tests.oracles import test_llama, test_t5
 from tests.oracles.test_generate import load_pair
@@ -72,7 +72,7 @@ def test_drawing_is_noted_and_what_is_not_computed_refused(tmp_path, caplog):
   path.write_text(json.dumps({"do_sample": True, "temperature": 0.6, "top_p": 0.9, "min_p": 0.1}))
   with caplog.at_level(logging.WARNING):
     assert sampling_of(flags(), stated(tmp_path, {}), 3, pad_id=0).temperature == 0.0
-  assert "asks for drawing; this is the likeliest text: --temperature=0.6, --top_p=0.9 draws" in caplog.text
+  assert "this is the likeliest text: --temperature=0.6, --top_k=50, --top_p=0.9 draws" in caplog.text
   with pytest.raises(UserError, match="min_p is not computed here"):
     sampling_of(flags(temperature="0.6"), stated(tmp_path, {}), 3, pad_id=0)
   for value, says in (
@@ -81,7 +81,28 @@ def test_drawing_is_noted_and_what_is_not_computed_refused(tmp_path, caplog):
     ({"repetition_penalty": "x"}, 'repetition_penalty="x": expected a finite number above 0'),
     ({"eos_token_id": "</s>"}, 'eos_token_id="</s>": expected a token id or a list of them'),
     ({"early_stopping": "never"}, 'early_stopping="never": expected true or false'),
+    ({"max_time": 3.0}, "max_time=3.0 is not computed here"),
+    ({"renormalize_logits": True}, "renormalize_logits=true is not computed here"),
+    ({"decoder_start_token_id": 4}, "decoder_start_token_id=4, and config.json has 0"),
   ):
     path.write_text(json.dumps(value))
     with pytest.raises(UserError, match=says):
-      stated(tmp_path, {})
+      stated(tmp_path, {"decoder_start_token_id": 0})
+
+
+def test_a_value_that_is_said_counts_where_it_is_what_transformers_does_without(tmp_path):
+  path = tmp_path / FILE
+  for value, names, wanted in (
+    ({"max_length": 20}, {}, {"max_new_tokens": 17}),
+    ({"top_k": 50}, {"temperature": "0.7"}, {"top_k": 50}),
+    ({"do_sample": True, "top_k": 0}, {"temperature": "0.7"}, {"top_k": 0}),
+    ({"do_sample": True}, {"temperature": "0.7"}, {"top_k": 50}),
+  ):
+    path.write_text(json.dumps(value))
+    given = sampling_of(flags(**names), stated(tmp_path, {}), 3, pad_id=0)
+    assert {name: getattr(given, name) for name in wanted} == wanted, value
+
+
+def test_every_field_of_transformers_is_obeyed_refused_or_irrelevant():
+  fields = {name for name in vars(transformers.GenerationConfig()) if not name.startswith("_")}
+  assert fields - set(FIELDS) == set() and len(FIELDS) == len(set(FIELDS))
