@@ -68,6 +68,7 @@ ROOMS = (
     "huge_pages",
     "outputs",
     "own_code",
+    "named_code",
     "own_digest",
     "patterns",
     "placement",

@@ -17,12 +17,12 @@ from typing import Any, Self
 import numpy as np
 
 from peftjax.compare.metrics import spec_of, specs_in
-from peftjax.compare.own_trials import check_code, code_of
 from peftjax.compare.scores import pack_scores
 from peftjax.compare.trials import Trial, config_changes, fingerprint, plain_config
 from peftjax.data.extra_sets import shifted_names
 from peftjax.errors import UserError
 from peftjax.files import parse_json, write_text
+from peftjax.named_code import check_code, code_of
 from peftjax.stored import Stored
 from peftjax.tasks.metric import Metric
 from peftjax.train.rows import read_rows

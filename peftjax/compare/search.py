@@ -17,7 +17,6 @@ from ml_collections import ConfigDict
 
 from peftjax.compare import rates
 from peftjax.compare.metrics import spec_of, specs_in
-from peftjax.compare.own_trials import check_code, code_of
 from peftjax.compare.rates import Run, SearchPoint
 from peftjax.compare.trainer import RunOutcome, Trainer
 from peftjax.compare.trials import fingerprint, plain_config, row_config, rows_of, sizes_of
@@ -25,6 +24,7 @@ from peftjax.errors import UserError
 from peftjax.files import read_json, write_text
 from peftjax.leases import Leases
 from peftjax.methods import METHODS
+from peftjax.named_code import check_code, code_of
 from peftjax.stored import Stored
 from peftjax.train.watch import Diverged
 

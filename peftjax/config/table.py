@@ -108,7 +108,7 @@ FIELDS: dict[str, Field] = {
   "data.prefix": Field("", 'before every source, such as "translate English to German: "'),
   "data.separator": Field("\n", "between a source and its target in plain format"),
   "data.packing": Field(False, "causal_lm: rows of max_length filled with several sequences"),
-  "data.code_changed": Field(False, "go on although your own source's or input's code changed, as after a correction"),
+  "data.code_changed": Field(False, "go on although your own code changed, as after a correction"),
   "data.workers": Field(0, "processes that read ahead; 0: threads only", least=0, most=1024),
   # How examples become arrays: the kind of input, and the fields that it knows
   "input.name": Field("auto", "auto: by what the data holds; or module:Name of an own one", filled=True),

@@ -28,6 +28,7 @@ from peftjax import config as config_lib
 from peftjax.errors import UserError, nearest
 from peftjax.files import write_text
 from peftjax.masks import Tree
+from peftjax.named_code import check_code, code_of
 from peftjax.train import best as best_lib
 from peftjax.train import evaluators as evaluators_lib
 from peftjax.train import folder as folder_lib
@@ -117,13 +118,19 @@ class Session:
     wanted = best_lib.wanted(run.config, specs, run.task.main_metric, run.eval_splits)
     self.best = BestSoFar(wanted, self.folder if self._writes else None)
     self.run, self._evaluators = run, evaluators
+    self._code = code_of(self.config, scores=False)  # as it was read; its files may change while the run goes on
     self.checkpoints = self._held.enter_context(Checkpoints(self.folder / "checkpoints", run.config.train.keep))
 
   def restored(self, state: TrainState) -> TrainState:
-    """The state of the newest undamaged checkpoint, with the data at its position; `state` if there is none."""
+    """The state of the newest undamaged checkpoint, with the data at its position; `state` if there is none.
+
+    Raises:
+      UserError: it was trained on other data, or with other code of the user's own.
+    """
     if (found := self.checkpoints.restore(state, self.run.base)) is None:
       return state
     self.run.loaders.train.set_state(found[1])
+    check_code(found[1].get("code", {}), self.config, self.folder)
     self.best.restore(found[1])
     self.checkpoints.keep_best(self.best.step)
     return found[0]
@@ -176,7 +183,9 @@ class Session:
     step = int(state.step)
     with faults_as_one_line("saving", self.checkpoints.whole):
       if step not in self.checkpoints.steps():
-        self.checkpoints.save(state, {**self.run.loaders.train.get_state(), **self.best.saved(step)}, self.run.base)
+        position = {**self.run.loaders.train.get_state(), **self.best.saved(step)}
+        position |= {"code": self._code} if self._code else {}
+        self.checkpoints.save(state, position, self.run.base)
     if self.best.step == step:
       self.best.note()
 

@@ -1,4 +1,7 @@
-"""The user's own code that a trial runs: the trials of a study share it, or their differences mean nothing."""
+"""The user's own code that a config names: what was trained with one state of it does not go on with another.
+
+A run keeps it in its checkpoints, a study with its trials, whose differences mean nothing unless they share it.
+"""
 
 from __future__ import annotations
 
@@ -11,26 +14,28 @@ from ml_collections import ConfigDict
 from peftjax import own_digest, registry
 from peftjax.errors import UserError
 
-_NOT_RUN = ("compare", "guide", "writers")  # sections that decide nothing of a trial's numbers
+_NOT_RUN = ("compare", "guide", "writers", "train.writers")  # fields that decide nothing of a run's numbers
+_SCORES = ("evaluators", "train.evaluators")  # and those that decide nothing of its updates
 
 
-def code_of(config: ConfigDict) -> dict[str, str]:
-  """The code of the user's own that a trial's config names: ``module:Name`` -> hex digest of all that it reaches.
+def code_of(config: ConfigDict, scores: bool = True) -> dict[str, str]:
+  """The code of the user's own that a run's config names: ``module:Name`` -> hex digest of all that it reaches.
 
   Args:
     config: one whose names this process has resolved; others have no digest.
+    scores: whether the evaluators count, too; without, what the updates follow from.
   """
-  sections = {name: one for name, one in config.to_dict().items() if name not in _NOT_RUN}
-  names = {":".join(text.split(":")[:2]) for text in _texts(sections) if ":" in text}
+  left_out = _NOT_RUN if scores else (*_NOT_RUN, *_SCORES)
+  names = {":".join(text.split(":")[:2]) for text in _texts(config.to_dict(), left_out) if ":" in text}
   return {name: own_digest.of_name(name) for name in sorted(names) if registry.is_named(name)}
 
 
 def check_code(kept: Mapping[str, str], config: ConfigDict, place: Path) -> None:
-  """Checks that a finished trial was trained with the code that there is now.
+  """Checks that what was trained was trained with the code that there is now.
 
   Args:
     kept: what `code_of` gave then; {} of earlier versions.
-    config: the trial's; `data.code_changed` lets a correction pass.
+    config: of the run; `data.code_changed` lets a correction pass.
     place: its folder, for the error.
 
   Raises:
@@ -46,12 +51,13 @@ def check_code(kept: Mapping[str, str], config: ConfigDict, place: Path) -> None
     )
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _texts(value: Any, left_out: tuple[str, ...] = (), at: str = "") -> Iterator[str]:
   if isinstance(value, str):
     yield value
   elif isinstance(value, Mapping):
-    for one in value.values():
-      yield from _texts(one)
+    for name, one in value.items():
+      if (place := f"{at}{name}") not in left_out:
+        yield from _texts(one, left_out, f"{place}.")
   elif isinstance(value, list | tuple):
     for one in value:
       yield from _texts(one)
