@@ -90,7 +90,7 @@ def remove(folder: str | Path) -> None:
   """Takes away what was written here, as it was written, and the folder if nothing else is in it."""
   folder = Path(folder)
   for name, entry in _entries(folder).items():
-    if _is_as_written(folder / name, entry):
+    if _is_as_written(folder, name, entry):
       (folder / name).unlink()
   if folder.is_dir():
     (folder / LIST).unlink(missing_ok=True)
@@ -113,9 +113,11 @@ def _check(folder: Path, names: Sequence[str], overwrite: bool, base: Path | Non
   for name in names:
     if (folder / name).is_dir():
       raise UserError(f"{folder / name} is a folder, where a file would be written; choose another folder")
+  how = "choose another folder, or --overwrite"
+  if not overwrite and _is_in_checkpoints(folder.resolve()):
+    raise UserError(f"{folder} lies among a run's checkpoints; {how}")
   if overwrite or not folder.is_dir():
     return
-  how = "choose another folder, or --overwrite"
   if base is not None and base.exists() and folder.samefile(base):
     raise UserError(f"{folder} is the folder of the base model; {how}")
   if any((folder / name).exists() for name in _RUN) or _has_checkpoints(folder):
@@ -135,13 +137,18 @@ def check_as_written(folder: Path, names: Sequence[str]) -> None:
 def _check_as_written(folder: Path, names: Sequence[str], how: str) -> None:
   entries = _entries(folder)
   for name in names:
-    if os.path.lexists(folder / name) and not _is_as_written(folder / name, entries.get(name)):
+    if os.path.lexists(folder / name) and not _is_as_written(folder, name, entries.get(name)):
       state = "has been changed since peftjax wrote it" if name in entries else "was not written by peftjax"
       raise UserError(f"{folder / name} {state} and would be replaced; {how}")
 
 
 def _has_checkpoints(folder: Path) -> bool:
   return any(path.name.isdigit() and path.is_dir() for path in (folder / "checkpoints").glob("*"))
+
+
+def _is_in_checkpoints(folder: Path) -> bool:
+  return any(one.name == "checkpoints" and (one.parent / "config.json").is_file() and _has_checkpoints(one.parent)
+             for one in (folder, *folder.parents))  # fmt: skip
 
 
 def _entries(folder: Path) -> Entries:
@@ -159,8 +166,11 @@ def _is_entry(name: str, entry: Any) -> bool:
   return is_whole and bool(name) and not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
-def _is_as_written(path: Path, entry: Mapping[str, Any] | None) -> bool:
-  return entry is not None and path.is_file() and not path.is_symlink() and digest(path) in entry["sha256"]
+def _is_as_written(folder: Path, name: str, entry: Mapping[str, Any] | None) -> bool:
+  """Whether a file is what the list says. One that a link leads to, or a folder that is a link, lies elsewhere."""
+  path = folder / name
+  is_here = entry is not None and path.is_file() and path.resolve() == folder.resolve() / name
+  return is_here and digest(path) in entry["sha256"]  # type: ignore[index]
 
 
 def digest(path: Path) -> str:
@@ -178,7 +188,7 @@ def _into_place(temporary: Path, folder: Path, kind: str) -> None:
     return
   before = _entries(folder)
   after = {name: entry for name, entry in before.items() if entry["kind"] != kind} | made
-  stale = [name for name in before if name not in after and _is_as_written(folder / name, before[name])]
+  stale = [name for name in before if name not in after and _is_as_written(folder, name, before[name])]
   # Both states are on the list while files are replaced, so that a write that was cut off can be done again.
   either = {name: {**entry, "sha256": [*before.get(name, entry)["sha256"], *entry["sha256"]]}
             for name, entry in {**before, **after}.items()}  # fmt: skip

@@ -103,6 +103,31 @@ def test_the_bases_own_folder_is_refused(save: Callable[..., None], base: Model,
   assert content(base.folder) == before
 
 
+@pytest.mark.parametrize("place", ["checkpoints", "checkpoints/4", "checkpoints/4/default", "checkpoints/best"])
+def test_nothing_is_written_among_checkpoints(place: str, save: Callable[..., None], tmp_path: Path) -> None:
+  (tmp_path / "checkpoints" / "4").mkdir(parents=True)
+  (tmp_path / "config.json").write_text("{}")
+  with pytest.raises(UserError, match="among a run's checkpoints; choose another folder, or --overwrite"):
+    save(tmp_path / place)
+  assert list(content(tmp_path)) == ["config.json"]
+
+
+def test_a_list_claims_nothing_behind_a_link(base: Model, tmp_path: Path) -> None:
+  """As a folder that somebody else made may say."""
+  (tmp_path / "precious").mkdir()
+  (tmp_path / "precious" / "mine.txt").write_text("a")
+  (tmp_path / "out").mkdir()
+  (tmp_path / "out" / "link").symlink_to(tmp_path / "precious")
+  (tmp_path / "out" / "one.txt").symlink_to(tmp_path / "precious" / "mine.txt")
+  digest = outputs.digest(tmp_path / "precious" / "mine.txt")
+  entry = {"kind": "model", "sha256": [digest]}
+  listed = {"files": {"link/mine.txt": entry, "one.txt": entry, "link/../link/mine.txt": entry}}
+  (tmp_path / "out" / outputs.LIST).write_text(json.dumps(listed))
+  base.save(tmp_path / "out")
+  outputs.remove(tmp_path / "out")
+  assert (tmp_path / "precious" / "mine.txt").read_text() == "a" and (tmp_path / "out" / "one.txt").is_symlink()
+
+
 def test_what_was_written_here_is_written_again_and_what_changed_since_is_not(
   save: Callable[..., None], tmp_path: Path
 ) -> None:

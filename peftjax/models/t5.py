@@ -283,8 +283,8 @@ TABLE = COMMON | Table(
     "eos_token_id": Field(ANY_ID.or_null, 1),
     "decoder_start_token_id": Field(ANY_ID.or_null),
     "initializer_factor": Field(SPREAD, 1.0),
-    "is_encoder_decoder": Field(FLAG, True),
   },
+  refused={"is_encoder_decoder": Only((True,), "one half alone, as transformers computes it")},
   ignored=frozenset({"is_decoder"}),  # of either half, which says so itself
   spellings={
     "hidden_size": "d_model",
