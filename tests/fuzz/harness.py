@@ -58,7 +58,7 @@ def outcome_of(act: Callable[[], Any], seconds: float = 2.0, megabytes: int = 10
     megabytes: of address space beyond what the process has already.
   """
   try:
-    with _limited(seconds, megabytes):
+    with _uncollected(), _limited(seconds, megabytes):
       _acting(act)
   except UserError as error:
     return Outcome(REFUSED, str(error)) if str(error) else Outcome(TRACEBACK, "a UserError that says nothing")
@@ -84,6 +84,18 @@ def _acting(act: Callable[[], Any]) -> None:
 
 
 @contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+  """Without garbage collection: a worker of a long run has millions of objects to look through."""
+  collecting = gc.isenabled()
+  gc.disable()
+  try:
+    yield
+  finally:
+    if collecting:
+      gc.enable()
+
+
+@contextlib.contextmanager
 def _limited(seconds: float, megabytes: int) -> Iterator[None]:
   start = time.thread_time()
 
@@ -100,8 +112,6 @@ def _limited(seconds: float, megabytes: int) -> Iterator[None]:
   room = pages * resource.getpagesize() + megabytes * 2**20
   before = {number: signal.signal(number, stop) for number in (signal.SIGPROF, signal.SIGALRM)}
   resource.setrlimit(resource.RLIMIT_AS, (room if hard == resource.RLIM_INFINITY else min(room, hard), hard))
-  collecting = gc.isenabled()
-  gc.disable()  # a worker of a long run has millions of objects to look through
   signal.setitimer(signal.ITIMER_PROF, seconds, 0.1)  # again and again, for code that swallows the first
   signal.setitimer(signal.ITIMER_REAL, max(_PATIENCE, seconds), 0.1)
   try:
@@ -109,8 +119,6 @@ def _limited(seconds: float, megabytes: int) -> Iterator[None]:
   finally:
     signal.setitimer(signal.ITIMER_PROF, 0)
     signal.setitimer(signal.ITIMER_REAL, 0)
-    if collecting:
-      gc.enable()
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     for number, handler in before.items():  # a last one may still be on its way, and by default it ends the process
       signal.signal(number, signal.SIG_IGN if handler is signal.SIG_DFL else handler)
@@ -143,9 +151,10 @@ class Tally:
     )
     @hypothesis.given(inputs)
     def one(value: Any) -> None:
-      start = time.thread_time()
-      found = outcome_of(lambda: act(value), seconds, megabytes)
-      self.slowest[kind] = max(self.slowest[kind], time.thread_time() - start)
+      with _uncollected():
+        start = time.thread_time()
+        found = outcome_of(lambda: act(value), seconds, megabytes)
+        self.slowest[kind] = max(self.slowest[kind], time.thread_time() - start)
       self.counts[kind][found.kind] += 1
       assert found.is_good, f"{found.kind}: {found.detail}"
 

@@ -143,13 +143,7 @@ TURNS = [
 def test_chat_templates(fuzz, tmp_path, count):
   tokenizer = load_tokenizer(tokenizer_folder(tmp_path), 64)
   fuzz("chat templates", TEMPLATES, lambda source: ChatTemplate(source, {"bos_token": "<s>"}).render(TURNS), count)
-  fuzz(
-    "labels of chats",
-    TEMPLATES,
-    lambda source: encode_chat(tokenizer, ChatTemplate(source), TURNS),
-    count,
-    seconds=12.0,
-  )
+  fuzz("labels of chats", TEMPLATES, lambda source: encode_chat(tokenizer, ChatTemplate(source), TURNS), count)
 
 
 SETTINGS: dict[str, Any] = {

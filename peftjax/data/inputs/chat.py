@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from peftjax.data.inputs.base import IGNORED
+from peftjax.data.inputs.chat_bounds import conversation
 from peftjax.data.inputs.chat_rendering import render
 from peftjax.data.inputs.tokenizer_folder import special_tokens
 from peftjax.data.inputs.tokenizing import Tokenizer
@@ -69,9 +70,10 @@ class ChatTemplate:
     Raises:
       UserError: no answer in the messages, or none that can be found in the text.
     """
-    text, spans = self._rendered(messages, False)
-    if not self.marks_answers:
-      spans = self._found(messages, text)
+    with conversation(len(messages)):
+      text, spans = self._rendered(messages, False)
+      if not self.marks_answers:
+        spans = self._found(messages, text)
     spans = [(first, last) for first, last in spans if first < last]
     if not spans:
       raise UserError("a conversation to train on needs a message of the role 'assistant'")
@@ -122,7 +124,9 @@ class ChatTemplate:
     if asking is None or text.startswith(asking):
       return len(text) if asking is None else len(asking)
     header = asking[len(silent) :] if silent is not None and asking.startswith(silent) else ""
-    for size in range(len(header), 0, -1):  # what a header has at its end may be missing in an answer of the past
+    for size in range(
+      min(len(header), _LOOK), 0, -1
+    ):  # what a header has at its end may be missing in an answer of the past
       if header[size - 1] in _BOUNDARIES and (place := text.rfind(header[:size])) >= 0:
         return place + size
     nearest = range(len(text), max(len(text) - _LOOK, 0) - 1, -1)
@@ -158,8 +162,14 @@ class ChatTemplate:
 
 def _shared(one: str, other: str) -> int:
   """How many first characters two texts share."""
-  pairs = enumerate(zip(one, other, strict=False))
-  return next((place for place, (left, right) in pairs if left != right), min(len(one), len(other)))
+  first, last = 0, min(len(one), len(other))
+  while first < last:  # the first `first` are, and no more than `last` may be
+    middle = (first + last + 1) // 2
+    if one[first:middle] == other[first:middle]:
+      first = middle
+    else:
+      last = middle - 1
+  return first
 
 
 def has_chat_template(folder: str | Path) -> bool:

@@ -16,9 +16,11 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-MAX_SECONDS = 1.5  # of processor time
+MAX_SECONDS = 1.5  # of processor time; of all renderings of a conversation, more where it has many messages
+MESSAGES = 20  # of a conversation for each MAX_SECONDS
 MAX_STEPS = 2_000_000  # of loops, calls and operators
 MAX_CHARACTERS = 20_000_000  # made on the way, and 20 for each character of the messages
+MAX_WRITTEN = 200_000  # characters of the whole text, and 20 for each character of the messages
 MAX_NUMBER = 100_000  # that a template gives to a function or puts into a format
 MAX_ITEMS = 200_000  # in one value, however deep
 
@@ -34,8 +36,9 @@ class Bounds:
   def __init__(self, characters: int = 0):
     self.length = 0
     self.answers: list[tuple[int, int]] = []
-    self._until = time.thread_time() + MAX_SECONDS
+    self._until = min(time.thread_time() + MAX_SECONDS, _RUNNING.until)
     self._steps, self._characters = MAX_STEPS, MAX_CHARACTERS + 20 * characters
+    self._written = MAX_WRITTEN + 20 * characters
 
   def step(self) -> None:
     """Counts one step of a loop or a call; raises `TemplateError` beyond the bounds of steps and seconds."""
@@ -44,6 +47,12 @@ class Bounds:
       raise TemplateError(f"it takes more than {MAX_STEPS:,} steps")
     if time.thread_time() > self._until:
       raise TemplateError(f"it takes more than {MAX_SECONDS} seconds")
+
+  def wrote(self, characters: int) -> None:
+    """Counts what becomes part of the text."""
+    self.length += characters
+    if self.length > self._written:
+      raise TemplateError("it writes more text than a conversation can be")
 
   def made(self, characters: int) -> None:
     """Counts a step and what it makes."""
@@ -55,6 +64,7 @@ class Bounds:
 
 class _Running(threading.local):
   bounds: Bounds | None = None
+  until = float("inf")  # processor time of the thread
 
 
 _RUNNING = _Running()
@@ -73,6 +83,17 @@ def rendering(characters: int) -> Iterator[Bounds]:
     yield _RUNNING.bounds
   finally:
     _RUNNING.bounds = before
+
+
+@contextlib.contextmanager
+def conversation(messages: int) -> Iterator[None]:
+  """Bounds the time of all renderings in the block, which are of one conversation and its parts."""
+  before = _RUNNING.until
+  _RUNNING.until = min(before, time.thread_time() + MAX_SECONDS * max(messages / MESSAGES, 1))
+  try:
+    yield
+  finally:
+    _RUNNING.until = before
 
 
 def extent_of(value: Any) -> int:

@@ -42,7 +42,7 @@ def render(
       pieces = []
       for piece in template.generate(messages=messages, **variables, strftime_now=_clock(now)):
         pieces.append(piece)
-        running.length += len(piece)
+        running.wrote(len(piece))
       return "".join(pieces), running.answers
   except jinja2.TemplateSyntaxError as error:
     raise UserError(f"the chat template is no Jinja: {error.message} in line {error.lineno}") from None
