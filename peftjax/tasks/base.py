@@ -132,9 +132,9 @@ class Task(Protocol):
     raise UserError(f"input.cache: task {self.name!r} trains what would be kept of {name}")
 
   def predict(self, forward: Forward, batch: Batch) -> Arrays:
-    """Arrays whose first axis is the example, with "loss" among them, and "weight" where the metrics weigh by it (rows
-    that only fill a batch are left out without it); what is drawn for an example must follow from its `index`, so that
-    evaluations repeat."""
+    """Arrays whose first axis is the example, with "loss" [B] among them, and "weight" where the metrics weigh by it
+    (rows that only fill a batch are left out without it); what is drawn for an example must follow from its `index`, so
+    that evaluations repeat."""
     raise NotImplementedError
 
   def inputs(self, batch: Batch) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def _check_loss(found: Any, name: str) -> None:
 
 
 def _check_predictions(found: Any, name: str, rows: int) -> None:
-  whole = isinstance(found, Mapping) and "loss" in found
+  whole = isinstance(found, Mapping) and getattr(found.get("loss"), "shape", None) == (rows,)
   if not whole or any(getattr(one, "shape", ())[:1] != (rows,) for one in found.values()):
     raise UserError(f"{name} gives {shown(found)}; expected a dict of arrays [{rows}, ...] with 'loss' [{rows}] in it")
 

@@ -39,6 +39,7 @@ spelt = changed(label_kind="clas")
 nameless = changed(label_names=())
 unlabelled = changed(name="unlabelled", fields=("text",), label_kind="")
 untrained = changed(splits={"test": 48})
+untested = changed(splits={"train": 96, "test": 0})
 one_text = changed(fields="spectrum")
 nothing = lambda rest, named: None
 
@@ -83,6 +84,12 @@ class Lossless(grid_task.Cloning):
     return {"move": forward({"planes": batch["planes"]}).argmax(-1)}
 
 
+class Square(grid_task.Cloning):
+  def predict(self, forward, batch):
+    found = super().predict(forward, batch)
+    return {**found, "loss": found["loss"][:, None] - found["loss"]}
+
+
 class Nameless(grid_task.Cloning):
   specs = (Metric("loss", "per-example", value="loss"), Metric("optimal", "per-example", value="best"))
 
@@ -111,6 +118,7 @@ DATA = [
   ("data.name=mistaken_parts:one_text", "'spectra' has fields='spectrum'; expected a tuple of texts"),
   ("data.name=mistaken_parts:nothing", "gave NoneType; expected a peftjax.data.sources.Dataset"),
   ("data.name=mistaken_parts:untrained", "has no examples in a split 'train'; its splits: test: 48"),
+  ("data.name=mistaken_parts:untested", "has splits with 'test': 0; leave a split without examples out"),
   ("task.doubt=high", "task.doubt='high': expected a finite number"),
   ("input.levels=8.5", "input.levels=8.5: expected a whole number"),
   ("input.noise=(1,2)", r"input.noise=\(1, 2\): expected a finite number"),
@@ -131,6 +139,7 @@ MODELS = [
     "task.name=mistaken_parts:Lossless",
     r"Cloning.predict gives {'move': int32\[64\]}; expected .* 'loss' \[64\]",
   ),
+  ("task.name=mistaken_parts:Square", r"predict gives .*'loss': float32\[64, 64\].*; expected .* 'loss' \[64\]"),
 ]
 
 

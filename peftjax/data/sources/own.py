@@ -9,6 +9,8 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from peftjax import own_digest
 from peftjax.data.sources.types import Dataset, Example, Named, Source, WrongExample
 from peftjax.errors import UserError
@@ -117,13 +119,18 @@ def checked(spec: str, given: Any) -> Dataset:
   """What a function of the user's own gave, as a data set whose examples are held against its header.
 
   Raises:
-    UserError: it is no data set with a training split, or a part of it is of another kind.
+    UserError: it is no data set with a training split, a split has no examples, or a part of it is of another kind.
   """
   if not isinstance(given, Dataset):
     raise UserError(f"data.name={spec!r} gave {type(given).__name__}; expected a peftjax.data.sources.Dataset")
   if not given.splits.get("train"):
     held = ", ".join(f"{name}: {count}" for name, count in given.splits.items()) or "none"
     raise UserError(f"data.name={spec!r} has no examples in a split 'train'; its splits: {held}")
+  for split, count in given.splits.items():
+    if not isinstance(count, int | np.integer) or isinstance(count, bool) or count < 0:
+      raise UserError(f"data.name={spec!r} has splits with {split!r}: {count!r:.40}; expected a number of examples")
+    if not count:
+      raise UserError(f"data.name={spec!r} has splits with {split!r}: 0; leave a split without examples out")
   read: Callable[..., Any] | None = given.read
   if not callable(read):
     raise UserError(f"data.name={spec!r} has read={read!r:.80}; expected a function from a split to its examples")

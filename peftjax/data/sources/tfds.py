@@ -170,7 +170,7 @@ def _header(name: str, builder: tfds.core.DatasetBuilder, chosen: dict[str, str]
     name=name,
     task=next((kind for column, kind in kinds.items() if column in chosen), unlabelled),
     label_names=label_names,
-    splits={split: info.num_examples for split, info in builder.info.splits.items()},
+    splits={split: info.num_examples for split, info in builder.info.splits.items() if info.num_examples},
     columns=tuple(features),
     fields=tuple(chosen),
     label_kind="tags" if "tags" in chosen else kind,

@@ -59,6 +59,9 @@ def copies(rest, named):
 whole = changed()
 few = changed(splits={"train": 5})
 listed = changed(splits=["train", "test"])
+unvalidated = changed(splits={"train": 4, "validation": 0})
+counted = changed(splits={"train": 4, "test": "2"})
+negative = changed(splits={"train": 4, "test": -2})
 unhashable = changed(identity={"marks": {1, 2}})
 unread = changed(read=None)
 unsized = changed(read=iter)
@@ -85,6 +88,9 @@ def test_examples_are_those_of_the_source(marks):
   ("name", "message"),
   [
     ("listed", r"'marks' has splits=\['train', 'test'\]; expected a dict"),
+    ("unvalidated", "has splits with 'validation': 0; leave a split without examples out"),
+    ("counted", "has splits with 'test': '2'; expected a number of examples"),
+    ("negative", "has splits with 'test': -2; expected a number of examples"),
     ("unhashable", r"identity={'marks': {1, 2}}; expected numbers, texts, lists and dicts of them"),
     ("unread", "has read=None; expected a function from a split to its examples"),
   ],

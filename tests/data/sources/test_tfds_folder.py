@@ -73,3 +73,10 @@ def test_damaged_folders_and_community_names_are_one_line(tmp_path):
     assert "\n" not in str(error.value)
   with pytest.raises(UserError, match="only data sets of TFDS's own catalogue"):
     open_data("tfds:huggingface:somebody__set")
+
+
+def test_a_split_without_examples_is_none(tmp_path):
+  features = {"pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
+              "featuresDict": {"features": {"text": {"pythonClassName": TEXT, "text": {}}}}}  # fmt: skip
+  splits = [*INFO["splits"], {"name": "test", "shardLengths": ["0"], "numBytes": "0"}]
+  assert open_data(f"tfds:{folder(tmp_path, features, splits=splits)}").splits == {"train": 1}
