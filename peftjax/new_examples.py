@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from peftjax.data.sources import files as tables
 from peftjax.data.sources import media
 from peftjax.data.sources.column_files import ColumnFile, JsonFile
 from peftjax.data.sources.text_files import TextFile
-from peftjax.data.sources.types import SPEECH_RECOGNITION, Example, Header
+from peftjax.data.sources.types import BESIDE, SPEECH_RECOGNITION, Example, Header
 from peftjax.errors import UserError, nearest
 
 Row = dict[str, Any]
@@ -88,21 +88,24 @@ def _of_medium(path: Path) -> Row:
   return {medium.field: media.read(path), "where": str(path)}
 
 
-def example_of(row: Mapping[str, Any], where: str, header: Header, data: ConfigDict) -> Example:
+def example_of(
+  row: Mapping[str, Any], where: str, header: Header, data: ConfigDict, targets: Collection[str] = ()
+) -> Example:
   """A row as an example of the fields that the header names; what is to be predicted is filled in with nothing.
 
   Args:
     where: opens an error's line.
     data: `config.data` of the run, which may name columns.
+    targets: `Task.target_fields`, which the example lacks where the row does.
 
   Raises:
     UserError: a field that the task reads is not in the row.
   """
   if not header.fields:  # of a task and an input of the user's own
     return {name: _array(name, value) for name, value in row.items()}
-  example: Example = {"where": row["where"]} if "where" in row else {}
+  example: Example = {name: row[name] for name in BESIDE if row.get(name) is not None}
   for field in header.fields:
-    if field not in _UNKNOWN and field != "id":
+    if field not in _UNKNOWN and field != "id" and not (field in targets and row.get(field) is None):
       example[field] = _value(field, row, where, header, data)
   return example | {name: make(example, header) for name, make in _UNKNOWN.items() if name in header.fields}
 

@@ -73,7 +73,7 @@ def predict(
     task = tasks.from_config(header.task, config.task, header).of_model(folder)
     inputs = data_lib.make_input(config, header, task, folder)
     inputs.check(model)
-    examples = [example_of(row, where, header, config.data) for row, where in rows]
+    examples = [example_of(row, where, header, config.data, task.target_fields) for row, where in rows]
     if isinstance(inputs, Speech):
       said = _transcribed(config, model, inputs, examples)
     elif isinstance(inputs, MaskedTokens):

@@ -93,6 +93,10 @@ class OneText(Whole):
   fields = "marks"
 
 
+class Misspelt(Whole):
+  target_fields = ("mark",)
+
+
 class Listed(Whole):
   settings = ("scale",)
 
@@ -104,13 +108,14 @@ class Listed(Whole):
     (Unmade, "its `make` gave None; expected the task"),
     (Named, r"specs=\('loss',\); expected peftjax.tasks.Metric for each"),
     (OneText, r"has fields='marks'; expected a tuple of texts, such as \('marks',\)"),
+    (Misspelt, "has 'mark' in target_fields, and 'data' has no such field; did you mean 'marks'"),
     (Listed, r"Listed has settings=\('scale',\); expected a dict from fields to defaults"),
   ],
 )
 def test_a_task_that_is_none(kind, message, monkeypatch):
   monkeypatch.setattr(tasks, "task_class", lambda name: kind)
   with pytest.raises(UserError, match=message):
-    tasks.from_config("own:Kind", configs.default().task, Header("", fields=()))
+    tasks.from_config("own:Kind", configs.default().task, Header("data", fields=("marks",)))
 
 
 def test_a_dimension_that_is_none():

@@ -27,8 +27,9 @@ NAMES = ("spike", "trend", "wave")
 
 
 def windows(rest, named):
-  rows = [{"window": np.full((2 + at % 3, 2), at % 3, np.float32), "label": [at % 2, 0, 1]} for at in range(8)]
-  return Dataset(name="windows", label_names=NAMES, splits={"train": 8, "test": 8}, fields=("window", "label"),
+  rows = [{"window": np.full((2 + at % 3, 2), at % 3, np.float32), "label": [at % 2, 0, 1], "load": at / 8}
+          for at in range(8)]
+  return Dataset(name="windows", label_names=NAMES, splits={"train": 8, "test": 8}, fields=("window", "label", "load"),
                  label_kind="classes", identity={"windows": 1}, read=lambda split: rows)
 
 
@@ -36,17 +37,19 @@ class Steps(Input):
   buckets = (2, 4)
 
   def spec(self, rows, length):
-    return {"x": jax.ShapeDtypeStruct((rows, length, 2), np.float32)}
+    load = jax.ShapeDtypeStruct((rows,), np.float32)
+    return {"x": jax.ShapeDtypeStruct((rows, length, 2), np.float32), "load": load}
 
   def length(self, example):
     return example["window"].shape[0]
 
   def encode(self, example, rng):
-    return {"x": example["window"][:4]}
+    return {"x": example["window"][:4], "load": np.float32(example.get("load", np.nan))}
 
 
 class Events(Task):
-  name, head, fields, input, main_metric = "own_events:Events", "", ("window", "label"), "own_events:Steps", "loss"
+  name, head, input, main_metric = "own_events:Events", "", "own_events:Steps", "loss"
+  fields, target_fields = ("window", "label", "load"), ("load",)
   label_names, num_labels, evaluators = (), 3, ("predict",)
   specs = (Metric("loss", "per-example", value="loss", higher_is_better=False),)
 
@@ -60,7 +63,8 @@ class Events(Task):
 
   def predict(self, forward, batch):
     found = forward({"x": batch["x"]})
-    return {"score": found, "loss": ((found - batch["labels"]) ** 2).mean(-1), "labels": batch["labels"]}
+    losses = ((found - batch["labels"]) ** 2).mean(-1) + (found[:, 0] - batch["load"]) ** 2
+    return {"score": found, "loss": losses, "labels": batch["labels"]}
 
   def loss(self, forward, batch, key):
     return (self.predict(forward, batch)["loss"] * batch["weight"]).sum(), batch["weight"].sum(), {}
@@ -84,7 +88,8 @@ def net(config):
 """
 
 
-FAILS = "AttributeError: 'list' object has no attribute 'shape' (own_events.py, line 27)"
+DATA = type("Data", (), dict.fromkeys(("text_column", "source_column", "image_column", "audio_column"), ""))
+FAILS = "AttributeError: 'list' object has no attribute 'shape' (own_events.py, line 29)"
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +128,11 @@ def test_several_classes_and_what_an_example_is_called(run, capsys):
 def test_what_is_not_finite_is_null(run, capsys):
   code, rows, _ = said(run, capsys, '{"window": [[NaN, 2]]}', '{"window": [[1e400, 2]]}')
   assert code == 0 and rows[0]["score"] == [None] * 3 == rows[1]["score"]
+
+
+def test_a_target_may_be_left_out_or_given(run, capsys):
+  code, rows, _ = said(run, capsys, *(f'{{"window": [[1, 2], [3, 4]]{more}}}' for more in ("", ', "load": 2.0')))
+  assert code == 0 and rows[0]["score"] == rows[1]["score"]
 
 
 def test_lengths_of_new_examples_are_not_kept(run, capsys):
@@ -179,5 +189,20 @@ def test_what_an_example_is_named_by():
   assert told({"image": b"", "where": "a.png"}, "a.png") == {"file": "a.png"}
   assert told({"window": np.ones(2)}, "new.csv:1") == {"example": "new.csv:1"}
   header = Header("new", fields=("window", "label"), label_kind="classes", label_names=("a", "b"))
-  data = type("Data", (), dict.fromkeys(("text_column", "source_column", "image_column", "audio_column"), ""))
-  assert example_of({"window": [1, 2]}, "new.csv:1", header, data)["label"].tolist() == [0, 0]
+  assert example_of({"window": [1, 2]}, "new.csv:1", header, DATA)["label"].tolist() == [0, 0]
+
+
+def test_a_field_that_new_examples_may_lack():
+  header = Header("new", fields=("window", "load"))
+  assert example_of({"window": 1, "load": None}, "new.csv:1", header, DATA, ("load",)) == {"window": 1}
+  assert example_of({"window": 1, "load": 2, "more": 3}, "new.csv:1", header, DATA, ("load",)) == {
+    "window": 1,
+    "load": 2,
+  }
+  with pytest.raises(UserError, match="new.csv:1: no 'load' in it; it holds window"):
+    example_of({"window": 1}, "new.csv:1", header, DATA)
+
+
+def test_the_rate_of_a_recording_goes_with_it():
+  row = {"audio": [0.5], "sampling_rate": 8000, "speaker": 3}
+  assert example_of(row, "a", Header("new", fields=("audio",)), DATA) == {"audio": [0.5], "sampling_rate": 8000}

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from peftjax import config as config_lib
 from peftjax import own_digest
 from peftjax.data.sources.types import Header
-from peftjax.errors import UserError
+from peftjax.errors import UserError, nearest
 from peftjax.registry import resolve
 from peftjax.tasks.base import Forward, Task, check_read, check_settings
 from peftjax.tasks.metric import Metric
@@ -81,7 +81,7 @@ def _check_own(name: str, task: Task, header: Header) -> None:
     raise UserError(f"task.name={name!r}: the task lacks {', '.join(lacking)}; see peftjax.tasks.Task")
   if not all(isinstance(one, Metric) for one in task.specs):
     raise UserError(f"task.name={name!r}: specs={task.specs!r:.80}; expected peftjax.tasks.Metric for each")
-  for field in ("fields", "evaluators", "label_names"):
+  for field in ("fields", "target_fields", "evaluators", "label_names"):
     if isinstance(given := getattr(task, field, ()), str):
       raise UserError(f"task.name={name!r} has {field}={given!r}; expected a tuple of texts, such as ({given!r},)")
   own = [one for one in type(task).__mro__ if not own_digest.is_packaged(one)]
@@ -92,6 +92,10 @@ def _check_own(name: str, task: Task, header: Header) -> None:
     raise UserError(
       f"task.name={name!r} reads {', '.join(task.fields)}; {header.name!r} holds {held}: no {missing[0]!r}"
     )
+  for one in task.target_fields if header.name else ():
+    if one not in header.fields:
+      near = nearest(one, header.fields)
+      raise UserError(f"task.name={name!r} has {one!r} in target_fields, and {header.name!r} has no such field; {near}")
 
 
 def make(name: str, label_names: Sequence[str] = (), label_smoothing: float = 0.0, **settings: Any) -> Task:

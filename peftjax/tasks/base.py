@@ -49,6 +49,8 @@ class Task(Protocol):
     main_metric: the metric that stands for the task where one number is wanted.
     fields: what an example holds that it can be trained on (`Header.fields`), where no data is there to say; of a task
       of the user's own, what the data must hold.
+    target_fields: those of `fields` that only the loss and the scores read, beside `label`: new examples may lack them,
+      and the input's `encode` is then given none.
     settings: fields of `config.task` that are the task's own -> their defaults.
     reads: fields of `NOT_READ` that mean something to it, beside those of generation where it `writes_text`; other
       values than the default of the others are refused.
@@ -66,6 +68,7 @@ class Task(Protocol):
   specs: tuple[Metric, ...]
   main_metric: str
   fields: tuple[str, ...] = ()
+  target_fields: tuple[str, ...] = ()
   settings: ClassVar[Mapping[str, Any]] = {}
   reads: ClassVar[tuple[str, ...]] = ("num_labels",)
   input: str = ""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from peftjax import own_digest
-from peftjax.data.sources.types import Dataset, Example, Named, Source, WrongExample
+from peftjax.data.sources.types import BESIDE, Dataset, Example, Named, Source, WrongExample
 from peftjax.errors import UserError
 from peftjax.own_code import NOT_OF_CODE, said
 
@@ -68,11 +68,14 @@ class OwnSource:
     source: the user's.
     where: the data's name and the split, for errors.
     fields: that each example must hold; whoever needs a label asks for it.
+    known: that it may hold; empty: any. New examples have no others, so that an input that reads one would be given
+      less of them than it was trained on.
   """
 
   source: Any
   where: str
   fields: tuple[str, ...]
+  known: tuple[str, ...]
 
   def __len__(self) -> int:
     return len(self.source)
@@ -92,6 +95,9 @@ class OwnSource:
     if missing := [name for name in self.fields if name not in example]:
       held = ", ".join(map(str, example)) or "nothing"
       raise UserError(f"example {index} of {self.where} has no {missing[0]!r}, which its header names; it holds {held}")
+    if self.known and (more := [name for name in example if name not in self.known]):
+      what = f"example {index} of {self.where} has {more[0]!r}, which its header does not name"
+      raise UserError(f"{what}: add it to the Dataset's fields, {', '.join(self.fields)}, or leave it out")
     return dict(example)
 
 
@@ -112,7 +118,8 @@ class OwnRead:
       raise UserError(f"{where}: {said(error)}; expected an object with __len__ and __getitem__") from error
     if count < of.splits[split]:
       raise UserError(f"{where}: it has {count} examples, and splits says {of.splits[split]}")
-    return OwnSource(source, where, tuple(name for name in of.fields if name != "label"))
+    known = (*of.fields, *BESIDE) if of.fields else ()
+    return OwnSource(source, where, tuple(name for name in of.fields if name != "label"), known)
 
 
 def checked(spec: str, given: Any) -> Dataset:

@@ -62,6 +62,9 @@ OTHER_LABELS, OWN_SHARE = "other_labels", "own_share"
 # What an example of objects in an image holds; see `Source`.
 BOX_FIELDS = ("boxes", "image", "labels", "crowd", "size")
 
+# What an example may hold beside its fields: its name in errors, and the rate of its `audio`.
+BESIDE = ("where", "sampling_rate")
+
 # What an example's label is: one of the names, any of them, a number, one of the names for each token, or unknown.
 LABEL_KINDS = ("class", "classes", "number", "tags", "")
 
