@@ -77,7 +77,7 @@ def t0_step(folder: Path, method: Mapping[str, Any], precision: str, remat: str)
   batch = found.inputs().batch_spec(config.train.batch_size)
   residuals = {one: residual_bytes(shape_program(found, one), batch) for one in (remat, "none")}
   held = plan.compiled_for(config, jax.devices()[:1], arguments=True)["arguments_by_kind"]
-  held["gradients"] = held["adapter"]  # of all that trains, until the update
+  held["gradients"] = held["trainable"]  # until the update
   return {
     "precision": precision,
     "remat": remat,

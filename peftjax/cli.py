@@ -279,7 +279,8 @@ def _compare(parsed: argparse.Namespace, overrides: list[str]) -> int:
 def _guide(parsed: argparse.Namespace, overrides: list[str]) -> int:
   from peftjax.guide import recommend
 
-  result = recommend.recommend(_config(parsed, overrides))
+  words = [f"--config={parsed.config}"] * bool(parsed.config) + [f"--config.{one}" for one in overrides]
+  result = recommend.recommend(_config(parsed, overrides), words)
   return _finish(parsed, result, lambda console: recommend.show(result, console))
 
 

@@ -11,7 +11,7 @@ import contextlib
 import copy
 import dataclasses
 import math
-import shlex
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,12 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
+from peftjax import config as config_lib
 from peftjax import masks, methods
 from peftjax.adapters import abilities
 from peftjax.compare import formatting as fmt
 from peftjax.errors import UserError
-from peftjax.guide import evidence, rules_of_thumb
+from peftjax.guide import evidence, experiment, rules_of_thumb
 from peftjax.guide.evidence import Range
 from peftjax.model import Model
 from peftjax.parallel.topology import limit_bytes, topology_devices
@@ -84,8 +85,15 @@ class Candidate:
     return " ".join(f"--config.method.{name}={value}" for name, value in self.method.items())
 
 
-def recommend(config: ConfigDict) -> dict[str, Any]:
+def recommend(config: ConfigDict, words: Sequence[str] = ()) -> dict[str, Any]:
   """Ranked methods for a config's model, with what `config.guide` says of devices, task and wishes.
+
+  The standing candidates, the rows of own studies, and the config's own method where it is not the default.
+
+  Args:
+    config: as for `train`.
+    words: of the command line, `--config=FILE` and `--config.a.b=value`, that made the config: the command of
+      `experiment` repeats those that a study reads.
 
   Returns:
     `ranked`, best first: {"row", "method", "flags", "trainable", "adapter", "adapter_bytes", "bytes_for_all_tasks",
@@ -101,16 +109,16 @@ def recommend(config: ConfigDict) -> dict[str, Any]:
   # Rows of a study that somebody else may have made name no code, but what the user names as the config's method.
   named = [one for one in (str(config.method.name),) if ":" in one]
   with only_trusted(own[0], named) if own else contextlib.nullcontext():
-    return _guide(config)
+    return _guide(config, words)
 
 
-def _guide(config: ConfigDict) -> dict[str, Any]:
+def _guide(config: ConfigDict, words: Sequence[str]) -> dict[str, Any]:
   wants, devices, setting = _wants(config), _devices(config), setting_of(config)
   limit, count = _limit(config, devices), config.guide.devices or len(devices)
   steps = math.ceil(wants.examples / config.train.batch_size) if wants.examples else 1
   own = [evidence.own_study(Path(one)) for one in _paths(config.guide.results)]
   ranked, rejected = [], []
-  for row, method in _candidates(own):
+  for row, method in _candidates(own, _asked(config)):
     try:
       one = assessed(setting, row, method, own)
     except UserError as error:  # such as a default target list that does not know the architecture
@@ -143,7 +151,13 @@ def _guide(config: ConfigDict) -> dict[str, Any]:
     "rejected": rejected,
     "rules": [{"favours": one.favours, "says": one.says, "source": one.source} for one in applying],
     "conflicts": [[one.says, other.says] for one, other in rules_of_thumb.conflicts(applying)],
-    "experiment": _experiment(ranked, own, steps),
+    "experiment": experiment.experiment(
+      {one.row: one.method for one in ranked[:2]},
+      next((study.spread for study in own if study.spread), None),
+      sum(one.flops for one in ranked[:2]) * steps,
+      config,
+      words,
+    ),
     "device": {"limit_bytes": limit, "count": count},
   }
 
@@ -175,11 +189,34 @@ def _paths(given: Any) -> list[str]:
   return list(given) if isinstance(given, tuple) else [given] if given else []
 
 
-def _candidates(own: Sequence[evidence.OwnStudy]) -> list[tuple[str, dict[str, Any]]]:
-  """The rows of own studies with their settings, then the standing candidates that these do not hold."""
+def _asked(config: ConfigDict) -> dict[str, dict[str, Any]]:
+  """The config's method under its row; nothing where nobody asked for one."""
+  method = config.method.to_dict()
+  if method == config_lib.default().method.to_dict():
+    return {}
+  return {_row_name(str(methods.build(config.method).name)): method}
+
+
+def _row_name(name: str) -> str:
+  """A row's name, which names a folder.
+
+  >>> _row_name("mine:Scale"), _row_name("lora")
+  ('mine-Scale', 'lora')
+  """
+  return re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip("-") or "own"
+
+
+def _candidates(
+  own: Sequence[evidence.OwnStudy], asked: Mapping[str, dict[str, Any]]
+) -> list[tuple[str, dict[str, Any]]]:
+  """The rows of own studies with their settings, the method that is `asked` for, then the standing candidates that
+  these do not hold."""
   found: dict[str, dict[str, Any]] = {}
   for study in own:
     found |= {row: dict(method) for row, method in study.settings.items()}
+  for row, method in asked.items():
+    if method not in found.values():
+      found[experiment.free(row, found)] = method
   known = {method["name"] for method in found.values()}
   return [*found.items(), *((name, {"name": name, **fields}) for name, fields in CANDIDATES if name not in known)]
 
@@ -361,37 +398,6 @@ def _as_json(one: Candidate, wants: rules_of_thumb.Wants, steps: int) -> dict[st
     "forgetting": [known.as_json() for known in one.forgetting],
     "notes": one.notes,
   }
-
-
-def _experiment(ranked: Sequence[Candidate], own: Sequence[evidence.OwnStudy], steps: int) -> dict[str, Any] | None:
-  """The cheapest study that would tell the first two apart: seeds for a difference of two points at 80% power."""
-  if len(ranked) < 2:
-    return None
-  rows = [one.row for one in ranked[:2]]
-  spread = next((study.spread for study in own if study.spread), None)
-  assumed = spread is None
-  deviation = 0.01 if spread is None else spread
-  seeds = max(3, math.ceil(2 + ((1.96 + 0.84) * deviation / 0.02) ** 2))
-  return {
-    "rows": rows,
-    "seeds": seeds,
-    "spread_of_differences": deviation,
-    "spread_is_assumed": assumed,
-    "training_flops": sum(one.flops for one in ranked[:2]) * steps * seeds,
-    "command": f"peftjax compare --workdir=runs/decide {_flags(ranked[:2], seeds)}",
-    "says": f"tells {rows[0]} from {rows[1]} by two points in four of five studies"
-    + (", if seeds spread by one point" if assumed else ""),
-  }
-
-
-def _flags(candidates: Sequence[Candidate], seeds: int) -> str:
-  fields = {"reference": candidates[0].row, "baseline": "", "seeds": tuple(range(seeds))}
-  fields |= {
-    f"methods.{one.row}.method.{field}": value for one in candidates for field, value in sorted(one.method.items())
-  }
-  return " ".join(
-    shlex.quote(f"--config.compare.{name}={str(value).replace(' ', '')}") for name, value in fields.items()
-  )
 
 
 # For people -------------------------------------------------------------------------------------------------------

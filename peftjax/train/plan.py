@@ -73,8 +73,9 @@ def compiled_for(config: ConfigDict, devices: list[Any], arguments: bool = False
   """Compiles the train step of a config for some devices.
 
   Returns:
-    `fits`; `bytes_per_device` {"arguments", "temp", "total"}; `arguments_by_kind` {"base", "adapter", "optimizer",
-    "batch"}, their bytes on a device, a moving average among the optimizer's; `limit_bytes`; `compile_seconds`,
+    `fits`; `bytes_per_device` {"arguments", "temp", "total"}; `arguments_by_kind` {"frozen", "trainable", "optimizer",
+    "batch"}, their bytes on a device: the leaves that do not train, those that do (head included), and a moving average
+    among the optimizer's; `limit_bytes`; `compile_seconds`,
     `compile_cpu_seconds` of all threads, which other work on the machine does not change; `devices`, their number;
     `device_kind`; `mesh`; `step_flops`, over all devices; `collectives` {kind: number in the compiled text};
     `largest_replicated`, the bytes of the largest leaf that is whole on every device of a mesh that could split it;
@@ -100,7 +101,12 @@ def compiled_for(config: ConfigDict, devices: list[Any], arguments: bool = False
     name: jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=place)
     for name, one in setting.inputs().training().batch_spec(config.train.batch_size).items()
   }
-  kinds = {"base": frozen, "adapter": state.trainable, "optimizer": (state.opt_state, state.average), "batch": batch}
+  kinds = {
+    "frozen": frozen,
+    "trainable": state.trainable,
+    "optimizer": (state.opt_state, state.average),
+    "batch": batch,
+  }
   by_kind = {kind: device_bytes(tree) for kind, tree in kinds.items()}
   found = {
     "arguments_by_kind": by_kind,

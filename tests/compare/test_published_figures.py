@@ -76,7 +76,7 @@ def test_each_step_of_t0_3b_takes_what_was_kept(kept, tmp_path):
 def test_weights_gradients_and_moments_of_full_fine_tuning_are_four_times_the_published_count():
   full = next(one for one in KEPT["t0_3b"] if one["method"] == "full")
   parts = full["arguments"]
-  assert parts["adapter"] == parts["gradients"] == 4 * 2_849_757_184  # memory_anchors.json: t5v11_xl_total
+  assert parts["trainable"] == parts["gradients"] == 4 * 2_849_757_184  # memory_anchors.json: t5v11_xl_total
   assert parts["optimizer"] == pytest.approx(8 * 2_849_757_184, rel=1e-6)
 
 

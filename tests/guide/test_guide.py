@@ -197,13 +197,48 @@ def test_rules_that_disagree_are_shown_as_such():
   assert not rules_of_thumb.conflicts(rules_of_thumb.applying(rules_of_thumb.Wants(tasks=3, examples=300)))
 
 
+def studied(command):
+  """The config and the trials of a command."""
+  words = shlex.split(command)
+  flags = [word.removeprefix("--config.") for word in words if word.startswith("--config.")]
+  made = config_lib.load(next((one[9:] for one in words if one.startswith("--config=")), ""), flags)
+  return made, trials_of(made)
+
+
 def test_the_experiment_is_a_command_that_plans(plain):
-  words = shlex.split(plain["experiment"]["command"])
-  trials = trials_of(
-    config_lib.load("", [word.removeprefix("--config.") for word in words if word.startswith("--config.")])
-  )
+  _, trials = studied(plain["experiment"]["command"])
   assert {trial.row for trial in trials} == set(plain["experiment"]["rows"])
   assert len(trials) == 2 * plain["experiment"]["seeds"]
+
+
+def test_the_experiment_is_of_the_users_own_model_data_and_file(folder, tmp_path, capsys):
+  file = tmp_path / "conf.py"
+  file.write_text(
+    "from peftjax.config import default\n\n\ndef get_config():\n  config = default()\n  config.train.batch_size = 2\n"
+    '  config.compare.methods = {"lora": {"method": {"rank": 3}}, "full": {}}\n  return config\n'
+  )
+  flags = [f"--config={file}", f"--config.model.path={folder}", "--config.data.max_length=8"]
+  asked = ["--config.guide.compile=0", "--config.guide.device_gib=1.0", "--config.method.name=hra"]
+  assert cli.main(["guide", "--json", *flags, *asked, "--config.task.name=text_classification"]) == 0
+  found = json.loads(capsys.readouterr().out)["experiment"]
+  made, trials = studied(found["command"])
+  assert made.train.batch_size == 2 and made.data.max_length == 8 and made.task.name == "text_classification"
+  assert made.model.path == str(folder) and "guide." not in found["command"]
+  # the file's own row of another rank stays as it is, and the guide's two have names of their own
+  ranks = {trial.row: trial.config.method.get("rank") for trial in trials}
+  assert ranks["lora"] == 3 and set(found["rows"]) <= set(ranks) and "lora" not in found["rows"]
+  assert "the config's own rows are trained beside them: full, lora" in found["says"]
+
+
+def test_the_method_that_was_asked_for_is_assessed(folder):
+  asked = config(folder)
+  asked.method.name = "hra"
+  found = recommend(asked)
+  assert {"name": "hra"} in [one["method"] for one in found["ranked"]]
+  asked = config(folder)
+  asked.method.update({"rank": 2})
+  found = recommend(asked)
+  assert [one["method"] for one in found["ranked"] if one["row"] == "lora"] == [{"name": "lora", "rank": 2}]
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,8 @@ def test_this_machine(plan):
   assert each["total"] >= each["arguments"] + each["temp"] > sum(found["arguments_by_kind"].values())
   base = 2 * 512 * 256 + 256 + 2 * (2 * 256 + 2 * 256 * 256 + 2 * 256 * 128 + 3 * 256 * 512)
   adapter = 2 * 8 * ((256 + 256) + (256 + 128))  # rank 8 on q_proj and v_proj
-  assert found["arguments_by_kind"]["base"] == 4 * base
-  assert found["arguments_by_kind"]["adapter"] == 4 * adapter
+  assert found["arguments_by_kind"]["frozen"] == 4 * base
+  assert found["arguments_by_kind"]["trainable"] == 4 * adapter
   assert 8 * adapter <= found["arguments_by_kind"]["optimizer"] < 8 * adapter + 64
   assert found["arguments_by_kind"]["batch"] == 4 * (3 * 4 * 16 + 2 * 4)
 

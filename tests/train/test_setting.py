@@ -68,7 +68,7 @@ def test_inspect_and_plan_mean_what_train_trains(models, data, model, name, task
   assert {name: str(one.dtype) for name, one in spec.items()} == {name: str(one.dtype) for name, one in batch.items()}
   assert {name: one.ndim for name, one in batch.items()} == {name: len(one.shape) for name, one in spec.items()}
   planned = plan.plan(config, arguments=True)
-  assert planned["arguments_by_kind"]["adapter"] == 4 * counts["trainable"]
+  assert planned["arguments_by_kind"]["trainable"] == 4 * counts["trainable"]
 
 
 def test_data_that_is_not_here_is_told_and_config_json_speaks(models, data, tmp_path):
