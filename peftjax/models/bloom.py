@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from peftjax.kinds import FLAG
+from peftjax.errors import UserError
+from peftjax.kinds import FLAG, whole
 from peftjax.models.config_fields import (
   COMMON,
   EPSILON,
@@ -194,14 +195,21 @@ TABLE = COMMON | Table(
     "tie_word_embeddings": Field(FLAG, True),
     "bos_token_id": Field(IDS.or_null, 1),
     "eos_token_id": Field(IDS.or_null, 2),
+    "pretraining_tp": Field(whole(1, 2**16), 1),
+    "slow_but_exact": Field(FLAG, False),
   },
-  ignored=frozenset({"pretraining_tp", "slow_but_exact"}),  # in what order the same products are added
   spellings={"num_hidden_layers": "n_layer", "num_attention_heads": "n_head", "n_embed": "hidden_size"},
 )
 
 
 def _parse(hf_config: Mapping[str, Any]) -> BloomConfig:
-  config = BloomConfig(**fields_for(TABLE.values(hf_config), BloomConfig))
+  values = TABLE.values(hf_config)
+  if values["slow_but_exact"] and values["pretraining_tp"] > 1:
+    raise UserError(
+      "config.json: slow_but_exact=true with pretraining_tp above 1 leaves out two biases of a layer in transformers; "
+      "expected false, the sum in one piece"
+    )
+  config = BloomConfig(**fields_for(values, BloomConfig))
   check_heads(config.hidden_size, config.n_head)
   return config
 
