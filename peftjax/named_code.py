@@ -5,6 +5,7 @@ A run keeps it in its checkpoints, a study with its trials, whose differences me
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,16 @@ _SCORES = ("evaluators", "train.evaluators")  # and those that decide nothing of
 
 
 def code_of(config: ConfigDict, scores: bool = True) -> dict[str, str]:
-  """The code of the user's own that a run's config names: ``module:Name`` -> hex digest of all that it reaches.
+  """The code of the user's own that a run's config and its task name: ``module:Name`` -> hex digest of all that it
+  reaches.
 
   Args:
     config: one whose names this process has resolved; others have no digest.
     scores: whether the evaluators count, too; without, what the updates follow from.
   """
   left_out = _NOT_RUN if scores else (*_NOT_RUN, *_SCORES)
-  names = {":".join(text.split(":")[:2]) for text in _texts(config.to_dict(), left_out) if ":" in text}
+  texts = (*_texts(config.to_dict(), left_out), *_of_task(str(config.task.name), scores))
+  names = {":".join(text.split(":")[:2]) for text in texts if ":" in text}
   return {name: own_digest.of_name(name) for name in sorted(names) if registry.is_named(name)}
 
 
@@ -49,6 +52,13 @@ def check_code(kept: Mapping[str, str], config: ConfigDict, place: Path) -> None
       f"{place} was trained with other code of {', '.join(changed)}: use another --workdir, or, where it was a "
       f"correction that changes no result, --config.data.code_changed=True"
     )
+
+
+def _of_task(name: str, scores: bool) -> Iterator[str]:
+  """The input that a task of the user's own names itself, and its evaluators."""
+  where, _, attribute = name.rpartition(":")
+  task = getattr(sys.modules.get(registry.module_of(where)), attribute, None) if registry.is_named(name) else None
+  yield from _texts([getattr(task, "input", ""), getattr(task, "evaluators", ()) if scores else ()])
 
 
 def _texts(value: Any, left_out: tuple[str, ...] = (), at: str = "") -> Iterator[str]:

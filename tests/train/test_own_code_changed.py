@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -74,8 +75,10 @@ def test_what_decides_nothing_of_the_updates_may_change(monkeypatch, tmp_path):
   """Evaluators count in a study, writers nowhere, nor what is studied; runs of earlier versions have kept nothing."""
   config = default()
   config.method.name, config.train.evaluators, config.train.writers = "own:M", ("own:E",), ("own:W",)
-  config.compare.dimensions = ("own:D",)
-  monkeypatch.setattr("peftjax.registry._named", {f"own:{name}" for name in "MEWD"})
-  assert list(code_of(config)) == ["own:E", "own:M"]
-  assert list(code_of(config, scores=False)) == ["own:M"]
+  config.compare.dimensions, config.task.name = ("own:D",), "own:T"
+  task = SimpleNamespace(input="own:I", evaluators=("predict", "own:F"))
+  monkeypatch.setitem(sys.modules, "own", SimpleNamespace(T=task))
+  monkeypatch.setattr("peftjax.registry._named", {f"own:{name}" for name in "MEWDTIF"})
+  assert list(code_of(config)) == ["own:E", "own:F", "own:I", "own:M", "own:T"]
+  assert list(code_of(config, scores=False)) == ["own:I", "own:M", "own:T"]
   check_code({}, config, tmp_path)

@@ -67,15 +67,13 @@ class OwnSource:
   Attributes:
     source: the user's.
     where: the data's name and the split, for errors.
-    fields: that each example must hold; whoever needs a label asks for it.
-    known: that it may hold; empty: any. New examples have no others, so that an input that reads one would be given
-      less of them than it was trained on.
+    fields: that each example holds, but for a label, which whoever needs it asks for; empty: any. New examples have no
+      others, so that an input that reads one would be given less of them than it was trained on.
   """
 
   source: Any
   where: str
   fields: tuple[str, ...]
-  known: tuple[str, ...]
 
   def __len__(self) -> int:
     return len(self.source)
@@ -92,12 +90,12 @@ class OwnSource:
       raise WrongExample(index, self.where, f": {said(error)}") from error
     if not isinstance(example, Mapping):
       raise UserError(f"example {index} of {self.where} is {type(example).__name__}; expected a dict")
-    if missing := [name for name in self.fields if name not in example]:
+    if missing := [name for name in self.fields if name not in (*example, "label")]:
       held = ", ".join(map(str, example)) or "nothing"
       raise UserError(f"example {index} of {self.where} has no {missing[0]!r}, which its header names; it holds {held}")
-    if self.known and (more := [name for name in example if name not in self.known]):
+    if self.fields and (more := [name for name in example if name not in (*self.fields, *BESIDE)]):
       what = f"example {index} of {self.where} has {more[0]!r}, which its header does not name"
-      raise UserError(f"{what}: add it to the Dataset's fields, {', '.join(self.fields)}, or leave it out")
+      raise UserError(f"{what}: leave it out, or add it to fields={self.fields}")
     return dict(example)
 
 
@@ -118,8 +116,7 @@ class OwnRead:
       raise UserError(f"{where}: {said(error)}; expected an object with __len__ and __getitem__") from error
     if count < of.splits[split]:
       raise UserError(f"{where}: it has {count} examples, and splits says {of.splits[split]}")
-    known = (*of.fields, *BESIDE) if of.fields else ()
-    return OwnSource(source, where, tuple(name for name in of.fields if name != "label"), known)
+    return OwnSource(source, where, tuple(of.fields))
 
 
 def checked(spec: str, given: Any) -> Dataset:

@@ -107,7 +107,7 @@ def test_what_is_seen_when_it_is_opened(marks, name, message):
     ("few", "^marks, train: it has 4 examples, and splits says 5$"),
     ("unsized", "^marks, train: TypeError: .*; expected an object with __len__ and __getitem__$"),
     ("empty", "^example 1 of marks, train has no 'marks', which its header names; it holds nothing$"),
-    ("more", "^example 1 of marks, train has 'load', which .* add it to the Dataset's fields, marks, or leave it out$"),
+    ("more", r"^example 1 of marks, train has 'load', which .* it out, or add it to fields=\('marks', 'label'\)$"),
     ("nothing", "^example 1 of marks, train is NoneType; expected a dict$"),
     ("failing", r"^example 1 of marks, train: KeyError: 'mark' \(own_marks.py, line 20\)$"),
     ("broken", r"^example 1 of marks, train: SensorError: it is broken \(own_marks.py, line 25\)$"),
