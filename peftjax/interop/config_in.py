@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from peftjax import masks, methods
 from peftjax.errors import UserError, nearest
-from peftjax.interop import targeting
+from peftjax.interop import parameters, targeting
 from peftjax.interop.config_kinds import check_config
 from peftjax.interop.formats import FORMATS
 from peftjax.interop.formats.base import COMMON, Config, Format
@@ -23,6 +23,7 @@ from peftjax.models.family import (
   TEXT_CLASSIFICATION,
   TOKEN_CLASSIFICATION,
 )
+from peftjax.patterns import full_match
 
 if TYPE_CHECKING:
   from peftjax.model import Model
@@ -104,12 +105,14 @@ def method_of(config: Config, form: Format, model: Model, *, whole: bool = False
   names: Mapping[str, str] = {}
   if form.chooses_modules:
     kinds = form.kinds or method.kinds
-    names = {name: modules[name] for site in model.sites if site.kind in kinds for name in site.names}
-    fields |= _targets_of(config, form, model, names, known)
+    every = {name: modules[name] for site in model.sites if site.kind in kinds for name in site.names}
+    bare = {} if parameters.takes(form) else parameters.routed(model, every)  # of which PEFT finds no module
+    names = {name: key for name, key in every.items() if name not in bare}
+    fields |= _targets_of(config, form, model, names, every, known)
     names = {name: key for name, key in names.items() if targeting.is_targeted(config, key)}
     for field in getattr(method, "patterns", ()):
       entries = fields.get(field) or {}
-      fields[field] = dict(_respelled(entries, names))
+      fields[field] = _respelled(entries, names, parameters.pattern_names(model, names))
   if form.inits is not None:
     fields["init"] = _init_of(config[INIT], form.inits)
   fields |= form.fields_of(config, names, model.context)
@@ -117,13 +120,19 @@ def method_of(config: Config, form: Format, model: Model, *, whole: bool = False
   return methods.build({"name": method.name, **{name: value for name, value in fields.items() if name in known}})
 
 
-def _respelled(entries: Mapping[str, Any], names: Mapping[str, str]) -> Iterable[tuple[str, Any]]:
-  """What is said of modules by the ends of their names, for those there are and by the tree's names for them."""
+def _respelled(entries: Mapping[str, Any], names: Iterable[str], compared: Mapping[str, str]) -> Config:
+  """What is said of modules by the ends of their names, for those there are and by the tree's names for them.
+
+  Args:
+    compared: {name in the tree: what PEFT compares the keys with}.
+  """
+  found: Config = {}
   for key, value in entries.items():
-    if any(ends_with(key, name) for name in names):
-      yield key, value
-    else:
-      yield from ((name, value) for name, theirs in names.items() if ends_with(key, theirs))
+    hits = {name for name, theirs in compared.items() if full_match(rf"(.*\.)?({key})$", theirs)}
+    ours = {name for name in names if ends_with(key, name)}
+    for spelled in [key] if ours and ours == hits else [name for name in names if name in hits]:
+      found.setdefault(spelled, value)  # of two that match, the first holds
+  return found
 
 
 def _init_of(value: Any, inits: Mapping[Any, str]) -> str:
@@ -136,7 +145,10 @@ def _of_json(value: Any) -> Any:
   return tuple(value) if isinstance(value, list) else value
 
 
-def _targets_of(config: Config, form: Format, model: Model, names: Mapping[str, str], known: Collection[str]) -> Config:
+def _targets_of(
+  config: Config, form: Format, model: Model, names: Mapping[str, str], every: Iterable[str], known: Collection[str]
+) -> Config:
+  """Fields of a method that acts on those of `names` that the config targets, and on no other of `every`."""
   if config["target_modules"] is None:
     found = form.method().default_targets(model.context.model_type) if issubclass(form.method, Targeted) else ()
     config["target_modules"] = found if isinstance(found, str) else list(found)
@@ -151,13 +163,13 @@ def _targets_of(config: Config, form: Format, model: Model, names: Mapping[str, 
   layers = () if layers is None else (layers,) if isinstance(layers, int) else tuple(layers)
   ours = {
     name
-    for name in names
+    for name in every
     if targets and masks.matches(targets, name) and not (exclude and masks.matches(exclude, name))
     if not layers or layer_index(name) in layers
   }
   fields: Config = {"targets": targets, "exclude": exclude, "layers": layers}
   if ours != chosen or any(value and field not in known for field, value in fields.items()):
-    fields = {"targets": targeting.exact_patterns(chosen, names), "exclude": (), "layers": ()}
+    fields = {"targets": targeting.exact_patterns(chosen, every), "exclude": (), "layers": ()}
   mode = config.get("bias", "none")
   return {**fields, "bias": f"{form.method.name}_only" if str(mode).endswith("_only") else mode}
 

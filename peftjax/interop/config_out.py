@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from peftjax import masks
 from peftjax.errors import UserError
-from peftjax.interop import tables, targeting
+from peftjax.interop import parameters, tables, targeting
 from peftjax.interop.config_in import INIT, TASK_TYPES
 from peftjax.interop.formats.base import Config, Format
 from peftjax.interop.leaves import base_names, module_names
@@ -76,18 +76,19 @@ def config_of(model: Model, one: Bound, form: Format) -> Written:
     config[INIT] = next(key for key, value in form.inits.items() if value == method.init)
   acted_on = [name.rpartition(".")[0] for name in own] or [name for site in one.sites for name in site.names]
   names = {name: modules.get(name, name) for name in acted_on}
-  if model.family.renamed_modules:
+  routers = parameters.routers(model, names, modules, method, form)
+  if model.family.renamed_modules or model.family.parameters:
     config |= {
-      key: _respelled(config[key], names)
+      key: _respelled(config[key], parameters.pattern_names(model, names))
       for key, field in form.fields.items()
       if field in getattr(method, "patterns", ())
     }
-  experts = _experts(one, form)
-  if experts:
-    config["target_parameters"] = sorted(f"{names[name]}.weight" for name in experts)
+  bare = _experts(one, form) | routers
+  if bare:
+    config["target_parameters"] = sorted(f"{names[name]}.weight" for name in bare)
   if form.chooses_modules:
-    plain = {key for name, key in names.items() if name not in experts}
-    config |= _targets_in(config, method, plain, modules) if plain or not experts else {"target_modules": []}
+    plain = {key for name, key in names.items() if name not in bare}
+    config |= _targets_in(config, method, plain, modules) if plain or not bare else {"target_modules": []}
   return Written({**config, **form.config_of(method, config, names, model.context)}, saved, biases, own)
 
 
@@ -181,11 +182,15 @@ def _targets_in(config: Config, method: Any, chosen: set[str], modules: Mapping[
   knobs = {"exclude_modules": exclude, "layers_to_transform": layers}
   simple = not isinstance(method.targets, str) and not isinstance(exclude, str)
   if simple and all(key in config for key, value in knobs.items() if value):
-    tried = {"target_modules": list(method.targets), **{key: list(value) or None for key, value in knobs.items()}}
+    given = list(method.targets)
+    if config.get("target_parameters"):  # which are no modules
+      given = [entry for entry in given if any(masks.matches((entry,), key) for key in chosen)]
+    tried = {"target_modules": given, **{key: list(value) or None for key, value in knobs.items()}}
     tried = {key: value for key, value in tried.items() if key in config}
     tails = {**tried, "target_modules": sorted({name.rpartition(".")[2] for name in chosen})}
     for one in (tried, tails):
-      if {key for key in modules.values() if targeting.is_targeted({**config, **one}, key)} == chosen:
+      whole = {**config, **one, "target_parameters": None}
+      if {key for key in modules.values() if targeting.is_targeted(whole, key)} == chosen:
         return one
   return found
 

@@ -205,7 +205,7 @@ def load(
     tensors = tables.with_shared(model, form, tensors)
     family = model.family
     if any(module_key_of(family, key) != key for key in tensors):  # as modules were called before transformers 5
-      model = dataclasses.replace(model, family=dataclasses.replace(family, renamed_modules=()))
+      model = dataclasses.replace(model, family=dataclasses.replace(family, renamed_modules=(), parameters=()))
     model, full = tables.prepared(tables.with_vocabulary(model, form, tensors, _tokens_of(folder)), full, form)
     whole = not inference and ours.get("method") == form.method.name
     method = method_of(full, form, model, whole=whole)

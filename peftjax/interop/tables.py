@@ -43,13 +43,13 @@ def table_module(model: Model) -> str:
 
 def output_module(model: Model) -> str:
   """PEFT's name of the output layer, tied or not; "" where the model has none over the vocabulary."""
-  return output_path(model).rpartition(".")[0] if hasattr(model.module, "head_name") else ""
+  return module_key(model, output_path(model).rpartition(".")[0]) if hasattr(model.module, "head_name") else ""
 
 
 def is_vocabulary(model: Model, name: str) -> bool:
   """Whether a base leaf is the word embeddings' or the output layer's."""
   output = output_module(model)
-  return name == table_path(model) or bool(output and name.startswith(f"{output}."))
+  return name == table_path(model) or bool(output and module_key(model, name.rpartition(".")[0]) == output)
 
 
 def prepared(model: Model, config: Config, form: Format) -> tuple[Model, Config]:

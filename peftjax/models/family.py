@@ -76,6 +76,7 @@ class Family:
     rename: (pattern, replacement) pairs from dotted tree path, layers numbered, to Hugging Face's key.
     renamed_modules: (pattern, replacement) pairs, all of which are applied, from a module's name in checkpoints to the
       one that transformers and PEFT's adapters have for it now, where these differ; both are read, the latter written.
+    parameters: regular expressions of modules, as transformers now calls them, that it holds as bare parameters.
     default: the architecture built when config.json names none.
     copies: checkpoint key, below a prefix -> keys that hold the same tensor again, or in its stead.
     always_tied: whether transformers ties output layer and word embeddings whatever config.json says, unless the files
@@ -96,6 +97,7 @@ class Family:
   untransposed: tuple[str, ...] = ()
   rename: tuple[tuple[str, str], ...] = ()
   renamed_modules: tuple[tuple[str, str], ...] = ()
+  parameters: tuple[str, ...] = ()
   default: str = ""
   copies: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
   always_tied: bool = False

@@ -395,6 +395,7 @@ NEOX = Family(
   ),
   stacks=lambda config: {"layers": config.num_hidden_layers},
   inputs=lambda config: token_inputs(),
+  renamed_modules=((r"(.*)\bembed_out\b(.*)", r"\1lm_head\2"),),
   unused=(
     r"embed_out\.weight",
     r"score\.weight",

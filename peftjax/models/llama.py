@@ -193,6 +193,8 @@ _CLASS_NAMES = {
   "deci": "DeciLM",
 }
 
+_MIXTURES = ("mixtral", "qwen3_moe")
+
 
 def _experts(config: LlamaConfig, layer: int) -> dict[str, int]:
   return {f"{config.experts_name}.experts": config.num_experts} if config.sparse_layers[layer] else {}
@@ -211,6 +213,8 @@ def _family(model_type: str) -> Family:
     architectures=found,
     stacks=lambda config: {"layers": config.num_hidden_layers},
     inputs=lambda config: token_inputs(),
+    renamed_modules=((r"(.*)\bblock_sparse_moe\b(.*)", r"\1mlp\2"),) if model_type == "mixtral" else (),
+    parameters=(r"(.*\.)?mlp\.gate", r"(.*\.)?mlp\.experts\.\d+\.\w+") if model_type in _MIXTURES else (),
     unused=(r"lm_head\.weight", r"score\.weight", r"(.*\.)?rotary_emb\.inv_freq"),
     inner=_experts,
     alike=lambda config: config.layers_alike,
