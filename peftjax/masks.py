@@ -212,7 +212,7 @@ def label(tree: Tree, mask: Mask, stacks: Mapping[str, int] | None = None) -> Tr
 
   Raises:
     LayersDiffer: the mask gives the layers of one stacked leaf different groups.
-    UserError: the mask returned something that is not a string.
+    UserError: the mask returned something that is not a string, or "Frozen".
   """
   stacks = stacks or {}
   groups = {}
@@ -224,6 +224,8 @@ def label(tree: Tree, mask: Mask, stacks: Mapping[str, int] | None = None) -> Tr
     for group in found:
       if not isinstance(group, str) or not group:
         raise UserError(f"the mask returned {group!r} for {path!r}; expected the name of a group or {FROZEN!r}")
+      if group != FROZEN and group.strip().lower() == FROZEN:  # a group of this name would train
+        raise UserError(f"the mask returned {group!r} for {path!r}; did you mean {FROZEN!r}?")
     if len(found) > 1:
       raise LayersDiffer(f"{path}: layers are in groups {sorted(found)}")
     groups[path] = found.pop()

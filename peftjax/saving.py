@@ -29,7 +29,10 @@ def save(model: Model, folder: str | Path, overwrite: bool = False) -> None:
   if model.adapter_paths():
     raise UserError("the model has separate adapter leaves; use model.merge().save() or model.save_adapter()")
   if is_wrapped(model):
-    raise UserError("a model of your own has no format here; write what unwrap() gives as you do, or save_adapter()")
+    raise UserError(
+      "a model of your own has no format here; write what unwrap() gives as you do, or what trained: save_adapter(), "
+      "which is peftjax export --format=peft"
+    )
   if is_composite(model):
     _save_components(model, Path(folder), overwrite)
     return

@@ -81,6 +81,12 @@ def test_layers_of_a_stack_must_agree():
     masks.label(TREE, masks.where(("encoder.layer.2.query",), "top"), STACKS)
 
 
+@pytest.mark.parametrize("group", ["Frozen", "FROZEN", "frozen "])
+def test_a_group_that_is_frozen_but_for_its_spelling_is_refused(group):
+  with pytest.raises(UserError, match=f"returned '{group}' for .*; did you mean 'frozen'"):
+    masks.label(TREE, lambda name, leaf: group, STACKS)
+
+
 def test_a_mask_that_returns_no_string_is_named():
   with pytest.raises(UserError, match="returned True"):
     masks.label(TREE, lambda name, leaf: True, STACKS)

@@ -30,7 +30,7 @@ from peftjax.models.registry import family_of
 from peftjax.parallel.sharding import layout_of
 from peftjax.quantize_model import Quantization
 from peftjax.registry import resolve
-from peftjax.train import evaluators, fitting
+from peftjax.train import evaluators, fitting, promised
 
 log = logging.getLogger(__name__)
 
@@ -266,7 +266,7 @@ def setting(config: ConfigDict, dataset: data_lib.Dataset | None = None, trains:
     task = tasks.from_config(name, config.task, header)
     header = dataclasses.replace(header, fields=task.fields)
   task = task.of_model(folder)
-  evaluators.classes(config, task)
+  promised.check(config, task, evaluators.classes(config, task), header.splits)
   found = Setting(config, folder, hf_config, header, task, _head_of(config, task, hf_config), notes)
   found.inputs()  # an input says what of the data it cannot read
   return found

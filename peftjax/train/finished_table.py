@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from peftjax.train import folder as folder_lib
-from peftjax.train.hint import trust_flag
+from peftjax.train.hint import export_form, trust_flag
 
 
 def show(summary: Mapping[str, Any], workdir: str | Path, console: Console) -> None:
@@ -33,7 +33,7 @@ def show(summary: Mapping[str, Any], workdir: str | Path, console: Console) -> N
   if summary["metrics"]:
     show_scores(summary["metrics"], console)
   config, resolved = folder_lib.read_config(Path(workdir))
-  trust, form = trust_flag(config), "merged" if summary.get("method") == "full" else "peft"
+  trust, form = trust_flag(config), export_form(summary, config)
   console.print(
     f"In {workdir}: summary.json, metrics.jsonl, predictions. Next: peftjax predict --workdir={workdir} "
     f"{_new_example(resolved.fields)}{trust}, peftjax export --workdir={workdir} --format={form} --out=FOLDER{trust}",

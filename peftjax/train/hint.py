@@ -48,14 +48,19 @@ def hint_of(rows: Sequence[Mapping[str, Any]], rates: Mapping[str, float]) -> st
 
 def already_finished(folder: Path, summary: Mapping[str, Any], config: ConfigDict) -> str:
   """What is said of a run that is asked for again, and how it goes on for longer."""
-  done, full = f"already finished, with step {summary['step']} in {folder}", summary.get("method") == "full"
-  if full and _is_own(str(config.model.path)):  # what it exports is no folder that model.path takes
-    return f"{done}. To train longer: the same config with more train.epochs in another folder, from the start"
-  form, start = ("merged", "--config.model.path") if full else ("peft", "--config.model.adapter")
+  done, form = f"already finished, with step {summary['step']} in {folder}", export_form(summary, config)
+  start = "--config.model.path" if form == "merged" else "--config.model.adapter"
   return (
     f"{done}. To train longer: peftjax export --workdir={folder} --format={form} --out=START{trust_flag(config)}, and "
     f"then train with {start}=START in another folder"
   )
+
+
+def export_form(summary: Mapping[str, Any], config: ConfigDict) -> str:
+  """The format that a run is exported in: "merged" where all trains. A model of the user's own has no folder that
+  `model.path` takes, so that all of its runs are written as what trained ("peft")."""
+  is_whole = summary.get("method") == "full" and not _is_own(str(config.model.path))
+  return "merged" if is_whole else "peft"
 
 
 def trust_flag(config: ConfigDict) -> str:

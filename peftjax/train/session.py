@@ -25,7 +25,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from peftjax import config as config_lib
-from peftjax.errors import UserError, nearest
 from peftjax.files import write_text
 from peftjax.masks import Tree
 from peftjax.named_code import check_code, code_of
@@ -40,6 +39,7 @@ from peftjax.train.evaluators import Evaluator
 from peftjax.train.faults import faults_as_one_line
 from peftjax.train.hint import already_finished, hint_of
 from peftjax.train.logs import RunLog
+from peftjax.train.promised import no_main
 from peftjax.train.rows import read_rows
 from peftjax.train.run import Run, describe
 from peftjax.train.signals import PREEMPTED, Preempted
@@ -112,9 +112,8 @@ class Session:
     evaluators_lib.check(evaluators, run.loaders.evals, run.evaluated)
     specs = {spec.name: spec for one in evaluators if "during" in one.moments for spec in one.specs}
     named = [spec.name for one in evaluators for spec in one.specs]
-    if (main := run.task.main_metric) not in named:
-      raise UserError(f"task {run.task.name}: main_metric={main!r} is none of the evaluators' metrics; "
-                      f"{nearest(main, named)}")  # fmt: skip
+    if run.task.main_metric not in named:
+      raise no_main(run.task, named)
     wanted = best_lib.wanted(run.config, specs, run.task.main_metric, run.eval_splits)
     self.best = BestSoFar(wanted, self.folder if self._writes else None)
     self.run, self._evaluators = run, evaluators

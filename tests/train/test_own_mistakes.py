@@ -94,6 +94,10 @@ class Nameless(grid_task.Cloning):
   specs = (Metric("loss", "per-example", value="loss"), Metric("optimal", "per-example", value="best"))
 
 
+class Misspelt(grid_task.Cloning):
+  main_metric = "optimall"
+
+
 class Wide(Planes):
   def encode(self, example, rng):
     return super().encode({**example, "planes": np.zeros((7, 8, 3))}, rng)
@@ -124,6 +128,8 @@ DATA = [
   ("input.noise=(1,2)", r"input.noise=\(1, 2\): expected a finite number"),
   ("input.nois=1.0", "input.nois: no such field of Levels; did you mean 'noise'"),
   ("evaluators.far.steps=two", "evaluators.far.steps='two': expected a whole number"),
+  ("train.eval_every=2 train.best=valid/loss", "no split 'valid' is evaluated in training; did you mean 'validation'"),
+  ("train.eval_every=2 train.best=validation/acuracy", "no metric 'acuracy'; did you mean 'accuracy'"),
   ("train.evaluators=spectra_evaluator:Fat", "spectra_evaluator has no 'Fat'; did you mean 'Far'"),
   ("train.evaluators=spectra_source:spectra", "expected a class derived from peftjax.train.evaluators.Evaluator"),
   ("input.name=spectra_source:spectra", "expected a class derived from peftjax.data.Input"),
@@ -139,6 +145,10 @@ MODELS = [
     "task.name=mistaken_parts:Lossless",
     r"Cloning.predict gives {'move': int32\[64\]}; expected .* 'loss' \[64\]",
   ),
+  (
+    "task.name=mistaken_parts:Misspelt",
+    "has main_metric='optimall', which is the name of none of its specs; did you mean 'optimal'",
+  ),
   ("task.name=mistaken_parts:Square", r"predict gives .*'loss': float32\[64, 64\].*; expected .* 'loss' \[64\]"),
 ]
 
@@ -147,7 +157,7 @@ MODELS = [
   *(("spectra", *case) for case in DATA), *(("own_model", *case) for case in MODELS),
 ], ids=lambda value: value.rpartition(":")[2] if "=" in value else "")  # fmt: skip
 def test_every_verb_says_the_same(parts, example, override, message):
-  config = config_of(example, override)
+  config = config_of(example, *override.split())
   said = []
   for verb in (inspection.inspect, lambda one: plan.plan(one, arguments=True), recommend, JaxTrainer().check,
                loop.make_run):  # fmt: skip

@@ -69,6 +69,22 @@ def test_it_trains_and_is_evaluated_by_who_vouches_for_it(tmp_path, capsys):
   assert written["bytes"] > (tmp_path / "adapter" / "adapter.safetensors").stat().st_size
 
 
+def test_what_a_run_of_full_fine_tuning_is_told_to_export_goes_on(tmp_path, capsys, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  whole = ("method.name=full", "train.steps=2", "train.eval_every=2", "train.save_every=2")
+  config = [f"--config={CONFIG}:full", *(f"--config.{one}" for one in (*SHORT, *whole))]
+  assert cli.main(["train", "--workdir=run", *config]) == 0
+  told = capsys.readouterr().out.partition("peftjax export ")[2].split()
+  assert cli.main(["export", *(word.replace("FOLDER", "START").rstrip(".") for word in told)]) == 0
+  capsys.readouterr()
+  assert cli.main(["train", "--workdir=run", *config]) == 0
+  line = capsys.readouterr().err
+  assert "--format=peft --out=START" in line and "train with --config.model.adapter=START" in line
+  assert cli.main(["train", "--workdir=more", *config, "--config.model.adapter=START"]) == 0
+  assert cli.main(["export", "--workdir=run", "--format=merged", "--out=M", f"--trust={CONFIG.parent}"]) == 2
+  assert "peftjax export --format=peft" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_bytes(tmp_path):
   whole, parts = tmp_path / "whole", tmp_path / "parts"
