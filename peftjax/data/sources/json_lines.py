@@ -9,10 +9,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+
+from peftjax.errors import UserError
 
 BLOCK = 2**24  # bytes; a file of less is parsed in Python
 Parse = Callable[[bytes, int], dict[str, Any]]  # (a line's bytes, its number) -> the row
@@ -64,12 +67,56 @@ class _Found:
   texts: frozenset[str]
 
 
+_COLONS = (b'":', b" :", b"\t:", b"\r:")  # behind every key stands one of them
+
+
+def check_keys(content: bytes, row: dict[str, Any], path: object, line: int) -> None:
+  """Checks that no object in a row has a field twice, of which `json` keeps the last.
+
+  Where there are as many colons that may stand behind a key as the row has keys, or each key is written once, none was
+  lost. Few other rows are left to be parsed again.
+
+  Args:
+    content: the line that was parsed to `row`.
+    path, line: where it stands.
+
+  Raises:
+    UserError: a field stands twice.
+  """
+  if content.count(b":") == len(row):
+    return
+  is_flat = content.count(b"{") == 1
+  if sum(map(content.count, _COLONS)) == (len(row) if is_flat else _keys(row)):
+    return
+  if is_flat and b"\\" not in content and all(content.count(f'"{name}"'.encode()) == 1 for name in row):
+    return
+
+  def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+      names = [name for name, _ in pairs]
+      twice = next(name for name in names if names.count(name) > 1)
+      raise UserError(f"{path}:{line}: the field {twice!r:.60} stands twice in one object; leave one out")
+    return found
+
+  json.loads(content.decode("utf-8-sig"), object_pairs_hook=once)
+
+
+def _keys(row: dict[str, Any]) -> int:
+  count, left = 0, list[Any]([row])
+  while left:
+    one = left.pop()
+    count += len(one) if isinstance(one, dict) else 0
+    left += [inner for inner in (one.values() if isinstance(one, dict) else one) if isinstance(inner, (dict, list))]
+  return count
+
+
 def index_json(file: io.BufferedReader, parse: Parse) -> Indexed:
   """Reads a file once.
 
   Args:
     file: at its start.
-    parse: of a line that must hold a row; what it raises ends the reading.
+    parse: of a line that must hold a row; what it raises ends the reading. Arrow refuses a field that stands twice.
   """
   digest, position, line = hashlib.sha256(), 0, 0
   bounds, rows = [np.zeros(1, np.int64)], []  # of all lines; of each block its lines that are rows

@@ -22,7 +22,7 @@ AUTO, MULTI_HOT = "auto", "multi_hot"
 ASKED = (AUTO, CLASS, NUMBER, CLASSES, MULTI_HOT)  # what `data.label_kind` may say
 
 _NAMES, _INTEGERS, _BOOLEANS, _HOT = "names", "integers", "booleans", "hot"  # how a row spells its labels
-_INTEGER = re.compile(r"\s*[+-]?\d{1,18}\s*", re.ASCII)
+_INTEGER = re.compile(r"\s*[+-]?\d{1,640}\s*", re.ASCII)  # digits that Python converts, whatever its limit is set to
 _NUMBER = re.compile(r"\s*[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf|infinity)\s*", re.ASCII | re.IGNORECASE)
 _MISSING = frozenset(  # how pandas writes and reads what is not there
   ("#N/A", "#N/A N/A", "#NA", "-NaN", "-nan", "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null")
@@ -153,7 +153,9 @@ def _of_one_kind(flat: Sequence[tuple[Any, str]], from_text: bool, kind: str) ->
   if first == "float":
     if kind != CLASS:
       raise UserError(f"{flat[0][1]}: a list of labels holds {flat[0][0]!r:.60}, expected strings or integers")
-    return _numbers(flat)
+    found = _numbers(flat)
+    _check_exact(flat, kinds)
+    return found
   if first == "int":
     return Labels(kind, _without_gap(flat), _INTEGERS)
   names = sorted({value for value, _ in flat}, key=_tag_order if kind == TAGS else None)
@@ -176,6 +178,16 @@ def _check_names(flat: Sequence[tuple[Any, str]], kinds: Sequence[str]) -> None:
       f"{odd[0][1]}: label {odd[0][0]!r:.60}, expected a number as in most rows; "
       "data.label_kind=class takes them all for names"
     )
+
+
+def _check_exact(flat: Sequence[tuple[Any, str]], kinds: Sequence[str]) -> None:
+  """Refuses ids among numbers: whole numbers that no float holds."""
+  for (value, where), kind in zip(flat, kinds, strict=True):
+    if kind == "int" and int(float(value)) != int(value):
+      raise UserError(
+        f"{where}: label {str(value)[:60]!r} is a whole number that no float holds, and other rows have numbers with a "
+        "fraction; set data.label_kind to number if it may be rounded, or to class with strings or integers alone"
+      )
 
 
 def _multi_hot(values: Sequence[Any], wheres: Sequence[str], asked: str) -> Labels | None:

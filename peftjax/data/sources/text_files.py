@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from peftjax.data.sources.json_lines import Spans, index_json
+from peftjax.data.sources.json_lines import Spans, check_keys, index_json
 from peftjax.errors import UserError
 from peftjax.files import parse_json
 
@@ -34,7 +34,8 @@ class TextFile:
     sha256: hex digest of the file.
 
   Raises:
-    UserError: the file is missing, empty, not UTF-8, or a line is no JSON object or has another number of fields.
+    UserError: the file is missing, empty, not UTF-8, or a line is no JSON object, has a field twice, or has another
+      number of fields.
   """
 
   def __init__(self, path: Path, kind: str):
@@ -52,7 +53,7 @@ class TextFile:
         lines, starts, ends = entries.T
         self._spans = Spans(starts, ends, lines)
       else:
-        found = index_json(file, self.parse)
+        found = index_json(file, self._parse_checked)
         self._spans, self.texts, self.sha256 = found.spans, found.texts, found.sha256
     if not len(self):
       raise UserError(f"{path} has no rows")
@@ -81,6 +82,12 @@ class TextFile:
     except UnicodeDecodeError as error:
       raise UserError(f"{self.path}:{line}: not UTF-8: byte {content[error.start]:#04x}") from None
     return self._parse_csv(text, line) if self._header else self._parse_json(text, line)
+
+  def _parse_checked(self, content: bytes, line: int) -> Row:
+    """As `parse`, of a JSON line that is read for the first time."""
+    row = self.parse(content, line)
+    check_keys(content, row, self.path, line)
+    return row
 
   def _parse_json(self, text: str, line: int) -> Row:
     row = parse_json(text, f"{self.path}:{line}")
@@ -153,6 +160,10 @@ def _read_header(file: io.BufferedReader, path: Path) -> tuple[list[str], str]:
     raise UserError(f"{path}:1: no CSV: {_why(error)}") from None
   if not header:
     raise UserError(f"{path} is empty; its first line must name the columns")
+  quoted = next((name for name in header if name != name.strip() and name.strip().startswith('"')), None)
+  if quoted is not None:
+    raise UserError(f"{path}:1: a space stands before the quote of {quoted.strip():.60}; expected none")
+  header = [name.strip() for name in header]
   twice = next((name for name in header if header.count(name) > 1), None)
   if twice is not None:
     raise UserError(f"{path}:1: two columns are called {twice!r:.60}")

@@ -69,6 +69,8 @@ def test_blank_lines_are_no_rows_and_lines_are_counted(reading, tmp_path):
     (b'{"text": "\xff"}', "not UTF-8"),
     (b'{"text": 3}', "column 'text' holds 3, expected a string"),
     (b'{"other": "a"}', "no column 'text'"),
+    (b'{"text": "a", "text": "b"}', "the field 'text' stands twice in one object"),
+    (b'{"text": "a: b", "more": [{"b": 1, "b": 2}]}', "the field 'b' stands twice in one object"),
     (b'{"text": null}', "column 'text' holds None, expected a string"),
   ],
 )

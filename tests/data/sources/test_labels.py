@@ -55,6 +55,7 @@ def test_numbers_of_every_spelling_are_predicted(tmp_path, written, expected):
     (["b", "a", "1"], ("1", "a", "b"), [2, 1, 0]),
     (["None", "yes"], ("None", "yes"), [0, 1]),
     (["1e5x", "2"], ("1e5x", "2"), [0, 1]),
+    (["123456789012345678902", "x"], ("123456789012345678902", "x"), [0, 1]),
   ],
 )
 def test_names_integers_and_booleans_are_classes(tmp_path, written, names, expected):
@@ -71,6 +72,11 @@ def test_names_integers_and_booleans_are_classes(tmp_path, written, names, expec
     (["0.5", "", "1.5"], "train.csv:3: the label is empty"),
     (["0.5", "0,7", "1.5", "2.5"], "train.csv:3: label '0,7', expected a number as in most rows"),
     (["0.5", "inf"], "train.csv:3: label 'inf', expected a finite number"),
+    (
+      ["123456789012345678901", "123456789012345678902"],
+      "integer label 123456789012345678901, but labels are numbered",
+    ),
+    (["0.5", "123456789012345678901"], "train.csv:3: label '123456789012345678901' is a whole number that no float"),
     (["1", "3"], "renumber them, or set data.label_kind to class or number"),
   ],
 )
@@ -110,6 +116,12 @@ def test_the_user_can_say_what_labels_are(tmp_path):
     from_jsonl(tmp_path, [["a"], ["b"]], label_kind="number")
   with pytest.raises(UserError, match="is no set of labels"):
     from_jsonl(tmp_path, [[1, 0], [1]], label_kind="multi_hot")
+
+
+def test_ids_of_any_length_are_classes_of_their_own(tmp_path):
+  ids = ["123456789012345678902", "123456789012345678901", "9" * 40]
+  dataset = from_csv(tmp_path, ids, label_kind="class")
+  assert dataset.label_names == (*sorted(ids[:2]), ids[2]) and labels_of(dataset) == [1, 0, 2]
 
 
 def test_many_labels_take_time_in_proportion(tmp_path):

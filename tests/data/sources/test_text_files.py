@@ -62,6 +62,12 @@ def test_a_file_survives_pickling_and_tells_lines(tmp_path):
     ("a.jsonl", b"[1]\n", "a.jsonl:1: a JSON object was expected, not list"),
     ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', "a.jsonl:2: not UTF-8: byte 0xff"),
     ("a.jsonl", b"\n\n", "a.jsonl has no rows"),
+    ("a.jsonl", b'{"a": 1}\n{"a":1,"a":0}\n', "a.jsonl:2: the field 'a' stands twice in one object"),
+    ("a.jsonl", b'{"m": [{"a" : "x\\":", "b": 1, "b" :2}]}\n', "a.jsonl:1: the field 'b' stands twice in one object"),
+    ("a.jsonl", b'{"a" : "x : y", "a" : 2}\n', "a.jsonl:1: the field 'a' stands twice in one object"),
+    ("a.jsonl", b'{"a": "x : y", "\\u0061": 2}\n', "a.jsonl:1: the field 'a' stands twice in one object"),
+    ("a.csv", b"text, label,label\na,1,1\n", "a.csv:1: two columns are called 'label'"),
+    ("a.csv", b'text, "label"\na,1\n', 'a.csv:1: a space stands before the quote of "label"'),
     ("a.csv", b"", "a.csv is empty"),
     ("a.csv", b"text,label\n", "a.csv has no rows"),
     ("a.csv", b"text,label\na,1\nb\n", "a.csv:3: 1 fields, but the header has 2"),
@@ -74,6 +80,11 @@ def test_damage_is_named_with_its_line(tmp_path, name, content, message):
   with pytest.raises(UserError) as error:
     TextFile(tmp_path / name, name.split(".")[1])
   assert message in str(error.value)
+
+
+def test_spaces_around_a_columns_name_are_no_part_of_it(tmp_path):
+  (tmp_path / "train.csv").write_text("text, label\n" + "a,1\nb,0\n" * 4)
+  assert TextFile(tmp_path / "train.csv", "csv")[0] == {"text": "a", "label": "1"}
 
 
 def test_a_missing_file_is_named(tmp_path):
