@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from peftjax import hub, masks
-from peftjax.composite import INDEX, component, components, compose, in_component, part_path
+from peftjax.composite import INDEX, component, components, compose, in_component, is_composite, part_path
 from peftjax.errors import UserError, nearest
 from peftjax.files import can_be_named, read_json
 from peftjax.interop import lora_files, peft
@@ -76,9 +76,7 @@ def load(
       raise UserError("model.path: a head belongs to one component; load it and `compose` the models")
     options: dict[str, Any] = {"runtime": runtime, "seed": seed, "quantize": quantize, "place": place}
     whole = _components(path, dtype, component_dtypes or {}, family, load, options)
-    if adapter and lora_files.file_of(adapter):
-      return lora_files.load(whole, adapter)
-    return _with_adapters(whole, Path(adapter), other_base) if adapter else whole
+    return put_adapter(whole, adapter, other_base) if adapter else whole
   if component_dtypes:
     raise UserError(f"model.component_dtypes: {str(path)!r} is one model; set model.dtype")
   folder = folder_of(path)
@@ -95,9 +93,20 @@ def load(
     folder, model.family, model.params, model.stacks, model.head, seed, shardings, tie, new_head
   )
   model = dataclasses.replace(model, params=params, folder=folder, drawn=tuple(drawn), quantization_errors=errors)
-  if lora is not None:
+  return put_adapter(model, adapter, other_base) if adapter else model
+
+
+def put_adapter(model: Model, adapter: str | Path, other_base: bool = False) -> Model:
+  """A base, or its shapes, with an adapter as `load` takes it; a base of shapes has no bytes that an adapter may note.
+
+  Raises:
+    UserError: there is no such adapter, or it is for another base.
+  """
+  if (lora := lora_files.file_of(adapter)) is not None:
     return lora_files.load(model, lora)
-  return peft.load(model, adapter, other_base=other_base) if adapter else model
+  if is_composite(model):
+    return _with_adapters(model, Path(adapter), other_base)
+  return peft.load(model, adapter, other_base=other_base)
 
 
 def is_index_folder(path: str | Path) -> bool:

@@ -113,6 +113,10 @@ def recommend(config: ConfigDict, words: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _guide(config: ConfigDict, words: Sequence[str]) -> dict[str, Any]:
+  if config.model.adapter:
+    raise UserError(
+      f"model.adapter={config.model.adapter!r}: peftjax guide says which method to train on a base; leave it out"
+    )
   wants, devices, setting = _wants(config), _devices(config), setting_of(config)
   limit, count = _limit(config, devices), config.guide.devices or len(devices)
   steps = math.ceil(wants.examples / config.train.batch_size) if wants.examples else 1

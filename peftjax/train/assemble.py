@@ -20,7 +20,16 @@ from peftjax import hub, masks, memory, methods, tasks
 from peftjax.adding import add
 from peftjax.errors import NotHere, UserError, nearest
 from peftjax.interop.peft import notes_on
-from peftjax.loading import described, folder_of, from_config, initialise, inputs_folder, is_index_folder, load
+from peftjax.loading import (
+  described,
+  folder_of,
+  from_config,
+  initialise,
+  inputs_folder,
+  is_index_folder,
+  load,
+  put_adapter,
+)
 from peftjax.model import Model
 from peftjax.models import pretrained
 from peftjax.models.components import COMPOSITE
@@ -112,9 +121,12 @@ class Setting:
         model = described(section.path, section.dtype, component_dtypes=component_dtypes(config), **options)
       else:
         model = from_config(self.hf_config, section.dtype, **options)
+      if section.init == "random" and section.adapter:
+        raise UserError("model.adapter: an adapter needs the base that it was trained on, not model.init=random")
+      if section.adapter:  # its method is the adapter's
+        model = put_adapter(model, hub.local(section.adapter), section.other_base)
+        return self._fitted(model.with_params(jax.eval_shape(lambda tree: tree, model.params)))
       if section.init == "random" and not abstract:
-        if section.adapter:
-          raise UserError("model.adapter: an adapter needs the base that it was trained on, not model.init=random")
         if options["quantize"]:
           raise UserError("model.quantize: a model with model.init=random trains its base, which cannot be quantised")
         memory.check(masks.count(model.params).bytes, f"model.init=random: the weights of {section.path}")
@@ -170,11 +182,11 @@ def own_model(config: ConfigDict, task: tasks.Task | None, abstract: bool = Fals
     UserError: there is no such function, it gives something else, or a setting has no meaning for it.
   """
   section, method = config.model, methods.build(config.method)
-  for field in ("quantize", "adapter"):
-    if section[field] and (field == "quantize" or abstract):
-      raise UserError(f"model.{field}: a model of your own is taken as {section.path!r} makes it")
+  if section.quantize:
+    raise UserError(f"model.quantize: a model of your own is taken as {section.path!r} makes it")
   make = _own_function(section.path)
-  told = {"config": config, "task": task, "abstract": abstract}
+  # An adapter notes the bytes of its base, which are made for it even where shapes are asked for.
+  told = {"config": config, "task": task, "abstract": abstract and not section.adapter}
   known = inspect.signature(make).parameters
   other = [name for name, one in known.items() if one.default is one.empty and name not in told]
   if other:
@@ -184,10 +196,12 @@ def own_model(config: ConfigDict, task: tasks.Task | None, abstract: bool = Fals
     raise UserError(
       f"model.path={section.path!r} gave {type(model).__name__}; expected what peftjax.wrap or peftjax.load gives"
     )
+  if section.adapter:
+    model = model.load_adapter(section.adapter, section.other_base)
   if abstract:
     model = model.with_params(jax.eval_shape(lambda tree: tree, model.params))
-  if section.adapter:
-    return model.load_adapter(section.adapter, section.other_base)
+  if section.adapter:  # its methods are the adapter's
+    return model
   return add(model, method, jax.random.fold_in(jax.random.key(config.seed), ADAPTER_KEY))
 
 

@@ -255,6 +255,13 @@ def test_mistakes(folder, wants, message):
     recommend(config(folder, **wants))
 
 
+def test_an_adapter_is_no_base_to_choose_a_method_for(folder):
+  with_adapter = config(folder)
+  with_adapter.model.adapter = "somewhere"
+  with pytest.raises(UserError, match="model.adapter='somewhere': peftjax guide says which method to train on a base"):
+    recommend(with_adapter)
+
+
 def test_the_table_is_shown(folder, capsys):
   flags = [f"--config.model.path={folder}", "--config.guide.compile=0", "--config.guide.domain=far"]
   assert cli.main(["guide", *flags]) == 0

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 
+import jax
 import pytest
 
+import peftjax
 from peftjax import config as configs
 from peftjax.config import default
 from peftjax.errors import UserError
@@ -136,3 +138,21 @@ def test_every_verb_says_the_same_of_a_mistake(models, data, model, name, overri
       inspection.inspect(config)
   with pytest.raises(UserError, match=message):
     plan.plan(config, arguments=True)
+
+
+def test_inspect_and_plan_read_the_adapter_that_train_goes_on_from(models, data, tmp_path):
+  given = ("model.init=pretrained", f"model.adapter={tmp_path / 'adapter'}", "method.rank=2")
+  config = config_of(models["bert"], data["three"], *given)
+  for verb in (inspection.inspect, plan.plan):
+    with pytest.raises(UserError, match="no adapter folder .*adapter"):
+      verb(config)
+  (tmp_path / "adapter").mkdir()
+  with pytest.raises(UserError, match="has no adapter_config.json; expected a PEFT adapter folder"):
+    inspection.inspect(config)
+  base = peftjax.load(models["bert"], task="text_classification", label_names=("a", "b", "c"))
+  base.add(peftjax.methods.LoRA(rank=3), jax.random.key(0)).save_adapter(tmp_path / "adapter")
+  run, counts = loop.make_run(config), inspection.inspect(config)
+  assert counts | {"notes": []} == inspection.report(run.model) | {"notes": []}
+  assert {row["shape"][-1] for row in counts["leaves"] if row["path"].endswith("lora_a")} == {3}
+  planned = plan.plan(config, arguments=True)
+  assert planned["arguments_by_kind"]["trainable"] == 4 * counts["trainable"]

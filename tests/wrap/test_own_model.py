@@ -81,6 +81,10 @@ def test_what_a_run_of_full_fine_tuning_is_told_to_export_goes_on(tmp_path, caps
   line = capsys.readouterr().err
   assert "--format=peft --out=START" in line and "train with --config.model.adapter=START" in line
   assert cli.main(["train", "--workdir=more", *config, "--config.model.adapter=START"]) == 0
+  capsys.readouterr()
+  assert cli.main(["inspect", "--json", *config, "--config.model.adapter=START"]) == 0
+  assert json.loads(capsys.readouterr().out)["methods"] == ["full"]
+  assert cli.main(["inspect", *config, "--config.model.adapter=GONE"]) == 2
   assert cli.main(["export", "--workdir=run", "--format=merged", "--out=M", f"--trust={CONFIG.parent}"]) == 2
   assert "peftjax export --format=peft" in capsys.readouterr().err
 
