@@ -124,7 +124,7 @@ def _parts(model: Model, site: Site, method: Method) -> bool:
     return False
   saved, targets = method.modules_to_save, getattr(method, "targets", ())
   table, output = site.names[0], module.head_name
-  if saved and any(masks.matches(saved, name) for name in (output, *ancestors(table))):
+  if saved and any(masks.matches(saved, name) for name in (*ancestors(output), *ancestors(table))):
     return True
   exclude = getattr(method, "exclude", ())
   is_target = bool(targets) and targets != masks.ALL_LINEAR and masks.matches(targets, output)

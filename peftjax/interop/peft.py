@@ -85,6 +85,8 @@ def save(model: Model, folder: str | Path, overwrite: bool = False) -> None:
     entries, values = token_rows.written(model, rows)
     config, tensors = {**config, **entries}, {**tensors, **values}
   tensors |= _base_tensors(model, one, form, written)
+  tables.check_rows_and_bias(model, config, form, tables.is_tied_on_disk(model))
+  tensors = tables.with_bias_copies(model, form, config, tensors)
   if config.get(tables.TYING):
     tensors = tables.with_copies(model, form, tensors)
   has_more = form.has_more(one.method)

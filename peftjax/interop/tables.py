@@ -8,7 +8,7 @@ tensors are in the file twice.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from peftjax.errors import UserError
 from peftjax.interop import targeting
 from peftjax.interop.formats.base import Config, Format, Tensors
 from peftjax.interop.leaves import module_key
+from peftjax.models.pretrained import CONFIG, read_config
 from peftjax.vocabulary import output_path, resized, table_path, tied_site, untied
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TYING = "ensure_weight_tying"
+ROWS = "trainable_token_indices"
 _WEIGHTS = ("weight", "base_layer.weight", "modules_to_save.weight")
 # Tensor of the output layer -> that of the embeddings which it is, transposed or not.
 _COPIES = {
@@ -61,6 +63,7 @@ def prepared(model: Model, config: Config, form: Format) -> tuple[Model, Config]
   table, output = table_module(model), output_module(model)
   entries = config.get("modules_to_save") or ()
   kinds = form.kinds or form.method.kinds
+  check_rows_and_bias(model, config, form, tied_site(model) is not None)
   covers_ties = "unembedding" in form.method.kinds
   if table and not covers_ties and (targeting.is_saved(entries, table) or _is_on(config, table, kinds, "embedding")):
     check_read(model, table)
@@ -72,6 +75,42 @@ def prepared(model: Model, config: Config, form: Format) -> tuple[Model, Config]
   return (
     untied(model) if on_output or targeting.is_saved(entries, output) or targeting.is_saved(entries, table) else model
   ), config
+
+
+def check_rows_and_bias(model: Model, config: Config, form: Format, is_tied: bool) -> None:
+  """Refuses what PEFT computes otherwise than it says of an output layer that is tied to the word embeddings.
+
+  Args:
+    config: an adapter_config.json.
+    is_tied: whether the base's output layer is, before an adapter made it one of its own.
+
+  Raises:
+    UserError: rows of a table beside an adapter on it or on its output layer, or of one whose output layer has a bias;
+      a tie that is ensured where the output layer has a bias.
+  """
+  table, output = table_module(model), output_module(model)
+  if config.get(ROWS) and _is_on(config, table, form.kinds or form.method.kinds, "embedding"):
+    raise UserError(f"{ROWS} beside an adapter on {table!r}, where PEFT has one of the two")
+  if not output or not is_tied:
+    return
+  entries, kinds = config.get("modules_to_save") or (), form.kinds or form.method.kinds
+  on_output = _is_on(config, output, kinds, "linear") or targeting.is_saved(entries, output)
+  on_table = _is_on(config, table, kinds, "embedding") or targeting.is_saved(entries, table)
+  is_rows = "unembedding" in form.method.kinds and (on_table or not config.get("target_modules"))
+  has_bias = bool(getattr(model.module, "tied_bias", ""))
+  if has_bias and (is_rows or config.get(ROWS)):
+    raise UserError(f"rows of {table!r}: PEFT then leaves out the bias of {output!r}, which is tied to it")
+  if has_bias and config.get(TYING) and (on_output or on_table):
+    raise UserError(f"{TYING}: PEFT does not tie {output!r} to {table!r}, since it has a bias; leave it at false")
+  if on_output and config.get(ROWS):
+    raise UserError(f"{ROWS} beside an adapter on {output!r}: it is tied to {table!r}, and PEFT changes its rows too")
+
+
+def is_tied_on_disk(model: Model) -> bool:
+  """Whether the output layer is tied to the word embeddings in the model's folder, whatever a method made of it."""
+  if tied_site(model) is not None or model.folder is None or not (model.folder / CONFIG).is_file():
+    return tied_site(model) is not None
+  return bool(getattr(model.family.parse(read_config(model.folder)), "tie_word_embeddings", False))
 
 
 def _is_on(config: Mapping[str, Any], module: str, kinds: tuple[str, ...], kind: str) -> bool:
@@ -158,6 +197,9 @@ def without_copies(model: Model, form: Format, tensors: Tensors) -> Tensors:
         value = found.pop(copy)
         if not np.array_equal(value.T if is_transposed else value, found[original]):
           raise UserError(f"{copy!r} differs from {original!r}, to which the output layer is tied")
+  for copy, original in _bias_copies(model, form, found).items():
+    if not np.array_equal(found.pop(copy), found[original]):
+      raise UserError(f"{copy!r} differs from {original!r}, which is the same bias in torch")
   for key in tensors:
     for inner in (".modules_to_save.", ".original_module."):
       plain = key.replace(inner, ".")
@@ -166,6 +208,35 @@ def without_copies(model: Model, form: Format, tensors: Tensors) -> Tensors:
         if inner == ".modules_to_save." and not np.array_equal(value, found[plain]):
           raise UserError(f"{key!r} differs from {plain!r}, which PEFT stores with the same values")
   return found
+
+
+def with_bias_copies(model: Model, form: Format, config: Config, tensors: Tensors) -> Tensors:
+  """With the other name of an output layer's bias, where PEFT writes the module that has it too."""
+  beside, inside = _bias_names(model, form)
+  if not beside:
+    return tensors
+  if tied_site(model) is not None:
+    return {**tensors, inside[0]: tensors[beside]} if beside in tensors else tensors
+  owner = beside.removeprefix(form.prefix).rpartition(".")[0]
+  whole = config.get("bias") == "all" or targeting.is_saved(config.get("modules_to_save") or (), owner)
+  held = [tensors[key] for key in inside if key in tensors]
+  return {**tensors, beside: held[0]} if whole and held else tensors
+
+
+def _bias_copies(model: Model, form: Format, keys: Collection[str]) -> dict[str, str]:
+  """{the other name of an output layer's bias: the one that it has here}, where both are among keys."""
+  beside, inside = _bias_names(model, form)
+  both = [(key, beside) for key in inside if key in keys and beside in keys]
+  return dict(both) if tied_site(model) is not None else {other: key for key, other in both}
+
+
+def _bias_names(model: Model, form: Format) -> tuple[str, tuple[str, ...]]:
+  """(an output layer's bias by its name beside it, those in it) of torch's masked language models; else ("", ())."""
+  path, output = getattr(model.module, "tied_bias", ""), output_module(model)
+  if not path:
+    return "", ()
+  beside = f"{form.prefix}{module_key(model, path.rpartition('.')[0])}.bias"
+  return beside, (f"{form.prefix}{output}.bias", f"{form.prefix}{output}.base_layer.bias")
 
 
 def with_copies(model: Model, form: Format, tensors: Tensors) -> Tensors:

@@ -144,7 +144,7 @@ class Method:
   def bind(self, context: Context) -> Self:
     """The method with every default that depends on the model filled in, and checked against it."""
     if self.modules_to_save:
-      modules = {name.rpartition(".")[0] for name in _leaf_owner_names(context)} | set(_leaf_owner_names(context))
+      modules = {one for name in _leaf_owner_names(context) for one in ancestors(name)}
       masks.match_table(self.modules_to_save, sorted(modules), f"{self.name}.modules_to_save")
     return self
 
