@@ -144,7 +144,8 @@ def test_what_a_run_says_at_its_end_names_its_own_code(own, tmp_path, monkeypatc
   made.model.family = "__main__:Family"
   assert "__main__:Family" in trust_flag(made)
   said = already_finished(Path("a"), {**done, "method": "full"}, made)
-  assert "export" not in said and said.endswith("with more train.epochs in another folder, from the start")
+  flags = "--format=peft --out=START --trust=no_such_module:net,__main__:Family,project"  # no merged folder is its own
+  assert flags in said and said.endswith("train with --config.model.adapter=START in another folder")
 
 
 def test_what_the_user_has_named_is_believed_and_only_that(own, tmp_path):
