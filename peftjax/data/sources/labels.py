@@ -23,7 +23,7 @@ ASKED = (AUTO, CLASS, NUMBER, CLASSES, MULTI_HOT)  # what `data.label_kind` may 
 
 _NAMES, _INTEGERS, _BOOLEANS, _HOT = "names", "integers", "booleans", "hot"  # how a row spells its labels
 _INTEGER = re.compile(r"\s*[+-]?\d{1,640}\s*", re.ASCII)  # digits that Python converts, whatever its limit is set to
-_NUMBER = re.compile(r"\s*[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf|infinity)\s*", re.ASCII | re.IGNORECASE)
+_NUMBER = re.compile(r"\s*[+-]?((\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?|inf|infinity)\s*", re.ASCII | re.IGNORECASE)
 _MISSING = frozenset(  # how pandas writes and reads what is not there
   ("#N/A", "#N/A N/A", "#NA", "-NaN", "-nan", "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null")
 )

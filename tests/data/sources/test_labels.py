@@ -11,6 +11,7 @@ import pytest
 
 from peftjax.data import open_data
 from peftjax.errors import UserError
+from tests.fuzz.harness import outcome_of
 
 
 def from_csv(folder, labels, **options):
@@ -132,6 +133,13 @@ def test_many_labels_take_time_in_proportion(tmp_path):
 
   seconds(100)
   assert seconds(16_000) < 6 * seconds(4_000) + 0.5
+
+
+@pytest.mark.parametrize("end", ["x", ".x", "e+", " ."])
+def test_a_label_of_many_digits_takes_time_in_proportion(tmp_path, end):
+  long = "9" * 100_000 + end  # of which a pattern that shares out the digits in two tries every way
+  found = outcome_of(lambda: from_csv(tmp_path, [long, "0.5", long + "y"]))
+  assert found.is_good, found
 
 
 def test_numbers_that_json_can_write_and_no_float_can_hold(tmp_path):
