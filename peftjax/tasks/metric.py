@@ -39,7 +39,7 @@ class Metric:
   sign: float = 1.0
 
   def counts(self, rows: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Of "ratio": what each example adds above and below the line, two float64[examples]; less the `sign`."""
+    """Of "ratio": what each example adds above and below the line, two float64[examples], without the `sign`."""
     above, below = (
       np.sum([np.asarray(rows[name]).astype(np.float64) for name in names], axis=0)
       for names in (self.numerator, self.denominator)

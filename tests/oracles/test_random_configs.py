@@ -6,7 +6,8 @@ import collections
 
 import pytest
 
-from tests.oracles.random_configs import FAMILIES, run_case
+from tests.oracles.config_draws import FAMILIES
+from tests.oracles.random_configs import run_case
 
 QUICK, MANY = 2, 300
 

@@ -124,9 +124,8 @@ class ChatTemplate:
     if asking is None or text.startswith(asking):
       return len(text) if asking is None else len(asking)
     header = asking[len(silent) :] if silent is not None and asking.startswith(silent) else ""
-    for size in range(
-      min(len(header), _LOOK), 0, -1
-    ):  # what a header has at its end may be missing in an answer of the past
+    # What a header has at its end may be missing in an answer of the past.
+    for size in range(min(len(header), _LOOK), 0, -1):
       if header[size - 1] in _BOUNDARIES and (place := text.rfind(header[:size])) >= 0:
         return place + size
     nearest = range(len(text), max(len(text) - _LOOK, 0) - 1, -1)

@@ -90,7 +90,7 @@ class OwnSource:
       raise WrongExample(index, self.where, f": {said(error)}") from error
     if not isinstance(example, Mapping):
       raise UserError(f"example {index} of {self.where} is {type(example).__name__}; expected a dict")
-    if missing := [name for name in self.fields if name not in (*example, "label")]:
+    if missing := [name for name in self.fields if name != "label" and name not in example]:
       held = ", ".join(map(str, example)) or "nothing"
       raise UserError(f"example {index} of {self.where} has no {missing[0]!r}, which its header names; it holds {held}")
     if self.fields and (more := [name for name in example if name not in (*self.fields, *BESIDE)]):
