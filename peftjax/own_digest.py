@@ -96,11 +96,6 @@ def of_name(spec: str) -> str:
   return of(module_of(where), name)
 
 
-def of_class(kind: type) -> str:
-  """`of` a class of the user's own; "" of one of this package."""
-  return "" if is_packaged(kind) else of(kind.__module__, kind.__qualname__.partition(".")[0])
-
-
 def is_packaged(kind: Any) -> bool:
   """Whether a class or function is one of this package."""
   return str(kind.__module__).startswith("peftjax.")

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from peftjax import own_digest
+from peftjax import named_code, own_digest
 from peftjax.data.inputs.tokens import Tokens
 
 WHOLE = '''
@@ -113,7 +113,7 @@ def test_every_kind_of_name(digest):
 
 
 def test_what_has_no_file_and_what_is_packaged():
-  assert own_digest.of("sys", "path") == own_digest.of_class(Tokens) == ""
+  assert own_digest.of("sys", "path") == named_code.name_of(Tokens) == ""
 
 
 def test_the_code_that_runs_counts_not_what_its_file_became(digest, tmp_path):

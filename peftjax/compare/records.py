@@ -229,7 +229,7 @@ def finished(trial: Trial, workdir: Path) -> Record | None:
   if record.config_hash != fingerprint(wanted):
     shown = "; ".join(config_changes(record.config, wanted)[:3])
     raise UserError(f"{path.parent} holds a run of another config ({shown}): use another --workdir, or delete it")
-  check_code(record.code, trial.config, path.parent)
+  check_code(record.code, code_of(trial.config), path.parent, trial.config.data.code_changed)
   return record
 
 

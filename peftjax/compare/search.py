@@ -252,7 +252,7 @@ def _finished(config: ConfigDict, place: Path) -> Scored | None:
   if "loss" not in kept:
     raise UserError(f"{path} has no 'loss', so an older version wrote it: use another --workdir, or delete {place}")
   found = Scored.checked(kept, str(path))
-  check_code(found.code, config, place)
+  check_code(found.code, code_of(config), place, config.data.code_changed)
   return found
 
 

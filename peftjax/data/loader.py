@@ -21,12 +21,13 @@ from peftjax.data.extra_sets import RETAINED, open_retained, open_shifted
 from peftjax.data.flipping import flipped
 from peftjax.data.inputs.base import Batch, Input
 from peftjax.data.measuring import MEASURED_AT_ONCE, Measured, measure_for, measure_some
-from peftjax.data.own_identity import difference, own_identity
+from peftjax.data.own_identity import difference, own_code, own_identity
 from peftjax.data.parts import rows_of
 from peftjax.data.reading import WHOLE, EvaluationSteps, Reader, Share, TrainingSteps, read_ahead
 from peftjax.data.sources.types import Dataset, Header, Source
 from peftjax.data.unmeasured import UnmeasuredOrder
 from peftjax.errors import UserError
+from peftjax.named_code import check_code
 
 
 class TrainLoader:
@@ -51,10 +52,11 @@ class TrainLoader:
     identity: Mapping[str, Any],
     workers: int,
     notes: list[str],
+    code: Mapping[str, str],
     code_changed: bool = False,
   ):
     self._order, self._reader, self._identity, self._workers = order, reader, dict(identity), workers
-    self.measured, self.notes, self._code_changed = measured, notes, code_changed
+    self.measured, self.notes, self._code, self._code_changed = measured, notes, dict(code), code_changed
     self.examples = order.examples
     self.steps_per_epoch = order.steps_per_epoch
     self._step = 0
@@ -76,19 +78,21 @@ class TrainLoader:
 
   def get_state(self) -> dict[str, Any]:
     """The position, as plain JSON: the next batch is that of step ``state["step"]``."""
-    return {"step": self._step, "identity": dict(self._identity)}
+    return {"step": self._step, "identity": dict(self._identity)} | ({"code": dict(self._code)} if self._code else {})
 
   def set_state(self, state: Mapping[str, Any]) -> None:
     """Goes to a saved position, at once, however far it lies; the number of processes and workers may have changed.
 
     Raises:
-      UserError: the state is of other data, or of the same data in another order.
+      UserError: the state is of other data, of the same data in another order, or of other code of the user's own.
     """
-    saved, step = (state.get("identity"), state.get("step")) if isinstance(state, Mapping) else (None, None)
-    if not isinstance(saved, Mapping) or not isinstance(step, int) or step < 0:
+    found = state if isinstance(state, Mapping) else {}
+    saved, code, step = found.get("identity"), found.get("code", {}), found.get("step")
+    if not (isinstance(saved, Mapping) and isinstance(code, Mapping) and isinstance(step, int) and step >= 0):
       raise UserError("the saved position in the data is none: expected a step and the identity of the data")
-    if differs := difference(saved, self._identity, self._code_changed):
+    if differs := difference(saved, self._identity):
       raise UserError(f"the saved position in the data does not fit: {differs}")
+    check_code(code, self._code, "the saved position in the data does not fit: it", self._code_changed)
     self._step = step
     self._batches = None
 
@@ -236,7 +240,8 @@ def _train_loader(config: ConfigDict, dataset: Dataset, inputs: Input, ids: np.n
   reader = inputs.reader(found.source, share, seed, order)
   notes = [*dataset.notes, *notes]
   changed = bool(config.data.get("code_changed", False))
-  return TrainLoader(order, reader, measured, identity, int(config.data.workers), notes, changed)
+  code = own_code(dataset, inputs)
+  return TrainLoader(order, reader, measured, identity, int(config.data.workers), notes, code, changed)
 
 
 def _lengths(source: Source, inputs: Input, ids: np.ndarray) -> np.ndarray:

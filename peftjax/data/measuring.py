@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from peftjax import own_digest
+from peftjax.data.own_identity import own_code
 from peftjax.data.packages import cache_folder
 from peftjax.data.sources.types import Dataset, Source, WrongExample, WrongRow
 
@@ -60,14 +61,13 @@ def measure(dataset: Dataset, split: str, inputs: Input) -> Measured:
 def _key(dataset: Dataset, split: str, inputs: Input) -> str:
   parts: list[Any] = [dataset.fingerprint(), split, inputs.fingerprint()]
   if _is_own(dataset, inputs):
-    kind = type(inputs)
-    parts += [dataset.name, dataset.code, dataset.splits.get(split), kind.__module__, own_digest.of_class(kind)]
+    parts += [dataset.name, dataset.own, dataset.splits.get(split), own_code(dataset, inputs)]
     parts += [int(one) for one in inputs.buckets]
   return hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()
 
 
 def _is_own(dataset: Dataset, inputs: Input) -> bool:
-  return bool(dataset.code) or not own_digest.is_packaged(type(inputs))
+  return bool(dataset.own) or not own_digest.is_packaged(type(inputs))
 
 
 def _fits(saved: Measured, dataset: Dataset, split: str, inputs: Input) -> bool:

@@ -81,7 +81,7 @@ def check_first(loaders: Loaders) -> None:
   Raises:
     UserError: as the source and the input do.
   """
-  if loaders.dataset.code or not own_digest.is_packaged(type(loaders.inputs)):
+  if loaders.dataset.own or not own_digest.is_packaged(type(loaders.inputs)):
     loaders.inputs.training().batch_spec(4)
     loaders.train.first()
     with contextlib.suppress(HiddenLabel):  # such a split is not scored

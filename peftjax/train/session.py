@@ -117,7 +117,8 @@ class Session:
     wanted = best_lib.wanted(run.config, specs, run.task.main_metric, run.eval_splits)
     self.best = BestSoFar(wanted, self.folder if self._writes else None)
     self.run, self._evaluators = run, evaluators
-    self._code = code_of(self.config, scores=False)  # as it was read; its files may change while the run goes on
+    # as it was read; its files may change while the run goes on
+    self._code = code_of(self.config, scores=False)
     self.checkpoints = self._held.enter_context(Checkpoints(self.folder / "checkpoints", run.config.train.keep))
 
   def restored(self, state: TrainState) -> TrainState:
@@ -129,7 +130,7 @@ class Session:
     if (found := self.checkpoints.restore(state, self.run.base)) is None:
       return state
     self.run.loaders.train.set_state(found[1])
-    check_code(found[1].get("code", {}), self.config, self.folder)
+    check_code(found[1].get("code", {}), self._code, self.folder, self.config.data.code_changed)
     self.best.restore(found[1])
     self.checkpoints.keep_best(self.best.step)
     return found[0]
@@ -183,7 +184,7 @@ class Session:
     with faults_as_one_line("saving", self.checkpoints.whole):
       if step not in self.checkpoints.steps():
         position = {**self.run.loaders.train.get_state(), **self.best.saved(step)}
-        position |= {"code": self._code} if self._code else {}
+        position |= {"code": {**position.get("code", {}), **self._code}} if self._code else {}
         self.checkpoints.save(state, position, self.run.base)
     if self.best.step == step:
       self.best.note()

@@ -124,7 +124,7 @@ def test_a_task_of_ones_own_is_studied_by_its_own_metric(beside, tmp_path, monke
   assert run_study(config, tmp_path / "study").exit_code == 0
   (beside / "own_task.py").write_text(TASK.replace('1 - rows["correct"]', '1.0 - rows["correct"]'))
   sys.modules.pop("own_task")
-  with pytest.raises(UserError, match="was trained with other code of own_task:Errors: use another --workdir, or"):
+  with pytest.raises(UserError, match="comes from other code of own_task:Errors: use another --workdir, or"):
     run_study(config, tmp_path / "study")
   config.data.code_changed = True
   assert run_study(config, tmp_path / "study").summary.to_json() == summary.to_json()

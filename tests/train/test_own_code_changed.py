@@ -64,7 +64,7 @@ def test_a_run_goes_on_only_with_the_code_that_it_was_trained_with(train, tmp_pa
   }.items():
     capsys.readouterr()
     assert train(**changed) == 2
-    said = f"peftjax: {tmp_path / 'run'} was trained with other code of {name}: use another --workdir, or, where it was"
+    said = f"peftjax: {tmp_path / 'run'} comes from other code of {name}: use another --workdir, or, where it was"
     assert capsys.readouterr().err.splitlines()[-1].startswith(said)
   other = {"method": METHOD.replace('return "half"', "return None"), "events": f"# more\n{MODULE}"}
   assert train(**other) == 0
@@ -81,4 +81,4 @@ def test_what_decides_nothing_of_the_updates_may_change(monkeypatch, tmp_path):
   monkeypatch.setattr("peftjax.registry._named", {f"own:{name}" for name in "MEWDTIF"})
   assert list(code_of(config)) == ["own:E", "own:F", "own:I", "own:M", "own:T"]
   assert list(code_of(config, scores=False)) == ["own:I", "own:M", "own:T"]
-  check_code({}, config, tmp_path)
+  check_code({}, code_of(config), tmp_path, code_changed=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -11,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from peftjax import own_digest
 from peftjax.data.sources.types import BESIDE, Dataset, Example, Named, Source, WrongExample
 from peftjax.errors import UserError
 from peftjax.own_code import NOT_OF_CODE, said
@@ -145,9 +143,4 @@ def checked(spec: str, given: Any) -> Dataset:
       f"data.name={spec!r} has identity={given.identity!r:.80}; expected numbers, texts, lists and dicts of them "
       f"({error})"
     ) from None
-  return dataclasses.replace(given, read=OwnRead(given), code=_code_of(spec))
-
-
-def _code_of(spec: str) -> str:
-  """Hex digest of ``module:Name[:REST]`` and of the code that it names."""
-  return hashlib.sha256(f"{spec} {own_digest.of_name(spec)}".encode()).hexdigest()
+  return dataclasses.replace(given, read=OwnRead(given), own=spec)

@@ -191,13 +191,13 @@ class Dataset(Header):
     identity: what `fingerprint` hashes; {}: nothing is known of what the data holds, and nothing measured is kept.
     read: split name -> source.
     notes: lines for the log: what was decided that the data does not say.
-    code: of a source of the user's own what `open_data` sets: a digest of how it is named and of its code.
+    own: of a source of the user's own what `open_data` sets: how it is named, ``module:Name[:REST]``.
   """
 
   identity: Mapping[str, Any]
   read: Callable[[str], Source]
   notes: tuple[str, ...] = ()
-  code: str = ""
+  own: str = ""
 
   def split(self, name: str) -> Source:
     """The examples of one split.
