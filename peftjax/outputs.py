@@ -134,6 +134,12 @@ def check_as_written(folder: Path, names: Sequence[str]) -> None:
     _check_as_written(folder, names, "move it, or choose another folder")
 
 
+def of_other_origin(folder: Path, names: Sequence[str]) -> list[str]:
+  """Those of the files that were not written here, or changed since."""
+  entries = _entries(folder)
+  return [name for name in names if not _is_as_written(folder, name, entries.get(name))]
+
+
 def _check_as_written(folder: Path, names: Sequence[str], how: str) -> None:
   entries = _entries(folder)
   for name in names:

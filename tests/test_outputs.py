@@ -188,6 +188,20 @@ def test_a_model_and_an_adapter_that_would_be_read_together_are_kept_apart(
   assert content(tmp_path) == before
 
 
+@pytest.mark.parametrize("name", ["vocab.txt", "generation_config.json", "additional_chat_templates/other.jinja"])
+def test_a_model_does_not_go_to_what_belongs_to_another_ones_inputs(name: str, base: Model, tmp_path: Path) -> None:
+  """None of the names is the base's own, so that nothing would be replaced, and all would be read with it."""
+  (tmp_path / name).parent.mkdir(exist_ok=True)
+  (tmp_path / name).write_text("another model's")
+  before = content(tmp_path)
+  with pytest.raises(UserError, match=rf"holds {re.escape(name)}: it would be read with this model, and .* has none"):
+    base.save(tmp_path)
+  assert content(tmp_path) == before
+  base.save(tmp_path, overwrite=True)
+  assert (tmp_path / name).read_text() == "another model's"
+  base.save(tmp_path, overwrite=True)
+
+
 @pytest.fixture
 def small_disk() -> Iterator[Callable[[int], None]]:
   """Sets how large a file may be, as a full disk would."""

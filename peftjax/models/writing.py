@@ -65,13 +65,17 @@ def save(
     name: what the files of tensors are called.
 
   Raises:
-    UserError: as `outputs.written`.
+    UserError: as `outputs.written`; the folder holds another model's tokenizer, processor or settings of generation,
+      under a name that the source's folder has not, so that they would be read with this one.
   """
   shards = _shards(tensors)
   copies = files_beside(source) if source is not None else []
   files, index = _shard_names(name, len(shards)), index_of(name)
   names = [CONFIG, *files, *([index] if len(shards) > 1 else []), *copies]
   clashes = {_ADAPTER: "transformers would put that adapter on this model"}
+  if source is not None and not overwrite:
+    others = set(outputs.of_other_origin(Path(folder), files_beside(Path(folder)))) - set(names)
+    clashes |= dict.fromkeys(sorted(others), f"it would be read with this model, and {source} has none")
   if len(shards) > 1:
     clashes[f"{name}.safetensors"] = "it would be loaded in place of the index"
   with outputs.written(folder, names, "model", overwrite=overwrite, base=source, clashes=clashes) as temporary:

@@ -18,8 +18,9 @@ import hashlib
 import itertools
 import json
 import logging
+import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,8 @@ class Checkpoints:
     self.folder = folder.resolve()
     for name in ("absl", "asyncio"):
       logging.getLogger(name).addFilter(_not_of_orbax)
+    if not isinstance(sys.unraisablehook, _Unraisable):
+      sys.unraisablehook = _Unraisable(sys.unraisablehook)
     self._staying = _NewestAndBest(keep)
     writes: dict[str, Any] = {"preservation_policy": self._staying, "cleanup_tmp_directories": True, "create": True}
     options = ocp.CheckpointManagerOptions(
@@ -356,3 +359,15 @@ def _not_of_orbax(record: logging.LogRecord) -> bool:
   if record.name == "asyncio":
     return not (record.levelno >= logging.ERROR and "/orbax/" in record.getMessage())
   return "/orbax/" not in record.pathname
+
+
+@dataclasses.dataclass(frozen=True)
+class _Unraisable:
+  """Shows what threads could not raise as `before` does, but for what TensorStore's have to say of writes that ended
+  after another one's failure had closed the loop they belong to."""
+
+  before: Callable[[sys.UnraisableHookArgs], Any]
+
+  def __call__(self, told: sys.UnraisableHookArgs) -> None:
+    if told.object is not None or str(told.exc_value) != "Event loop is closed":
+      self.before(told)

@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from peftjax.data.sources.json_lines import check_keys
 from peftjax.data.sources.text_files import Row
 from peftjax.errors import UserError
 from peftjax.files import MAX_JSON_BYTES, can_be_named, parse_json, read_json
@@ -99,12 +100,13 @@ class JsonFile:
       raise UserError(f"cannot read {path}: {error.strerror}") from None
     if content is None:
       raise UserError(f"{path} has more than {MAX_JSON_BYTES:,} bytes; write it as JSON lines")
-    rows = parse_json(content, str(path))
-    rows = rows.get("data") if isinstance(rows, dict) else rows
+    parsed = parse_json(content, str(path))
+    rows = parsed.get("data") if isinstance(parsed, dict) else parsed
     if not isinstance(rows, list) or not all(isinstance(one, dict) for one in rows):
       raise UserError(f"{path}: expected a JSON array of objects; JSON lines are jsonl:{path}")
     if not rows:
       raise UserError(f"{path} has no rows")
+    check_keys(content, parsed, str(path))
     self._rows: list[Row] = rows
     self.sha256 = hashlib.sha256(content).hexdigest()
 

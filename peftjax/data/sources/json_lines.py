@@ -70,22 +70,22 @@ class _Found:
 _COLONS = (b'":', b" :", b"\t:", b"\r:")  # behind every key stands one of them
 
 
-def check_keys(content: bytes, row: dict[str, Any], path: object, line: int) -> None:
-  """Checks that no object in a row has a field twice, of which `json` keeps the last.
+def check_keys(content: bytes, row: dict[str, Any] | list[Any], where: str) -> None:
+  """Checks that no object in a row, or in a list of them, has a field twice, of which `json` keeps the last.
 
   Where there are as many colons that may stand behind a key as the row has keys, or each key is written once, none was
   lost. Few other rows are left to be parsed again.
 
   Args:
-    content: the line that was parsed to `row`.
-    path, line: where it stands.
+    content: what was parsed to `row`.
+    where: it stands; opens the error's line.
 
   Raises:
     UserError: a field stands twice.
   """
-  if content.count(b":") == len(row):
+  if isinstance(row, dict) and content.count(b":") == len(row):
     return
-  is_flat = content.count(b"{") == 1
+  is_flat = isinstance(row, dict) and content.count(b"{") == 1
   if sum(map(content.count, _COLONS)) == (len(row) if is_flat else _keys(row)):
     return
   if is_flat and b"\\" not in content and all(content.count(f'"{name}"'.encode()) == 1 for name in row):
@@ -96,13 +96,13 @@ def check_keys(content: bytes, row: dict[str, Any], path: object, line: int) -> 
     if len(found) < len(pairs):
       names = [name for name, _ in pairs]
       twice = next(name for name in names if names.count(name) > 1)
-      raise UserError(f"{path}:{line}: the field {twice!r:.60} stands twice in one object; leave one out")
+      raise UserError(f"{where}: the field {twice!r:.60} stands twice in one object; leave one out")
     return found
 
   json.loads(content.decode("utf-8-sig"), object_pairs_hook=once)
 
 
-def _keys(row: dict[str, Any]) -> int:
+def _keys(row: dict[str, Any] | list[Any]) -> int:
   count, left = 0, list[Any]([row])
   while left:
     one = left.pop()

@@ -86,7 +86,7 @@ class TextFile:
   def _parse_checked(self, content: bytes, line: int) -> Row:
     """As `parse`, of a JSON line that is read for the first time."""
     row = self.parse(content, line)
-    check_keys(content, row, self.path, line)
+    check_keys(content, row, f"{self.path}:{line}")
     return row
 
   def _parse_json(self, text: str, line: int) -> Row:

@@ -121,6 +121,8 @@ def test_feather_files_and_other_schemas(tmp_path):
     ("rows.json", b'{"text": "a"}\n{"text": "b"}', "json:{}/rows.json", "no JSON"),
     ("rows.json", b'{"text": "a"}', "json:{}/rows.json", "expected a JSON array of objects"),
     ("rows.json", b"[]", "json:{}/rows.json", "has no rows"),
+    ("rows.json", b'[{"a": "x: y"}, {"a": "b",\n "a": 1}]', "json:{}/rows.json", "the field 'a' stands twice"),
+    ("rows.json", b'{"data": [], "data": [{"a": 1}]}', "json:{}/rows.json", "the field 'data' stands twice"),
     ("state.json", b'{"_data_files": [{"filename": "../x.arrow"}]}', "arrow:{}", "expected the name of a file"),
     ("state.json", b"{}", "arrow:{}", "expected state.json that lists"),
     ("dataset_dict.json", b'{"splits": ["train"]}', "arrow:{}", "is no data set on disk"),
