@@ -190,3 +190,15 @@ def test_files_that_are_none(tmp_path):
       list(rows_of((), [str(tmp_path / name)]))
   with pytest.raises(UserError, match="by --text or --file"):
     predict(tmp_path)
+
+
+def test_lines_of_a_text_file_end_as_pythons_own(tmp_path):
+  path = tmp_path / "new.txt"
+  path.write_bytes("\ufeffone\u2028and\x0bstill one\x85\ntwo\r\n\nthree".encode())
+  with path.open(encoding="utf-8-sig") as file:
+    lines = [line.rstrip("\n") for line in file]
+  rows = [(row["text"], where) for row, where in rows_of((), [str(path)])]
+  assert rows == [(lines[at - 1], f"{path}:{at}") for at in (1, 2, 4)]
+  path.write_bytes(b"caf\xe9\n")
+  with pytest.raises(UserError, match=r"new\.txt: not UTF-8: byte 0xe9"):
+    list(rows_of((), [str(path)]))

@@ -69,6 +69,8 @@ def _of_file(content: bytes, where: str) -> tuple[np.ndarray, int]:
       if file.format not in FORMATS:
         raise UserError(f"{where}: a {file.format} file; WAV or FLAC was expected")
       check_rate(file.samplerate, where)
+      if file.frames > 2**62:
+        raise UserError(f"{where}: its header does not say how many samples it has; write it again as WAV")
       if file.frames * file.channels > MOST_SAMPLES:
         raise UserError(f"{where}: {file.frames * file.channels:,} samples; at most {MOST_SAMPLES:,} are read")
       samples = file.read(dtype="float32")
@@ -83,14 +85,17 @@ def _of_file(content: bytes, where: str) -> tuple[np.ndarray, int]:
 def _check_whole(content: bytes, where: str) -> None:
   """Raises `UserError` for a WAV file without a rate, or whose samples end before its header says; readers would take
   what is there."""
-  if content[:4] != b"RIFF":
+  if content[:4] not in (b"RIFF", b"RF64"):
     return
-  at = 12
+  at, long = 12, _UNKNOWN
   while at + 8 <= len(content):
     name, size = struct.unpack_from("<4sI", content, at)
     if name == b"fmt " and at + 16 <= len(content):
       check_rate(struct.unpack_from("<I", content, at + 12)[0], where)
+    if name == b"ds64" and at + 24 <= len(content):
+      (long,) = struct.unpack_from("<Q", content, at + 16)  # of samples; the 32 bits of "data" then hold `_UNKNOWN`
     if name == b"data":
+      size = long if size == _UNKNOWN else size
       held = len(content) - at - 8
       if size > held and size != _UNKNOWN:
         raise UserError(f"{where}: the recording is cut off: {held:,} of {size:,} bytes of samples are there")

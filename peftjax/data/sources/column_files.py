@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from peftjax import memory
 from peftjax.data.sources.json_lines import check_keys
 from peftjax.data.sources.text_files import Row
 from peftjax.errors import UserError
 from peftjax.files import MAX_JSON_BYTES, can_be_named, parse_json, read_json
 
 _CHUNK = 256  # rows that are converted together
+_ROW = 64  # bytes that a row takes at least once it is checked
 
 
 class ColumnFile:
@@ -51,6 +54,9 @@ class ColumnFile:
     for part, table in zip(self.parts, tables):
       if table.column_names != tables[0].column_names:
         raise UserError(f"{part}: columns {table.column_names}, but {self.path} has {tables[0].column_names}")
+    names = tables[0].column_names
+    if twice := next((name for name in names if names.count(name) > 1), None):
+      raise UserError(f"{self.path} has two columns named {twice!r:.60}; rename one")
     try:
       return pa.concat_tables(tables)
     except pa.ArrowException as error:
@@ -60,9 +66,11 @@ class ColumnFile:
   def label_names(self) -> Mapping[str, tuple[str, ...]]:
     """Column -> the names of its classes, in the order of their numbers, of those that the schema names."""
     said = (self._table.schema.metadata or {}).get(b"huggingface")
-    info = parse_json(said, str(self.path)) if said else {}
-    features = info.get("info", {}).get("features", {}) if isinstance(info, dict) else {}
-    return {name: names for name, one in features.items() if (names := _names(one))}
+    features = parse_json(said, str(self.path)) if said else {}
+    for field in ("info", "features"):
+      features = features.get(field) if isinstance(features, dict) else None
+    columns = features if isinstance(features, dict) else {}  # the table may have lost some since
+    return {name: names for name in self._table.column_names if (names := _names(columns.get(name)))}
 
   def __len__(self) -> int:
     return int(self._table.num_rows)
@@ -74,12 +82,22 @@ class ColumnFile:
   def _chunk(self, number: int) -> list[Row]:
     held: tuple[int, list[Row]] | None = self.__dict__.get("_held")
     if held is None or held[0] != number:
-      rows = self._table.slice(number * _CHUNK, _CHUNK).to_pylist()
+      rows = self._converted(self._table.slice(number * _CHUNK, _CHUNK), number * _CHUNK)
       for name, names in self.label_names.items():
         for row in rows:
           row[name] = _named(row[name], names)
       held = self.__dict__["_held"] = (number, rows)  # one assignment: threads see the old or the new
     return held[1]
+
+  def _converted(self, rows: Any, first: int) -> list[Row]:
+    """Rows of the table, from number `first` on, as Python's values."""
+    columns: dict[str, list[Any]] = {}
+    for name in rows.column_names:
+      try:
+        columns[name] = rows.column(name).to_pylist()
+      except (ValueError, TypeError, LookupError, OverflowError, pa.ArrowException) as error:
+        raise UserError(f"{self.where(first)} or after: column {name!r:.60}: {_first_line(error)}") from None
+    return [dict(zip(columns, values)) for values in zip(*columns.values())]
 
   def where(self, index: int) -> str:
     """ "FILE, row N" of a row, counted from 1."""
@@ -122,15 +140,48 @@ class JsonFile:
 
 
 def _read(path: Path, kind: str) -> Any:
+  """A file's table.
+
+  Raises:
+    UserError: it cannot be read, or a small file would be a table that no memory holds.
+  """
   with _readable(path):
     if kind == "parquet":
-      return pq.read_table(path, memory_map=True)
-    source = pa.memory_map(str(path))
-    try:
-      return pa.ipc.open_stream(source).read_all()  # as Hugging Face's data sets write
-    except pa.ArrowInvalid:
-      source.seek(0)
-      return pa.ipc.open_file(source).read_all()  # as pyarrow.feather and polars write
+      stored = pq.ParquetFile(path, memory_map=True)
+      groups = [stored.metadata.row_group(number) for number in range(stored.num_row_groups)]
+      memory.check(_ROW * stored.metadata.num_rows + sum(one.total_byte_size for one in groups), str(path))
+      total = 0
+      for batch in stored.iter_batches(_CHUNK, columns=_repeated(groups)):
+        memory.check(total := total + batch.nbytes, str(path))
+      table = pq.read_table(path, memory_map=True)
+    else:
+      source = pa.memory_map(str(path))
+      try:
+        table = pa.ipc.open_stream(source).read_all()  # as Hugging Face's data sets write
+      except pa.ArrowInvalid:
+        source.seek(0)
+        table = pa.ipc.open_file(source).read_all()  # as pyarrow.feather and polars write
+    memory.check(_ROW * table.num_rows + sum(map(_expanded, table.columns)), str(path))
+    return table
+
+
+def _repeated(groups: Sequence[Any]) -> list[str]:
+  """The columns that could be above 1 GiB because what is stored once stands in many rows."""
+  found = set()
+  for group in groups:
+    for chunk in map(group.column, range(group.num_columns)):
+      if chunk.has_dictionary_page and chunk.num_values * chunk.total_uncompressed_size > 2**30:
+        found.add(chunk.path_in_schema.split(".")[0])
+  return sorted(found)
+
+
+def _expanded(column: Any) -> int:
+  """Bytes of a column's strings where each is stored once, with as many copies as there are rows of it."""
+  kind = column.type.value_type if pa.types.is_dictionary(column.type) else None
+  if kind is None or not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+    return 0
+  chunks = (pc.binary_length(chunk.dictionary).take(chunk.indices) for chunk in column.chunks)
+  return sum(pc.sum(pc.cast(lengths, pa.int64())).as_py() or 0 for lengths in chunks)
 
 
 @contextlib.contextmanager
@@ -149,12 +200,13 @@ def _first_line(error: BaseException) -> str:
 
 
 def _names(feature: Any) -> tuple[str, ...]:
-  """The names of a column's classes, or of those in its lists; () of any other."""
+  """The names of a column's classes, or of those in its lists; () of any other, and of names that are not one each."""
   if not isinstance(feature, dict):
     return ()
   names = feature.get("names")
   if feature.get("_type") == "ClassLabel" and isinstance(names, list):
-    return tuple(one for one in names if isinstance(one, str))
+    is_one_each = all(isinstance(one, str) for one in names) and len(set(names)) == len(names)
+    return tuple(names) if is_one_each else ()  # else the numbers alone say which is which
   return _names(feature.get("feature"))
 
 

@@ -483,7 +483,7 @@ def _labels(
   wheres = [files[part].where(row) for row in range(len(files[part]))]
   labels = read_labels([label for _, label in contents[part]], wheres, from_text, bool(columns.tokens), asked)
   known = getattr(files[part], "label_names", {}).get(columns.label, ())
-  if set(labels.names) <= set(known):  # numbered as the file's schema numbers them
+  if labels.names and set(labels.names) <= set(known):  # numbered as the file's schema numbers them
     labels = dataclasses.replace(labels, names=known)
   for part, content in contents.items():
     for row, (_, label) in enumerate(content):

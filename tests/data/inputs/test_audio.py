@@ -107,6 +107,11 @@ WAV = encoded(tone(), kind="WAV", subtype="PCM_16")
 FLAC = encoded(tone(), kind="FLAC")
 
 
+RF64 = encoded(tone(), kind="RF64")
+AT = FLAC.index(b"fLaC") + 8 + 13  # of 36 bits that count the samples; programs which write as they hear leave them 0
+UNTOLD = FLAC[:AT] + bytes([FLAC[AT] & 0xF0]) + bytes(4) + FLAC[AT + 5 :]
+
+
 def with_rate(rate):
   return WAV[:24] + struct.pack("<I", rate) + WAV[28:]
 
@@ -117,6 +122,8 @@ def with_rate(rate):
     (b"", "it is empty; a recording was expected"),
     (b"no sound at all", "no WAV or FLAC file by its first bytes"),
     (WAV[:-100], "the recording is cut off: 15,900 of 16,000 bytes"),
+    (RF64[:-100], "the recording is cut off: 15,900 of 16,000 bytes"),
+    (UNTOLD, "its header does not say how many samples it has; write it again as WAV"),
     (WAV[:30], "the recording cannot be read"),
     (FLAC[:-900], "the recording"),
     (FLAC[:60], "the recording"),
@@ -127,7 +134,7 @@ def with_rate(rate):
     (encoded(np.array([0.1, np.inf], np.float32), subtype="FLOAT"), "holds NaN or infinite samples"),
     (np.zeros(5, np.int16), "a sample rate of 0 Hz"),
   ],
-  ids=range(12),  # libsndfile writes the time into what it encodes
+  ids=range(14),  # libsndfile writes the time into what it encodes
 )
 def test_what_is_no_recording_takes_one_line_with_its_file(content, said):
   with pytest.raises(UserError, match=rf"^a\.wav: .*{re.escape(said)}") as error:

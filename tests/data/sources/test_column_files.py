@@ -134,3 +134,80 @@ def test_files_that_are_none(name, content, spec, words, tmp_path):
   (tmp_path / name).write_bytes(content)
   with pytest.raises(UserError, match=words):
     open_data(spec.format(tmp_path))
+
+
+def described(table, features):
+  """The table with what Hugging Face's data sets would say of its columns."""
+  said = features if isinstance(features, bytes) else json.dumps({"info": {"features": features}}).encode()
+  return table.replace_schema_metadata({"huggingface": said})
+
+
+TABLE = pa.table({"text": [f"t {index}" for index in range(40)], "label": [index % 2 for index in range(40)]})
+CLASSES = {"_type": "ClassLabel", "names": NAMES}
+
+
+@pytest.mark.parametrize(
+  ("features", "names"),
+  [
+    ({"label": CLASSES, "gone": CLASSES}, tuple(NAMES)),  # a column that was dropped since
+    ({"label": CLASSES | {"names": ["a", 2, "b"]}}, ("0", "1")),
+    ({"label": CLASSES | {"names": ["a", "a", "b"]}}, ("0", "1")),
+    ([], ("0", "1")),
+    (b'{"info": []}', ("0", "1")),
+    (b"[]", ("0", "1")),
+  ],
+)
+def test_descriptions_that_do_not_fit_the_table(features, names, tmp_path):
+  pq.write_table(described(TABLE, features), tmp_path / "train.parquet")
+  found = open_data(f"parquet:{tmp_path}")
+  assert found.label_names == names and [one["label"] for one in examples(found)] == TABLE["label"].to_pylist()
+
+
+def test_numbers_have_no_names(tmp_path):
+  half = TABLE.set_column(1, "label", pa.array([index / 2 for index in range(40)]))
+  pq.write_table(described(half, {"label": CLASSES}), tmp_path / "train.parquet")
+  found = open_data(f"parquet:{tmp_path}")
+  assert found.label_kind == "number" and found.label_names == () and examples(found)[3]["label"] == 1.5
+
+
+NOT_UTF8 = pa.Array.from_buffers(pa.string(), 40, pa.array([b"\xff"] * 40).buffers())
+TWO_FIELDS = pa.StructArray.from_arrays([pa.array(range(40))] * 2, names=["a", "a"])
+
+
+@pytest.mark.parametrize(
+  ("name", "column", "words"),
+  [
+    ("when", pa.array([2**60] * 40, pa.timestamp("s")), "row 1 or after: column 'when': "),
+    ("when", pa.array([1] * 40, pa.timestamp("us", tz="No/Where")), "row 1 or after: column 'when': "),
+    ("when", pa.array([2**30] * 40, pa.date32()), "row 1 or after: column 'when': "),
+    ("raw", NOT_UTF8, "row 1 or after: column 'raw': 'utf-8' codec"),
+    ("two", TWO_FIELDS, "row 1 or after: column 'two': "),
+    ("label", pa.array(range(40)), "has two columns named 'label'; rename one"),
+  ],
+)
+def test_values_that_are_none(name, column, words, tmp_path):
+  table = TABLE.append_column(name, column)
+  with pa.OSFile(str(tmp_path / "rows.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+    writer.write_table(table)
+  with pytest.raises(UserError, match=rf"rows\.arrow,? {words}") as error:
+    open_data(f"arrow:{tmp_path / 'rows.arrow'}")
+  assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["strings", "lists", "dictionaries", "arrow"])
+def test_a_small_file_of_a_table_that_no_memory_holds(kind, tmp_path, monkeypatch):
+  rows = 3000
+  texts = pa.DictionaryArray.from_arrays(
+    pa.array(np.arange(rows) % 2, pa.int32()), pa.array(["a" * 10**6, "b" * 10**6])
+  )
+  column = pa.ListArray.from_arrays(pa.array(range(rows + 1), pa.int32()), texts) if kind == "lists" else texts
+  table = pa.table({"text": column, "label": [index % 2 for index in range(rows)]})
+  path = tmp_path / ("rows.arrow" if kind == "arrow" else "rows.parquet")
+  if kind == "arrow":
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+      writer.write_table(table)
+  else:
+    pq.write_table(table, path, store_schema=kind == "dictionaries")
+  monkeypatch.setattr("peftjax.memory.limit", lambda: 2**29)
+  with pytest.raises(UserError, match=rf"{path.name}: needs .* of memory, and there are 512\.0 MiB"):
+    open_data(f"{path.suffix[1:]}:{path}")
