@@ -1,13 +1,14 @@
 """The user's own code that a config names: what was trained with one state of it does not go on with another.
 
-A run keeps it in its checkpoints, with that of a position in the data, a study with its trials, whose differences mean
-nothing unless they share it.
+A run keeps it in its checkpoints, with that of a position in the data, and in its summary; a study with its trials,
+whose differences mean nothing unless they share it.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -27,9 +28,7 @@ def code_of(config: ConfigDict, scores: bool = True) -> dict[str, str]:
     config: one whose names this process has resolved; others have no digest.
     scores: whether the evaluators count, too; without, what the updates follow from.
   """
-  left_out = _NOT_RUN if scores else (*_NOT_RUN, *_SCORES)
-  texts = (*_texts(config.to_dict(), left_out), *_of_task(str(config.task.name), scores))
-  return digests(text for text in texts if registry.is_named(_without_rest(text)))
+  return digests(name for _, name in _named(config, scores) if registry.is_named(name))
 
 
 def digests(names: Iterable[str]) -> dict[str, str]:
@@ -54,32 +53,63 @@ def check_code(kept: Mapping[str, str], now: Mapping[str, str], what: object, co
   Raises:
     UserError: the code has changed.
   """
-  changed = [name for name, digest in now.items() if digest != kept.get(name, digest)]
-  if changed and not code_changed:
+  if not code_changed and (changed := _changed(kept, now)):
     raise UserError(
       f"{what} comes from other code of {', '.join(changed)}: use another --workdir, or, where it was a "
       f"correction that changes no result, --config.data.code_changed=True"
     )
 
 
+def check_finished(kept: Mapping[str, str], config: ConfigDict, place: Path) -> None:
+  """Checks that the summary of a finished run is that of the code that there is now, which is imported for it.
+
+  Args:
+    kept: what `code_of` gave when the run was trained; {} of earlier versions, which lets all pass.
+    config: of the run; `data.code_changed` asks for the summary as it is.
+    place: the run's folder, for the error.
+
+  Raises:
+    UserError: the code has changed, or cannot be imported.
+  """
+  if config.data.code_changed:
+    return
+  for field, name in _named(config, scores=True):  # a task's own names once it is imported
+    if name in kept:
+      registry.resolve(field, name, {})
+  if changed := _changed(kept, code_of(config)):
+    raise UserError(
+      f"{place} is finished, but the code of {', '.join(changed)} has changed since, and its summary is that of the "
+      f"old code: use another --workdir to train anew, or --config.data.code_changed=True for the old summary"
+    )
+
+
+def _changed(kept: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+  return [name for name, digest in now.items() if digest != kept.get(name, digest)]
+
+
 def _without_rest(name: str) -> str:
   return ":".join(name.split(":")[:2])
 
 
-def _of_task(name: str, scores: bool) -> Iterator[str]:
-  """The input that a task of the user's own names itself, and its evaluators."""
+def _named(config: ConfigDict, scores: bool) -> Iterator[tuple[str, str]]:
+  """(field, what may be a ``module:Name`` in it) of a config, then of its task, if that is the user's own."""
+  left_out = _NOT_RUN if scores else (*_NOT_RUN, *_SCORES)
+  yield from _texts(config.to_dict(), left_out)
+  name = str(config.task.name)
   where, _, attribute = name.rpartition(":")
   task = getattr(sys.modules.get(registry.module_of(where)), attribute, None) if registry.is_named(name) else None
-  yield from _texts([getattr(task, "input", ""), getattr(task, "evaluators", ()) if scores else ()])
+  yield from _texts(getattr(task, "input", ""), at=f"{name}.input")
+  yield from _texts(getattr(task, "evaluators", ()) if scores else (), at=f"{name}.evaluators")
 
 
-def _texts(value: Any, left_out: tuple[str, ...] = (), at: str = "") -> Iterator[str]:
+def _texts(value: Any, left_out: tuple[str, ...] = (), at: str = "") -> Iterator[tuple[str, str]]:
   if isinstance(value, str):
-    yield value
+    if ":" in value:
+      yield at, _without_rest(value)
   elif isinstance(value, Mapping):
     for name, one in value.items():
-      if (place := f"{at}{name}") not in left_out:
-        yield from _texts(one, left_out, f"{place}.")
+      if (place := f"{at}.{name}" if at else name) not in left_out:
+        yield from _texts(one, left_out, place)
   elif isinstance(value, list | tuple):
     for one in value:
-      yield from _texts(one)
+      yield from _texts(one, at=at)

@@ -198,6 +198,8 @@ def read_summary(folder: Path) -> dict[str, Any]:
     raise UserError(f"{path}: step, main_metric and config: expected a whole number and two texts")
   if not all(isinstance(one, Mapping) for one in scores):
     raise UserError(f"{path}: metrics and train: expected the numbers of each split, by their names")
+  if not isinstance(summary.get("code", {}), Mapping):
+    raise UserError(f"{path}: code: expected a digest of each of the user's own names")
   return summary
 
 

@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from peftjax import config as config_lib
 from peftjax.files import write_text
 from peftjax.masks import Tree
-from peftjax.named_code import check_code, code_of
+from peftjax.named_code import check_code, check_finished, code_of
 from peftjax.train import best as best_lib
 from peftjax.train import evaluators as evaluators_lib
 from peftjax.train import folder as folder_lib
@@ -67,7 +67,7 @@ class Session:
 
   Raises:
     UserError: a mistake in the config; the folder cannot be written, or holds another run, or one that another process
-      trains.
+      trains, or is finished with other code of the user's own.
   """
 
   run: Run
@@ -92,6 +92,7 @@ class Session:
       held.enter_context(folder_lib.only_run(self.folder, self._writes))
       folder_lib.check_same_run(self.folder, self.config)
       self.finished = folder_lib.finished_summary(self.folder)
+      check_finished((self.finished or {}).get("code", {}), self.config, self.folder)
       self._held = held.pop_all()
     return self
 
@@ -118,7 +119,7 @@ class Session:
     self.best = BestSoFar(wanted, self.folder if self._writes else None)
     self.run, self._evaluators = run, evaluators
     # as it was read; its files may change while the run goes on
-    self._code = code_of(self.config, scores=False)
+    self._code, self._code_of_scores = code_of(self.config, scores=False), code_of(self.config)
     self.checkpoints = self._held.enter_context(Checkpoints(self.folder / "checkpoints", run.config.train.keep))
 
   def restored(self, state: TrainState) -> TrainState:
@@ -228,9 +229,10 @@ class Session:
 
     Args:
       state: after the last update.
-      more: entries beside those of `summarize`.
+      more: entries beside those of `summarize` and the "code" of the user's own, if any: ``module:Name`` -> digest.
     """
     summary = summarize(self.run, state, self.folder, self.costs.by_shape, self.best) | more
+    summary |= {"code": self._code_of_scores} if self._code_of_scores else {}
     if self._writes:
       if hint := hint_of(read_rows(self.folder / "metrics.jsonl"), summary["learning_rates"]):
         self.log.say(hint)

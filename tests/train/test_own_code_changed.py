@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from types import SimpleNamespace
 
@@ -31,6 +32,26 @@ def get_config():
   return "half"
 """
 
+SCORES = """
+from peftjax.tasks import Metric
+from peftjax.train.evaluators import Evaluated, Evaluator
+
+
+class Norm(Evaluator):
+  name = "norm"
+  specs = (Metric("norm", "corpus"),)
+  moments = ("during", "after")
+
+  def run(self, leaves, loader):
+    return Evaluated({self.name: 1.0}, [])
+
+
+class Twice(Norm):
+  name = "twice"
+  specs = (Metric("twice", "corpus"),)
+  note = 2
+"""
+
 
 @pytest.fixture
 def train(tmp_path, monkeypatch):
@@ -41,27 +62,54 @@ def train(tmp_path, monkeypatch):
   names = {"model.path": "net", "data.name": "windows", "task.name": "Events"}
   flags = [f"--config.{field}=own_events:{name}" for field, name in names.items()]
   flags += ["--config.train.steps=1", "--config.train.batch_size=4", "--config.method.name=own_half:Half"]
+  flags += ["--config.train.evaluators=('own_scores:Norm','own_scores:Twice')"]
   run = tmp_path / "run"
 
-  def trained(events=MODULE, method=METHOD, more=()):
-    (run / "summary.json").unlink(missing_ok=True)  # as where it ended after its last update
-    for name, text in {"own_events": events, "own_half": method}.items():
+  def trained(events=MODULE, method=METHOD, scores=SCORES, more=(), finished=False):
+    if not finished:
+      (run / "summary.json").unlink(missing_ok=True)  # as where it ended after its last update
+    for name, text in {"own_events": events, "own_half": method, "own_scores": scores}.items():
       (tmp_path / f"{name}.py").write_text(text)
       sys.modules.pop(name, None)
+    monkeypatch.setattr("peftjax.registry._named", set())  # as in a process of its own
     return cli.main(["train", f"--workdir={run}", "--json", "--config.train.tensorboard=False", *flags, *more])
 
   yield trained
-  for name in ("own_events", "own_half"):
+  for name in ("own_events", "own_half", "own_scores"):
     sys.modules.pop(name, None)
+
+
+CHANGED = {
+  "own_events:Events": {"events": MODULE.replace("** 2).mean(-1)", "** 4).mean(-1)")},
+  "own_events:net": {"events": MODULE.replace("x.sum(1) @", "x.mean(1) @")},
+  "own_half:Half": {"method": METHOD.replace("SCALE = 1.0", "SCALE = 0.5")},
+}
+OF_SCORES = {"own_scores:Twice": {"scores": SCORES.replace("note = 2", "note = 3")}}
+
+
+def test_a_finished_run_whose_code_changed_since_says_so(train, tmp_path, capsys):
+  assert train() == 0
+  summary = (tmp_path / "run" / "summary.json").read_bytes()
+  named = ("events:Events", "events:Steps", "events:net", "events:windows", "half:Half", "scores:Norm", "scores:Twice")
+  assert list(json.loads(summary)["code"]) == [f"own_{name}" for name in named]
+  for name, changed in (CHANGED | OF_SCORES).items():
+    capsys.readouterr()
+    assert train(**changed, finished=True) == 2
+    told = capsys.readouterr()
+    assert not told.out and told.err == (
+      f"peftjax: {tmp_path / 'run'} is finished, but the code of {name} has changed since, and its summary is that of "
+      f"the old code: use another --workdir to train anew, or --config.data.code_changed=True for the old summary\n"
+    )
+  assert train(**changed, finished=True, more=("--config.data.code_changed=True",)) == 0
+  told = capsys.readouterr()
+  assert json.loads(told.out) == json.loads(summary) and "already finished" in told.err
+  assert train(events=f"# more\n{MODULE}", finished=True) == 0 and "already finished" in capsys.readouterr().err
+  assert (tmp_path / "run" / "summary.json").read_bytes() == summary
 
 
 def test_a_run_goes_on_only_with_the_code_that_it_was_trained_with(train, tmp_path, capsys):
   assert train() == 0
-  for name, changed in {
-    "own_events:Events": {"events": MODULE.replace("** 2).mean(-1)", "** 4).mean(-1)")},
-    "own_events:net": {"events": MODULE.replace("x.sum(1) @", "x.mean(1) @")},
-    "own_half:Half": {"method": METHOD.replace("SCALE = 1.0", "SCALE = 0.5")},
-  }.items():
+  for name, changed in CHANGED.items():
     capsys.readouterr()
     assert train(**changed) == 2
     said = f"peftjax: {tmp_path / 'run'} comes from other code of {name}: use another --workdir, or, where it was"
