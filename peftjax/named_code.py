@@ -26,7 +26,8 @@ def code_of(config: ConfigDict, scores: bool = True) -> dict[str, str]:
 
   Args:
     config: one whose names this process has resolved; others have no digest.
-    scores: whether the evaluators count, too; without, what the updates follow from.
+    scores: whether the evaluators count, too; without, what the updates follow from. The one that decides what is best
+      is the run's to add.
   """
   return digests(name for _, name in _named(config, scores) if registry.is_named(name))
 

@@ -43,13 +43,15 @@ class Norm(Evaluator):
   moments = ("during", "after")
 
   def run(self, leaves, loader):
-    return Evaluated({self.name: 1.0}, [])
+    return Evaluated({"norm": 1.0}, [])
 
 
-class Twice(Norm):
+class Twice(Evaluator):
   name = "twice"
   specs = (Metric("twice", "corpus"),)
-  note = 2
+
+  def run(self, leaves, loader):
+    return Evaluated({"twice": 2}, [])
 """
 
 
@@ -62,6 +64,7 @@ def train(tmp_path, monkeypatch):
   names = {"model.path": "net", "data.name": "windows", "task.name": "Events"}
   flags = [f"--config.{field}=own_events:{name}" for field, name in names.items()]
   flags += ["--config.train.steps=1", "--config.train.batch_size=4", "--config.method.name=own_half:Half"]
+  flags += ["--config.train.eval_every=1", "--config.train.best=train/norm"]
   flags += ["--config.train.evaluators=('own_scores:Norm','own_scores:Twice')"]
   run = tmp_path / "run"
 
@@ -84,7 +87,8 @@ CHANGED = {
   "own_events:net": {"events": MODULE.replace("x.sum(1) @", "x.mean(1) @")},
   "own_half:Half": {"method": METHOD.replace("SCALE = 1.0", "SCALE = 0.5")},
 }
-OF_SCORES = {"own_scores:Twice": {"scores": SCORES.replace("note = 2", "note = 3")}}
+CHANGED["own_scores:Norm"] = {"scores": SCORES.replace("1.0", "1.5")}  # by which train.best decides
+OF_SCORES = {"own_scores:Twice": {"scores": SCORES.replace("2}", "3}")}}
 
 
 def test_a_finished_run_whose_code_changed_since_says_so(train, tmp_path, capsys):
@@ -115,6 +119,7 @@ def test_a_run_goes_on_only_with_the_code_that_it_was_trained_with(train, tmp_pa
     said = f"peftjax: {tmp_path / 'run'} comes from other code of {name}: use another --workdir, or, where it was"
     assert capsys.readouterr().err.splitlines()[-1].startswith(said)
   other = {"method": METHOD.replace('return "half"', "return None"), "events": f"# more\n{MODULE}"}
+  other |= OF_SCORES["own_scores:Twice"]
   assert train(**other) == 0
   assert train(**changed, more=("--config.data.code_changed=True",)) == 0
 
