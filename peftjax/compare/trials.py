@@ -1,4 +1,4 @@
-"""Which runs a study consists of: every row of `config.compare.methods` under every seed, at every size.
+"""Which runs a study consists of: every row of `config.compare` under every seed, at every size.
 
 A trial is an ordinary training config. It differs from its neighbours only by its row's overrides and its seed, so that
 `peftjax train --config=... --config.seed=N` with the same overrides repeats it without the study.
@@ -41,8 +41,17 @@ def buildable(config: ConfigDict) -> ConfigDict:
 
 
 def rows_of(config: ConfigDict) -> dict[str, dict[str, Any]]:
-  """Row -> its overrides, of a study's config."""
-  return config.compare.methods.to_dict() or {name: {} for name in DEFAULT_ROWS}
+  """Row -> its overrides, of a study's config.
+
+  Raises:
+    UserError: `compare.rows` names one that is not there.
+  """
+  held = config.compare.methods.to_dict() or {name: {} for name in DEFAULT_ROWS}
+  wanted = tuple(config.compare.get("rows", ())) or tuple(held)
+  for row in wanted:
+    if row not in held:
+      raise UserError(f"compare.rows={wanted}: {row!r} is no row of compare.methods; {nearest(row, held)}")
+  return {row: held[row] for row in wanted}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +92,8 @@ def trials_of(
     raise UserError(f"compare.seeds={seeds}: expected different numbers from 0 on, such as (0, 1, 2)")
   for field in ("reference", "baseline"):
     if study[field] and study[field] not in rows:
-      raise UserError(f"compare.{field}={study[field]!r} is no row of compare.methods; {nearest(study[field], rows)}")
+      among = "compare.rows" if study.get("rows", ()) else "compare.methods"
+      raise UserError(f"compare.{field}={study[field]!r} is no row of {among}; {nearest(study[field], rows)}")
   for row in rows:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", row):
       raise UserError(f"compare.methods: the row {row!r} names a folder; use letters, digits, '.', '_', '+' and '-'")

@@ -201,6 +201,7 @@ FIELDS: dict[str, Field] = {
   "compare.sizes": Field(
     (), "numbers of training examples, each a study of its own; (): data.train_examples alone", item=_POSITIVE
   ),
+  "compare.rows": Field((), "of compare.methods, those that are studied; (): all", item=_NAME),
   "compare.reference": Field("full", "the row that others are compared with"),
   "compare.baseline": Field("head", "the row that every method should beat"),
   "compare.split": Field(

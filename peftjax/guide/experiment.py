@@ -27,10 +27,11 @@ def experiment(
   """
   if len(chosen) < 2:
     return None
-  rows, beside = _study_rows(chosen, config)
+  rows = _study_rows(chosen, config)
   deviation = 0.01 if spread is None else spread
   seeds = max(3, math.ceil(2 + ((1.96 + 0.84) * deviation / 0.02) ** 2))
-  flags = [*_repeated(words), *_flags(dict(zip(rows, chosen.values())), seeds)]
+  is_part = bool(config.compare.rows) or not set(config.compare.methods) <= set(rows)
+  flags = [*_repeated(words), *_flags(dict(zip(rows, chosen.values())), seeds, is_part)]
   return {
     "rows": rows,
     "seeds": seeds,
@@ -39,8 +40,7 @@ def experiment(
     "training_flops": flops * seeds,
     "command": " ".join(["peftjax compare --workdir=runs/decide", *map(shlex.quote, flags)]),
     "says": f"tells {rows[0]} from {rows[1]} by two points in four of five studies"
-    + (", if seeds spread by one point" if spread is None else "")
-    + (f"; the config's own rows are trained beside them: {', '.join(beside)}" if beside else ""),
+    + (", if seeds spread by one point" if spread is None else ""),
   }
 
 
@@ -54,8 +54,8 @@ def free(name: str, taken: Collection[str]) -> str:
   return next(one for one in itertools.chain([name], numbered) if one not in taken)
 
 
-def _study_rows(chosen: Mapping[str, Mapping[str, Any]], config: ConfigDict) -> tuple[list[str], list[str]]:
-  """(a row of the study for each that is chosen, the rows that the config has beside them).
+def _study_rows(chosen: Mapping[str, Mapping[str, Any]], config: ConfigDict) -> list[str]:
+  """A row of the study for each that is chosen.
 
   A row of `compare.methods` is taken where it is the same method and nothing more, and none of them is changed.
   """
@@ -64,17 +64,19 @@ def _study_rows(chosen: Mapping[str, Mapping[str, Any]], config: ConfigDict) -> 
     same = [name for name, overrides in held.items()
             if set(overrides) <= {"method"} and {"name": name, **overrides.get("method", {})} == method]  # fmt: skip
     rows.append(same[0] if same else free(row, held))
-  return rows, [row for row in held if row not in rows]
+  return rows
 
 
 def _repeated(words: Sequence[str]) -> list[str]:
   """The words that a study reads: each of its rows has a method of its own, and `_flags` says what is compared."""
-  left_out = ("guide.", "method.", *(f"compare.{name}=" for name in ("reference", "baseline", "seeds")))
+  left_out = ("guide.", "method.", *(f"compare.{name}=" for name in ("rows", "reference", "baseline", "seeds")))
   return [word for word in words if not word.startswith(tuple(f"--config.{one}" for one in left_out))]
 
 
-def _flags(methods: Mapping[str, Mapping[str, Any]], seeds: int) -> list[str]:
-  fields = {"reference": next(iter(methods)), "baseline": "", "seeds": tuple(range(seeds))}
+def _flags(methods: Mapping[str, Mapping[str, Any]], seeds: int, is_part: bool) -> list[str]:
+  """What is compared; `is_part`: of the rows that the config has."""
+  fields = {"rows": tuple(methods)} if is_part else {}
+  fields |= {"reference": next(iter(methods)), "baseline": "", "seeds": tuple(range(seeds))}
   for row, method in methods.items():
     fields |= {f"methods.{row}.method.{field}": value for field, value in sorted(method.items())}
   return [f"--config.compare.{name}={str(value).replace(' ', '')}" for name, value in fields.items()]

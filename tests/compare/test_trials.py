@@ -48,7 +48,25 @@ def test_a_wrong_override_is_named(change, said):
     trials.trials_of(study(**change))
 
 
-@pytest.mark.parametrize(("field", "value", "said"), [("reference", "ful", "'full'"), ("seeds", (1, 1), "different")])
+def test_rows_that_are_named_are_studied_alone():
+  config = study(full={}, head={}, small={"method": {"name": "lora", "rank": 3}})
+  config.compare.rows = ("small", "full")
+  assert [one.run for one in trials.trials_of(config)] == [
+    f"{row}/seed-{seed}" for seed in (0, 1) for row in ("small", "full")
+  ]
+  config.compare.baseline = "head"
+  with pytest.raises(UserError, match="^compare.baseline='head' is no row of compare.rows; known: full, small"):
+    trials.trials_of(config)
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "said"),
+  [
+    ("reference", "ful", "'full'"),
+    ("seeds", (1, 1), "different"),
+    ("rows", ("full", "heat"), "'heat' is no row of compare.methods; did you mean 'head'"),
+  ],
+)
 def test_a_wrong_study_is_named(field, value, said):
   config = study(full={}, head={})
   config.compare[field] = value

@@ -220,14 +220,17 @@ def test_the_experiment_is_of_the_users_own_model_data_and_file(folder, tmp_path
   flags = [f"--config={file}", f"--config.model.path={folder}", "--config.data.max_length=8"]
   asked = ["--config.guide.compile=0", "--config.guide.device_gib=1.0", "--config.method.name=hra"]
   assert cli.main(["guide", "--json", *flags, *asked, "--config.task.name=text_classification"]) == 0
-  found = json.loads(capsys.readouterr().out)["experiment"]
+  told = json.loads(capsys.readouterr().out)
+  found, ranked = told["experiment"], told["ranked"]
   made, trials = studied(found["command"])
   assert made.train.batch_size == 2 and made.data.max_length == 8 and made.task.name == "text_classification"
   assert made.model.path == str(folder) and "guide." not in found["command"]
-  # the file's own row of another rank stays as it is, and the guide's two have names of their own
-  ranks = {trial.row: trial.config.method.get("rank") for trial in trials}
-  assert ranks["lora"] == 3 and set(found["rows"]) <= set(ranks) and "lora" not in found["rows"]
-  assert "the config's own rows are trained beside them: full, lora" in found["says"]
+  # the file's own row of another rank stays as it is and is not studied; the guide's two have names of their own
+  assert made.compare.methods.lora.method.rank == 3 and "lora" not in found["rows"]
+  assert {trial.row: trial.config.method.to_dict() for trial in trials} == {
+    row: next(one["method"] for one in ranked if one["row"] == row.removesuffix("-2")) for row in found["rows"]
+  }
+  assert found["says"].startswith(f"tells {found['rows'][0]} from {found['rows'][1]} by two points")
 
 
 def test_the_method_that_was_asked_for_is_assessed(folder):
