@@ -75,7 +75,7 @@ def _repeated(words: Sequence[str]) -> list[str]:
 
 def _flags(methods: Mapping[str, Mapping[str, Any]], seeds: int, is_part: bool) -> list[str]:
   """What is compared; `is_part`: of the rows that the config has."""
-  fields = {"rows": tuple(methods)} if is_part else {}
+  fields: dict[str, Any] = {"rows": tuple(methods)} if is_part else {}
   fields |= {"reference": next(iter(methods)), "baseline": "", "seeds": tuple(range(seeds))}
   for row, method in methods.items():
     fields |= {f"methods.{row}.method.{field}": value for field, value in sorted(method.items())}
