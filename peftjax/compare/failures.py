@@ -66,14 +66,14 @@ class Failures(Stored):
   groups: TwoGroups | None = None
 
 
-def share_interval(count: int, of: int, level: float = LEVEL) -> tuple[float, float]:
-  """Clopper and Pearson's (1934) interval of a probability: it covers at `level` or more, whatever the probability.
+def share_interval(count: int, of: int) -> tuple[float, float]:
+  """Clopper and Pearson's (1934) interval of a probability: it covers at `LEVEL` or more, whatever the probability.
 
   >>> low, high = share_interval(0, 5)
   >>> low, round(high, 3)
   (0.0, 0.522)
   """
-  rest = (1 - level) / 2
+  rest = (1 - LEVEL) / 2
   low = float(special.betaincinv(count, of - count + 1, rest)) if count else 0.0
   high = float(special.betaincinv(count + 1, of - count, 1 - rest)) if count < of else 1.0
   return low, high
@@ -111,13 +111,11 @@ def two_groups_p(values: Array) -> Array:
   return (1 + np.searchsorted(ratios, found, side="right")) / (1 + len(ratios))
 
 
-def two_groups(
-  values: Sequence[float], seeds: Sequence[int], direction: float, margin: float, alpha: float = 1 - LEVEL
-) -> TwoGroups | None:
+def two_groups(values: Sequence[float], seeds: Sequence[int], direction: float, margin: float) -> TwoGroups | None:
   """The two groups that a method's runs look like; None where they do not.
 
-  They do from five runs on where `two_groups_p` is below `alpha` and the gap between them is wider than the margin
-  below which differences do not matter. Normal runs do so in at most `alpha` of all studies, a method at a time; skewed
+  They do from five runs on where `two_groups_p` is below 5% and the gap between them is wider than the margin below
+  which differences do not matter. Normal runs do so in at most 5% of all studies, a method at a time; skewed
   and heavy-tailed ones more often (docs/compare.md).
   """
   scores = np.asarray(values, dtype=np.float64)
@@ -127,7 +125,7 @@ def two_groups(
   size = int(split_ratio(scores)[1])
   ordered = np.argsort(scores, kind="stable")
   gap = float(scores[ordered[size]] - scores[ordered[size - 1]])
-  if p >= alpha or gap <= margin:
+  if p >= 1 - LEVEL or gap <= margin:
     return None
   worse = ordered[:size] if direction > 0 else ordered[size:]
   return TwoGroups(p=p, gap=gap, worse=tuple(sorted(int(seeds[index]) for index in worse)))

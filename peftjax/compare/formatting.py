@@ -68,6 +68,11 @@ def unit(metric: Metric) -> str:
   return " points" if metric.share else f" {metric.unit}" if metric.unit else ""
 
 
+def counted_in(metric: Metric) -> str:
+  """The same behind a comma, for an axis."""
+  return unit(metric) and f",{unit(metric)}"
+
+
 def named(metric: Metric) -> str:
   """The metric's name and what it is shown in.
 

@@ -178,23 +178,23 @@ def _lent(parts: Spread, pooled: Pooled | None) -> Spread:
   return dataclasses.replace(parts, seed_variance=larger, seed_freedom=pooled.freedom)
 
 
-def mean_interval(scores: Array, level: float = LEVEL, pooled: Pooled | None = None, trim: float = 0.0) -> Interval:
-  """An interval of the expected score over new seeds and new examples.
-
-  Args:
-    scores: ``[..., S, E]``, real. With S = 1 the interval speaks of new examples only.
-    level: the probability that the interval holds the truth.
-    pooled: what other methods tell of the seeds; see `pool_seeds`.
-    trim: see `spread`; the interval is then one of the trimmed mean, of so many of all runs that there could be.
-  """
-  parts = _lent(spread(scores, trim), pooled)
+def _interval(parts: Spread, level: float = LEVEL) -> Interval:
   half = np.sqrt(parts.squared_half_width(1 - level))
   return Interval(parts.mean, parts.mean - half, parts.mean + half)
 
 
-def accuracy_interval(
-  correct: Array, level: float = LEVEL, pooled: Pooled | None = None, trim: float = 0.0
-) -> Interval:
+def mean_interval(scores: Array, pooled: Pooled | None = None, trim: float = 0.0) -> Interval:
+  """An interval of the expected score over new seeds and new examples.
+
+  Args:
+    scores: ``[..., S, E]``, real. With S = 1 the interval speaks of new examples only.
+    pooled: what other methods tell of the seeds; see `pool_seeds`.
+    trim: see `spread`; the interval is then one of the trimmed mean, of so many of all runs that there could be.
+  """
+  return _interval(_lent(spread(scores, trim), pooled))
+
+
+def accuracy_interval(correct: Array, pooled: Pooled | None = None, trim: float = 0.0) -> Interval:
   """As `mean_interval`, for scores that are 0 or 1; the interval stays inside [0, 1] and never has zero width.
 
   The half-width gives the number of independent examples that would be as informative, and Wilson's interval is
@@ -202,13 +202,12 @@ def accuracy_interval(
 
   Args:
     correct: ``[..., S, E]``, zeros and ones.
-    level: the probability that the interval holds the truth.
     pooled: what other methods tell of the seeds; see `pool_seeds`.
     trim: see `spread`.
   """
   parts = _lent(spread(correct, trim), pooled)
-  mean, z = parts.mean, special.ndtri(0.5 + level / 2)
-  squared_half = parts.squared_half_width(1 - level)
+  mean, z = parts.mean, special.ndtri(0.5 + LEVEL / 2)
+  squared_half = parts.squared_half_width(1 - LEVEL)
   with np.errstate(divide="ignore", invalid="ignore"):
     size = np.where(squared_half > 0, z**2 * mean * (1 - mean) / squared_half, parts.examples)
   size = np.clip(size, 1e-3, parts.examples * parts.seeds)
@@ -246,12 +245,10 @@ def difference_interval(
 
   With `trim`, of the difference of the trimmed means.
   """
-  parts = paired_spread(scores, reference, pooled, trim)
-  half = np.sqrt(parts.squared_half_width(1 - level))
-  return Interval(parts.mean, parts.mean - half, parts.mean + half)
+  return _interval(paired_spread(scores, reference, pooled, trim), level)
 
 
-def seed_interval(values: Array, level: float = LEVEL, trim: float = 0.0) -> Interval:
+def seed_interval(values: Array, trim: float = 0.0) -> Interval:
   """Student's interval of the mean of ``values [..., S]``: what one number a seed tells, this test set given.
 
   With `trim`, Yuen's of the trimmed mean.
@@ -260,8 +257,7 @@ def seed_interval(values: Array, level: float = LEVEL, trim: float = 0.0) -> Int
   parts = spread(values[..., None], trim)
   if parts.seeds < 2:
     return Interval(parts.mean, np.full_like(parts.mean, -np.inf), np.full_like(parts.mean, np.inf))
-  half = np.sqrt(parts.squared_half_width(1 - level))
-  return Interval(parts.mean, parts.mean - half, parts.mean + half)
+  return _interval(parts)
 
 
 def linearize_ratio(numerator: Array, denominator: Array) -> Array:
@@ -285,11 +281,7 @@ def linearize_ratio(numerator: Array, denominator: Array) -> Array:
 
 
 def bootstrap_interval(
-  scores: Array,
-  statistic: Callable[[Array], Array] | None = None,
-  level: float = LEVEL,
-  draws: int = 2000,
-  seed: int = 0,
+  scores: Array, statistic: Callable[[Array], Array] | None = None, draws: int = 2000, seed: int = 0
 ) -> Interval:
   """The percentile interval of a crossed bootstrap: seeds and examples are drawn anew, each with replacement.
 
@@ -302,7 +294,6 @@ def bootstrap_interval(
     scores: ``[S, E]``, or ``[S, E, K]`` where the statistic needs K numbers of each.
     statistic: from averages over seeds and examples, ``[draws]`` or ``[draws, K]``, to ``[draws]``; the average itself
       if left out.
-    level: the probability that the interval holds the truth.
     draws: resamples.
     seed: of the draws.
   """
@@ -317,7 +308,7 @@ def bootstrap_interval(
   stretch = 0.0
   if seeds > 1:
     stretch = (
-      np.sqrt(seeds / (seeds - 1)) * special.stdtrit(seeds - 1, (1 - level) / 2) / special.ndtri((1 - level) / 2)
+      np.sqrt(seeds / (seeds - 1)) * special.stdtrit(seeds - 1, (1 - LEVEL) / 2) / special.ndtri((1 - LEVEL) / 2)
     )
   centre = parts.mean[None]
   drawn = centre + stretch * (seed_weights @ stacked.mean(2).T) + (example_weights @ by_example.T) * shrink
@@ -325,7 +316,7 @@ def bootstrap_interval(
     drawn, centre = drawn[:, 0], centre[:, 0]
   if statistic is not None:
     drawn, centre = statistic(drawn), statistic(centre)
-  low, high = np.quantile(drawn, ((1 - level) / 2, (1 + level) / 2))
+  low, high = np.quantile(drawn, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
   return Interval(centre[0], low, high)
 
 
@@ -373,11 +364,11 @@ def equivalence_p(
   return np.where(room > 0, one_sided, 1 - one_sided)
 
 
-def sign_flip_p(differences: Array, draws: int = 20000, seed: int = 0) -> Array:
+def sign_flip_p(differences: Array, seed: int = 0) -> Array:
   """The paired sign-flip test of ``differences [..., S]``, one a seed; two-sided.
 
   Under "the methods are exchangeable on this test set" every sign is equally likely, so that the p-value is the share
-  of the sign patterns whose mean is as far from 0. All 2^S patterns are taken up to S = 14, else `draws` random ones
+  of the sign patterns whose mean is as far from 0. All 2^S patterns are taken up to S = 14, else 20,000 random ones
   and the observed one. It cannot fall below 2^(1-S): 0.5 with two seeds. It says nothing of other test sets.
   """
   differences = np.asarray(differences, dtype=np.float64)
@@ -385,7 +376,7 @@ def sign_flip_p(differences: Array, draws: int = 20000, seed: int = 0) -> Array:
   if seeds <= 14:
     signs = np.array(list(itertools.product((1.0, -1.0), repeat=seeds)))
   else:
-    signs = np.random.default_rng(seed).choice((1.0, -1.0), size=(draws, seeds))
+    signs = np.random.default_rng(seed).choice((1.0, -1.0), size=(20000, seeds))
     signs = np.concatenate([np.ones((1, seeds)), signs])
   flipped = np.abs(differences @ signs.T)
   observed = np.abs(differences.sum(-1))[..., None]
@@ -404,17 +395,17 @@ def holm(p: Array) -> Array:
   return adjusted
 
 
-def verdict(difference: Array, p: Array, equivalence: Array, alpha: float = 1 - LEVEL) -> NDArray[np.str_]:
+def verdict(difference: Array, p: Array, equivalence: Array) -> NDArray[np.str_]:
   """The word for each comparison with the reference; higher scores are better.
 
   "matches": the difference is inside the margin, whether it is zero or not. "better" and "worse": it is not zero.
-  "inconclusive": neither can be said.
+  "inconclusive": neither can be said. The chance of any false word is 1 - `LEVEL`.
 
   Args:
     difference: estimates, ``[...]``.
     p: `difference_p`, adjusted by `holm` over the comparisons of the study.
     equivalence: `equivalence_p`, adjusted likewise.
-    alpha: the chance of any false word that the study accepts.
   """
+  alpha = 1 - LEVEL
   conditions = [equivalence < alpha, (p < alpha) & (difference > 0), (p < alpha) & (difference < 0)]
   return np.select(conditions, ["matches", "better", "worse"], "inconclusive")

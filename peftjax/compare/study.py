@@ -266,8 +266,7 @@ def _train_all(
         if isinstance(outcome, Exception):  # one method's failure is a result of that method; the others go on
           if not done and isinstance(outcome, UserError) and not isinstance(outcome, Diverged):
             raise outcome  # a mistake in the config or the data, as a first trial finds it
-          failed[trial.run] = _keep_error(trial, workdir, outcome)
-          say(f"failed: {trial.run}: {failed[trial.run]}")
+          failed[trial.run] = _keep_error(trial, workdir, trial.run, outcome)
           continue
         done[trial.run] = records.record_of(trial, outcome, folder)
         records.keep_record(done[trial.run], folder)
@@ -308,8 +307,8 @@ def _measure_all(
       say(f"measuring {trial.run}: {', '.join(one.name for one in open_)}")
       for one, found in zip(open_, trainer.measure(open_, trial.config, folder, config.compare)):
         if isinstance(found, Exception):  # the trial's other results stand without it; the next start tries again
-          failed[f"{trial.run}, {one.name}"] = _keep_error(trial, workdir, found)
-          say(f"failed: {trial.run}, {one.name}: {failed[f'{trial.run}, {one.name}']}")
+          what = f"{trial.run}, {one.name}"
+          failed[what] = _keep_error(trial, workdir, what, found)
           continue
         record = dataclasses.replace(record, dimensions={**record.dimensions, one.name: found})
       records.keep_record(record, folder)
@@ -318,8 +317,10 @@ def _measure_all(
   return failed
 
 
-def _keep_error(trial: Trial, workdir: Path, error: Exception) -> str:
+def _keep_error(trial: Trial, workdir: Path, what: str, error: Exception) -> str:
+  """Keeps an error in the trial's folder, says that `what` failed, and returns the error's last line."""
   write_text(trial.folder(workdir) / "error.txt", "".join(traceback.format_exception(error)))
+  say(f"failed: {what}: {_last_line(error)}")
   return _last_line(error)
 
 

@@ -134,8 +134,8 @@ def test_updates_to_the_target_between_evaluations(curves):
   assert groups["head", 512].estimate is None and groups["head", 512].reached == 0
   assert groups["full", 512].flops == pytest.approx(groups["full", 512].estimate * 3.1e10)
   steps, scores = np.array([0.0, 10.0, 30.0]), np.array([0.5, 0.6, 0.8])
-  assert convergence._reached((steps, scores), 0.7) == pytest.approx(20.0)
-  assert convergence._reached((steps, scores), 0.9) is None
+  assert convergence.first_at(0.7, scores, steps) == pytest.approx(20.0)
+  assert convergence.first_at(0.9, scores, steps) is None
 
 
 def test_the_median_counts_those_that_never_arrive_as_last():

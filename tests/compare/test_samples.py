@@ -7,10 +7,10 @@ import types
 
 import pytest
 
-from peftjax.compare.dimensions import samples
+from peftjax.compare.dimensions import samples, told
 from peftjax.compare.drawing.svg import svg
 from tests.compare import synthetic
-from tests.data.pictures import encoded, picture
+from tests.data.pictures import picture
 
 ROWS = {"full": 0.6, "lora": 0.8}
 
@@ -20,7 +20,7 @@ def records():
   for one in synthetic.results({name: synthetic.METHODS[name] for name in ROWS}, seeds=3):
     measured = {"similarity": ROWS[one.row] + 0.01 * one.seed, "prior_drift": 0.1}
     if one.seed == 0:
-      measured["sheet"] = samples.jpeg(encoded(picture(60, 40)))
+      measured["sheet"] = told.packed(picture(60, 40))
     found.append(dataclasses.replace(one, dimensions={"samples": measured}))
   return found
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
 
 from peftjax.compare import formatting as fmt
 from peftjax.compare.analysis import Summary
 from peftjax.compare.dimensions.base import ROW, Dimension, Json, Plot, Section, Trained, by_row
+from peftjax.compare.dimensions.told import packed, unpacked
 from peftjax.compare.drawing.heat import heat
-from peftjax.compare.drawing.svg import INK, font_size, new_figure
+from peftjax.compare.drawing.svg import INK, WIDTHS, font_size, new_figure
 from peftjax.compare.metrics import SHARE
 from peftjax.compare.records import Record
 from peftjax.data import open_as
@@ -41,10 +39,8 @@ def measure(trained: Trained) -> Json | None:
   if {one.field for one in MEDIA} & set(dataset.fields) and split in dataset.splits:
     source = dataset.split(split)
     for place in chosen(rows, SHOWN):
-      buffer = io.BytesIO()
-      thumbnail(source[int(rows["index"][place])], SIDE).save(buffer, "JPEG", quality=80)
+      jpeg = packed(thumbnail(source[int(rows["index"][place])], SIDE), quality=80)
       label, said = names[int(rows["label"][place])], names[int(rows["prediction"][place])]
-      jpeg = base64.b64encode(buffer.getvalue()).decode()
       found["pictures"].append({"label": label, "prediction": said, "jpeg": jpeg})
   return found
 
@@ -101,13 +97,13 @@ def pictures(shown: Sequence[Mapping[str, str]], narrow: bool) -> Figure:
   """Examples in rows, each with what it was taken for below it."""
   across = 4 if narrow else 6
   down = -(-len(shown) // across)
-  cell = (3.7 if narrow else 8.6) / across
+  cell = WIDTHS[narrow] / across
   figure, first = new_figure(narrow, down * (cell + 0.2))
   first.remove()
   for number, one in enumerate(shown):
     line, place = divmod(number, across)
     axes = figure.add_axes((place / across + 0.01, 1 - (line + 1) / down + 0.2 / down, 1 / across - 0.02, 0.78 / down))
-    axes.imshow(np.asarray(Image.open(io.BytesIO(base64.b64decode(one["jpeg"])))), interpolation="nearest")
+    axes.imshow(unpacked(one["jpeg"]), interpolation="nearest")
     axes.set_axis_off()
     is_right = one["label"] == one["prediction"]
     text = one["label"] if is_right else f"{one['prediction']}, is {one['label']}"

@@ -82,7 +82,8 @@ def summarize(records: Sequence[Record], summary: Summary) -> Json | None:
         targets[size] = start + SHARE * (end - start)
   for (row, size), own in kinds.items():
     if size in targets:
-      steps = [_reached(curves[record.run], targets[size], direction) for record in own]
+      points = [curves[record.run] for record in own]
+      steps = [first_at(direction * targets[size], direction * scores, along) for along, scores in points]
       cost = summary.row(row)
       found.append(_updates(row, size, own, steps, cost.flops_per_step if cost else None))
   if not found:
@@ -113,17 +114,17 @@ def _curve(record: Record) -> Curve | None:
   return np.array(held["step"], dtype=np.float64), np.array(held[record.metric], dtype=np.float64)
 
 
-def _reached(curve: Curve, target: float, direction: float = 1.0) -> float | None:
-  """The first update at which a score is `target`, between evaluations by the straight line; None if it never is."""
-  steps, scores = curve
-  there = np.flatnonzero(direction * scores >= direction * target)
+def first_at(level: float, scores: np.ndarray, along: np.ndarray) -> float | None:
+  """The value of `along` where scores first are at `level` or above it, between points by the straight line; None
+  where they never are."""
+  there = np.flatnonzero(scores >= level)
   if not len(there):
     return None
   first = there[0]
   if first == 0:
-    return float(steps[0])
-  part = (target - scores[first - 1]) / (scores[first] - scores[first - 1])
-  return float(steps[first - 1] + part * (steps[first] - steps[first - 1]))
+    return float(along[0])
+  part = (level - scores[first - 1]) / (scores[first] - scores[first - 1])
+  return float(along[first - 1] + part * (along[first] - along[first - 1]))
 
 
 def median(values: Sequence[float | None]) -> tuple[float | None, float | None, float | None]:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import functools
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
 
 from peftjax.compare import formatting as fmt
 from peftjax.compare.analysis import Summary
 from peftjax.compare.dimensions.base import ROW, Dimension, Json, Plot, Section, Trained, by_row
-from peftjax.compare.drawing.svg import new_figure
+from peftjax.compare.dimensions.told import packed, unpacked
+from peftjax.compare.drawing.svg import WIDTHS, new_figure
 from peftjax.compare.records import Record
 from peftjax.data import open_as
 from peftjax.train.evaluators.detections import chosen, drawn
@@ -37,9 +34,7 @@ def measure(trained: Trained) -> Json | None:
   shown = []
   for place in chosen(len(rows["index"]), SHOWN) if split in dataset.splits else ():
     example = dataset.split(split)[int(rows["index"][place])]
-    buffer = io.BytesIO()
-    drawn(example, rows, int(place), dataset.label_names, SURE, SIDE).save(buffer, "JPEG", quality=85)
-    shown.append(base64.b64encode(buffer.getvalue()).decode())
+    shown.append(packed(drawn(example, rows, int(place), dataset.label_names, SURE, SIDE)))
   return {
     "found": int((rows["scores"] >= SURE).sum()),
     "objects": int((rows["true_labels"] >= 0).sum()),
@@ -79,12 +74,12 @@ def pictures(shown: Sequence[str], narrow: bool) -> Figure:
   """JPEGs in base64, side by side."""
   across = 2 if narrow else 4
   down = -(-len(shown) // across)
-  figure, first = new_figure(narrow, down * (3.7 if narrow else 8.6) / across)
+  figure, first = new_figure(narrow, down * WIDTHS[narrow] / across)
   first.remove()
   for number, one in enumerate(shown):
     line, place = divmod(number, across)
     axes = figure.add_axes((place / across + 0.01, 1 - (line + 1) / down + 0.01, 1 / across - 0.02, 1 / down - 0.02))
-    axes.imshow(np.asarray(Image.open(io.BytesIO(base64.b64decode(one)))), interpolation="nearest")
+    axes.imshow(unpacked(one), interpolation="nearest")
     axes.set_axis_off()
   return figure
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from peftjax.compare import formatting as fmt
 from peftjax.compare.analysis import Summary, of_seeds
 from peftjax.compare.dimensions.base import Dimension, Json, Plot, Section, at_size, by_group, by_kind, of_largest_size
+from peftjax.compare.dimensions.convergence import first_at
 from peftjax.compare.dimensions.told import INTERVALS
 from peftjax.compare.drawing import lines
 from peftjax.compare.drawing.rows import estimated, marked
@@ -109,11 +110,9 @@ def _match(own: Path, base: Path) -> tuple[float, float, float]:
 def rise_at(path: Path, level: float) -> float:
   """The rise of the retained loss where the validation score first is `level`; it must be reached somewhere."""
   _, scores, losses = path
-  first = int(np.flatnonzero(scores >= level)[0])
-  if first == 0:
-    return 0.0
-  part = (level - scores[first - 1]) / (scores[first] - scores[first - 1])
-  return float(losses[first - 1] + part * (losses[first] - losses[first - 1]) - losses[0])
+  there = first_at(level, scores, losses)
+  assert there is not None
+  return there - float(losses[0])
 
 
 def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summary) -> Section:

@@ -43,7 +43,6 @@ def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summar
   """The gap between training and validation scores, by row and size."""
   spec, metric = summary.spec, summary.metric
   less = f"training less validation {metric}" if spec.higher_is_better else f"validation less training {metric}"
-  unit = fmt.unit(spec).strip()
   return Section(
     heading="Overfitting",
     sentences=(
@@ -60,7 +59,7 @@ def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summar
       found["groups"],
       summary,
       less[0].upper() + less[1:],
-      less + (unit and f", {unit}"),
+      less + fmt.counted_in(spec),
       spec,
       caption=f"{INTERVALS} At 0 nothing is overfitted.",
     ),

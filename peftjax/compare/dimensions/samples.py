@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 import functools
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
 from peftjax.compare.analysis import Estimate, Summary
 from peftjax.compare.dimensions.base import Dimension, Group, Json, Plot, Section, Trained, by_group
-from peftjax.compare.dimensions.told import INTERVALS, range_sentence
+from peftjax.compare.dimensions.told import INTERVALS, packed, range_sentence, unpacked
 from peftjax.compare.drawing.rows import estimated, marked
-from peftjax.compare.drawing.svg import new_figure
+from peftjax.compare.drawing.svg import WIDTHS, new_figure
 from peftjax.compare.records import Record
 from peftjax.train.evaluators.sample import DRIFT, SIMILARITY
 
@@ -36,15 +33,8 @@ def measure(trained: Trained) -> Json | None:
     return found or None
   seeds = trained.study.get("seeds", ())
   if not seeds or int(trained.config.seed) == seeds[0]:
-    found["sheet"] = jpeg(path.read_bytes())
+    found["sheet"] = packed(Image.open(path).convert("RGB"))
   return found or None
-
-
-def jpeg(image: bytes) -> str:
-  """A picture's file as JPEG in base 64."""
-  buffer = io.BytesIO()
-  Image.open(io.BytesIO(image)).convert("RGB").save(buffer, "JPEG", quality=85)
-  return base64.b64encode(buffer.getvalue()).decode()
 
 
 def summarize(records: Sequence[Record], summary: Summary) -> Json:
@@ -69,7 +59,7 @@ def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summar
       continue
     sentences.append(range_sentence(groups, summary, title, _noted))
     lines = [estimated(one.row, one, _noted(one)) for one in groups]
-    draw = functools.partial(_drawn, lines, summary, across)
+    draw = functools.partial(marked, lines, summary, across)
     plots.append(Plot(f"{NAME}-{name.replace('_', '-')}", title, INTERVALS, draw))
   for one in found["sheets"]:
     caption = "first seed: under each prompt the untrained model's pictures, and below them those after training"
@@ -83,14 +73,9 @@ def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summar
   )
 
 
-def _drawn(lines: Sequence[Any], summary: Summary, across: str, narrow: bool) -> Figure | None:
-  return marked(lines, summary, across, narrow)
-
-
 def _sheet(one: Mapping[str, str], narrow: bool) -> Figure:
-  picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(one["jpeg"]))))
-  width = 3.7 if narrow else 8.6
-  figure, axes = new_figure(narrow, width * picture.shape[0] / picture.shape[1])
+  picture = unpacked(one["jpeg"])
+  figure, axes = new_figure(narrow, WIDTHS[narrow] * picture.shape[0] / picture.shape[1])
   axes.set_position((0.0, 0.0, 1.0, 1.0))
   axes.imshow(picture, interpolation="nearest", aspect="auto")
   axes.set_axis_off()

@@ -74,8 +74,7 @@ def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summar
   )
   runs = fmt.runs([run for one in found["average"] for run in one.runs])
   moved = [estimated(one.row, one, fmt.difference(one, spec), fmt.scale(spec)) for one in found["backward"]]
-  unit = fmt.unit(spec)
-  across = f"backward transfer of {spec.name}" + (unit and f",{unit}")
+  across = f"backward transfer of {spec.name}{fmt.counted_in(spec)}"
   numbered = ", ".join(f"{number} {name}" for number, name in enumerate(names, 1))
   return Section(
     heading="Tasks one after the other",
@@ -84,7 +83,7 @@ def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summar
         f"Trained on {fmt.names(names)} in this order. {kept} Backward transfer is what later tasks changed on earlier "
         "ones, on average (Lopez-Paz & Ranzato 2017); below zero is forgetting."
       ),
-      f"Average test {spec.name} after the last task, and backward transfer{unit}: {told} (runs {runs}).",
+      f"Average test {spec.name} after the last task, and backward transfer{fmt.unit(spec)}: {told} (runs {runs}).",
     ),
     plots=(
       Plot(

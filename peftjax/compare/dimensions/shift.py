@@ -90,7 +90,7 @@ def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summar
   spec, reference, scale = summary.spec, summary.reference, fmt.scale(summary.spec)
   groups: list[Away] = of_largest_size(found["groups"])
   names = list(dict.fromkeys(one.set for one in groups))
-  at, unit = at_size(groups[0].size), fmt.unit(spec).strip()
+  at = at_size(groups[0].size)
   sentences, plots = [], []
   for name in names:
     ranked = sorted((one for one in groups if one.set == name), key=lambda one: -spec.direction * one.estimate)
@@ -105,7 +105,7 @@ def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summar
         f"Difference to {reference} on {name}",
         f"Paired on seeds and examples, with 95% intervals; small strokes are single seeds{at and ';' + at}.",
         lambda narrow, drawn=drawn: marked(  # type: ignore[misc]
-          drawn, summary, f"{summary.metric} less {reference}'s" + (unit and f", {unit}"), narrow, at=0.0
+          drawn, summary, f"{summary.metric} less {reference}'s{fmt.counted_in(spec)}", narrow, at=0.0
         ),
       )
     )
@@ -113,7 +113,7 @@ def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summar
     estimated(one.row, SeedEstimate(**vars(one.drop)), fmt.difference(one.drop, spec), scale, f"{one.row}, {one.set}")
     for one in groups
   ]
-  label = f"lead of the own test set's {summary.metric}" + (unit and f", {unit}")
+  label = f"lead of the own test set's {summary.metric}{fmt.counted_in(spec)}"
   plots.append(
     Plot(
       f"{NAME}-drops",

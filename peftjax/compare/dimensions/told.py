@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Callable, Sequence
+
+import numpy as np
+from PIL import Image
 
 from peftjax.compare import formatting as fmt
 from peftjax.compare.analysis import Estimate, Summary
@@ -12,6 +17,18 @@ from peftjax.tasks.metric import Metric
 
 Show = Callable[[Estimate], str]
 INTERVALS = "Mean over seeds with Student's 95% interval; small strokes are single seeds."
+
+
+def packed(picture: Image.Image, quality: int = 85) -> str:
+  """A picture as JPEG in base 64."""
+  buffer = io.BytesIO()
+  picture.save(buffer, "JPEG", quality=quality)
+  return base64.b64encode(buffer.getvalue()).decode()
+
+
+def unpacked(jpeg: str) -> np.ndarray:
+  """A `packed` picture, uint8 [height, width, 3]."""
+  return np.asarray(Image.open(io.BytesIO(base64.b64decode(jpeg))))
 
 
 def refusal(row: str, reason: str) -> str:

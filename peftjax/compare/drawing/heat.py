@@ -9,7 +9,7 @@ from matplotlib.patches import Rectangle
 
 from peftjax.compare import formatting as fmt
 from peftjax.compare.analysis import Summary
-from peftjax.compare.drawing.svg import INK, MUTED, SERIES, font_size, new_figure, text_size
+from peftjax.compare.drawing.svg import INK, MUTED, SERIES, WIDTHS, font_size, new_figure, text_size
 from peftjax.tasks.metric import Metric
 
 Matrix = Sequence[Sequence[float | None]]
@@ -24,7 +24,7 @@ def heat(matrices: Mapping[str, Matrix], summary: Summary, metric: Metric, narro
   count, cells = len(order), len(matrices[order[0]])
   across = min(2 if narrow else 5, count)
   down = -(-count // across)
-  width = (3.7 if narrow else 8.6) * 72
+  width = WIDTHS[narrow] * 72
   side = min(width / across - 34, 42.0 * cells)
   figure, first = new_figure(narrow, (down * (side + 44) + 6) / 72)
   first.remove()

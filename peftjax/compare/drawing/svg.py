@@ -33,6 +33,7 @@ INK, MUTED, GRID, BAND, PAPER = list(VARIABLES)[:5]
 SERIES = list(VARIABLES)[5:]
 MARKERS = ("s", "D", "^", "v", "h", "<", ">", "p", "8")  # of all but the reference and the baseline
 LINES = ("-", "--", ":", "-.")
+WIDTHS = (8.6, 3.7)  # of a figure in inches: on a wide page, and where it is narrow
 
 STYLE: dict[Any, Any] = {
   "font.family": "DejaVu Sans",
@@ -107,7 +108,7 @@ def font_size(narrow: bool) -> float:
 def new_figure(narrow: bool, height: float, wide_height: float | None = None) -> tuple[Figure, Axes]:
   """A figure of the page's width, in inches; fonts are sized so that the page's scale makes them readable."""
   with mpl.rc_context({**STYLE, "font.size": font_size(narrow)}):
-    figure = Figure(figsize=(3.7, height) if narrow else (8.6, wide_height or height), dpi=72)
+    figure = Figure(figsize=(WIDTHS[narrow], height if narrow else wide_height or height), dpi=72)
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0.1, 0.1, 0.8, 0.8))
   for side in ("top", "right", "left"):
@@ -117,9 +118,9 @@ def new_figure(narrow: bool, height: float, wide_height: float | None = None) ->
   return figure, axes
 
 
-def text_size(figure: Figure, text: str, size: float, weight: str = "normal") -> tuple[float, float]:
+def text_size(figure: Figure, text: str, size: float) -> tuple[float, float]:
   """(width, height) in points."""
-  drawn = figure.text(0, 0, text, fontsize=size, fontweight=weight)
+  drawn = figure.text(0, 0, text, fontsize=size)
   box = drawn.get_window_extent(figure.canvas.get_renderer())  # type: ignore[attr-defined]
   drawn.remove()
   return box.width, box.height

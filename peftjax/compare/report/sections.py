@@ -61,8 +61,7 @@ def forest(summary: Summary, narrow: bool, baseline: bool = False) -> Figure | N
   drawn = [
     rows.estimated(row, one, f"{fmt.difference(one, spec)} · {one.verdict}", fmt.scale(spec)) for row, one in found
   ]
-  unit = fmt.unit(spec).strip()
-  across = f"{summary.split} {summary.metric} less {found[0][1].to}'s{unit and f', {unit}'}"
+  across = f"{summary.split} {summary.metric} less {found[0][1].to}'s{fmt.counted_in(spec)}"
   return rows.marked(drawn, summary, across, narrow, at=0.0, band=fmt.scale(spec) * summary.margin)
 
 
