@@ -111,6 +111,13 @@ def test_runs_are_told_filtered_and_drawn(config, tmp_path, capsys):
   assert "test" in shown.out and "{" not in shown.out
 
 
+@pytest.mark.parametrize(("rows", "shown"), [((), ["full", "head", "lora"]), (("lora", "full"), ["lora", "full"])])
+def test_a_study_is_listed_with_the_rows_that_it_has(tmp_path, rows, shown):
+  held = {"methods": {"full": {}, "head": {}, "lora": {}}, "rows": rows}
+  (tmp_path / "config.json").write_text(json.dumps({"compare": held}))
+  assert overview.found(tmp_path)[0]["methods"] == shown
+
+
 def flags_of(config, seed):
   names = ("model.path", "data.name", "data.max_length", "data.buckets", "train.batch_size", "train.eval_batch_size",
            "train.steps", "train.save_every", "train.log_every", "train.eval_every", "train.tensorboard",

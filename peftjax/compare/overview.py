@@ -61,8 +61,9 @@ def _row(folder: Path, root: Path) -> Row | None:
   if "compare" in config and "resolved" not in config and isinstance(config["compare"], Mapping):
     report = folder / "report.html"
     done = {"report": str(report)} if report.is_file() else {}
+    rows = config["compare"].get("rows") or config["compare"].get("methods", {})
     return {"run": name, "kind": "study", "state": "finished" if done else "under way",
-            "methods": list(config["compare"].get("methods", {})), **done}  # fmt: skip
+            "methods": list(rows), **done}  # fmt: skip
   if "resolved" not in config or not isinstance(config.get("method"), Mapping):
     return None
   try:
