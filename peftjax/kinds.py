@@ -105,6 +105,18 @@ def _settings(value: Any) -> dict[str, Any]:
   return dict(value)
 
 
+def mapping_of(kind: Kind) -> Kind:
+  """An object whose values are of one kind."""
+
+  def check(value: Any) -> dict[str, Any]:
+    try:
+      return {name: kind(one) for name, one in _settings(value).items()}
+    except Unfit as error:
+      raise Unfit(f"an object, each value {error}" if isinstance(value, Mapping) else str(error)) from None
+
+  return Kind(check)
+
+
 FLAG = Kind(_flag)
 NAME = Kind(_name)
 SETTINGS = Kind(_settings)

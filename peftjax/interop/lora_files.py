@@ -23,7 +23,7 @@ from peftjax.composite import components
 from peftjax.errors import UserError, nearest
 from peftjax.files import parse_json
 from peftjax.interop import peft
-from peftjax.kinds import SETTINGS, value_of
+from peftjax.kinds import FLAG, SETTINGS, mapping_of, number, value_of, whole
 from peftjax.methods.lora import LoRA
 from peftjax.models.tensor_files import Checkpoint, write_tensors
 from peftjax.sites import Site
@@ -49,6 +49,16 @@ _ENDINGS = {
   }.items()
   for part in (0, 1)
 } | {".lora_down.weight": "down", ".lora_up.weight": "up", ".alpha": "alpha"}  # fmt: skip
+
+_RANK = whole(1, 2**31 - 1)
+# PEFT's fields that scales follow from: the method's field, and what it may be.
+_FIELDS = {
+  "r": ("rank", _RANK),
+  "lora_alpha": ("alpha", number()),
+  "use_rslora": ("rslora", FLAG),
+  "rank_pattern": ("rank_pattern", mapping_of(_RANK)),
+  "alpha_pattern": ("alpha_pattern", mapping_of(number())),
+}
 
 
 class _Module(NamedTuple):
@@ -150,7 +160,9 @@ def _pairs(file: Path, modules: list[_Module], spelled: Mapping[str, int]) -> Pa
       raise UserError(f"{key!r} is no factor of LoRA; such files hold other methods")
     if stem not in spelled:
       raise UserError(f"{key!r} belongs to no module of the model; {nearest(stem, spelled, 1)}")
-    found.setdefault(spelled[stem], {})[part] = checkpoint.read(key).astype(np.float32)
+    if part in (parts := found.setdefault(spelled[stem], {})):
+      raise UserError(f"{key!r} is there in another spelling, too; leave one out")
+    parts[part] = checkpoint.read(key).astype(np.float32)
   if not found:
     raise UserError("no factors of LoRA")
   scales = _scales(file)
@@ -161,10 +173,15 @@ def _pairs(file: Path, modules: list[_Module], spelled: Mapping[str, int]) -> Pa
     if missing:
       raise UserError(f"{module.name!r} has no {missing[0]!r} factor")
     down, up = _shaped(module, parts["down"], parts["up"])
-    rank = down.shape[-1]
-    scale = float(parts["alpha"].reshape(())) / rank if "alpha" in parts else 1.0
-    if module.component in scales and "alpha" not in parts:
-      scale = scales[module.component].settings(module.name)[1]
+    rank, scale = down.shape[-1], 1.0
+    if "alpha" in parts:
+      if parts["alpha"].size != 1 or not np.isfinite(parts["alpha"]).all():
+        raise UserError(f"{module.name!r} has an alpha of {parts['alpha'].tolist()!r:.60}; expected one finite number")
+      scale = float(parts["alpha"].reshape(())) / rank
+    elif module.component in scales:
+      told, scale = scales[module.component].settings(module.name)
+      if told != rank:
+        raise UserError(f"{module.name!r} has factors of rank {rank}, and the file's {_METADATA} says {told}")
     pairs[place] = down, up * np.float32(scale)
   return pairs
 
@@ -174,6 +191,8 @@ def _shaped(module: _Module, down: np.ndarray, up: np.ndarray) -> tuple[np.ndarr
   *window, source, target = module.site.shape
   rank = down.shape[0]
   wanted = (rank, source, *window)
+  if not rank:
+    raise UserError(f"{module.name!r} has factors of rank 0")
   alike = down.size == rank * source and np.prod(window, dtype=int) == 1
   if (down.shape != wanted and not (alike and down.ndim in (2, 4))) or up.reshape(len(up), -1).shape != (target, rank):
     raise UserError(f"{module.name!r} has factors {down.shape} and {up.shape}; the model's is {source} to {target}"
@@ -190,17 +209,11 @@ def _scales(file: Path) -> dict[str, LoRA]:
   by_component: dict[str, dict[str, Any]] = {}
   for key, value in value_of(file.name, _METADATA, parse_json(text, _METADATA), SETTINGS).items():
     component, _, name = key.partition(".")
-    by_component.setdefault(component, {})[name] = value
-  return {
-    component: LoRA(
-      rank=int(config.get("r", 8)),
-      alpha=float(config.get("lora_alpha", 8)),
-      rslora=bool(config.get("use_rslora", False)),
-      rank_pattern=dict(config.get("rank_pattern") or {}),
-      alpha_pattern=dict(config.get("alpha_pattern") or {}),
-    )
-    for component, config in by_component.items()
-  }
+    given = by_component.setdefault(component, {})
+    if name in _FIELDS and value is not None:  # null stands for the default
+      field, kind = _FIELDS[name]
+      given[field] = value_of(_METADATA, key, value, kind)
+  return {component: LoRA(**given) for component, given in by_component.items()}
 
 
 def _is_ragged(site: Site, pairs: Pairs, modules: list[_Module]) -> bool:

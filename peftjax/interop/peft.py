@@ -269,6 +269,12 @@ def _read_ours(folder: Path) -> dict[str, Any]:
   return ours
 
 
+def labels_of(folder: str | Path) -> dict[str, str]:
+  """Number -> name of an adapter's labels, as far as peftjax.json says them; {} where there is no such adapter."""
+  ours = Path(folder).expanduser()
+  return (_read_ours(ours).get("id2label") or {}) if (ours / CONFIG).is_file() else {}
+
+
 def implied_head(folder: str | Path, task: str) -> tuple[str, list[str], int]:
   """(task, names of the labels, their number) of an adapter's head, for a base without one.
 

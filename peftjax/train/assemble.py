@@ -19,7 +19,7 @@ from peftjax import data as data_lib
 from peftjax import hub, masks, memory, methods, tasks
 from peftjax.adding import add
 from peftjax.errors import NotHere, UserError, nearest
-from peftjax.interop.peft import notes_on
+from peftjax.interop import lora_files, peft
 from peftjax.loading import (
   described,
   folder_of,
@@ -139,7 +139,7 @@ class Setting:
                    other_base=section.other_base, new_head=section.new_head, component_dtypes=component_dtypes(config),
                    **options)  # fmt: skip
       if section.adapter:
-        for note in notes_on(hub.local(section.adapter)):
+        for note in peft.notes_on(hub.local(section.adapter)):
           log.warning("model.adapter: %s", note)
         return self._fitted(model)  # its method is the adapter's
     return self._fitted(add(model, method, jax.random.fold_in(jax.random.key(config.seed), ADAPTER_KEY)))
@@ -316,7 +316,25 @@ def _head_of(config: ConfigDict, task: tasks.Task, hf_config: Mapping[str, Any])
     return Head()
   family = family_of(hf_config, config.model.family)
   own = family.architectures[family.architecture(hf_config, "")].task
+  if config.model.init != "random" and not config.model.new_head:
+    _check_order(config, task.label_names, hf_config if own == task.head else {})
   return Head("" if own == task.head else task.head, task.label_names, task.num_labels)
+
+
+def _check_order(config: ConfigDict, labels: Sequence[str], hf_config: Mapping[str, Any]) -> None:
+  """Raises a `UserError` if the head that training starts from has the data's labels under other numbers."""
+  adapter = hub.local(config.model.adapter) if config.model.adapter else ""
+  told = peft.labels_of(adapter) if adapter and lora_files.file_of(adapter) is None else {}
+  where, named = ("model.adapter", told) if told else ("model.path", hf_config.get("id2label"))
+  if not isinstance(named, Mapping) or not all(str(key).isdecimal() for key in named):
+    return
+  own = [str(named[key]) for key in sorted(named, key=int)]
+  if own != list(labels) and sorted(own) == sorted(labels):
+    first = next(at for at, (one, other) in enumerate(zip(own, labels)) if one != other)
+    raise UserError(
+      f"{where}: its head's label {first} is {own[first]!r:.60}, and the data's is {labels[first]!r:.60}: the same "
+      "labels in another order; number the data's as the model's, or draw a new head by model.new_head=True"
+    )
 
 
 def _known_header(config: ConfigDict, trains: bool) -> tuple[data_lib.Header, tuple[str, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import jax
 import numpy as np
@@ -160,6 +161,21 @@ def test_one_component_and_some_of_a_stack_s_layers(ours, tmp_path):
       "the model's is 4 to 6 with a win",
     ),
     (lambda held: held.clear(), "no factors of LoRA"),
+    (lambda held: held.update({"unet.conv_in.alpha": np.ones(2)}), r"alpha of \[1.0, 1.0\]; expected one finite"),
+    (lambda held: held.update({"unet.conv_in.alpha": np.full((), np.nan)}), "alpha of nan; expected one finite number"),
+    (
+      lambda held: held.update(
+        {
+          "unet.conv_in.lora_A.weight": np.zeros((0, 4, 3, 3)),
+          "unet.conv_in.lora_B.weight": np.zeros((6, 0, 1, 1)),
+        }
+      ),
+      "'conv_in' has factors of rank 0",
+    ),
+    (
+      lambda held: held.update({"unet.conv_in.lora.down.weight": np.zeros((2, 4, 3, 3))}),
+      "is there in another spelling, too",
+    ),
   ],
 )
 def test_files_that_do_not_fit_are_one_line(change, said, tmp_path):
@@ -167,6 +183,26 @@ def test_files_that_do_not_fit_are_one_line(change, said, tmp_path):
              "unet.conv_in.lora_B.weight": np.zeros((6, 2, 1, 1), np.float32)}  # fmt: skip
   change(tensors)
   save_file(tensors, tmp_path / lora_files.NAME)
+  with pytest.raises(UserError, match=said):
+    peftjax.load(unet()[1], tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("told", "said"),
+  [
+    ({"unet.r": "2"}, 'unet.r="2": expected a whole number from 1'),
+    ({"unet.r": 0}, "unet.r=0: expected a whole number from 1"),
+    ({"unet.r": 4}, "'conv_in' has factors of rank 2, and the file's lora_adapter_metadata says 4"),
+    ({"unet.r": 2, "unet.lora_alpha": [1]}, r"unet.lora_alpha=\[1\]: expected a finite number"),
+    ({"unet.r": 2, "unet.rank_pattern": 5}, "unet.rank_pattern=5: expected an object"),
+    ({"unet.r": 2, "unet.alpha_pattern": {"conv_in": "x"}}, "expected an object, each value a finite number"),
+    ({"unet.r": 2, "unet.use_rslora": "no"}, 'unet.use_rslora="no": expected true or false'),
+  ],
+)
+def test_metadata_that_do_not_fit_are_one_line(told, said, tmp_path):
+  tensors = {"unet.conv_in.lora_A.weight": np.zeros((2, 4, 3, 3), np.float32),
+             "unet.conv_in.lora_B.weight": np.zeros((6, 2, 1, 1), np.float32)}  # fmt: skip
+  save_file(tensors, tmp_path / lora_files.NAME, metadata={"lora_adapter_metadata": json.dumps(told)})
   with pytest.raises(UserError, match=said):
     peftjax.load(unet()[1], tmp_path)
 

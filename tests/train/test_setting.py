@@ -88,6 +88,35 @@ def test_data_that_is_not_here_is_told_and_config_json_speaks(models, data, tmp_
   assert setting.task.label_names == ("bad", "fair", "good")
 
 
+def test_a_head_of_the_same_labels_in_another_order(models, data, tmp_path):
+  """Training would go on, and scores be counted, as if the head's first label were the data's first."""
+  saved = json.loads((models["bert"] / "config.json").read_text()) | {
+    "architectures": ["BertForSequenceClassification"]
+  }
+  config = config_of(tmp_path, data["three"], "model.init=pretrained")
+
+  def written(*names):
+    labels = {str(index): name for index, name in enumerate(names)}
+    (tmp_path / "config.json").write_text(json.dumps(saved | {"id2label": labels}))
+    return config
+
+  said = (
+    "model.path: its head's label 0 is 'b', and the data's is 'a': the same labels in another order; .*new_head=True"
+  )
+  with pytest.raises(UserError, match=said):
+    assemble.setting(written("b", "a", "c"))
+  for changed in ("model.new_head=True", "model.init=random"):
+    assemble.setting(config_of(tmp_path, data["three"], "model.init=pretrained", changed))
+  for names in (("a", "b", "c"), ("LABEL_0", "LABEL_1", "LABEL_2"), ("x", "y", "z")):
+    assert assemble.setting(written(*names)).task.label_names == ("a", "b", "c")
+  adapter = tmp_path / "adapter"
+  adapter.mkdir()
+  (adapter / "adapter_config.json").write_text("{}")
+  (adapter / "peftjax.json").write_text(json.dumps({"id2label": {"0": "a", "1": "c", "2": "b"}}))
+  with pytest.raises(UserError, match="model.adapter: its head's label 1 is 'c', and the data's is 'b'"):
+    assemble.setting(config_of(tmp_path, data["three"], "model.init=pretrained", f"model.adapter={adapter}"))
+
+
 def test_a_config_that_names_no_data(models):
   bare = assemble.setting(config_of(models["bert"], ""))
   assert bare.task is None and not bare.header.name
