@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from peftjax.errors import UserError
+
+_UNROLLED = 16  # tokens of a sequence that are compared one after the other in the compiled program, not in a loop
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,11 +108,20 @@ def repeating(history_BxP: jax.Array, size: jax.Array, length: int, vocabulary: 
     size: slots of the history that are in use; -1 within them is no token, and equal to none.
   """
   slots, most = jnp.arange(history_BxP.shape[1]), history_BxP.shape[1]
-  matches = (slots + length <= size) & (history_BxP >= 0)
-  for back in range(length - 1):
+  if length > most:  # none has room
+    return jnp.zeros((history_BxP.shape[0], vocabulary), bool)
+
+  def compared(back: Any, matches: jax.Array) -> jax.Array:
     ahead = history_BxP[:, jnp.minimum(slots + back, most - 1)]
     last = jax.lax.dynamic_slice_in_dim(history_BxP, jnp.maximum(size - length + 1 + back, 0), 1, axis=1)
-    matches &= (ahead == last) & (ahead >= 0)
+    return matches & (ahead == last) & (ahead >= 0)
+
+  matches = (slots + length <= size) & (history_BxP >= 0)
+  if length > _UNROLLED:
+    matches = jax.lax.fori_loop(0, length - 1, compared, matches)
+  else:
+    for back in range(length - 1):
+      matches = compared(back, matches)
   following = history_BxP[:, jnp.minimum(slots + length - 1, most - 1)]
   rows = jnp.arange(history_BxP.shape[0])[:, None]
   matches &= (following >= 0) & (size >= length)

@@ -10,7 +10,7 @@ import torch
 from peftjax import methods
 from peftjax.errors import UserError
 from peftjax.models.generate import generate
-from peftjax.models.sampling import Sampling, narrowed, penalised
+from peftjax.models.sampling import Sampling, narrowed, penalised, repeating
 from tests.models.decoder_models import with_method
 from tests.oracles import test_decoders, test_llama, test_t5
 from tests.oracles.decoders import load_pair
@@ -148,6 +148,18 @@ def test_rules_that_look_back(kind, name, beams, tmp_path):
 def test_rules_that_make_no_sense_are_refused(given, said):
   with pytest.raises(UserError, match=said):
     Sampling(**given)
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 20, 24, 30, 10**9])
+def test_long_sequences_that_may_not_repeat(length):
+  """Also of a file's own length, which no program may be unrolled by."""
+  from transformers.generation import logits_process
+
+  random = np.random.default_rng(length)
+  history = np.concatenate([random.integers(0, 5, (3, 4)), np.tile(random.integers(0, 5, (3, 1)), 24)], axis=1)
+  free = logits_process.NoRepeatNGramLogitsProcessor(length)(torch.tensor(history), torch.zeros(3, 8)).numpy() == 0
+  padded = jnp.asarray(np.pad(history, ((0, 0), (0, 6)), constant_values=-1), jnp.int32)
+  np.testing.assert_array_equal(repeating(padded, jnp.int32(28), length, 8), ~free)
 
 
 def test_prompts_and_ends_that_the_model_does_not_embed_are_refused(tmp_path):
