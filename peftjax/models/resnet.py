@@ -80,7 +80,7 @@ class Block(nn.Module):
   stride: int
 
   def setup(self) -> None:
-    config, runtime, act = self.config, self.runtime, self.config.hidden_act
+    config, runtime, act = self.config, self.runtime, "relu"  # `hidden_act` ends a block; transformers has none within
     self.projects = self.before != self.features or self.stride != 1
     if self.projects:
       self.shortcut = ConvLayer(runtime, self.features, 1, self.stride)

@@ -28,7 +28,7 @@ Case = tuple[str, dict[str, Any], Callable[[dict[str, Any]], None]]
 """The class's ending, the config's arguments, and what is done to config.json after it was written."""
 
 
-def _unchanged(written: dict[str, Any]) -> None:
+def unchanged(written: dict[str, Any]) -> None:
   del written
 
 
@@ -37,14 +37,14 @@ def _common(draw: Draw) -> dict[str, Any]:
   return {**ids, "num_labels": draw.randint(1, 5), "tie_word_embeddings": draw.sometimes(0.5)}
 
 
-def _heads(draw: Draw, even: bool = False) -> tuple[int, int]:
+def heads_of(draw: Draw, even: bool = False) -> tuple[int, int]:
   """(hidden features, heads), odd sizes welcome."""
   heads = draw.choice([1, 2, 3, 4, 5])
   return heads * draw.choice([2, 4, 6, 10] if even else [1, 2, 3, 5, 8]), heads
 
 
 def _encoder(draw: Draw, name: str) -> Case:
-  hidden, heads = _heads(draw)
+  hidden, heads = heads_of(draw)
   given = {
     **_common(draw),
     "hidden_size": hidden,
@@ -62,12 +62,12 @@ def _encoder(draw: Draw, name: str) -> Case:
   }
   endings = ["Model", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM"]
   ending = draw.choice(endings)
-  return ending, {**given, "num_labels": 2} if "Question" in ending else given, _unchanged
+  return ending, {**given, "num_labels": 2} if "Question" in ending else given, unchanged
 
 
 def _gpt2(draw: Draw, name: str) -> Case:
   del name
-  hidden, heads = _heads(draw)
+  hidden, heads = heads_of(draw)
   given = {
     **_common(draw),
     "n_embd": hidden,
@@ -83,12 +83,12 @@ def _gpt2(draw: Draw, name: str) -> Case:
     "add_cross_attention": draw.sometimes(0.05),
   }
   other = {"n_embd": "hidden_size", "n_head": "num_attention_heads", "n_layer": "num_hidden_layers"}
-  return _decoder_class(draw, lm="LMHeadModel"), given, _respelled(draw, other)
+  return _decoder_class(draw, lm="LMHeadModel"), given, respelled(draw, other)
 
 
 def _gptj(draw: Draw, name: str) -> Case:
   del name
-  hidden, heads = _heads(draw, even=True)
+  hidden, heads = heads_of(draw, even=True)
   given = {
     **_common(draw),
     "n_embd": hidden,
@@ -102,12 +102,12 @@ def _gptj(draw: Draw, name: str) -> Case:
   }
   if given["n_positions"] > 12 and draw.sometimes(0.8):
     given["rotary_dim"] = 2 * draw.randint(1, hidden // heads // 2)
-  return _decoder_class(draw), given, _respelled(draw, {"n_embd": "hidden_size", "n_head": "num_attention_heads"})
+  return _decoder_class(draw), given, respelled(draw, {"n_embd": "hidden_size", "n_head": "num_attention_heads"})
 
 
 def _neox(draw: Draw, name: str) -> Case:
   del name
-  hidden, heads = _heads(draw, even=True)
+  hidden, heads = heads_of(draw, even=True)
   rope = _rope(draw, partial=True)
   given = {
     **_common(draw),
@@ -131,12 +131,12 @@ def _neox(draw: Draw, name: str) -> Case:
       if draw.sometimes(0.1):
         written["partial_rotary_factor"] = 0.6
 
-  return _decoder_class(draw), given, old if draw.sometimes() else _unchanged
+  return _decoder_class(draw), given, old if draw.sometimes() else unchanged
 
 
 def _opt(draw: Draw, name: str) -> Case:
   del name
-  hidden, heads = _heads(draw)
+  hidden, heads = heads_of(draw)
   given = {
     **_common(draw),
     "hidden_size": hidden,
@@ -152,12 +152,12 @@ def _opt(draw: Draw, name: str) -> Case:
     "enable_bias": draw.sometimes(0.7),
     "layer_norm_elementwise_affine": draw.sometimes(0.7),
   }
-  return _decoder_class(draw, bare_too=False), given, _unchanged
+  return _decoder_class(draw, bare_too=False), given, unchanged
 
 
 def _bloom(draw: Draw, name: str) -> Case:
   del name
-  hidden, heads = _heads(draw)
+  hidden, heads = heads_of(draw)
   given = {
     **_common(draw),
     "hidden_size": hidden,
@@ -171,7 +171,7 @@ def _bloom(draw: Draw, name: str) -> Case:
   return (
     _decoder_class(draw),
     given,
-    _respelled(draw, {"n_head": "num_attention_heads", "n_layer": "num_hidden_layers"}),
+    respelled(draw, {"n_head": "num_attention_heads", "n_layer": "num_hidden_layers"}),
   )
 
 
@@ -195,7 +195,7 @@ def _t5(draw: Draw, name: str) -> Case:
   ending = draw.choice(["ForConditionalGeneration", "ForConditionalGeneration", "Model", "ForSequenceClassification"])
   if name == "T5" and draw.sometimes(0.2):
     return ending, given, lambda written: written.update(scale_decoder_outputs=draw.sometimes(0.5))
-  return ending, given, _unchanged
+  return ending, given, unchanged
 
 
 def _rope(draw: Draw, partial: bool = False, kinds: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -297,7 +297,7 @@ def _gemma(draw: Draw, name: str, given: dict[str, Any]) -> Case:
       written |= {"sliding_window_pattern": draw.choice([2, 3])}
 
     return _decoder_class(draw, lm="ForCausalLM"), given, old
-  return _decoder_class(draw), given, _unchanged
+  return _decoder_class(draw), given, unchanged
 
 
 def _layer_types(draw: Draw, layers: int) -> list[str]:
@@ -325,15 +325,15 @@ def _old_rope(draw: Draw, rope: Mapping[str, Any]) -> Callable[[dict[str, Any]],
       found["type"] = found.pop("rope_type")
     written["rope_scaling"] = found
 
-  return change if draw.sometimes() else _unchanged
+  return change if draw.sometimes() else unchanged
 
 
-def _respelled(draw: Draw, names: Mapping[str, str]) -> Callable[[dict[str, Any]], None]:
+def respelled(draw: Draw, names: Mapping[str, str]) -> Callable[[dict[str, Any]], None]:
   def change(written: dict[str, Any]) -> None:
     for name, other in names.items():
       written[other] = written.pop(name)
 
-  return change if draw.sometimes(0.2) else _unchanged
+  return change if draw.sometimes(0.2) else unchanged
 
 
 FAMILIES: dict[str, tuple[str, Callable[[Draw, str], Case]]] = {

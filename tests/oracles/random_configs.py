@@ -25,22 +25,28 @@ import peftjax
 from peftjax.errors import UserError
 from peftjax.models.layers import Runtime
 from tests.oracles.config_draws import FAMILIES, PADDING, Draw
+from tests.oracles.config_draws_senses import SENSES
 from tests.oracles.decoders import token_batch
 
 TOLERANCE = 1e-5
 LEAST_ROUNDED = 1e-3  # which no rounding exceeds here
+_COMPARED = (
+  "logits", "start_logits", "end_logits", "last_hidden_state", "pooler_output", "pred_boxes", "cls_logits",
+  "distillation_logits", "text_embeds", "image_embeds", "logits_per_image", "logits_per_text",
+)  # fmt: skip
+_RESAMPLED = ("ViT", "DeiT", "CLIP")  # which resample their positions if they are asked to
 
 Outputs = dict[str, np.ndarray]
 
 
 def run_case(family: str, seed: int) -> tuple[str, str]:
   """("equal" | "refused" | "transformers refuses", what was said) of one config; raises on anything else."""
-  name, make = FAMILIES[family]
+  name, make, inputs_of = SENSES[family] if family in SENSES else (*FAMILIES[family], _inputs)
   draw = Draw(f"{family} {seed}")
   ending, given, change = make(draw, name)
   with tempfile.TemporaryDirectory(prefix="random-config-") as folder, warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    found = _theirs(name, ending, given, change, Path(folder), seed)
+    found = _theirs(name, ending, given, change, inputs_of, Path(folder), seed)
     if isinstance(found, str):
       with contextlib.suppress(UserError):  # a config that it takes all the same must at least load
         peftjax.load(folder, runtime=Runtime(scan_layers=draw.sometimes(0.5)))
@@ -58,15 +64,20 @@ def run_case(family: str, seed: int) -> tuple[str, str]:
 
 
 def _theirs(
-  name: str, ending: str, given: dict[str, Any], change: Callable[[dict[str, Any]], None], folder: Path, seed: int
+  name: str,
+  ending: str,
+  given: dict[str, Any],
+  change: Callable[[dict[str, Any]], None],
+  inputs_of: Callable[[Any, str, int], Outputs],
+  folder: Path,
+  seed: int,
 ) -> tuple[dict[str, np.ndarray], Outputs, Callable[[], Outputs]] | str:
   """(inputs, outputs, outputs in float64) of transformers' model, written to the folder; or what it says against the
   config."""
   torch.manual_seed(seed)
   try:
-    config_class = getattr(transformers, f"{name}{'Text' if name == 'Gemma3' else ''}Config")
     model_class = getattr(transformers, f"{name}{'Text' if name == 'Gemma3' and 'LM' not in ending else ''}{ending}")
-    made = model_class(config_class(**given)).eval()
+    made = model_class(model_class.config_class(**given)).eval()
     with torch.no_grad():
       for parameter in made.parameters():
         parameter.add_(torch.randn_like(parameter) * 0.15)
@@ -75,24 +86,26 @@ def _theirs(
     change(written)
     (folder / "config.json").write_text(json.dumps(written))
     made = model_class.from_pretrained(folder, attn_implementation="eager", experts_implementation="eager").eval()
-    inputs = _inputs(made, ending, seed)
+    inputs = inputs_of(made.config, ending, seed)
+    how = {"interpolate_pos_encoding": True} if name in _RESAMPLED and "pixel_values" in inputs else {}
     with torch.no_grad():
-      outputs = made(**{key: torch.tensor(value) for key, value in inputs.items()})
+      outputs = made(**{key: torch.tensor(value) for key, value in inputs.items()}, **how)
   except Exception as error:  # whatever transformers raises is its way of refusing
     return f"{type(error).__name__}: {error}"[:200]
-  names = ("logits", "start_logits", "end_logits", "last_hidden_state", "pooler_output")
-  keys = [key for key in names if key in outputs]
+  keys = [key for key in _COMPARED if outputs.get(key) is not None]
 
   def exact() -> Outputs:
+    given = {key: torch.tensor(value) for key, value in inputs.items()}
     with torch.no_grad():
-      whole = made.double()(**{key: torch.tensor(value) for key, value in inputs.items()})
+      whole = made.double()(
+        **{key: one.double() if one.is_floating_point() else one for key, one in given.items()}, **how
+      )
     return {key: whole[key].numpy() for key in keys}
 
   return inputs, {key: outputs[key].numpy() for key in keys}, exact
 
 
-def _inputs(model: Any, ending: str, seed: int) -> dict[str, np.ndarray]:
-  config = model.config
+def _inputs(config: Any, ending: str, seed: int) -> Outputs:
   draw = Draw(f"inputs {seed}")
   pad = PADDING if config.pad_token_id is None else config.pad_token_id
   is_decoder = not hasattr(config, "type_vocab_size") and not config.is_encoder_decoder
@@ -137,13 +150,13 @@ def _compare(
     return
   whole = exact()[chosen]
   if not off < LEAST_ROUNDED or not np.abs(ours - whole).max() <= 4 * np.abs(theirs - whole).max():
-    raise AssertionError(f"{what}: off by {off:.1e} of {scale:.1e}")
+    raise AssertionError(f"off by {off:.1e} of {scale:.1e}: {what}")
 
 
 def main() -> None:
   """Runs cases and prints counts; exits with 1 if any came out otherwise."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--families", default=",".join(FAMILIES))
+  parser.add_argument("--families", default=",".join([*FAMILIES, *SENSES]))
   parser.add_argument("--cases", type=int, default=300)
   parser.add_argument("--first", type=int, default=0, help="the first seed")
   flags = parser.parse_args()

@@ -38,7 +38,8 @@ SIZES = {
 }
 CASES = {
   "sine": ("DetrForObjectDetection", {}, {}),
-  "auxiliary": ("DetrForObjectDetection", {"auxiliary_loss": True, "activation_function": "gelu"}, BOTTLENECK),
+  "auxiliary": ("DetrForObjectDetection", {"auxiliary_loss": True, "activation_function": "gelu"},
+                {"hidden_act": "silu", **BOTTLENECK}),
   "learned": ("DetrForObjectDetection", {"position_embedding_type": "learned"}, {"downsample_in_bottleneck": True,
               **BOTTLENECK, "downsample_in_first_stage": False}),
   "bare": ("DetrModel", {}, {}),

@@ -124,38 +124,6 @@ def test_the_resampling_matrix_is_torchs(new, old, antialias):
   assert_close(matrix(new, old, antialias).T, expected[0, :, :, 0], 1e-6)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(20))
-def test_random_configs(seed):
-  random = np.random.default_rng(seed)
-  heads, patch = int(random.integers(1, 5)), int(random.integers(1, 6))
-  classes = [*CLASSES.values()]
-  class_name, _ = classes[random.integers(len(classes))]
-  sizes = {
-    "hidden_size": heads * int(random.choice([1, 3, 4, 7])) + int(random.integers(2)),
-    "num_attention_heads": heads,
-    "num_hidden_layers": int(random.integers(1, 4)),
-    "patch_size": patch,
-    "image_size": patch * int(random.integers(1, 6)) + int(random.integers(patch)),
-    "num_channels": int(random.integers(1, 5)),
-    "hidden_act": str(random.choice(["gelu", "relu", "gelu_new", "silu"])),
-    "layer_norm_eps": float(random.choice([1e-12, 1e-5])),
-    "qkv_bias": bool(random.random() < 0.5),
-  }
-  if class_name.startswith("Dinov2"):
-    sizes |= {"use_swiglu_ffn": bool(random.random() < 0.5), "mlp_ratio": int(random.integers(1, 5))}
-  else:
-    sizes["intermediate_size"] = int(random.integers(1, 40))
-  reference, folder = vision.model(class_name, **sizes)
-  side = sizes["image_size"] if random.random() < 0.5 else sizes["image_size"] + 2 * patch
-  pictures = vision.pixels(side, side, channels=sizes["num_channels"])
-  with torch.no_grad():
-    expected = vision.outputs(reference, pictures)
-  found = peftjax.load(folder)(pixel_values=pictures)
-  for key in expected.keys():
-    assert_close(found[key], expected[key])
-
-
 @pytest.mark.slow  # 90 MB to download
 def test_the_packaged_vision_transformer():
   folder = loading.folder_of("packaged:dinov2-small-focus")
