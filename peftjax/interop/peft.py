@@ -44,6 +44,7 @@ from peftjax.interop.leaves import (
 )
 from peftjax.methods.base import Method
 from peftjax.methods.bound import Bound
+from peftjax.methods.lora import LoRA
 from peftjax.models import pretrained
 from peftjax.models.family import module_key as module_key_of
 from peftjax.models.tensor_files import Checkpoint, write_tensors
@@ -58,6 +59,7 @@ OURS = "peftjax.json"
 _MERGED = "merged in memory"  # what peftjax.json says in place of a digest of a base that no folder holds
 OUR_WEIGHTS = "peftjax.safetensors"
 DEFAULT = "default"
+_OUT = ("lora_b", "lora_b_init", "lora_b_bias")  # the leaves of LoRA that its change is proportional to
 _TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json")
 _EMBEDDINGS = ("embed_tokens", "lm_head")  # PEFT stores their base along with an adapter on them
 
@@ -78,6 +80,7 @@ def save(model: Model, folder: str | Path, overwrite: bool = False) -> None:
   Raises:
     UserError: there is no adapter, or PEFT has no way to say what it does; as `outputs.written`.
   """
+  model = _unscaled(model)
   one, form, rows = _written_bound(model)
   written = config_of(model, one, form)
   config, tensors = form.pack(one, written.config, write_adapter(model, one, form))
@@ -100,6 +103,29 @@ def save(model: Model, folder: str | Path, overwrite: bool = False) -> None:
     write_tensors(temporary / WEIGHTS, tensors)
     if has_more:
       write_tensors(temporary / OUR_WEIGHTS, _own_leaves(model))
+
+
+def _unscaled(model: Model) -> Model:
+  """The model with the factor that its LoRA is scaled by in B, since PEFT's config has no place for one.
+
+  Raises:
+    UserError: it holds several adapters, or another method is scaled.
+  """
+  if any(one.is_stacked for one in model.bound):
+    raise UserError("the model holds several adapters; save them one by one, as adapters.split or Bank.use gives them")
+  if all(one.scale == 1.0 for one in model.bound):
+    return model
+  one = next(one for one in model.bound if one.scale != 1.0)
+  if type(one.method) is not LoRA or len(model.bound) > 1:
+    raise UserError(
+      f"{one.method.name} is scaled by {one.scale:g}, which a PEFT adapter has no place for; adapters.to_lora makes a "
+      "LoRA of it, or merge it and save the model"
+    )
+  flat = masks.flatten(model.params)
+  for path in model.adapter_paths():
+    if path.rpartition(".")[2] in _OUT:
+      flat[path] = flat[path] * one.scale
+  return dataclasses.replace(model, params=masks.unflatten(flat), bound=(dataclasses.replace(one, scale=1.0),))
 
 
 def _written_bound(model: Model) -> tuple[Bound, Format, Bound | None]:

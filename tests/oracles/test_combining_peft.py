@@ -11,11 +11,15 @@ import numpy as np
 import peft
 import pytest
 import torch
+import transformers
 
-from peftjax import adapters, masks
+import peftjax
+from peftjax import adapters, masks, methods
 from peftjax.adapters import arithmetic, combining, converting, lora_form
 from peftjax.errors import UserError
 from tests.adapters import cases
+from tests.oracles import test_llama
+from tests.oracles.decoders import load_pair
 
 SIZES = {"query": (20, 20), "up": (20, 28), "down": (28, 20)}
 LAYERS, WEIGHTS = 2, (0.7, -1.3)
@@ -154,3 +158,42 @@ def test_what_peft_refuses_is_refused():
     theirs("a", "wide").base_model.add_weighted_adapter(["a", "wide"], [1.0, 1.0], "new", "linear")
   with pytest.raises(UserError, match="needs one rank"):
     adapters.combine([ours("a"), ours("wide")], how="linear")
+
+
+def test_a_scaled_adapter_is_saved_as_it_acts(tmp_path):
+  """PEFT's config has no factor: LoRA's is in B, any other method's is refused, and several at once have no file."""
+  _, base = load_pair(test_llama.config_of("llama"), tmp_path / "base")
+  ids = np.array([[7, 30, 11, 45, 8], [19, 5, 3, 4, 6]])
+
+  def with_values(method):
+    model = base.add(method, KEY)
+    flat = masks.flatten(model.params)
+    for number, path in enumerate(sorted(model.adapter_paths())):
+      flat[path] = flat[path] + 0.2 * jax.random.normal(jax.random.key(number), flat[path].shape)
+    return model.with_params(masks.unflatten(flat))
+
+  targets = ("q_proj", "v_proj")
+  plain = with_values(methods.LoRA(rank=3, alpha=5, targets=targets))
+  for number, (model, factor) in enumerate([
+    (plain, -0.7),
+    (plain, 0.0),
+    (with_values(methods.LoRA(rank=2, init="pissa", targets=targets)), 0.5),
+  ]):  # fmt: skip
+    scaled = adapters.scaled(model, factor)
+    expected = np.asarray(scaled(input_ids=ids)["logits"])
+    assert np.abs(expected - model(input_ids=ids)["logits"]).max() > 0.1
+    scaled.save_adapter(tmp_path / str(number))
+    loaded = peftjax.load(tmp_path / "base", adapter=tmp_path / str(number))
+    np.testing.assert_allclose(loaded(input_ids=ids)["logits"], expected, atol=1e-5)
+    torch_base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    theirs_on_it = peft.PeftModel.from_pretrained(torch_base, tmp_path / str(number)).eval()
+    with torch.no_grad():
+      np.testing.assert_allclose(theirs_on_it(input_ids=torch.tensor(ids)).logits, expected, atol=1e-5)
+  ia3 = adapters.scaled(with_values(methods.IA3()), 0.5)
+  with pytest.raises(
+    UserError, match=r"ia3 is scaled by 0\.5, which a PEFT adapter has no place for; adapters.to_lora"
+  ):
+    ia3.save_adapter(tmp_path / "ia3")
+  both = adapters.Bank(base).add("x", plain).add("y", plain).use("x", "y")
+  with pytest.raises(UserError, match="the model holds several adapters; save them one by one"):
+    both.save_adapter(tmp_path / "both")
