@@ -1,4 +1,4 @@
-"""Configs for `tests/oracles/random_configs.py` of the families that read pictures and sounds, and what these read."""
+"""Configs for `tests/oracles/random_configs.py` of the families that read pictures, sounds and latents, and these."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 
 from tests.oracles.config_draws import Case, Draw, heads_of, respelled, unchanged
 
-Inputs = dict[str, np.ndarray]
+Inputs = dict[str, Any]
+"""Arrays, or dicts of them."""
 
 
 # Pictures ---------------------------------------------------------------------------------------------------------
@@ -63,6 +64,7 @@ def _yolos(draw: Draw, name: str) -> Case:
   if isinstance(given["image_size"], int):
     given["image_size"] = (given["image_size"], given["image_size"] + draw.randint(0, 4))
   given["use_mid_position_embeddings"] = draw.sometimes(0.6)
+  given["num_hidden_layers"] = draw.choice([1, 2, 2, 2, 3, 3, 3])  # one has no place for those positions
   return draw.choice(["Model", "ForObjectDetection"]), given, unchanged
 
 
@@ -263,6 +265,97 @@ def _waves(config: Any, ending: str, seed: int) -> Inputs:
   return {"input_values": values * mask.astype(np.float32), "attention_mask": mask.astype(np.int64)}
 
 
+# Diffusion --------------------------------------------------------------------------------------------------------
+
+
+def _levels(draw: Draw) -> dict[str, Any]:
+  """Channels of each level, which the groups of normalisation divide."""
+  groups = draw.choice([1, 2, 3])
+  return {
+    "block_out_channels": [groups * draw.randint(1, 5) for _ in range(draw.randint(1, 3))],
+    "norm_num_groups": groups if draw.sometimes(0.95) else groups + 1,
+    "act_fn": draw.choice(["silu", "silu", "gelu", "relu", "mish"]),
+    "sample_size": draw.choice([8, 8, (8, 6)]),
+    "in_channels": draw.randint(1, 5),
+    "out_channels": draw.randint(1, 5),
+  }
+
+
+def _unet(draw: Draw, name: str) -> Case:
+  del name
+  given = _levels(draw)
+  channels = given["block_out_channels"]
+  crossing = [draw.sometimes(0.6) for _ in channels]
+  rising = crossing[::-1] if draw.sometimes(0.7) else [draw.sometimes() for _ in channels]
+  heads = [draw.choice([one for one in range(1, 5) if not width % one]) for width in channels]
+  given |= {
+    "down_block_types": ["CrossAttnDownBlock2D" if one else "DownBlock2D" for one in crossing],
+    "up_block_types": ["CrossAttnUpBlock2D" if one else "UpBlock2D" for one in rising],
+    "mid_block_type": draw.choice(["UNetMidBlock2DCrossAttn", "UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None]),
+    "attention_head_dim": heads if draw.sometimes(0.8) else 1,
+    "layers_per_block": draw.choice([1, 2, [draw.randint(1, 2) for _ in channels]]),
+    "transformer_layers_per_block": draw.choice([1, 1, 2, [draw.randint(1, 2) for _ in channels]]),
+    "cross_attention_dim": draw.randint(1, 12),
+    "center_input_sample": draw.sometimes(),
+    "flip_sin_to_cos": draw.sometimes(0.7),
+    "freq_shift": draw.choice([0, 0, 1]),
+    "downsample_padding": draw.choice([1, 1, 0]),
+    "mid_block_scale_factor": draw.choice([1, 1, 2.5]),
+    "norm_eps": draw.choice([1e-5, 1e-3]),
+    "use_linear_projection": draw.sometimes(0.5),
+    "upcast_attention": draw.sometimes(),
+    "resnet_time_scale_shift": draw.choice(["default", "default", "scale_shift"]),
+    "time_embedding_dim": draw.choice([None, draw.randint(1, 12)]),
+    "conv_in_kernel": draw.choice([3, 3, 1, 5]),
+    "conv_out_kernel": draw.choice([3, 3, 1, 5]),
+    "dual_cross_attention": draw.sometimes(0.03),
+    "only_cross_attention": draw.sometimes(0.03),
+    "class_embed_type": "timestep" if draw.sometimes(0.03) else None,
+    "timestep_post_act": "silu" if draw.sometimes(0.03) else None,
+    "resnet_skip_time_act": draw.sometimes(0.05),
+    "resnet_out_scale_factor": draw.choice([1.0] * 19 + [2.0]),
+  }
+  if draw.sometimes(0.2):
+    given |= {"addition_embed_type": "text_time", "addition_time_embed_dim": draw.randint(1, 3) * 2}
+    given["projection_class_embeddings_input_dim"] = 6 * given["addition_time_embed_dim"] + 7
+  return "", given, unchanged
+
+
+def _vae(draw: Draw, name: str) -> Case:
+  del name
+  given = _levels(draw)
+  levels = len(given["block_out_channels"])
+  given |= {
+    "down_block_types": ["DownEncoderBlock2D"] * levels,
+    "up_block_types": ["UpDecoderBlock2D"] * levels,
+    "layers_per_block": draw.randint(1, 2),
+    "latent_channels": draw.randint(1, 4),
+    "scaling_factor": draw.choice([0.18215, 0.5]),
+    "use_quant_conv": draw.sometimes(0.8),
+    "use_post_quant_conv": draw.sometimes(0.8),
+    "mid_block_add_attention": draw.sometimes(0.7),
+    "force_upcast": draw.sometimes(),
+    "shift_factor": draw.choice([None] * 19 + [0.1]),
+  }
+  return "", given, unchanged
+
+
+def _latents(config: Any, ending: str, seed: int) -> Inputs:
+  del ending
+  draw, random = Draw(f"latents {seed}"), np.random.default_rng(seed)
+  rows, step = draw.randint(1, 2), 2 ** (len(config.block_out_channels) - 1)
+  sides = [step * draw.randint(1, 4) + (0 if draw.sometimes(0.7) else draw.randrange(step)) for _ in range(2)]
+  found: Inputs = {"sample": random.normal(size=(rows, config.in_channels, *sides)).astype(np.float32)}
+  if "cross_attention_dim" not in config:
+    return found
+  states = random.normal(size=(rows, draw.randint(1, 5), config.cross_attention_dim)).astype(np.float32)
+  found |= {"timestep": random.integers(0, 1000, rows), "encoder_hidden_states": states}
+  if config.addition_embed_type:
+    texts, sizes = random.normal(size=(rows, 7)).astype(np.float32), random.integers(0, 1024, (rows, 6))
+    found["added_cond_kwargs"] = {"text_embeds": texts, "time_ids": sizes}
+  return found
+
+
 SENSES: dict[str, tuple[str, Callable[[Draw, str], Case], Callable[[Any, str, int], Inputs]]] = {
   "vit": ("ViT", _vit, _pixels),
   "deit": ("DeiT", _vit, _pixels),
@@ -273,4 +366,6 @@ SENSES: dict[str, tuple[str, Callable[[Draw, str], Case], Callable[[Any, str, in
   "clip": ("CLIP", _clip, _clip_inputs),
   "whisper": ("Whisper", _whisper, _features),
   "wav2vec2": ("Wav2Vec2", _wav2vec2, _waves),
+  "unet": ("UNet2DConditionModel", _unet, _latents),
+  "vae": ("AutoencoderKL", _vae, _latents),
 }

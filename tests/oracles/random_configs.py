@@ -1,4 +1,4 @@
-"""Random tiny configs of every family: the same config.json and weights given to transformers and to this package.
+"""Random tiny configs of every family: the same config.json and weights given to transformers or diffusers and to us.
 
     python -m tests.oracles.random_configs --families=llama,bert --cases=300
 
@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
 import transformers
@@ -32,8 +33,9 @@ TOLERANCE = 1e-5
 LEAST_ROUNDED = 1e-3  # which no rounding exceeds here
 _COMPARED = (
   "logits", "start_logits", "end_logits", "last_hidden_state", "pooler_output", "pred_boxes", "cls_logits",
-  "distillation_logits", "text_embeds", "image_embeds", "logits_per_image", "logits_per_text",
+  "distillation_logits", "text_embeds", "image_embeds", "logits_per_image", "logits_per_text", "sample",
 )  # fmt: skip
+_EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}
 _RESAMPLED = ("ViT", "DeiT", "CLIP")  # which resample their positions if they are asked to
 
 Outputs = dict[str, np.ndarray]
@@ -76,8 +78,13 @@ def _theirs(
   config."""
   torch.manual_seed(seed)
   try:
-    model_class = getattr(transformers, f"{name}{'Text' if name == 'Gemma3' and 'LM' not in ending else ''}{ending}")
-    made = model_class(model_class.config_class(**given)).eval()
+    if hasattr(diffusers, name):
+      model_class, reading = getattr(diffusers, name), {}
+      made = model_class(**given).eval()
+    else:
+      text = "Text" if name == "Gemma3" and "LM" not in ending else ""
+      model_class, reading = getattr(transformers, f"{name}{text}{ending}"), _EAGER
+      made = model_class(model_class.config_class(**given)).eval()
     with torch.no_grad():
       for parameter in made.parameters():
         parameter.add_(torch.randn_like(parameter) * 0.15)
@@ -85,24 +92,29 @@ def _theirs(
     written = json.loads((folder / "config.json").read_text())
     change(written)
     (folder / "config.json").write_text(json.dumps(written))
-    made = model_class.from_pretrained(folder, attn_implementation="eager", experts_implementation="eager").eval()
+    made = model_class.from_pretrained(folder, **reading).eval()
     inputs = inputs_of(made.config, ending, seed)
     how = {"interpolate_pos_encoding": True} if name in _RESAMPLED and "pixel_values" in inputs else {}
     with torch.no_grad():
-      outputs = made(**{key: torch.tensor(value) for key, value in inputs.items()}, **how)
+      outputs = made(**_tensors(inputs), **how)
   except Exception as error:  # whatever transformers raises is its way of refusing
     return f"{type(error).__name__}: {error}"[:200]
   keys = [key for key in _COMPARED if outputs.get(key) is not None]
 
   def exact() -> Outputs:
-    given = {key: torch.tensor(value) for key, value in inputs.items()}
     with torch.no_grad():
-      whole = made.double()(
-        **{key: one.double() if one.is_floating_point() else one for key, one in given.items()}, **how
-      )
+      whole = made.double()(**_tensors(inputs, is_double=True), **how)
     return {key: whole[key].numpy() for key in keys}
 
   return inputs, {key: outputs[key].numpy() for key in keys}, exact
+
+
+def _tensors(inputs: Mapping[str, Any], is_double: bool = False) -> dict[str, Any]:
+  found: dict[str, Any] = {}
+  for key, value in inputs.items():
+    made = _tensors(value, is_double) if isinstance(value, dict) else torch.tensor(value)
+    found[key] = made.double() if is_double and isinstance(made, torch.Tensor) and made.is_floating_point() else made
+  return found
 
 
 def _inputs(config: Any, ending: str, seed: int) -> Outputs:
