@@ -15,7 +15,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.numpy import load_file, save_file
 
 import peftjax
-from peftjax import UserError, masks, methods
+from peftjax import UserError, adapters, masks, methods
 from peftjax.composite import component, compose
 from peftjax.interop import lora_files
 from tests.oracles.diffusion import assert_close, noisy, run, text, tokens, unet
@@ -213,3 +213,8 @@ def test_what_a_file_has_no_place_for(base, tmp_path):
       lora_files.save(base.add(method), tmp_path)
   with pytest.raises(UserError, match="no LoRA to save"):
     lora_files.save(base, tmp_path)
+  lora = base.add(methods.LoRA(rank=2, targets=("to_q",)), jax.random.key(0))
+  bank = adapters.Bank(base).add("x", lora).add("y", lora)
+  for several in (bank.use("x", "y"), bank.mixed()):
+    with pytest.raises(UserError, match="the model holds several adapters; save them one by one"):
+      lora_files.save(several, tmp_path)
