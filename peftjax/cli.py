@@ -96,6 +96,10 @@ def _dispatch(arguments: list[str]) -> int:
     parser.add_argument(f"--{switch}", action="store_true", help=text)
   overrides = [one.removeprefix("--config.") for one in rest if one.startswith("--config.")]
   parsed = parser.parse_args([one for one in rest if not one.startswith("--config.")])
+  for one in verb.required:
+    if not getattr(parsed, one):  # as a shell's variable without a value gives it
+      what = one if one in verb.words else f"--{one}"
+      raise UserError(f"{what} is empty; expected {(verb.words | verb.flags)[one]}")
   return _RUN[name](parsed, overrides)
 
 

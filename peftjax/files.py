@@ -39,6 +39,20 @@ def read_json(path: Path, most: int = MAX_JSON_BYTES, without: Collection[str] =
   return value
 
 
+def read_text(path: Path, encoding: str = "utf-8") -> str:
+  """A text file, its lines ended as Python's own.
+
+  Raises:
+    UserError: it cannot be read, or is not UTF-8.
+  """
+  try:
+    return path.read_text(encoding=encoding)
+  except UnicodeDecodeError as error:
+    raise UserError(f"{path}: not UTF-8: byte {error.object[error.start]:#04x}") from None
+  except OSError as error:
+    raise UserError(f"cannot read {path}: {error.strerror}") from None
+
+
 def parse_json(content: bytes | str, where: str, without: Collection[str] = ()) -> Any:
   """The value that a JSON text describes; every string in it can be written as UTF-8.
 

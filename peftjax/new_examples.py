@@ -16,6 +16,7 @@ from peftjax.data.sources.column_files import ColumnFile, JsonFile
 from peftjax.data.sources.text_files import TextFile
 from peftjax.data.sources.types import BESIDE, SPEECH_RECOGNITION, Example, Header
 from peftjax.errors import UserError, nearest
+from peftjax.files import read_text
 
 Row = dict[str, Any]
 
@@ -72,7 +73,7 @@ def rows_of(texts: Sequence[str], files: Sequence[str]) -> Iterator[tuple[Row, s
     elif media.medium_of(path.name):
       yield _of_medium(path), name
     elif path.suffix == ".txt":
-      lines = _text(path).split("\n")
+      lines = read_text(path, "utf-8-sig").split("\n")  # U+2028 and its like stand within a line
       yield from (({"text": line}, f"{name}:{number}") for number, line in enumerate(lines, 1) if line.strip())
     elif path.suffix in _TABLES:
       table = _TABLES[path.suffix](path)
@@ -80,16 +81,6 @@ def rows_of(texts: Sequence[str], files: Sequence[str]) -> Iterator[tuple[Row, s
     else:
       known = f".txt, {', '.join(_TABLES)}"
       raise UserError(f"--file={name}: expected {known}, a picture, a recording, or a folder of them")
-
-
-def _text(path: Path) -> str:
-  """A text file with its lines ended as Python's own; other separators, such as U+2028, stand within a line."""
-  try:
-    return path.read_text(encoding="utf-8-sig")
-  except UnicodeDecodeError as error:
-    raise UserError(f"{path}: not UTF-8: byte {error.object[error.start]:#04x}") from None
-  except OSError as error:
-    raise UserError(f"cannot read {path}: {error.strerror}") from None
 
 
 def _of_medium(path: Path) -> Row:

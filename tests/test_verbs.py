@@ -17,6 +17,7 @@ from peftjax.methods import METHODS
 from peftjax.no_tpu import NO_TPU
 from peftjax.tasks import TASKS
 from peftjax.train import loop
+from peftjax.verbs import VERBS
 from tests.train.conftest import config, material
 
 __all__ = ["config", "material"]  # fixtures of the training tests
@@ -124,6 +125,19 @@ def flags_of(config, seed):
            "optim.learning_rate")  # fmt: skip
   values = {name: config[name.split(".")[0]][name.split(".")[1]] for name in names}
   return [f"--config.seed={seed}", *(f"--config.{name}={value}" for name, value in values.items())]
+
+
+@pytest.mark.parametrize("verb", [name for name, verb in VERBS.items() if verb.required])
+def test_what_is_required_may_not_be_empty(verb, tmp_path, monkeypatch, capsys):
+  """As a variable of the shell without a value gives it: nothing is written to the current folder."""
+  monkeypatch.chdir(tmp_path)
+  needed = VERBS[verb].required
+  for empty in needed:
+    values = {name: "" if name == empty else "given" for name in needed}
+    given = [value if name in VERBS[verb].words else f"--{name}={value}" for name, value in values.items()]
+    assert cli.main([verb, *given]) == 2
+    assert f"{empty} is empty; expected " in capsys.readouterr().err
+  assert not list(tmp_path.iterdir())
 
 
 def test_nothing_is_said_of_a_tpu_that_is_not_there():

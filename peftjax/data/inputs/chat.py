@@ -16,7 +16,7 @@ from peftjax.data.inputs.chat_rendering import render
 from peftjax.data.inputs.tokenizer_folder import special_tokens
 from peftjax.data.inputs.tokenizing import Tokenizer
 from peftjax.errors import UserError
-from peftjax.files import read_json
+from peftjax.files import read_json, read_text
 
 Message = Mapping[str, Any]
 """{"role": "system", "user" or "assistant", "content": text}, and what else the template knows."""
@@ -197,7 +197,7 @@ def _sources(folder: Path) -> dict[str, str]:
   """Name -> template. Files of their own take the place of what tokenizer_config.json says."""
   files = {"default": folder / "chat_template.jinja"}
   files |= {path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
-  found = {name: _read(path) for name, path in files.items() if path.is_file()}
+  found = {name: read_text(path) for name, path in files.items() if path.is_file()}
   path = folder / "tokenizer_config.json"
   stated: Any = None if found or not path.is_file() else read_json(path).get("chat_template")
   if isinstance(stated, str):
@@ -208,15 +208,6 @@ def _sources(folder: Path) -> dict[str, str]:
   if stated is not None and not (isinstance(stated, dict) and all(isinstance(one, str) for one in stated.values())):
     raise UserError(f"{path}: chat_template={stated!r:.60}, expected a template, or a list of name and template")
   return found or stated or {}
-
-
-def _read(path: Path) -> str:
-  try:
-    return path.read_text(encoding="utf-8")
-  except UnicodeDecodeError as error:
-    raise UserError(f"{path}: not UTF-8: byte {error.object[error.start]:#04x}") from None
-  except OSError as error:
-    raise UserError(f"cannot read {path}: {error.strerror}") from None
 
 
 def encode_chat(
