@@ -102,6 +102,8 @@ def _theirs(
   keys = [key for key in _COMPARED if outputs.get(key) is not None]
 
   def exact() -> Outputs:
+    if reading and getattr(made.config, "attn_logit_softcapping", None) is None:
+      made.set_attn_implementation("sdpa")  # the eager softmax is in float32, where float64's mask is infinite
     with torch.no_grad():
       whole = made.double()(**_tensors(inputs, is_double=True), **how)
     return {key: whole[key].numpy() for key in keys}
