@@ -92,10 +92,19 @@ class Embeddings(nn.Module):
     return jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], *token.shape[1:]))
 
   def positions(self, rows: int, columns: int) -> jax.Array:
-    """[1, tokens, hidden]: the positions as learned, or, for another number of patches, resampled between them."""
+    """[1, tokens, hidden]: the positions as learned, or, for another number of patches, resampled between them.
+
+    transformers takes them for those of a square where it resamples, and of DINOv2 it resamples all but a square's.
+    """
     grid, table, first = self.config.grid, self.position_embeddings, self.config.class_tokens
-    if (rows, columns) == grid:
+    is_square = grid[0] == grid[1]
+    if (rows, columns) == grid and (is_square or not self.config.is_dinov2):
       return table
+    if not is_square:
+      raise UserError(
+        f"a picture of {rows} x {columns} patches: positions for {grid[0]} x {grid[1]} cannot be resampled, as "
+        "transformers has them of squares alone; expected an image_size of equal sides in config.json"
+      )
     antialias = self.config.model_type == REGISTERS
     patches = bicubic(table[0, first:].reshape(*grid, -1), rows, columns, antialias=antialias)
     return jnp.concatenate([table[:, :first], patches.reshape(1, rows * columns, -1).astype(table.dtype)], axis=1)

@@ -163,6 +163,10 @@ def parse(hf_config: Mapping[str, Any]) -> ViTConfig:
       f"config.json: {given['hidden_size']} hidden features are too few for {given['num_attention_heads']} heads"
     )
   config = ViTConfig(**fields_for(given, ViTConfig), model_type=model_type)
+  if config.use_swiglu_ffn and not config.swiglu_features:
+    raise UserError(
+      f"config.json: {config.intermediate_size} features are too few for use_swiglu_ffn, which takes two thirds of them"
+    )
   activation(config.hidden_act)
   activation(config.pooler_act)
   check_grid(config.image_size, config.patch_size)

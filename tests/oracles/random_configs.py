@@ -94,7 +94,8 @@ def _theirs(
     (folder / "config.json").write_text(json.dumps(written))
     made = model_class.from_pretrained(folder, **reading).eval()
     inputs = inputs_of(made.config, ending, seed)
-    how = {"interpolate_pos_encoding": True} if name in _RESAMPLED and "pixel_values" in inputs else {}
+    is_resampled = name in _RESAMPLED and "pixel_values" in inputs and _is_of_other_size(made.config, inputs)
+    how = {"interpolate_pos_encoding": True} if is_resampled else {}
     with torch.no_grad():
       outputs = made(**_tensors(inputs), **how)
   except Exception as error:  # whatever transformers raises is its way of refusing
@@ -109,6 +110,11 @@ def _theirs(
     return {key: whole[key].numpy() for key in keys}
 
   return inputs, {key: outputs[key].numpy() for key in keys}, exact
+
+
+def _is_of_other_size(config: Any, inputs: Mapping[str, Any]) -> bool:
+  size = getattr(config, "vision_config", config).image_size
+  return tuple(inputs["pixel_values"].shape[2:]) != (tuple(size) if isinstance(size, tuple | list) else (size, size))
 
 
 def _tensors(inputs: Mapping[str, Any], is_double: bool = False) -> dict[str, Any]:

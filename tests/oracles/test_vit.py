@@ -11,7 +11,7 @@ import torch
 import transformers
 
 import peftjax
-from peftjax import loading
+from peftjax import UserError, loading
 from peftjax.models import writing
 from peftjax.models.family import module_key
 from peftjax.models.layers import Runtime
@@ -104,6 +104,24 @@ def test_saved_models_load_in_transformers(name, tmp_path):
     assert torch.equal(mine, theirs), name
   before, after = (json.loads((path / "config.json").read_text()) for path in (folder, tmp_path / "saved"))
   assert before == after
+
+
+@pytest.mark.parametrize("class_name", ["ViTModel", "Dinov2Model"])
+def test_positions_of_a_grid_that_is_no_square_are_not_resampled(class_name):
+  """transformers would take 4 x 1 positions for 2 x 2, in DINOv2 at any size."""
+  reference, folder = vision.model(class_name, image_size=(12, 3))
+  if class_name == "ViTModel":
+    with torch.no_grad():
+      expected = reference(torch.tensor(vision.pixels(12, 3))).last_hidden_state
+    assert_close(peftjax.load(folder)(pixel_values=vision.pixels(12, 3))["last_hidden_state"], expected)
+  with pytest.raises(UserError, match="positions for 4 x 1 cannot be resampled"):
+    peftjax.load(folder)(pixel_values=vision.pixels(12, 3 if class_name == "Dinov2Model" else 6))
+
+
+def test_two_thirds_of_one_feature_are_none():
+  with pytest.raises(UserError, match="1 features are too few for use_swiglu_ffn"):
+    loading.from_config({"model_type": "dinov2", "hidden_size": 1, "num_attention_heads": 1, "mlp_ratio": 1,
+                         "use_swiglu_ffn": True, "architectures": ["Dinov2Model"]})  # fmt: skip
 
 
 def test_masked_patches():
