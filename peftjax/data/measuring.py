@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from peftjax import own_digest
-from peftjax.data.own_identity import own_code
+from peftjax.data.own_identity import is_own, own_code
 from peftjax.data.packages import cache_folder
 from peftjax.data.sources.types import Dataset, Source, WrongExample, WrongRow
 
@@ -60,14 +59,10 @@ def measure(dataset: Dataset, split: str, inputs: Input) -> Measured:
 
 def _key(dataset: Dataset, split: str, inputs: Input) -> str:
   parts: list[Any] = [dataset.fingerprint(), split, inputs.fingerprint()]
-  if _is_own(dataset, inputs):
+  if is_own(dataset, inputs):
     parts += [dataset.name, dataset.own, dataset.splits.get(split), own_code(dataset, inputs)]
     parts += [int(one) for one in inputs.buckets]
   return hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()
-
-
-def _is_own(dataset: Dataset, inputs: Input) -> bool:
-  return bool(dataset.own) or not own_digest.is_packaged(type(inputs))
 
 
 def _fits(saved: Measured, dataset: Dataset, split: str, inputs: Input) -> bool:
@@ -77,7 +72,7 @@ def _fits(saved: Measured, dataset: Dataset, split: str, inputs: Input) -> bool:
   whole = saved.counts is None or int(saved.counts.sum()) == len(saved.lengths)
   if not whole or count < dataset.splits.get(split, 0):
     return False
-  if not _is_own(dataset, inputs):
+  if not is_own(dataset, inputs):
     return True
   source = dataset.split(split)
   ids = np.unique(np.linspace(0, count - 1, _TRIED).astype(np.int64)) if count else np.zeros(0, np.int64)

@@ -35,6 +35,11 @@ def own_identity(dataset: Dataset, inputs: Input) -> dict[str, Any]:
   return found
 
 
+def is_own(dataset: Dataset, inputs: Input) -> bool:
+  """Whether the source or the input is the user's own."""
+  return bool(dataset.own) or not own_digest.is_packaged(type(inputs))
+
+
 def own_code(dataset: Dataset, inputs: Input) -> dict[str, str]:
   """The code that must be equal, as `named_code.code_of` gives it; {} where both are this package's."""
   return named_code.digests([dataset.own, named_code.name_of(type(inputs))])

@@ -96,8 +96,7 @@ def save(model: Model, folder: str | Path, overwrite: bool = False) -> None:
     raise UserError(f"a LoRA file holds LoRA alone, and the model has {others[0]!r}; adapters.to_lora converts some")
   if not model.bound:
     raise UserError("the model has no LoRA to save; add a method first")
-  if any(one.is_stacked for one in model.bound):
-    raise UserError("the model holds several adapters; save them one by one, as adapters.split or Bank.use gives them")
+  peft.check_single(model)
   known = {(module.site.leaf_path, module.layer): module for module in _modules(model)}
   tensors: dict[str, np.ndarray] = {}
   for one in model.bound:

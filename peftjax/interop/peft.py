@@ -105,14 +105,19 @@ def save(model: Model, folder: str | Path, overwrite: bool = False) -> None:
       write_tensors(temporary / OUR_WEIGHTS, _own_leaves(model))
 
 
+def check_single(model: Model) -> None:
+  """Raises a `UserError` if several adapters share the model, which no file of one adapter holds."""
+  if any(one.is_stacked for one in model.bound):
+    raise UserError("the model holds several adapters; save them one by one, as adapters.split or Bank.use gives them")
+
+
 def _unscaled(model: Model) -> Model:
   """The model with the factor that its LoRA is scaled by in B, since PEFT's config has no place for one.
 
   Raises:
     UserError: it holds several adapters, or another method is scaled.
   """
-  if any(one.is_stacked for one in model.bound):
-    raise UserError("the model holds several adapters; save them one by one, as adapters.split or Bank.use gives them")
+  check_single(model)
   if all(one.scale == 1.0 for one in model.bound):
     return model
   one = next(one for one in model.bound if one.scale != 1.0)

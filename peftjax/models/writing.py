@@ -74,8 +74,9 @@ def save(
   names = [CONFIG, *files, *([index] if len(shards) > 1 else []), *copies]
   clashes = {_ADAPTER: "transformers would put that adapter on this model"}
   if source is not None and not overwrite:
-    others = set(outputs.of_other_origin(Path(folder), files_beside(Path(folder)))) - set(names)
-    clashes |= dict.fromkeys(sorted(others), f"it would be read with this model, and {source} has none")
+    others = [one for one in files_beside(Path(folder)) if one not in names]
+    reason = f"it would be read with this model, and {source} has none"
+    clashes |= dict.fromkeys(outputs.of_other_origin(Path(folder), others), reason)
   if len(shards) > 1:
     clashes[f"{name}.safetensors"] = "it would be loaded in place of the index"
   with outputs.written(folder, names, "model", overwrite=overwrite, base=source, clashes=clashes) as temporary:

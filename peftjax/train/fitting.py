@@ -13,8 +13,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from peftjax import own_digest
 from peftjax.data import Input, Loaders
+from peftjax.data.own_identity import is_own
 from peftjax.data.sources.types import HiddenLabel
 from peftjax.errors import UserError
 from peftjax.model import Model
@@ -81,7 +81,7 @@ def check_first(loaders: Loaders) -> None:
   Raises:
     UserError: as the source and the input do.
   """
-  if loaders.dataset.own or not own_digest.is_packaged(type(loaders.inputs)):
+  if is_own(loaders.dataset, loaders.inputs):
     loaders.inputs.training().batch_spec(4)
     loaders.train.first()
     with contextlib.suppress(HiddenLabel):  # such a split is not scored

@@ -151,7 +151,8 @@ def _read(path: Path, kind: str) -> Any:
       groups = [stored.metadata.row_group(number) for number in range(stored.num_row_groups)]
       memory.check(_ROW * stored.metadata.num_rows + sum(one.total_byte_size for one in groups), str(path))
       total = 0
-      for batch in stored.iter_batches(_CHUNK, columns=_repeated(groups)):
+      columns = _repeated(groups)
+      for batch in stored.iter_batches(_CHUNK, columns=columns) if columns else ():
         memory.check(total := total + batch.nbytes, str(path))
       table = pq.read_table(path, memory_map=True)
     else:
