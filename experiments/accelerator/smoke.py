@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-SHARDS = 10
+SHARDS = 12
 SECTIONS = (*(f"methods{index}" for index in range(SHARDS)), "families", "attention", "training")
 
 
@@ -41,19 +41,20 @@ def main() -> None:
   parser.add_argument("--seconds", type=float, default=240.0, help="limit of each section")
   parser.add_argument("--model", default="", help="folder of the model that `training` trains; packaged:minilm without")
   parser.add_argument("--data", default="packaged:movie_reviews", help="what `training` trains on")
+  parser.add_argument("--references", default="", help="folder of what the CPU gives, by smoke_methods; computed without")
   parser.add_argument("--section", default="", help="run this one here")
   flags = parser.parse_args()
   out = Path(flags.out)
   out.mkdir(parents=True, exist_ok=True)
   if flags.section:
-    run_section(flags.section, out, flags.model, flags.data)
+    run_section(flags.section, out, flags)
     return
   wanted = flags.sections.split(",") if flags.sections else list(SECTIONS)
   wanted = [one for name in wanted for one in (SECTIONS[:SHARDS] if name == "methods" else (name,))]
   begin, running = time.perf_counter(), {}
   for name in wanted:
     command = [sys.executable, "-m", "experiments.accelerator.smoke", f"--section={name}", f"--out={out}"]
-    command += [f"--model={flags.model}", f"--data={flags.data}"]
+    command += [f"--model={flags.model}", f"--data={flags.data}", f"--references={flags.references}"]
     with (out / f"{name}.log").open("w") as log:
       running[name] = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, env=environment())
   found: dict[str, Any] = {}
@@ -117,13 +118,13 @@ class Checks:
       self.add(check, False, error=f"{type(error).__name__}: {str(error)[:300]}")
 
 
-def run_section(name: str, out: Path, model: str, data: str) -> None:
+def run_section(name: str, out: Path, flags: argparse.Namespace) -> None:
   """One section, in this process."""
   checks = Checks(out / f"{name}.json")
   if name.startswith("methods"):
     from experiments.accelerator import smoke_methods
 
-    smoke_methods.check(checks, int(name.removeprefix("methods")), SHARDS)
+    smoke_methods.check(checks, int(name.removeprefix("methods")), SHARDS, flags.references)
   elif name == "families":
     from experiments.accelerator import smoke_families
 
@@ -135,7 +136,7 @@ def run_section(name: str, out: Path, model: str, data: str) -> None:
   else:
     from experiments.accelerator import smoke_training
 
-    smoke_training.check(checks, out, model, data)
+    smoke_training.check(checks, out, flags.model, flags.data)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,15 @@
-"""Every method on a tiny encoder: this device against the CPU, and merged against unmerged."""
+"""Every method on a tiny encoder: this device against the CPU, and merged against unmerged.
+
+    JAX_PLATFORMS=cpu python -m experiments.accelerator.smoke_methods FOLDER
+
+leaves in FOLDER what the CPU gives, NAME.npz of each method, so that the accelerator's machine need not compute it.
+"""
 
 from __future__ import annotations
 
 import functools
+import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -63,32 +70,57 @@ SETTINGS: dict[str, dict[str, Any]] = {  # where the defaults do not fit the tin
 }
 
 
-def check(checks: Any, shard: int, shards: int) -> None:
-  """Every `shards`-th method."""
+def check(checks: Any, shard: int, shards: int, references: str) -> None:
+  """Every `shards`-th method.
+
+  Args:
+    references: folder of what the CPU gives; empty: computed here.
+  """
   for name in sorted(methods.METHODS)[shard::shards]:
-    checks.attempt(name, one, name)
+    checks.attempt(name, one, name, references)
 
 
-def one(name: str) -> tuple[bool, dict[str, Any]]:
+def one(name: str, references: str) -> tuple[bool, dict[str, Any]]:
   """The figures of a method."""
-  with jax.default_device(jax.devices("cpu")[0]):
-    model = noisy(base().add(methods.build({"name": name, **SETTINGS.get(name, {})}), jax.random.key(1)))
-    merged = merged_of(model)
-  cpu, here = jax.devices("cpu")[0], jax.devices()[0]
-  wanted, found = run(model, cpu), run(model, here)
-  low = run(lowered(model), here)
+  model, merged = made(name)
+  wanted = referred(Path(references) / f"{name}.npz") if references else run(model, jax.devices("cpu")[0])
+  found = run(model, jax.devices()[0], lowered(model), merged)
   figures: dict[str, Any] = {
     "float32": {key: distance(found[key], wanted[key]) for key in ("logits", "grads", "loss")},
-    "bfloat16": {key: distance(low[key], wanted[key]) for key in ("logits", "grads")},
+    "bfloat16": {key: distance(found[f"{key}_bfloat16"], wanted[key]) for key in ("logits", "grads")},
     "moved": any(float(np.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(found["grads"])),
   }
   passed = figures["float32"]["logits"] < 1e-4 and figures["float32"]["grads"] < 1e-3
   passed &= figures["bfloat16"]["logits"] < 0.05 and figures["bfloat16"]["grads"] < 0.1
   passed &= figures["moved"]
   if merged is not None:
-    figures["merged"] = distance(logits_of(merged, here), found["logits"])
+    figures["merged"] = distance(found["merged"], found["logits"])
     passed &= figures["merged"] < 1e-4
   return passed, figures
+
+
+def made(name: str) -> tuple[Model, Model | None]:
+  """The model with the method after some training, and merged; None where it cannot be."""
+  with jax.default_device(jax.devices("cpu")[0]):
+    model = noisy(base().add(methods.build({"name": name, **SETTINGS.get(name, {})}), jax.random.key(1)))
+    return model, merged_of(model)
+
+
+def referred(path: Path) -> dict[str, Any]:
+  """What `main` kept of a method."""
+  with np.load(path, allow_pickle=False) as found:
+    grads = {key.removeprefix("grads/"): found[key] for key in found if key.startswith("grads/")}
+    return {"loss": found["loss"], "logits": found["logits"], "grads": grads}
+
+
+def main() -> None:
+  """Keeps what this device gives of every method."""
+  folder = Path(sys.argv[1])
+  folder.mkdir(parents=True, exist_ok=True)
+  for name in sorted(methods.METHODS):
+    found = run(made(name)[0], jax.devices()[0])
+    grads = {f"grads/{path}": leaf for path, leaf in found["grads"].items()}
+    np.savez(folder / f"{name}.npz", loss=found["loss"], logits=found["logits"], **grads)
 
 
 @functools.cache
@@ -131,10 +163,33 @@ def batch() -> dict[str, np.ndarray]:
   return {"input_ids": ids, "attention_mask": mask, "labels": labels, "index": index, "weight": np.ones(4, np.float32)}
 
 
-def run(model: Model, device: Any) -> dict[str, Any]:
-  """Logits, loss and gradients of a method on a device, from a real step of plain gradient descent with rate 1."""
+def run(model: Model, device: Any, low: Model | None = None, merged: Model | None = None) -> dict[str, Any]:
+  """Loss, logits and gradients of a method on a device, from a real step of plain gradient descent with rate 1.
+
+  Args:
+    low: the same model in another precision, whose results are "logits_bfloat16" and "grads_bfloat16".
+    merged: the merged model, whose logits are "merged".
+  """
+  given = batch()
+  params = {"model": model.params} | ({"merged": merged.params} if merged else {})
+
+  def everything(params: Any, given: Any) -> dict[str, Any]:
+    found = stepped(model, params["model"], given)
+    if low is not None:
+      found |= {f"{key}_bfloat16": value for key, value in stepped(low, params["model"], given).items()}
+    if merged is not None:
+      found["merged"] = merged.forward(params["merged"], _inputs(given))["logits"]
+    return found
+
+  # One program, since each takes seconds to compile.
+  with jax.default_device(device), jax.default_matmul_precision("highest"):
+    return dict(jax.device_get(jax.jit(everything)(*jax.device_put((params, given), device))))
+
+
+def stepped(model: Model, params: Any, given: Any) -> dict[str, Any]:
+  """Loss, logits, and gradients by path, of one step."""
   labels = model.labels()
-  trainable, frozen = masks.partition(model.params, labels)
+  trainable, frozen = masks.partition(params, labels)
   config = config_lib.default().optim
   config.update({"name": "sgd", "learning_rate": 1.0, "schedule": "constant", "warmup": 0.0})
   config.update({"weight_decay": 0.0, "clip_norm": 0.0})
@@ -143,18 +198,14 @@ def run(model: Model, device: Any) -> dict[str, Any]:
   optimizer = model.transformed(optimizer, 10)
   task = tasks.make("text_classification", ("a", "b", "c"))
   step = make_train_step(make_loss(model.forward, task, model.penalty), optimizer)
+  after, metrics = step(init_state(trainable, optimizer, 0), frozen, given)
+  moved = jax.tree.map(jnp.subtract, trainable, after.trainable)
+  logits = model.forward(params, _inputs(given))["logits"]
+  return {"loss": metrics["loss"], "logits": logits, "grads": masks.flatten(moved)}
 
-  def everything(state: Any, frozen: Any, given: Any) -> Any:
-    inputs = {name: given[name] for name in ("input_ids", "attention_mask")}
-    logits = model.forward(masks.combine(state.trainable, frozen), inputs)["logits"]
-    after, metrics = step(state, frozen, given)
-    return logits, jax.tree.map(jnp.subtract, state.trainable, after.trainable), metrics["loss"]
 
-  with jax.default_device(device), jax.default_matmul_precision("highest"):
-    placed = jax.device_put((trainable, frozen, batch()), device)
-    state = init_state(placed[0], optimizer, 0)
-    logits, grads, loss = jax.jit(everything)(state, *placed[1:])
-    return jax.device_get({"loss": loss, "grads": grads, "logits": logits})
+def _inputs(given: Any) -> dict[str, Any]:
+  return {name: given[name] for name in ("input_ids", "attention_mask")}
 
 
 def merged_of(model: Model) -> Model | None:
@@ -165,9 +216,5 @@ def merged_of(model: Model) -> Model | None:
     return None
 
 
-def logits_of(model: Model, device: Any) -> np.ndarray:
-  """The logits on a device."""
-  given = {name: batch()[name] for name in ("input_ids", "attention_mask")}
-  with jax.default_device(device), jax.default_matmul_precision("highest"):
-    params, inputs = jax.device_put((model.params, given), device)
-    return np.asarray(jax.jit(lambda p, i: model.forward(p, i)["logits"])(params, inputs))
+if __name__ == "__main__":
+  main()

@@ -87,7 +87,7 @@ def matmul_peak(dtype: str, size: int = 0, rounds: int = 5) -> float:
 
 def command_of(module: str) -> str:
   """The command line of this process, without the flags that say where files lie and how long to wait."""
-  local = ("--cache", "--log", "--out", "--budget", "--patience", "--model")
+  local = ("--cache", "--log", "--out", "--budget", "--patience", "--model", "--tokenizer")
   return " ".join([f"python -m {module}", *(one for one in sys.argv[1:] if not one.startswith(local))])
 
 

@@ -27,6 +27,8 @@ COMMANDS = {
   "training_steps": "training steps against torch + PEFT",
   "attention": "attention's backends by length",
   "methods": "every method against LoRA",
+  "sweeps": "many runs at once against as many single ones",
+  "waiting": "how long the device waits for the host in a whole `train`",
   "profile_step": "where a step's time goes",
 }
 Found = Mapping[str, Any]
@@ -50,6 +52,8 @@ def page(record: Mapping[str, Found], images: Path) -> str:
     "training_steps": training_steps,
     "attention": attention,
     "methods": methods_table,
+    "sweeps": sweeps,
+    "waiting": waiting,
     "smoke": smoke,
   }
   parts += [write(record[name], images) for name, write in sections.items() if name in record]
@@ -210,6 +214,30 @@ def methods_table(found: Found, images: Path) -> str:
   return title + "\n".join(lines) + f"\n\n    {found['command']}\n"
 
 
+def sweeps(found: Found, images: Path) -> str:
+  """A step of many runs over as many single steps."""
+  del images
+  lines = ["| runs at once | time over as many single steps | temporary, GiB |", "|---|---|---|"]
+  for row in found["rows"]:
+    ratio = row["over_single"]
+    times = f"{ratio['median']:.3f} ({ratio['least']:.3f} to {ratio['most']:.3f})"
+    lines.append(f"| {row['runs']} | {times} | {row['temp_bytes'] / 2**30:.1f} |")
+  title = f"## Many runs at once\n\n{found['device']}, LoRA on {found['shape']}, {found['precision']}.\n\n"
+  return title + "\n".join(lines) + f"\n\n    {found['command']}\n"
+
+
+def waiting(found: Found, images: Path) -> str:
+  """The share of a whole run in which the device has nothing to do."""
+  del images
+  names = {"text": "LLaMA of 135M, packed texts", "pictures": "ViT-B/16, pictures"}
+  lines = [
+    f"- {names[row['run']]}, {row['rows']} rows: {100 * row['idle']:.1f}% of {milli(row['step_seconds'])} ms a step"
+    for row in found["rows"]
+  ]
+  title = f"## Waiting for the host\n\n{found['device']}: the share of `train`'s middle updates in which no kernel ran."
+  return title + "\n\n" + "\n".join(lines) + f"\n\n    {found['command']}\n"
+
+
 def smoke(found: Found, images: Path) -> str:
   """What was checked on the device."""
   del images
@@ -306,7 +334,8 @@ What changed after these figures, and was not measured on the device again:
 Tried without a figure: a scan over the layers that is unrolled whole would save the copies between stacks that the
 profiles show. Its compilation, beside the other checks, did not end within three minutes, so the layers stay a loop.
 The share of a whole `train` in which the device waits for the host was not measured: the profiles' share is of steps
-dispatched one after the other, without a loader.
+dispatched one after the other, without a loader. Neither were ViT-L/16 and Whisper-medium, nor what `train` does by
+default, whose backward pass recomputes all but the products with weights and the fused kernel (`peftjax-minimal`).
 """
 COMMANDS_TEXT = """
 ## Commands
@@ -316,9 +345,11 @@ COMMANDS_TEXT = """
     python -m experiments.benchmarks.start_up
     python -m experiments.benchmarks.attention
     python -m experiments.benchmarks.methods --shape=bert-base
+    python -m experiments.benchmarks.sweeps --precision=bfloat16
+    python -m experiments.benchmarks.waiting
     python -m experiments.benchmarks.profile_step --shape=llama-1b --method=lora
     python -m experiments.accelerator.smoke
-    experiments/accelerator/run_all.sh OUT environment smoke prepare steps attention profile methods
+    experiments/accelerator/run_all.sh OUT environment smoke prepare steps attention profile methods sweeps waiting
 
 A CPU's figures need a machine without other work.
 """

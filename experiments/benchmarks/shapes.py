@@ -173,6 +173,12 @@ SHAPES: dict[str, dict[str, Shape]] = {
     "llama-1b": Shape(_LLAMA_1B, "causal_lm", 4, 2048, _LLAMA_TARGETS),
     "llama-3b": Shape(_LLAMA_3B, "causal_lm", 2, 2048, _LLAMA_TARGETS),
     "t5-large": Shape(t5(1024, 4096, 24, 16), "seq2seq_lm", 16, 512, _T5_TARGETS, targets=128),
+    "vit-l16": Shape(
+      vit(224, **_ROBERTA_LARGE), "image_classification", 32, 197, _BERT_TARGETS, peer_targets=_VIT_PEER_TARGETS
+    ),
+    "whisper-medium": Shape(
+      whisper(1024, 4096, 24, 16, 51865), "speech_recognition", 4, 1500, _WHISPER_TARGETS, targets=128
+    ),
   },
   "tiny": {  # to try the benchmarks themselves
     "tiny-bert": Shape(

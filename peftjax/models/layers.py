@@ -22,8 +22,17 @@ from peftjax.placement import current, in_rows, product
 from peftjax.sites import HasSites
 
 Dtype = Any
+
+
+def _minimal(primitive: Any, *args: Any, **params: Any) -> bool:
+  """Keeps the products with weights, and what the fused kernel of attention gives: it would run once more."""
+  if primitive.name.startswith("dot_product_attention_fwd"):
+    return True
+  return bool(jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *args, **params))
+
+
 REMAT_POLICIES = {
-  "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "minimal": _minimal,
   "full": jax.checkpoint_policies.nothing_saveable,
 }
 _LONG = 1024  # tokens from which the weights of all heads at once are what fills a device's memory

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from peftjax.models import cudnn
-from peftjax.models.layers import Embed
+from peftjax.models.layers import REMAT_POLICIES, Embed
 from peftjax.placement import Placement, current, mapped, placed
 
 BIAS = jax.ShapeDtypeStruct((1, 6, 64, 64), jnp.bfloat16)
@@ -73,3 +73,17 @@ def test_gradients_of_rows_add_up_in_the_dtype_of_the_table():
   ids = jnp.zeros(1000, jnp.int32)
   gradient = jax.grad(lambda table: embed.apply(table, ids).astype(jnp.float32).sum())(table)["params"]["embedding"]
   np.testing.assert_array_equal(gradient[0], np.full(8, 1000.0))
+
+
+@pytest.mark.parametrize(("remat", "runs"), [("none", 1), ("minimal", 1), ("full", 2)])
+def test_only_full_recomputation_runs_the_fused_kernel_twice(remat, runs, monkeypatch):
+  for check in ("check_cudnn_version", "check_compute_capability", "check_is_flash_attention"):
+    monkeypatch.setattr(f"jax._src.cudnn.fused_attention_stablehlo.{check}", lambda *args, **kwargs: 91000)
+
+  def scored(q):
+    return jax.nn.dot_product_attention(q, q, q, implementation="cudnn", is_causal=True).sum()
+
+  kept = scored if remat == "none" else jax.checkpoint(scored, policy=REMAT_POLICIES[remat])
+  program = str(jax.make_jaxpr(jax.grad(kept))(heads()))
+  assert program.count("dot_product_attention_fwd_wrapper") == runs
+  assert program.count("dot_product_attention_bwd_wrapper") == 1
