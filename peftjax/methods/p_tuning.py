@@ -46,7 +46,7 @@ class PTuning(VirtualTokens):
     encoder_type: MLP or LSTM (PEFT's `encoder_reparameterization_type`).
     encoder_hidden_size: width of the network, of one direction of an LSTM; 0: the model's hidden size.
     encoder_num_layers: layers of an LSTM; an MLP has always three.
-    encoder_dropout: rate between the LSTM's layers while training.
+    encoder_dropout: rate between the LSTM's layers while training; 0 where there is one layer, or an MLP.
   """
 
   name: ClassVar[str] = "p_tuning"
@@ -67,6 +67,12 @@ class PTuning(VirtualTokens):
     if not 1 <= self.encoder_num_layers <= _MAX_LSTM_LAYERS:
       raise UserError(
         f"{self.name}.encoder_num_layers: expected 1 to {_MAX_LSTM_LAYERS}, got {self.encoder_num_layers}"
+      )
+    if self.encoder_dropout and (self.encoder_type == "MLP" or self.encoder_num_layers == 1):
+      kind = "an MLP" if self.encoder_type == "MLP" else "an LSTM of one layer"
+      raise UserError(
+        f"{self.name}.encoder_dropout={self.encoder_dropout:g} acts between the layers of an LSTM, and there are none "
+        f"in {kind}; expected 0, or encoder_type=LSTM with at least two encoder_num_layers"
       )
 
   def create(self, key: jax.Array, site: Site, base: Leaves) -> Leaves:

@@ -291,6 +291,17 @@ def test_a_network_that_makes_the_prompt_goes_on_training(method: methods.Method
     peft.load(base, tmp_path / "out")
 
 
+def test_a_rate_that_does_nothing_in_peft_does_nothing_here(base: Model, tmp_path: Path) -> None:
+  model = base.add(methods.PTuning(num_virtual_tokens=3, encoder_hidden_size=5), jax.random.key(1))
+  model.save_adapter(tmp_path)
+  edit_config(tmp_path, encoder_dropout=0.5)
+  (method,) = base.load_adapter(tmp_path).methods
+  assert (method.encoder_type, method.encoder_dropout) == ("MLP", 0.0)
+  edit_config(tmp_path, encoder_reparameterization_type="LSTM")
+  with pytest.raises(UserError):  # the network's own leaves are those of an MLP
+    base.load_adapter(tmp_path)
+
+
 def test_a_prefix_on_some_layers_is_refused(base: Model, tmp_path: Path) -> None:
   with pytest.raises(
     UserError, match="PREFIX_TUNING has no word for which layers, and prefix leaves out 'bert.encoder"

@@ -230,6 +230,11 @@ MISTAKES = {
   "no network": ({"name": "prefix", "encoder_hidden_size": 5}, "reparametrize=True"),
   "v2": ({"name": "p_tuning_v2", "reparametrize": True}, "use prefix"),
   "encoder": ({"name": "p_tuning", "encoder_type": "mlp"}, "unknown 'mlp'"),
+  "dropout of an MLP": ({"name": "p_tuning", "encoder_dropout": 0.5}, "acts between the layers of an LSTM"),
+  "dropout of one layer": (
+    {"name": "p_tuning", "encoder_type": "LSTM", "encoder_num_layers": 1, "encoder_dropout": 0.5},
+    "there are none in an LSTM of one layer",
+  ),
   "deep encoder": ({"name": "p_tuning", "encoder_type": "LSTM", "encoder_num_layers": 9}, "expected 1 to 4"),
   "field": ({"name": "p_tuning", "init": "text"}, "no field 'init'"),
   "layer": ({"name": "prefix", "layers": (2,)}, "no layer 2"),

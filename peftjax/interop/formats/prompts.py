@@ -85,7 +85,9 @@ def _p_tuning_config(method: PTuning, config: Config, names: Mapping[str, str], 
 def _p_tuning_fields(config: Config, names: Mapping[str, str], context: Context) -> Config:
   del names
   _check_sizes(config, _sizes(context))
-  return {"init": "random"}
+  # In PEFT a rate of an MLP, and of an LSTM of one layer, does nothing.
+  acts = config["encoder_reparameterization_type"] == "LSTM" and config["encoder_num_layers"] != 1
+  return {"init": "random", **({} if acts else {"encoder_dropout": 0.0})}
 
 
 def _write_prompt(bound: Bound, layers: Layers, shared: Leaves) -> Tensors:
