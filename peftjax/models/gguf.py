@@ -2,7 +2,7 @@
 
 A folder may hold a config.json and one *.gguf instead of *.safetensors; `prepare_folder` makes one from a lone file.
 Quantised tensors are dequantised to float32 one at a time. For the architecture "llama" GGUF stores the rows of q and k
-in pairs of neighbours (r₀ r_D/2 r₁ ...); Hugging Face's order is the halves one after the other.
+and their biases in pairs of neighbours (r₀ r_D/2 r₁ ...); Hugging Face's order is the halves one after the other.
 """
 
 from __future__ import annotations
@@ -56,6 +56,21 @@ _GEMMA3_NAMES = {
 }
 _GEMMA3_LAYERS_OF_27B = 62
 _NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+# Fields that llama.cpp acts on and config.json has no entry for here -> kind, and the only value that can be read.
+_HEAD = "head_dim"  # the size of a head
+_CAP, _CAPPED = "final_logit_softcapping", number(0.0, 1e9)
+_ONLY: dict[str, tuple[Kind, Any]] = {
+  "attention.causal": (FLAG, True),
+  "attention.value_length": (FEATURES, _HEAD),
+  "rope.dimension_count": (FEATURES, _HEAD),
+  "rope.scale_linear": (POSITIVE, 1.0),
+  "rope.scaling.attn_factor": (POSITIVE, 1.0),
+  "rope.scaling.yarn_ext_factor": (POSITIVE, 1.0),
+  "rope.scaling.yarn_attn_factor": (POSITIVE, 1.0),
+  "rope.scaling.yarn_beta_fast": (POSITIVE, 32.0),
+  "rope.scaling.yarn_beta_slow": (POSITIVE, 1.0),
+  _CAP: (_CAPPED, 0.0),
+}
 _CONTROL, _USER_DEFINED = 3, 4  # kinds of tokens
 _ID = whole(0, 2**31 - 1)
 _SCORE = number(-1e9, 1e9)
@@ -106,7 +121,7 @@ class GGUFCheckpoint:
     """A tensor's rows as float32, up to `BLOCK_BYTES` of them at a time, but q and k as a whole."""
     name, shape = self._names[key], self.shape(key)
     stored, kind = self._file.stored(name), self._file.tensors[name].kind
-    is_pairs = self._interleaved and key.endswith((".q_proj.weight", ".k_proj.weight"))
+    is_pairs = self._interleaved and key.rpartition(".")[0].endswith((".q_proj", ".k_proj"))
     width = 4 * math.prod(shape[1:])
     step = shape[0] if is_pairs or len(shape) == 1 else max(1, BLOCK_BYTES // width)
     for start in range(0, shape[0], step):
@@ -152,7 +167,8 @@ def read_config(path: Path) -> dict[str, Any]:
   """What a config.json for the file's model would say.
 
   Raises:
-    UserError: no GGUF file, of an architecture that is not known, or a field is missing or of another kind.
+    UserError: no GGUF file, of an architecture that is not known, or a field is missing, of another kind, or of a
+      value that only llama.cpp acts on.
   """
   file = GGUFFile(path)
   model_type, class_name, _ = _architecture(file)
@@ -181,8 +197,14 @@ def read_config(path: Path) -> dict[str, Any]:
     "tie_word_embeddings": "output.weight" not in file.tensors,
     "hidden_act": "silu",
   }
+  if model_type == "llama" and any(one.endswith(".attn_q.bias") for one in file.tensors):
+    config["attention_bias"] = True
   if model_type == "gemma3_text":
     config = _of_gemma3(config, field)
+  for key, (kind, only) in _ONLY.items():
+    wanted = config["head_dim"] if only is _HEAD else only
+    if key not in config and (found := field(key, kind, wanted)) != wanted:
+      raise UserError(f"{path}: {name}.{key}={found}: only {wanted} can be read; use the original weights")
   if (scaling := field("rope.scaling.type", NAME, "none")) != "none":
     config["rope_scaling"] = {
       "rope_type": scaling,
@@ -207,7 +229,7 @@ def _of_gemma3(config: dict[str, Any], field: Callable[..., Any]) -> dict[str, A
     "sliding_window_pattern": 6,
     "query_pre_attn_scalar": float(scale),
     "attn_logit_softcapping": None,
-    "final_logit_softcapping": None,
+    _CAP: field(_CAP, _CAPPED, 0.0) or None,
   }
 
 
@@ -288,9 +310,21 @@ def tokenizer_files(path: Path) -> dict[str, dict[str, Any]]:
   return {"tokenizer.json": tokenizer, "tokenizer_config.json": settings}
 
 
+def file_in(folder: Path) -> Path:
+  """The GGUF file of a folder that holds one.
+
+  Raises:
+    UserError: there are several: other quantisations, or the parts of one that is split.
+  """
+  file, *others = sorted(folder.glob("*.gguf"))
+  if others:
+    raise UserError(f"{folder} has {1 + len(others)} *.gguf, and one is a model: give its path, such as {file}")
+  return file
+
+
 def prepared_folder(path: Path, cache: Path) -> Path:
   """The model folder of a GGUF file, or of a folder that holds nothing else, made in `cache` the first time."""
-  file = path if path.is_file() else next(iter(sorted(path.glob("*.gguf"))))
+  file = path if path.is_file() else file_in(path)
   folder = cache / f"{file.stem}-{_identity(file.resolve())}"
   if not folder.is_dir():
     prepare_folder(file, folder)

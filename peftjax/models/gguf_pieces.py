@@ -6,6 +6,7 @@ tokenizer.json the pairs are listed, best first, which gives the same tokens.
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,9 +44,10 @@ def merges_of(tokens: Sequence[str], kinds: Sequence[int], scores: Sequence[floa
   [['a', 'b'], ['ab', 'c']]
   """
   normal = {token: index for index, (token, kind) in enumerate(zip(tokens, kinds)) if kind == NORMAL}
+  lengths = sorted({len(token) for token in normal} - {0})  # a long piece is cut where another one could end alone
   found = []
   for piece, index in normal.items():
-    for cut in range(1, len(piece)):
+    for cut in lengths[: bisect.bisect_left(lengths, len(piece))]:
       left, right = piece[:cut], piece[cut:]
       if left in normal and right in normal:
         found.append((-scores[index], normal[left], normal[right], left, right))

@@ -26,7 +26,7 @@ from peftjax.buffers import is_buffer
 from peftjax.errors import UserError, nearest
 from peftjax.files import can_be_named, read_json
 from peftjax.models.family import DIFFUSERS, MODEL, Family, checkpoint_axes, checkpoint_key, expanded
-from peftjax.models.gguf import GGUFCheckpoint
+from peftjax.models.gguf import GGUFCheckpoint, file_in
 from peftjax.models.parts import lay, read_parts, tensor_part
 from peftjax.models.sinusoids import sinusoids
 from peftjax.models.tensor_files import Checkpoint, Tensors, as_leaf, empty
@@ -66,7 +66,7 @@ def weight_files(folder: str | Path) -> list[Path]:
   """The safetensors files of a model folder, sharded or not, or its GGUF file.
 
   Raises:
-    UserError: there are none, or the index names one that is missing.
+    UserError: there are none, or several GGUF files, or the index names one that is missing.
   """
   folder = Path(folder)
   for name in (MODEL, DIFFUSERS):
@@ -76,7 +76,9 @@ def weight_files(folder: str | Path) -> list[Path]:
     index = folder / index_of(name)
     if index.is_file():
       return [folder / shard for shard in _shard_names(index)]
-  files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.gguf"))[:1]
+  files = sorted(folder.glob("*.safetensors"))
+  if not files and any(folder.glob("*.gguf")):
+    return [file_in(folder)]
   if not files:
     others = [path.name for path in folder.glob("*.bin")]
     hint = f"; {others[0]} is a pickle, which is never read: convert it to safetensors" if others else ""

@@ -8,7 +8,7 @@ import functools
 import json
 import shutil
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -225,11 +225,19 @@ def test_adapters_of_wrapped_models(fuzz, tmp_path, count):
   assert found["refused"] > 0 and found["ok"] > 0
 
 
-def small_gguf(path: Path) -> bytes:
-  """A LLaMA of one layer, with a byte-level tokenizer of five tokens."""
+def small_gguf(
+  path: Path, add: Callable[[gguf.GGUFWriter], None] = lambda _: None, heads: Iterable[int] = (2, 1)
+) -> bytes:
+  """A LLaMA of one layer, with a byte-level tokenizer of five tokens.
+
+  Args:
+    add: adds fields or tensors.
+    heads: of q, of k.
+  """
+  queries, keys = heads
   writer = gguf.GGUFWriter(path, "llama")
-  numbers = {"block_count": 1, "embedding_length": 8, "feed_forward_length": 32, "attention.head_count": 2,
-             "attention.head_count_kv": 1, "context_length": 16}  # fmt: skip
+  numbers = {"block_count": 1, "embedding_length": 8, "feed_forward_length": 32, "attention.head_count": queries,
+             "attention.head_count_kv": keys, "context_length": 16}  # fmt: skip
   for key, value in numbers.items():
     writer.add_uint32(f"llama.{key}", value)
   writer.add_layer_norm_rms_eps(1e-5)
@@ -245,6 +253,7 @@ def small_gguf(path: Path) -> bytes:
     writer.add_tensor(f"{name}.weight", np.ones(shape, np.float32))
   kind = gguf.GGMLQuantizationType.Q8_0
   writer.add_tensor("blk.0.ffn_down.weight", gguf.quantize(np.ones((8, 32), np.float32), kind), raw_dtype=kind)
+  add(writer)
   writer.write_header_to_file()
   writer.write_kv_data_to_file()
   writer.write_tensors_to_file()

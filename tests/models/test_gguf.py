@@ -85,7 +85,7 @@ def write(path, model, quantised=True, architecture="llama", split="smollm"):
       tree = tree[part]
     value = np.asarray(tree if index is None else tree[index])
     value = value if checkpoint_axes(model.family, name, value.ndim) is None else value.T
-    key = checkpoint_key(model.family, name).removesuffix(".weight")
+    key, _, kind = checkpoint_key(model.family, name).rpartition(".")
     if key.endswith(("q_proj", "k_proj")):
       value = interleaved(value, 4 if "q_proj" in key else 2)
     theirs = _NAMES.get(key)
@@ -93,10 +93,10 @@ def write(path, model, quantised=True, architecture="llama", split="smollm"):
       _, _, layer, rest = key.split(".", 3)
       theirs = f"blk.{layer}.{_LAYER_NAMES[rest]}"
     if quantised and value.ndim == 2:
-      kind = gguf.GGMLQuantizationType.Q8_0
-      writer.add_tensor(f"{theirs}.weight", gguf.quantize(np.ascontiguousarray(value), kind), raw_dtype=kind)
+      q8 = gguf.GGMLQuantizationType.Q8_0
+      writer.add_tensor(f"{theirs}.{kind}", gguf.quantize(np.ascontiguousarray(value), q8), raw_dtype=q8)
     else:
-      writer.add_tensor(f"{theirs}.weight", np.ascontiguousarray(value))
+      writer.add_tensor(f"{theirs}.{kind}", np.ascontiguousarray(value))
   writer.write_header_to_file()
   writer.write_kv_data_to_file()
   writer.write_tensors_to_file()
@@ -152,6 +152,15 @@ def test_halves_of_is_the_inverse_of_interleaving():
   rows = np.arange(24 * 3).reshape(24, 3)
   np.testing.assert_array_equal(halves_of(interleaved(rows, 2), 2), rows)
   assert halves_of(np.arange(8), 2).tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+
+
+def test_biases_of_q_and_k_come_back(tmp_path, monkeypatch):
+  """Their entries are laid in pairs, as the rows of the kernels are."""
+  monkeypatch.setenv("PEFTJAX_CACHE", str(tmp_path / "cache"))
+  model = random_model(CONFIG | {"attention_bias": True})
+  write(tmp_path / "model.gguf", model, quantised=False)
+  ids = token_ids(vocabulary=len(TOKENS))
+  assert_close(load(tmp_path / "model.gguf")(input_ids=ids)["logits"], model(input_ids=ids)["logits"])
 
 
 @pytest.mark.parametrize(("options", "words"), [({"split": "smolm"}, "did you mean 'smollm'")])

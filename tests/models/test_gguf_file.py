@@ -1,13 +1,19 @@
-"""What of a GGUF file is refused, in one line that names the field."""
+"""What of a GGUF file is read, value by value, and what is refused, in one line that names the field."""
 
 from __future__ import annotations
 
+import json
 import struct
+import time
 
+import gguf
+import numpy as np
 import pytest
 
 from peftjax.errors import UserError
+from peftjax.loading import load
 from peftjax.models.gguf import GGUFCheckpoint, prepare_folder, read_config
+from peftjax.models.gguf_pieces import merges_of
 from tests.fuzz.test_folders import small_gguf
 
 
@@ -80,3 +86,78 @@ def test_a_file_that_ends_early_is_one_line(good, tmp_path, size):
   path.write_bytes(good[:size])
   with pytest.raises(UserError, match="is no whole GGUF file"):
     read_config(path)
+
+
+@pytest.mark.parametrize(
+  ("key", "kind", "value", "only"),
+  [
+    ("rope.dimension_count", "uint32", 2, 4),
+    ("attention.value_length", "uint32", 8, 4),
+    ("attention.causal", "bool", False, True),
+    ("rope.scale_linear", "float32", 4.0, 1.0),
+    ("rope.scaling.attn_factor", "float32", 0.5, 1.0),
+    ("rope.scaling.yarn_beta_fast", "float32", 8.0, 32.0),
+    ("final_logit_softcapping", "float32", 30.0, 0.0),
+  ],
+)
+def test_a_field_that_config_json_cannot_say_has_one_value(tmp_path, key, kind, value, only):
+  """Read as if it were not there, the model would compute something else."""
+
+  def given(one):
+    return lambda writer: getattr(writer, f"add_{kind}")(f"llama.{key}", one)
+
+  small_gguf(tmp_path / "odd.gguf", given(value))
+  with pytest.raises(UserError, match=rf"llama\.{key}={value}: only {only} can be read"):
+    read_config(tmp_path / "odd.gguf")
+  small_gguf(tmp_path / "same.gguf", given(only))
+  small_gguf(tmp_path / "plain.gguf")
+  assert read_config(tmp_path / "same.gguf") == read_config(tmp_path / "plain.gguf")
+
+
+KINDS = [kind for kind in gguf.GGMLQuantizationType if gguf.GGML_QUANT_SIZES[kind][0] == 256 or kind.name == "NVFP4"]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_blocks_of_every_kind_are_as_the_gguf_package_has_them(tmp_path, kind):
+  """Of random bytes, in odd numbers of blocks; the rows of q and k in Hugging Face's order. Others are refused."""
+  size, length = gguf.GGML_QUANT_SIZES[kind]
+  stored = np.random.default_rng(0).integers(0, 256, (30, 3 * length), np.uint8)
+  heads = {"q_proj": 5, "k_proj": 3}
+
+  def add(writer):
+    for name in ("attn_q", "attn_k", "attn_v"):
+      writer.add_tensor(f"blk.1.{name}.weight", stored, raw_dtype=kind)
+
+  small_gguf(tmp_path / "some.gguf", add, heads.values())
+  checkpoint = GGUFCheckpoint(tmp_path / "some.gguf")
+  with np.errstate(all="ignore"):
+    for name in (*heads, "v_proj"):
+      key = f"model.layers.1.self_attn.{name}.weight"
+      assert checkpoint.shape(key) == (30, 3 * size)
+      try:
+        values = gguf.quants.dequantize(stored, kind)
+      except NotImplementedError:
+        with pytest.raises(UserError, match=f"is {kind.name}, which cannot be read as floats"):
+          list(checkpoint.blocks(key))
+        continue
+      found = np.concatenate([block for _, block in checkpoint.blocks(key)])
+      if name in heads:  # as llama.cpp's convert_hf_to_gguf.py lays them
+        pairs = found.reshape(heads[name], 2, -1, found.shape[-1])
+        found = np.swapaxes(pairs, 1, 2).reshape(found.shape)
+      np.testing.assert_array_equal(found, values)
+
+
+def test_several_files_in_one_folder_are_not_chosen_among(tmp_path):
+  for name in ("a-Q4_K_M", "b-Q8_0"):
+    small_gguf(tmp_path / f"{name}.gguf")
+  with pytest.raises(UserError, match=r"has 2 \*\.gguf, and one is a model: give its path, such as .*a-Q4_K_M\.gguf"):
+    load(tmp_path)
+  (tmp_path / "config.json").write_text(json.dumps(read_config(tmp_path / "a-Q4_K_M.gguf")))
+  with pytest.raises(UserError, match=r"has 2 \*\.gguf"):
+    load(tmp_path)
+
+
+def test_a_long_piece_costs_little():
+  before = time.process_time()
+  assert merges_of(["a" * 400_000, "a", "a" * 399_999], [1] * 3, [0, 0, 0])[0] == ["a", "a" * 399_999]
+  assert time.process_time() - before < 1.0
