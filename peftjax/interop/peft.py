@@ -256,7 +256,7 @@ def load(
 
 
 def _check_base(model: Model, config: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-  """Raises a `UserError` if the adapter's base has other bytes than the model's; PEFT's own adapters do not say."""
+  """Raises a `UserError` if the adapter's base has other values than the model's; PEFT's own adapters do not say."""
   if model.folder is None or not (model.folder / pretrained.CONFIG).is_file():
     return
   wanted, base = ours.get("base_sha256"), config.get("base_model_name_or_path")
@@ -268,7 +268,7 @@ def _check_base(model: Model, config: Mapping[str, Any], ours: Mapping[str, Any]
       "the adapter was trained on a base into which another was merged: save that base, load it, and give other_base "
       "(model.other_base=True, --other_base)"
     )
-  elif wanted != pretrained.content_hash(model.folder):
+  elif wanted != pretrained.content_hash(model.folder) and wanted != pretrained.file_hash(model.folder):
     raise UserError(
       f"the adapter was trained on another base: config.json or weights of {model.folder} have another digest than "
       f"{OURS} notes; give the base that it was trained on, or other_base (model.other_base=True, --other_base)"

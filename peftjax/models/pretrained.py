@@ -121,13 +121,43 @@ def _file_hash(path: Path, size: int, modified: int) -> str:
   return digest.hexdigest()
 
 
+@functools.lru_cache(maxsize=16)
+def _tensor_hashes(path: Path, size: int, modified: int) -> tuple[tuple[str, str], ...]:
+  """Name, and dtype, shape and sha256 of the bytes, of each tensor of a safetensors file."""
+  del size, modified
+  checkpoint, found = Checkpoint([path]), []
+  for key in checkpoint.keys():
+    digest = hashlib.sha256()
+    for _, block in checkpoint.blocks(key):
+      digest.update(block.reshape(-1).view(np.uint8).data)
+    found.append((key, f"{checkpoint.dtype(key)} {checkpoint.shape(key)} {digest.hexdigest()}"))
+  return tuple(found)
+
+
 def content_hash(folder: str | Path) -> str:
-  """sha256 over a model folder's config.json and weights, by which checkpoints refer to their base."""
+  """sha256 over a model folder's config.json and tensors, by which adapters refer to their base.
+
+  How tensors are divided among files is not in it.
+  """
+  files = weight_files(folder)
+  if files[0].suffix == ".gguf":
+    return file_hash(folder)
+  tensors = sorted(one for path in files for one in _tensor_hashes(path, *_state(path)))
+  config = Path(folder) / CONFIG
+  return hashlib.sha256(repr((_file_hash(config, *_state(config)), tensors)).encode()).hexdigest()
+
+
+def file_hash(folder: str | Path) -> str:
+  """sha256 over a model folder's config.json and weights as files, by which adapters referred to their base before."""
   digest = hashlib.sha256()
   for path in [Path(folder) / CONFIG, *weight_files(folder)]:
-    stat = path.stat()
-    digest.update(_file_hash(path, stat.st_size, stat.st_mtime_ns).encode())
+    digest.update(_file_hash(path, *_state(path)).encode())
   return digest.hexdigest()
+
+
+def _state(path: Path) -> tuple[int, int]:
+  stat = path.stat()
+  return stat.st_size, stat.st_mtime_ns
 
 
 # Loading ----------------------------------------------------------------------------------------------------------

@@ -86,6 +86,10 @@ class Checkpoint:
     """A tensor's shape, without reading it."""
     return self._places[key].shape
 
+  def dtype(self, key: str) -> np.dtype[Any]:
+    """A tensor's dtype."""
+    return self._places[key].dtype
+
   def blocks(self, key: str) -> Iterator[Block]:
     """A tensor's rows, up to `BLOCK_BYTES` at a time; of a scalar, one row."""
     place = self._places[key]

@@ -1,4 +1,4 @@
-"""An adapter knows its base by the base's bytes."""
+"""An adapter knows its base by the base's config.json and values."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import peftjax
 from peftjax import UserError, cli, loading
 from peftjax.interop import peft
 from peftjax.methods import Full, LoRA
+from peftjax.models import pretrained
 from tests.methods import tiny
 from tests.models.decoder_models import LLAMA, random_model
 
@@ -38,6 +40,34 @@ def test_an_adapter_on_another_base_of_equal_shapes_is_refused_unless_asked(fold
   (folders / "moved" / "config.json").write_text((folders / "other" / "config.json").read_text() + " ")
   with pytest.raises(UserError, match="trained on another base"):
     peftjax.load(folders / "moved", adapter=folders / "adapter")
+
+
+def test_a_base_in_other_shards_is_the_same_base(folders: Path) -> None:
+  base, again = folders / "base", folders / "again"
+  tensors = load_file(base / "model.safetensors")
+  places = {key: f"model-{number % 3}.safetensors" for number, key in enumerate(sorted(tensors, reverse=True))}
+  again.mkdir()
+  (again / "config.json").write_bytes((base / "config.json").read_bytes())
+  (again / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+
+  def write() -> None:
+    for name in set(places.values()):
+      save_file({key: tensors[key] for key, place in places.items() if place == name}, again / name)
+
+  write()
+  assert peftjax.load(again, adapter=folders / "adapter").methods
+  first, *_ = places
+  tensors[first] = tensors[first] + np.float32(1e-6)
+  write()
+  with pytest.raises(UserError, match="trained on another base"):
+    peftjax.load(again, adapter=folders / "adapter")
+
+
+def test_an_adapter_that_notes_its_bases_files_loads_still(folders: Path) -> None:
+  ours = folders / "adapter" / peft.OURS
+  noted = json.loads(ours.read_text()) | {"base_sha256": pretrained.file_hash(folders / "base")}
+  ours.write_text(json.dumps(noted))
+  assert peftjax.load(folders / "base", adapter=folders / "adapter").methods
 
 
 def test_an_adapter_on_a_base_that_was_merged_in_memory_is_not_one_of_its_folder(folders: Path) -> None:
