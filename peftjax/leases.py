@@ -7,6 +7,8 @@ A lease is taken by creating the file of the next number, which one process alon
 if the last one has ended, if its process on this host is gone, or if its heartbeat stood still for `patience` seconds
 as seen from here: no clock of another host is trusted. A process gets every piece of work, those that others do only
 after they have ended; what is finished by then it passes over. So every process ends with the whole study.
+
+A lease says of what the work is. Where a living process has the same name for other work, this one is refused.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -86,24 +88,36 @@ class Leases:
     return when
 
   @contextlib.contextmanager
-  def shared(self, items: Sequence[Item], name: Callable[[Item], str], poll: float = 0.5) -> Iterator[Iterator[Item]]:
+  def shared(
+    self,
+    items: Sequence[Item],
+    name: Callable[[Item], str],
+    poll: float = 0.5,
+    content: Callable[[Item], str] = lambda _: "",
+  ) -> Iterator[Iterator[Item]]:
     """Gives every item once, each while this process has its lease; those that others have, when they have ended.
 
     Args:
       name: of an item's lease; the same in every process.
       poll: seconds between two looks at what others have.
+      content: what tells an item from another one of the same name; "": nothing does.
+
+    Raises:
+      UserError: another process works on something else by the name of an item.
     """
-    given = self._given(items, name, poll)
+    given = self._given(items, name, poll, content)
     try:
       yield given
     finally:
       given.close()  # ends the lease under way, whatever happened
 
-  def _given(self, items: Sequence[Item], name: Callable[[Item], str], poll: float) -> Generator[Item, None, None]:
+  def _given(
+    self, items: Sequence[Item], name: Callable[[Item], str], poll: float, content: Callable[[Item], str]
+  ) -> Generator[Item, None, None]:
     waiting = list(items)
     while waiting:
       for item in list(waiting):
-        if (lease := self.take(name(item))) is not None:
+        if (lease := self.take(name(item), content(item))) is not None:
           waiting.remove(item)
           with lease:
             yield item
@@ -111,12 +125,22 @@ class Leases:
       else:
         time.sleep(poll)
 
-  def take(self, name: str) -> Lease | None:
-    """The lease of a name, or None while another process has it."""
-    stem = re.sub(r"[^A-Za-z0-9=+_-]+", "-", name)
+  def check(self, works: Mapping[str, str]) -> None:
+    """Raises a `UserError` if a process that lives has one of the names of some works for another content."""
+    for name, content in works.items():
+      _, paths = self._listed(name)
+      if paths:
+        self._is_free(paths[-1], name, content)
+
+  def take(self, name: str, content: str = "") -> Lease | None:
+    """The lease of a name, or None while another process has it.
+
+    Raises:
+      UserError: that process lives, and works on another content.
+    """
     asked = self.started  # makes the folder
-    paths = sorted(self._folder.glob(f"{stem}.[0-9][0-9][0-9][0-9]"))
-    if paths and not self._is_free(paths[-1]):
+    stem, paths = self._listed(name)
+    if paths and not self._is_free(paths[-1], name, content):
       return None
     path = self._folder / f"{stem}.{_number(paths[-1]) + 1 if paths else 1:04d}"
     state = {
@@ -126,6 +150,8 @@ class Leases:
       "token": self._token,
       "beat": 0,
       "asked": asked,
+      "name": name,
+      "content": content,
     }
     try:
       with path.open("x", encoding="utf-8") as file:
@@ -146,18 +172,32 @@ class Leases:
     lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return lines[-1].removeprefix("peftjax.errors.UserError: ") if lines else ""
 
-  def _is_free(self, path: Path) -> bool:
+  def _listed(self, name: str) -> tuple[str, list[Path]]:
+    """(the stem of a name's leases, those that there are, the last one last)."""
+    stem = re.sub(r"[^A-Za-z0-9=+_-]+", "-", name)
+    return stem, sorted(self._folder.glob(f"{stem}.[0-9][0-9][0-9][0-9]"))
+
+  def _is_free(self, path: Path, name: str, content: str) -> bool:
     try:
       text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
       return False  # replaced at this moment
+    lives, holds = False, ""
     with contextlib.suppress(UserError, KeyError, TypeError, AttributeError):  # not yet written, or by nobody here
       state = parse_json(text, str(path))
-      if state.get("ended") or (state["host"] == self._host and _since(int(state["process"])) != state["since"]):
+      lives = state["host"] == self._host
+      if state.get("ended") or (lives and _since(int(state["process"])) != state["since"]):
         return True
+      holds = state["content"] if state["name"] == name else ""  # two names may have one stem
     now = time.monotonic()
     if path not in self._seen or self._seen[path][0] != text:
+      lives |= path in self._seen  # it beats
       self._seen[path] = (text, now)
+    if lives and content and holds and holds != content:
+      raise UserError(
+        f"{path.parent.parent}: process {state['process']} of {state['host'].split()[0]} works on {name} of another "
+        "config; use another --workdir, or the same config"
+      )
     return now - self._seen[path][1] >= self._patience
 
 

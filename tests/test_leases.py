@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from peftjax import leases
+from peftjax.errors import UserError
 from peftjax.leases import Leases
 
 ROOT = Path(__file__).parents[2]
@@ -64,6 +65,22 @@ def test_an_owner_that_was_given_up_leaves_the_next_one_alone(tmp_path):
     assert mine is not None
   assert json.loads(mine.path.read_text()).get("ended") is None
   assert Leases(tmp_path).take("a") is None
+
+
+def test_other_work_of_the_same_name_is_refused_while_its_owner_lives(tmp_path):
+  here = Leases(tmp_path, patience=0.3)
+  assert Leases(tmp_path, host="silent").take("a", "one") is not None  # it never beats
+  assert here.take("a", "two") is None  # it may have died long ago
+  with Leases(tmp_path, patience=0.3, host="living").take("b", "one"), Leases(tmp_path).take("c d", "one") as mine:
+    assert here.take("b", "one") is None
+    assert here.take("c.d", "two") is None  # another name whose file is called the same
+    with pytest.raises(UserError, match=rf"process {mine.state['process']} of \S+ works on c d of another config"):
+      here.check({"e": "two", "c d": "two"})
+    time.sleep(0.4)
+    with pytest.raises(UserError, match="of living works on b of another config"):
+      here.take("b", "two")
+  assert here.take("a", "two") is not None and here.take("b", "two") is not None
+  assert here.take("c d", "two") is not None
 
 
 def test_a_half_written_lease_counts_as_taken_for_a_while(tmp_path):

@@ -118,7 +118,11 @@ def search_rows(
     trainer.check(_base(config, row))
   found: dict[tuple[str, int], Choice] = {}
   wanted = [(row, size) for size in sizes_of(config)[-1 if section.sizes == "largest" else 0 :] for row in rows]
-  with (leases or Leases(workdir)).shared(wanted, lambda one: f"search-{one[0]}-{one[1]}") as given:
+
+  def content(one: tuple[str, int]) -> str:
+    return fingerprint({"base": plain_config(_base(config, *one)), "search": plain_config(section)})
+
+  with (leases or Leases(workdir)).shared(wanted, lambda one: f"search-{one[0]}-{one[1]}", content=content) as given:
     for row, size in given:
       what = f"search for {row}" + (f" at {size} examples" if size else "")
       say(f"{what}: {section.trials * len(section.seeds)} runs, of at most {len(section.seeds)} seeds a setting")

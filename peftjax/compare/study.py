@@ -43,7 +43,7 @@ from peftjax.compare.report import page, table
 from peftjax.compare.search import Choice, changes_of, search_rows
 from peftjax.compare.trainer import Trainer
 from peftjax.compare.training import JaxTrainer
-from peftjax.compare.trials import Trial, in_groups, is_frozen, plain_config, sizes_of, trials_of
+from peftjax.compare.trials import Trial, fingerprint, in_groups, is_frozen, plain_config, sizes_of, trials_of
 from peftjax.errors import UserError
 from peftjax.files import parse_json, write_text
 from peftjax.kinds import SETTINGS, list_of, value_of
@@ -90,13 +90,17 @@ def run_study(config: ConfigDict, workdir: str | Path, trainer: Trainer | None =
   if chosen:
     trials = trials_of(config, changes_of(chosen, sizes_of(config)))
   done = _finished(trials, workdir)
-  write_text(workdir / "config.json", json.dumps(plain_config(config), indent=2, sort_keys=True) + "\n")
+  leases.check({_lease_of(group): _content(group) for group in in_groups(trials, config.compare.together)})
+  _keep_config(config, workdir)
   failed = _train_all(trials, done, config, workdir, trainer, leases)
   failed |= _measure_all(trials, done, config, workdir, trainer, leases)
   with leases.shared(["conclusion"], str) as turns:
     for _ in turns:
       times = _step_times(trials, done, config, workdir, trainer)
       results = [done[one.run] for one in trials if one.run in done]
+      _keep_config(config, workdir)  # again: one that is refused may have written its own meanwhile
+      if results:  # one that was killed may have had no time to
+        records.write_results(results, workdir)
       concluded = conclude(config, workdir, results, times, failed, chosen)
   return concluded
 
@@ -227,6 +231,20 @@ def _check_rows(trials: Sequence[Trial], trainer: Trainer) -> None:
     raise UserError(f"compare.methods.{row}: {said}")
 
 
+def _keep_config(config: ConfigDict, workdir: Path) -> None:
+  write_text(workdir / "config.json", json.dumps(plain_config(config), indent=2, sort_keys=True) + "\n")
+
+
+def _lease_of(group: Sequence[Trial]) -> str:
+  """The name of the lease of a group's training."""
+  return f"train-{group[0].run}"
+
+
+def _content(group: Sequence[Trial]) -> str:
+  """What tells a group from another one whose lease has the same name."""
+  return fingerprint({trial.run: plain_config(trial.config) for trial in group})
+
+
 def _finished(trials: Sequence[Trial], workdir: Path) -> dict[str, Record]:
   """run -> record, of the trials that are finished."""
   return {trial.run: record for trial in trials if (record := records.finished(trial, workdir))}
@@ -249,7 +267,7 @@ def _train_all(
   """Trains what `done` lacks and notes it there and in ``results.jsonl``; run -> why one has no record."""
   failed: dict[str, str] = {}
   start, before = time.monotonic(), len(done)
-  with leases.shared(in_groups(trials, config.compare.together), lambda group: f"train-{group[0].run}") as groups:
+  with leases.shared(in_groups(trials, config.compare.together), _lease_of, content=_content) as groups:
     for group in groups:
       done |= _finished(group, workdir)  # by another process
       failed |= _failed_elsewhere([trial for trial in group if trial.run not in done], workdir, leases)

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -218,6 +219,38 @@ def test_a_row_that_cannot_be_built_is_found_before_any_training(tmp_path):
   with pytest.raises(UserError, match=r"compare\.methods\.lora: method\.targets"):
     run_study(config(), tmp_path, Checks())
   assert not list(tmp_path.iterdir())
+
+
+def test_a_study_of_another_config_is_refused_while_one_is_at_its_first_trial(unbroken, tmp_path):
+  """Nothing is finished yet that would tell; trials of both would lie in one folder, of use to neither."""
+  begun, goes_on, exits = threading.Event(), threading.Event(), []
+
+  def wait(config, folder):
+    begun.set()
+    assert goes_on.wait(60)
+    return train_one(config, folder)
+
+  first = threading.Thread(target=lambda: exits.append(run(config(), tmp_path, wait).exit_code))
+  first.start()
+  try:
+    assert begun.wait(60)
+    other = config()
+    other.train.epochs = 5.0
+    with pytest.raises(UserError, match=rf"process {os.getpid()} of \S+ works on train-full/seed-0 of another config"):
+      run(other, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["train"]["epochs"] == 2.0
+  finally:
+    goes_on.set()
+    first.join()
+  assert exits == [0] and results(tmp_path) == results(unbroken[0])
+
+
+def test_results_that_a_killed_process_did_not_write_are_written(unbroken, tmp_path):
+  """It ended between its last trial's record and the table of all."""
+  shutil.copytree(unbroken[0], tmp_path, dirs_exist_ok=True)
+  (tmp_path / "results.jsonl").write_text("".join(results(tmp_path).splitlines(keepends=True)[:-1]))
+  run(config(), tmp_path)
+  assert results(tmp_path) == results(unbroken[0])
 
 
 def test_processes_that_share_a_folder_divide_the_trials(unbroken, tmp_path):
