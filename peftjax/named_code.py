@@ -20,21 +20,33 @@ _NOT_RUN = ("compare", "guide", "writers", "train.writers")  # fields that decid
 _SCORES = ("evaluators", "train.evaluators")  # and those that decide nothing of its updates
 
 
-def code_of(config: ConfigDict, scores: bool = True) -> dict[str, str]:
+def code_of(config: ConfigDict) -> dict[str, str]:
   """The code of the user's own that a run's config and its task name: ``module:Name`` -> hex digest of all that it
   reaches.
 
   Args:
     config: one whose names this process has resolved; others have no digest.
+  """
+  return digests(names_of(config))
+
+
+def names_of(config: ConfigDict, scores: bool = True) -> list[str]:
+  """The names of `code_of`.
+
+  Args:
     scores: whether the evaluators count, too; without, what the updates follow from. The one that decides what is best
       is the run's to add.
   """
-  return digests(name for _, name in _named(config, scores) if registry.is_named(name))
+  return _plain(name for _, name in _named(config, scores) if registry.is_named(name))
 
 
 def digests(names: Iterable[str]) -> dict[str, str]:
   """``module:Name`` -> hex digest of all that it reaches; of sources without the rest, of empty names nothing."""
-  return {name: own_digest.of_name(name) for name in sorted({_without_rest(one) for one in names if one})}
+  return {name: own_digest.of_name(name) for name in _plain(names)}
+
+
+def _plain(names: Iterable[str]) -> list[str]:
+  return sorted({_without_rest(one) for one in names if one})
 
 
 def name_of(kind: type) -> str:

@@ -36,15 +36,22 @@ UNDECAYED = ("bias", "scale", "magnitude", "ia3_l")  # leaves that are no matric
 _MULTIPLIER = Field(1.0, "times the group's rate", above=0)
 _LARGEST = float(np.finfo(np.float32).max)
 
-Schedule = Callable[[jax.Array], jax.Array]
-
 
 class LearningRateState(NamedTuple):
-  """Scalars of one group: updates done, the peak rate, and the rate of the last update."""
+  """Scalars of one group: updates done, the peak rate, the rate of the last update, and the schedule's two lengths.
+
+  Rate and lengths are arrays, so that a run with others has the same program. A checkpoint holds no `LENGTHS`: they
+  follow from the config.
+  """
 
   step: jax.Array
   peak: jax.Array
   rate: jax.Array
+  rising: jax.Array
+  falling: jax.Array
+
+
+LENGTHS = ("rising", "falling")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +67,20 @@ class GroupSettings:
 # Schedules --------------------------------------------------------------------------------------------------------
 
 
+class Schedule(NamedTuple):
+  """The share of the peak rate at each update: a name of `SCHEDULES`, and how many updates it rises, then falls."""
+
+  name: str
+  rising: int
+  falling: int
+
+  def __call__(self, count: jax.Array) -> jax.Array:
+    """The share after `count` updates."""
+    return _share(self.name, count, self.rising, self.falling)
+
+
 def make_schedule(name: str, total_steps: int, warmup: float = 0.0) -> Schedule:
-  """The share of the peak rate at each update.
+  """A schedule over a run.
 
   It rises by equal amounts during ``round(warmup * total_steps)`` updates, the first of which already moves the
   parameters, stands at 1 for one update, and then stays (constant) or falls so that the update after the last would
@@ -79,36 +98,35 @@ def make_schedule(name: str, total_steps: int, warmup: float = 0.0) -> Schedule:
     raise UserError(f"optim.schedule: no schedule {name!r}; {nearest(name, SCHEDULES)}")
   if not 0.0 <= warmup < 1.0:
     raise UserError(f"optim.warmup: {warmup} is no share of all steps; expected a number from 0 to below 1")
-  warmup_steps = round(warmup * total_steps)
-  falling_steps = max(total_steps - warmup_steps, 1)
+  rising = round(warmup * total_steps)
+  return Schedule(name, rising, max(total_steps - rising, 1))
 
-  def share(count: jax.Array) -> jax.Array:
-    count = count.astype(jnp.float32)
-    done = jnp.clip((count - warmup_steps) / falling_steps, 0.0, 1.0)
-    if name == "linear":
-      falling = 1.0 - done
-    elif name == "cosine":
-      falling = 0.5 * (1.0 + jnp.cos(jnp.pi * done))
-    else:
-      falling = jnp.ones_like(done)
-    rising = (count + 1.0) / max(warmup_steps, 1)
-    return jnp.where(count < warmup_steps, rising, falling)
 
-  return share
+def _share(name: str, count: jax.Array, rising: jax.Array | int, falling: jax.Array | int) -> jax.Array:
+  count = count.astype(jnp.float32)
+  done = jnp.clip((count - rising) / falling, 0.0, 1.0)
+  if name == "linear":
+    left = 1.0 - done
+  elif name == "cosine":
+    left = 0.5 * (1.0 + jnp.cos(jnp.pi * done))
+  else:
+    left = jnp.ones_like(done)
+  return jnp.where(count < rising, (count + 1.0) / jnp.maximum(rising, 1), left)
 
 
 def scale_by_learning_rate(peak: float, schedule: Schedule) -> optax.GradientTransformation:
-  """Multiplies by minus the scheduled rate; the peak is an array in the state, the same for init of any tree."""
+  """Multiplies by minus the scheduled rate; peak and lengths are arrays in the state, the same for init of any tree."""
 
   def init(params: Tree) -> LearningRateState:
     del params
-    return LearningRateState(jnp.zeros((), jnp.int32), jnp.float32(peak), jnp.zeros((), jnp.float32))
+    start, lengths = jnp.zeros((), jnp.int32), (jnp.int32(schedule.rising), jnp.int32(schedule.falling))
+    return LearningRateState(start, jnp.float32(peak), jnp.zeros((), jnp.float32), *lengths)
 
   def update(updates: Tree, state: LearningRateState, params: Tree | None = None) -> tuple[Tree, LearningRateState]:
     del params
-    rate = state.peak * schedule(state.step)
+    rate = state.peak * _share(schedule.name, state.step, state.rising, state.falling)
     updates = jax.tree.map(lambda u: (-rate * u).astype(u.dtype), updates)
-    return updates, LearningRateState(state.step + 1, state.peak, rate)
+    return updates, state._replace(step=state.step + 1, rate=rate)
 
   return optax.GradientTransformation(init, update)
 
@@ -129,9 +147,33 @@ def with_peaks(opt_state: Any, peaks: Mapping[str, jax.Array | float]) -> Any:
     if group not in known:
       raise KeyError(group)
 
-  def replace(path: Any, state: Any) -> Any:
-    group = _group_of(path) if isinstance(state, LearningRateState) else ""
+  def replace(group: str, state: LearningRateState) -> LearningRateState:
     return state._replace(peak=jnp.asarray(peaks[group], jnp.float32)) if group in peaks else state
+
+  return _with_rate_states(opt_state, replace)
+
+
+def blank(opt_state: Any) -> Any:
+  """The state without what a config says of rates and lengths; see `begun`."""
+  empty = lambda group, state: jax.tree.map(jnp.zeros_like, state)  # noqa: E731
+  return _with_rate_states(opt_state, empty)
+
+
+def begun(opt_state: Any, settings: Mapping[str, GroupSettings], total_steps: int) -> Any:
+  """The `blank` state with each group's peak rate and the lengths of its schedule, as NumPy's scalars."""
+
+  def fill(group: str, state: LearningRateState) -> LearningRateState:
+    one = settings[group]
+    schedule = make_schedule(one.schedule, total_steps, one.warmup)
+    lengths = {"rising": np.int32(schedule.rising), "falling": np.int32(schedule.falling)}
+    return state._replace(peak=np.float32(one.learning_rate), **lengths)
+
+  return _with_rate_states(opt_state, fill)
+
+
+def _with_rate_states(opt_state: Any, change: Callable[[str, LearningRateState], LearningRateState]) -> Any:
+  def replace(path: Any, state: Any) -> Any:
+    return change(_group_of(path), state) if _is_rate_state(state) else state
 
   return jax.tree_util.tree_map_with_path(replace, opt_state, is_leaf=_is_rate_state)
 

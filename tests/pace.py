@@ -29,7 +29,7 @@ QUICK: dict[str, tuple[str, ...]] = {  # test -> the cases that always run
     "vit-vpt_deep", "vit-houlsby", "deit-prompt", "dinov2-prefix", "clip-lora", "yolos-prompt", "detr-lora",
   ),
   "methods/test_speech.py::test_a_method_acts_and_every_leaf_of_it_has_a_gradient": (
-    "speech-lora", "speech-prefix", "classes-houlsby", "classes-vpt_deep",
+    "speech-lora", "speech-prefix", "classes-houlsby", "classes-vpt_deep", "letters-ia3",
   ),
   "methods/test_streams.py::test_no_output_shows_that_there_are_virtual_tokens": (
     "bert-BertForMaskedLM", "roberta-RobertaForQuestionAnswering", "gpt2-GPT2ForSequenceClassification",

@@ -31,6 +31,7 @@ from jax.experimental import multihost_utils
 
 from peftjax.errors import UserError, nearest
 from peftjax.masks import Tree, flatten, unflatten
+from peftjax.optim import LENGTHS
 from peftjax.train import manifest
 from peftjax.train.faults import first_line, is_passing
 from peftjax.train.fingerprint import fingerprints
@@ -283,11 +284,21 @@ def _as_items(state: TrainState) -> tuple[dict[str, Any], dict[str, Any], dict[s
   """Three flat dicts of arrays: what trains, the rest, the average; leaves of the optimizer are named by their path in
   its state."""
   optimizer = {
-    "opt:" + jax.tree_util.keystr(path, simple=True, separator="."): leaf
+    _name_in_optimizer(path): leaf
     for path, leaf in jax.tree_util.tree_flatten_with_path(state.opt_state)[0]
+    if not _of_config(path)
   }
   average = {} if state.average is None else {_AVERAGE + name: leaf for name, leaf in flatten(state.average).items()}
   return flatten(state.trainable), {"step": state.step, "rng": state.rng} | optimizer, average
+
+
+def _name_in_optimizer(path: Any) -> str:
+  return "opt:" + jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def _of_config(path: Any) -> bool:
+  """Whether a leaf of the optimizer's state follows from the config, and is not saved."""
+  return isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name in LENGTHS
 
 
 def _item_of(name: str) -> str:
@@ -307,12 +318,12 @@ def _as_average(expected: Mapping[str, Any]) -> dict[str, Any]:
 
 def _from_items(found: Mapping[str, Any], like: TrainState) -> TrainState:
   optimizer, structure = jax.tree_util.tree_flatten_with_path(like.opt_state)
-  names = ["opt:" + jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in optimizer]
   trainable = unflatten({name: found[name] for name in flatten(like.trainable)})
   average = None
   if like.average is not None:
     average = unflatten({name: found[_AVERAGE + name] for name in flatten(like.average)})
-  opt_state = jax.tree.unflatten(structure, [found[name] for name in names])
+  leaves = [leaf if _of_config(path) else found[_name_in_optimizer(path)] for path, leaf in optimizer]
+  opt_state = jax.tree.unflatten(structure, leaves)
   return TrainState(found["step"], trainable, opt_state, found["rng"], average)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -20,6 +21,7 @@ from peftjax.data.sources.types import HiddenLabel
 from peftjax.errors import UserError, nearest
 from peftjax.masks import Tree
 from peftjax.model import Model
+from peftjax.models.parts import lay
 from peftjax.parallel import mesh as mesh_lib
 from peftjax.parallel.activations import on_mesh
 from peftjax.parallel.sharding import Layout, layout_of
@@ -69,9 +71,10 @@ class Program:
     loss = make_loss(self.forward, self.task, self.model.penalty)
     return make_train_step(loss, self.optimizer.transform, self.config.train.accumulate, self.config.train.ema)
 
-  def init(self, trainable: Tree) -> TrainState:
-    """The state before the first update; traceable."""
-    return init_state(trainable, self.optimizer.transform, self.config.seed, self.config.train.ema > 0)
+  def init(self, trainable: Tree, seed: jax.Array | int | None = None) -> TrainState:
+    """The state before the first update; traceable. `seed`: in place of the config's."""
+    seed = self.config.seed if seed is None else seed
+    return init_state(trainable, self.optimizer.transform, seed, self.config.train.ema > 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,10 +163,18 @@ class Run:
     return tuple(dict.fromkeys((*before, *self.final_splits)))
 
   def start(self) -> TrainState:
-    """The state before the first update, laid on the mesh."""
-    init = self.program.init
-    place = self.layout.shardings(jax.eval_shape(init, self.trainable))
-    return jax.jit(init, out_shardings=place)(self.trainable)
+    """The state before the first update, laid on the mesh. Its program knows no rate, number of updates or seed."""
+
+    def init(trainable: Tree, seed: Any) -> TrainState:
+      state = self.program.init(trainable, seed)
+      return state._replace(opt_state=optim.blank(state.opt_state))
+
+    seed = np.uint32(self.config.seed)
+    place = self.layout.shardings(jax.eval_shape(init, self.trainable, seed))
+    state = jax.jit(init, out_shardings=place)(self.trainable, seed)
+    opt_state = optim.begun(state.opt_state, self.program.optimizer.settings, self.total_steps)
+    placed = lambda leaf, at: leaf if isinstance(leaf, jax.Array) else lay(leaf, at)  # noqa: E731
+    return state._replace(opt_state=jax.tree.map(placed, opt_state, place.opt_state))
 
 
 def program(config: ConfigDict, task: tasks.Task, model: Model, mesh: Mesh, total_steps: int) -> Program:

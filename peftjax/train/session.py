@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from peftjax import config as config_lib
 from peftjax.files import write_text
 from peftjax.masks import Tree
-from peftjax.named_code import check_code, check_finished, code_of, digests, name_of
+from peftjax.named_code import check_code, check_finished, code_of, digests, name_of, names_of
 from peftjax.train import best as best_lib
 from peftjax.train import evaluators as evaluators_lib
 from peftjax.train import folder as folder_lib
@@ -120,8 +120,9 @@ class Session:
     self.run, self._evaluators = run, evaluators
     deciding = [type(one) for one in evaluators for spec in one.specs if wanted and spec.name == wanted.metric.name]
     # as it was read; its files may change while the run goes on
-    self._code = code_of(self.config, scores=False) | digests(map(name_of, deciding))
-    self._code_of_scores = self._code | code_of(self.config)
+    names = [name for one in deciding if (name := name_of(one))]
+    self._code_of_scores = code_of(self.config) | digests(names)
+    self._code = {name: self._code_of_scores[name] for name in (*names_of(self.config, scores=False), *names)}
     self.checkpoints = self._held.enter_context(Checkpoints(self.folder / "checkpoints", run.config.train.keep))
 
   def restored(self, state: TrainState) -> TrainState:

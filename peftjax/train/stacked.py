@@ -121,7 +121,7 @@ class Stacked:
 
   @functools.cached_property
   def _shapes(self) -> list[TrainState]:
-    return [jax.eval_shape(run.start) for run in self.runs]
+    return [jax.eval_shape(run.program.init, run.trainable) for run in self.runs]
 
   def narrowed(self, state: TrainState, index: int) -> TrainState:
     """One run's state in the shapes that it has when trained alone."""

@@ -1,4 +1,4 @@
-"""Every method on Whisper: it acts, its leaves get gradients, or the reason why not; what LoRA costs."""
+"""Every method on Whisper and Wav2Vec2: it acts, its leaves get gradients, or the reason why not; what LoRA costs."""
 
 from __future__ import annotations
 
@@ -17,13 +17,20 @@ from peftjax.train.flops import count_flops
 from tests.data.recordings import WHISPER
 from tests.methods import matrix
 
-TASKS = {"speech": "speech_recognition", "classes": "audio_classification"}
+TASKS = {"speech": "speech_recognition", "classes": "audio_classification", "letters": "ctc"}
 CONFIG = {**WHISPER, "vocab_size": 31, "decoder_start_token_id": 1, "pad_token_id": 0, "eos_token_id": 0}
 SETTINGS = {**matrix.SETTINGS, "vpt_deep": {"num_virtual_tokens": 3, "deep": True}}
+WAV2VEC2 = {
+  "model_type": "wav2vec2", "architectures": ["Wav2Vec2ForCTC"], "vocab_size": 31, "hidden_size": 16,
+  "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "conv_dim": [16, 12],
+  "conv_kernel": [9, 4], "conv_stride": [5, 3], "num_conv_pos_embeddings": 6, "num_conv_pos_embedding_groups": 2,
+  "feat_extract_norm": "layer", "pad_token_id": 0,
+}  # fmt: skip
 WITHOUT = {"trainable_tokens": "this model declares no word embeddings"}
 NAMES = [*(name for name in matrix.NAMES if name not in WITHOUT), "vpt_deep"]
 RANDOM = np.random.default_rng(0)
 FEATURES = RANDOM.normal(size=(2, 16, 20)).astype(np.float32)
+WAVES = RANDOM.normal(size=(2, 311)).astype(np.float32)
 IDS = RANDOM.integers(2, 31, (2, 5))
 
 
@@ -34,13 +41,16 @@ def make(name):
 
 
 def inputs(kind):
+  if kind == "letters":
+    return {"input_values": WAVES}
   return {"input_features": FEATURES, **({"decoder_input_ids": IDS} if kind == "speech" else {})}
 
 
 @functools.cache
 def base(kind):
   labels = 5 if kind == "classes" else 0
-  return initialise(from_config(CONFIG, task=TASKS[kind], num_labels=labels), jax.random.key(0))
+  config = WAV2VEC2 if kind == "letters" else CONFIG
+  return initialise(from_config(config, task=TASKS[kind], num_labels=labels), jax.random.key(0))
 
 
 @pytest.mark.parametrize("name", NAMES)

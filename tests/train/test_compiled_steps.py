@@ -5,14 +5,19 @@ The models are the benchmarks' tiny ones, with a wide middle, so that an array's
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 
 import jax
+import numpy as np
 import pytest
 
 from experiments.benchmarks.ours import Ours
 from experiments.benchmarks.shapes import find
+from peftjax import optim
+from peftjax.parallel.mesh import put_batch
+from peftjax.train.loop import make_run
 from tests.train.copies import transposed_copies
 
 SHAPES = ("tiny-bert", "tiny-gpt2", "tiny-llama", "tiny-t5", "tiny-vit", "tiny-whisper")
@@ -68,3 +73,25 @@ def test_state_is_donated(name):
     ours.run()
   assert all(leaf.is_deleted() for leaf in given)
   assert "input_output_alias" in ours.text()
+
+
+def test_another_rate_warm_up_number_of_updates_or_seed_is_the_same_program(config, tmp_path):
+  def programs(**changes):
+    changed = copy.deepcopy(config)
+    for name, value in changes.items():
+      changed.update_from_flattened_dict({name.replace("__", "."): value})
+    run = make_run(changed)
+    state = run.start()
+    batch = put_batch(run.mesh, next(run.loaders.train))
+    return jax.jit(run.step()).lower(state, run.frozen, batch).as_text(), state
+
+  text, state = programs()
+  other, moved = programs(train__steps=31, optim__learning_rate=3e-4, optim__warmup=0.2, seed=5)
+  assert text == other
+  groups = [
+    next(iter(one.values())) for one in (optim._rate_states(state.opt_state), optim._rate_states(moved.opt_state))
+  ]
+  assert [(float(np.float32(one.peak)), int(one.rising), int(one.falling)) for one in groups] == [
+    (float(np.float32(2e-2)), 1, 11), (float(np.float32(3e-4)), 6, 25)
+  ]  # fmt: skip
+  assert programs(optim__schedule="cosine")[0] != text

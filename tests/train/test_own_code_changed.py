@@ -10,7 +10,7 @@ import pytest
 
 from peftjax import cli
 from peftjax.config import default
-from peftjax.named_code import check_code, code_of
+from peftjax.named_code import check_code, code_of, names_of
 from tests.test_predicting_own import MODULE
 
 METHOD = """
@@ -133,5 +133,5 @@ def test_what_decides_nothing_of_the_updates_may_change(monkeypatch, tmp_path):
   monkeypatch.setitem(sys.modules, "own", SimpleNamespace(T=task))
   monkeypatch.setattr("peftjax.registry._named", {f"own:{name}" for name in "MEWDTIF"})
   assert list(code_of(config)) == ["own:E", "own:F", "own:I", "own:M", "own:T"]
-  assert list(code_of(config, scores=False)) == ["own:I", "own:M", "own:T"]
+  assert names_of(config, scores=False) == ["own:I", "own:M", "own:T"]
   check_code({}, code_of(config), tmp_path, code_changed=False)

@@ -33,13 +33,17 @@ def flags(*more):
   return [f"--config={CONFIG}:lora", *(f"--config.{one}" for one in (*SHORT, *more))]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_library_is_inspected_from_shapes(kind, capsys):
+def model_of(kind):
+  """The overrides that take the model of a library."""
   if kind in ("grid_equinox", "grid_haiku"):
     pytest.importorskip(kind.removeprefix("grid_"))
   targets = {"grid_model": "('layers.*',)"}.get(kind, "all-linear")
-  more = (f"model.path={kind}:make_model", f"method.targets={targets}")
-  assert cli.main(["inspect", "--json", *flags(*more)]) == 0, capsys.readouterr().err
+  return f"model.path={kind}:make_model", f"method.targets={targets}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_library_is_inspected_from_shapes(kind, capsys):
+  assert cli.main(["inspect", "--json", *flags(*model_of(kind))]) == 0, capsys.readouterr().err
   found = json.loads(capsys.readouterr().out)
   assert found["head"] > 0 and found["adapter"] > 0
   rows = {row["path"]: row for row in found["sites"]}
@@ -106,10 +110,12 @@ def test_a_killed_run_ends_with_the_same_bytes(tmp_path):
 
 
 @pytest.mark.slow
-def test_it_is_planned_and_studied(tmp_path, capsys):
-  assert cli.main(["plan", "--json", *flags()]) == 0, capsys.readouterr().err
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_library_is_planned_and_studied(kind, tmp_path, capsys):
+  model = model_of(kind)
+  assert cli.main(["plan", "--json", *flags(*model)]) == 0, capsys.readouterr().err
   assert json.loads(capsys.readouterr().out)["bytes_per_device"]["total"] > 0
-  more = ("compare.seeds=(0,)", "compare.dimensions=('overfitting',)")
+  more = (*model, "compare.seeds=(0,)", "compare.dimensions=('overfitting',)")
   assert cli.main(["compare", f"--workdir={tmp_path / 'study'}", "--json", *flags(*more)]) == 0, capsys.readouterr().err
   records = [json.loads(line) for line in (tmp_path / "study" / "results.jsonl").read_text().splitlines()]
   assert {record["row"] for record in records} == {"full", "lora"}
