@@ -234,7 +234,9 @@ class DecoderForSequenceClassification(_OnDecoder):
     outputs = self.from_embeds(self.decoder.embed(input_ids), attention_mask, position_ids, None)
     hidden = outputs["last_hidden_state"]
     pad = self.config.pad_token_id
-    is_token = attention_mask if pad is None else input_ids != pad
+    is_token = attention_mask
+    if pad is not None:  # what is masked is none, be it filled up with another id than config.json's
+      is_token = (input_ids != pad) & (True if attention_mask is None else attention_mask != 0)
     if is_token is None:
       return {**outputs, "logits": self.score(hidden[:, -1])}
     last = (jnp.arange(input_ids.shape[1]) * is_token.astype(jnp.int32)).argmax(axis=1)

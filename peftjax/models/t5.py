@@ -312,6 +312,10 @@ def _parse(hf_config: Mapping[str, Any]) -> T5Config:
   given["num_decoder_layers"] = given["num_decoder_layers"] or given["num_layers"]
   for name, otherwise in (("pad_token_id", 0), ("decoder_start_token_id", given["pad_token_id"] or 0)):
     given[name] = otherwise if given[name] is None else given[name]
+    if not 0 <= given[name] < given["vocab_size"]:
+      raise UserError(
+        f"config.json: {name}={given[name]}: the decoder reads it, and there are {given['vocab_size']} tokens"
+      )
   if is_mt5:
     given["scale_decoder_outputs"] = False
   elif given["scale_decoder_outputs"] is None:

@@ -139,6 +139,8 @@ def test_layers_out_of_range_are_refused_before_shapes_are_built(name, layers):
     ("roberta", {"pad_token_id": None}, "pad_token_id=null: expected a whole number"),
     ("roberta", {"pad_token_id": 511}, "positions start behind it, and there are 512"),
     ("t5", {"feed_forward_proj": "gated-gelu-new"}, "expected ACT or gated-ACT"),
+    ("t5", {"vocab_size": 300, "decoder_start_token_id": 300}, "decoder_start_token_id=300: the decoder reads it, and"),
+    ("t5", {"pad_token_id": -1}, "pad_token_id=-1: the decoder reads it, and there are 32128 tokens"),
     ("t5", {"dropout_rate": 1.0}, "dropout_rate=1.0: expected a number of at least 0 and below 1"),
     ("bert", {"hidden_dropout_prob": True}, "hidden_dropout_prob=true: expected a finite number"),
     ("bert", {"hidden_size": 768.0}, "hidden_size=768.0: expected a whole number"),

@@ -202,6 +202,18 @@ def test_chunked_loss_sees_prompts_and_adapters_on_the_head():
     assert_close(losses(adapted, ids, targets), expected["token_losses"])
 
 
+@pytest.mark.parametrize("named", [None, 0, 3])
+def test_a_text_is_classified_by_its_last_token_whatever_fills_up(named):
+  """The tokenizer's padding token need not be config.json's."""
+  labels = {"architectures": ["LlamaForSequenceClassification"], "num_labels": 3}
+  model = random_model({**LLAMA, **labels, "pad_token_id": named})
+  ids = np.array([[5, 7, 9, 4]])
+  wanted = model(input_ids=ids, attention_mask=np.ones_like(ids))["logits"]
+  for filling in (0, 3, 11):
+    longer, mask = (np.pad(one, ((0, 0), (0, 3)), constant_values=by) for one, by in ((ids, filling), (ids * 0 + 1, 0)))
+    assert_close(model(input_ids=longer, attention_mask=mask)["logits"], wanted)
+
+
 @pytest.mark.parametrize(
   ("change", "words"),
   [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -99,6 +100,19 @@ def test_a_decoder_answers_prompts_and_a_packed_run_resumes_bitwise(config, tmp_
     target.rename(tmp_path / path.replace("/", "-"))
   train(config, tmp_path / "whole")
   assert rows(tmp_path / "whole") == final
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_an_end_token_beyond_the_table_is_said_before_the_first_update(config, folders, tmp_path, family):
+  """Its label would make every loss NaN."""
+  shutil.copytree(folders[family], tmp_path / "model")
+  for name, changed in (("config.json", {"eos_token_id": 32000}), ("tokenizer_config.json", {"eos_token": None})):
+    path = tmp_path / "model" / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+  config.model.path = str(tmp_path / "model")
+  with pytest.raises(UserError, match="a text ends with token 32000, .* and the model embeds 300"):
+    train(config, tmp_path / "run")
+  assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_what_cannot_be_written_for_is_said_before_the_first_update(config, tmp_path):

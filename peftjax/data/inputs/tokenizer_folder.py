@@ -40,7 +40,7 @@ class TokenizerFolder:
     model_max_length: tokens of the longest sequence that the model was made for; None if the folder does not say.
     cleans_up: decoding takes out the spaces before punctuation.
     splits_special_tokens: special tokens in a text are text.
-    stated_size: ids that the files name; what the class alone names comes behind them.
+    stated_size: one more than the highest id that the files name; what the class alone names comes behind them.
     pad_id: the id that fills up; where a decoder has none any id does, since padding is masked.
     eos_id: what ends a text: the folder's token, else config.json's id, else the class's.
   """
@@ -337,8 +337,8 @@ def _stated_size(fast: tokenizers.Tokenizer, settings: Settings) -> int:
   unnamed = {str(token) for token in [*made.tokens.values(), *made.extra(settings)]} - named
   unnamed -= {token.content for token in settings.added.values()} | {str(token) for token in settings.extra}
   behind = fast.get_vocab_size(with_added_tokens=False)
-  count = sum((fast.token_to_id(token) or 0) >= behind for token in unnamed)
-  return int(fast.get_vocab_size(with_added_tokens=True)) - count
+  ids = fast.get_vocab(with_added_tokens=True)
+  return 1 + max((index for token, index in ids.items() if index < behind or token not in unnamed), default=-1)
 
 
 def _pad_id(fast: tokenizers.Tokenizer, settings: Settings) -> int:

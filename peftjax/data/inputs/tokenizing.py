@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,29 +56,26 @@ class Tokenizer:
   """A fast tokenizer that cuts at `max_length` tokens and pads nothing. Pickles; equal texts give equal ids.
 
   Attributes:
-    pad_id: the id that fills a batch.
-    size: number of ids, special tokens included.
+    size: number of tokens, special ones included.
     max_length: tokens, special ones included.
     gives_type_ids: the model was trained with token type ids.
-    eos_id: the token that ends a text; None if there is none.
     made_for: tokens of the longest text that the model is made for, by the tokenizer's `model_max_length`; None: it
       does not say.
     mask_id: the token that hides another; None if there is none.
   """
 
-  def __init__(self, made: TokenizerFolder, max_length: int, embedded: int = 2**31):
-    self._made, self._embedded = made, embedded
+  def __init__(self, made: TokenizerFolder, max_length: int, embedded: list[int] | None = None):
+    self._made = made
+    self._rows = embedded or [2**31]  # that the model embeds; one list for all that are cut from this one
     specials = made.fast.num_special_tokens_to_add(is_pair=False)
     if max_length <= specials:
       raise UserError(f"data.max_length={max_length}: expected more than the {specials} special tokens of a text")
     self._fast = tokenizers.Tokenizer.from_str(made.fast.to_str())
     self._fast.encode_special_tokens = made.splits_special_tokens
     self._fast.enable_truncation(max_length, direction=made.truncation_side)
-    self.pad_id = made.pad_id
     self.size = made.fast.get_vocab_size(with_added_tokens=True)
     self.max_length = max_length
     self.gives_type_ids = made.gives_type_ids
-    self.eos_id = made.eos_id
     self.made_for = made.model_max_length
     self._words_open_with_a_space = self._glues_words()
     self._cutting: dict[int, Any] = {}
@@ -86,16 +84,35 @@ class Tokenizer:
     self.mask_id: int | None = None if mask is None else made.fast.token_to_id(mask)
 
   def __reduce__(self) -> tuple[Any, ...]:
-    return Tokenizer, (self._made, self.max_length, self._embedded)
+    return Tokenizer, (self._made, self.max_length, self._rows)
 
   def cut_to(self, max_length: int) -> Tokenizer:
     """The same tokenizer with another `max_length`."""
-    return Tokenizer(self._made, max_length, self._embedded)
+    return Tokenizer(self._made, max_length, self._rows)
 
   def fingerprint(self) -> str:
     """Hex sha256 of everything that decides the ids."""
-    parts = (self._fast.to_str(), self._made.splits_special_tokens, self.pad_id, self.gives_type_ids)
+    parts = (self._fast.to_str(), self._made.splits_special_tokens, self._made.pad_id, self.gives_type_ids)
     return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+  @property
+  def pad_id(self) -> int:
+    """The id that fills a batch: padding is masked, so any does where the model does not embed the tokenizer's."""
+    return self._made.pad_id if self._made.pad_id < self._rows[0] else 0
+
+  @property
+  def eos_id(self) -> int | None:
+    """The token that ends a text; None if there is none.
+
+    Raises:
+      UserError: the model, which `check_fits` was told, does not embed it.
+    """
+    end, rows = self._made.eos_id, self._rows[0]
+    if end is not None and end >= rows:
+      raise UserError(
+        f"a text ends with token {end}, by the tokenizer's files or config.json, and the model embeds {rows}"
+      )
+    return end
 
   def check_fits(self, vocab_size: int, positions: int = 0) -> None:
     """Checks against the model's embedding rows and, if given, its longest sequence.
@@ -106,10 +123,9 @@ class Tokenizer:
       UserError: the model cannot embed what the tokenizer gives.
     """
     if self._made.stated_size > vocab_size:
-      raise UserError(
-        f"the tokenizer has {self.size} ids but the model embeds {vocab_size}: they do not belong together"
-      )
-    self._embedded = vocab_size
+      has = f"{self.size} ids" if self.size > vocab_size else f"the id {self._made.stated_size - 1}"
+      raise UserError(f"the tokenizer has {has} but the model embeds {vocab_size}: they do not belong together")
+    self._rows[0] = vocab_size
     if positions and self.max_length > positions:
       raise UserError(f"data.max_length={self.max_length}, but the model has {positions} positions")
 
@@ -210,10 +226,18 @@ class Tokenizer:
     return found
 
   def _check_embedded(self, found: Sequence[Any]) -> None:
-    if self._embedded < self.size:
-      beyond = next((index for one in found for index in one.ids if index >= self._embedded), None)
+    rows = self._rows[0]
+    if rows < 2**31 and rows < self._ids:
+      beyond = next((index for one in found for index in one.ids if index >= rows), None)
       if beyond is not None:
-        raise UserError(f"a text holds {self._fast.id_to_token(beyond)!r}, which the model does not embed")
+        shown = self._fast.id_to_token(beyond)
+        raise UserError(f"a text holds {shown!r}, token {beyond}, and the model embeds {rows}")
+
+  @functools.cached_property
+  def _ids(self) -> int:
+    """One more than the highest id that a text may get, be it the post-processor's."""
+    around = [*self._fast.encode("").ids, *self._fast.encode("", "").ids]
+    return 1 + max([*self._fast.get_vocab(with_added_tokens=True).values(), *around], default=-1)
 
   def _windows_of(self, shared: int) -> Any:
     """The tokenizer that cuts the second text of a pair alone, and keeps what it cuts off."""

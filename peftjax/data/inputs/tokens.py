@@ -28,6 +28,7 @@ from peftjax.errors import UserError
 from peftjax.registry import resolve
 
 if TYPE_CHECKING:
+  from peftjax.model import Model
   from peftjax.tasks import Task
 
 # How examples stand in rows, as `Task.collate` names it
@@ -104,6 +105,10 @@ class Tokens(TextInput):
     chat = self.form.chat
     reads_it = chat is not None and chat.knows_the_date and bool({"source", "messages"} & set(self.header.fields))
     return f" {chat.now:%Y-%m-%d}" if chat is not None and reads_it else ""
+
+  def check(self, model: Model) -> None:
+    super().check(model)
+    self.collate_rows.fingerprint()  # asks for each token that rows get besides their texts'
 
   def training(self) -> Input:
     return PackedTokens(self) if self.data.packing else self

@@ -110,6 +110,66 @@ def test_a_model_that_does_not_fit_is_said(tokenizer):
     tokenizer.cut_to(2)
 
 
+def sparse_folder(folder, config=None, **tokens):
+  """A tokenizer of four words and of "z", whose id is 100; `tokens` are roles of special ones."""
+  folder.mkdir(parents=True)
+  words = {"<unk>": 0, "a": 1, "b": 2, "</s>": 3, "z": 100}
+  made = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
+  made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+  made.save(str(folder / "tokenizer.json"))
+  (folder / "tokenizer_config.json").write_text(json.dumps(tokens))
+  (folder / "config.json").write_text(json.dumps({"model_type": "llama", **(config or {})}))
+  return folder
+
+
+def test_the_highest_id_decides_what_fits_not_their_number(tmp_path):
+  """Rows beyond a table are NaN, which a run would lay on its learning rate."""
+  tokenizer = load_tokenizer(sparse_folder(tmp_path / "model"))
+  tokenizer.check_fits(101)
+  assert tokenizer.size == 5 and tokenizer.encode(["a z"]).ids[0].tolist() == [1, 100]
+  with pytest.raises(UserError, match="the tokenizer has the id 100 but the model embeds 100: they do not belong"):
+    tokenizer.check_fits(100)
+
+
+def test_ids_that_only_config_json_has_may_be_beyond_the_table_where_nothing_reads_them(tmp_path):
+  config = {"pad_token_id": 32000, "eos_token_id": 32000}
+  tokenizer = load_tokenizer(sparse_folder(tmp_path / "model", config))
+  cut = tokenizer.cut_to(7)
+  before = cut.fingerprint()
+  tokenizer.check_fits(101)
+  assert tokenizer.pad_id == cut.pad_id == 0 and cut.fingerprint() == before  # padding is masked
+  with pytest.raises(UserError, match="a text ends with token 32000, .* and the model embeds 101"):
+    cut.eos_id  # noqa: B018
+
+
+def test_what_is_cut_from_a_tokenizer_that_was_checked_refuses_what_the_model_does_not_embed(tmp_path):
+  """A token of the class, which no file names; a collate cuts its tokenizer before there is a model."""
+  folder = sparse_folder(tmp_path / "model", tokenizer_class="LlamaTokenizer")
+  made = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "b": 1, "<unk>": 2}, []))
+  made.save(str(folder / "tokenizer.json"))
+  tokenizer = load_tokenizer(folder)
+  cut = tokenizer.cut_to(9)
+  tokenizer.check_fits(3)
+  for one in (tokenizer, cut, pickle.loads(pickle.dumps(cut))):
+    assert one.encode_bare(["ab"]) == [[0, 1]]
+    with pytest.raises(UserError, match="a text holds '</s>', token 4, and the model embeds 3"):
+      one.encode_bare(["ab</s>"])
+
+
+def test_a_post_processors_own_id_is_looked_at_too(tmp_path):
+  folder = sparse_folder(tmp_path / "model")
+  stated = json.loads((folder / "tokenizer.json").read_text())
+  stated["model"]["vocab"]["z"] = 4
+  text, end = {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "z", "type_id": 0}}
+  stated["post_processor"] = {"type": "TemplateProcessing", "single": [text, end], "pair": [text, end]}
+  stated["post_processor"]["special_tokens"] = {"z": {"id": "z", "ids": [999], "tokens": ["z"]}}
+  (folder / "tokenizer.json").write_text(json.dumps(stated))
+  tokenizer = load_tokenizer(folder)
+  tokenizer.check_fits(10)
+  with pytest.raises(UserError, match="token 999, and the model embeds 10"):
+    tokenizer.encode(["a"])
+
+
 @pytest.mark.parametrize(
   ("name", "content", "message"),
   [
