@@ -165,8 +165,8 @@ def begun(opt_state: Any, settings: Mapping[str, GroupSettings], total_steps: in
   def fill(group: str, state: LearningRateState) -> LearningRateState:
     one = settings[group]
     schedule = make_schedule(one.schedule, total_steps, one.warmup)
-    lengths = {"rising": np.int32(schedule.rising), "falling": np.int32(schedule.falling)}
-    return state._replace(peak=np.float32(one.learning_rate), **lengths)
+    numbers: Any = np.float32(one.learning_rate), np.int32(schedule.rising), np.int32(schedule.falling)
+    return LearningRateState(state.step, numbers[0], state.rate, *numbers[1:])
 
   return _with_rate_states(opt_state, fill)
 

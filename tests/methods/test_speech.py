@@ -21,7 +21,7 @@ TASKS = {"speech": "speech_recognition", "classes": "audio_classification", "let
 CONFIG = {**WHISPER, "vocab_size": 31, "decoder_start_token_id": 1, "pad_token_id": 0, "eos_token_id": 0}
 SETTINGS = {**matrix.SETTINGS, "vpt_deep": {"num_virtual_tokens": 3, "deep": True}}
 WAV2VEC2 = {
-  "model_type": "wav2vec2", "architectures": ["Wav2Vec2ForCTC"], "vocab_size": 31, "hidden_size": 16,
+  "model_type": "wav2vec2", "architectures": ["Wav2Vec2ForCTC"], "vocab_size": 31, "hidden_size": 12,
   "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "conv_dim": [16, 12],
   "conv_kernel": [9, 4], "conv_stride": [5, 3], "num_conv_pos_embeddings": 6, "num_conv_pos_embedding_groups": 2,
   "feat_extract_norm": "layer", "pad_token_id": 0,
@@ -68,8 +68,10 @@ def test_a_method_acts_and_every_leaf_of_it_has_a_gradient(kind, name):
   plain = base(kind)(**inputs(kind))
   assert {key: one.shape for key, one in outputs.items()} == {key: one.shape for key, one in plain.items()}
   assert np.abs(outputs["logits"] - plain["logits"]).max() > 1e-6
+  # Leaves that no output depends on: keys' biases, which softmax does not see, and what Wav2Vec2 puts in masked places.
+  unread = ("k_proj.bias", "masked_spec_embed")
   for path, gradient in masks.flatten(gradients).items():
-    assert np.abs(gradient).max() > 1e-9, path
+    assert path.endswith(unread) or np.abs(gradient).max() > 1e-9, path
 
 
 @pytest.mark.parametrize(("name", "why"), WITHOUT.items())
