@@ -10,7 +10,7 @@ from typing import Any
 from peftjax.errors import UserError
 from peftjax.files import read_json
 from peftjax.kinds import FLAG, NAME, Kind, either, list_of, number, shown, value_of, whole
-from peftjax.models.config_fields import IDS
+from peftjax.models.config_fields import IDS, MOST_IDS
 
 FILE = "generation_config.json"
 _COUNT = whole(0, 2**31 - 1)
@@ -141,7 +141,7 @@ def stated(folder: Path | None, hf_config: Mapping[str, Any], passed_over: Seque
   """
   path = folder / FILE if folder is not None else None
   if path is None or not path.is_file():
-    return Stated(eos_ids=_ends(hf_config.get("eos_token_id"), "config.json"))
+    return Stated(eos_ids=_ends(hf_config.get("eos_token_id"), "config.json", hf_config))
   found = read_json(path)
   for name, neutral in _REFUSED.items():
     if name not in passed_over and found.get(name) is not None and found[name] not in neutral:
@@ -156,7 +156,7 @@ def stated(folder: Path | None, hf_config: Mapping[str, Any], passed_over: Seque
                     f"was trained; make both the same")  # fmt: skip
   suppressed = (*rules.get("suppress_tokens", ()), *_single_words(found.get("bad_words_ids"), path))
   return Stated(
-    eos_ids=_ends(found.get("eos_token_id", hf_config.get("eos_token_id")), str(path)),
+    eos_ids=_ends(found.get("eos_token_id", hf_config.get("eos_token_id")), str(path), hf_config),
     rules=rules | ({"suppress_tokens": suppressed} if suppressed else {}),
     beams=_values(found, _BEAMS, path),
     drawing={name: value for name, value in drawing.items() if name != "do_sample"},
@@ -180,10 +180,13 @@ def _values(found: Mapping[str, Any], table: Mapping[str, tuple[Kind, Any]], pat
   return {name: value for name, value in given.items() if value != table[name][1]}
 
 
-def _ends(value: Any, where: str) -> tuple[int, ...]:
+def _ends(value: Any, where: str, hf_config: Mapping[str, Any]) -> tuple[int, ...]:
   if value is None:
     return ()
-  ids = value_of(where, "eos_token_id", value, IDS)
+  ids, rows = value_of(where, "eos_token_id", value, IDS), hf_config.get("vocab_size", MOST_IDS)
+  for one in ids if isinstance(ids, tuple) else (ids,):
+    if one >= rows:
+      raise UserError(f"{where}: eos_token_id: {one} is none of the model's {rows} tokens, which count from 0")
   return tuple(one for one in (ids if isinstance(ids, tuple) else (ids,)) if one >= 0)  # -1 is said for none
 
 

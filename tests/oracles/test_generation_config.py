@@ -81,13 +81,17 @@ def test_drawing_is_noted_and_what_is_not_computed_refused(tmp_path, caplog):
     ({"repetition_penalty": "x"}, 'repetition_penalty="x": expected a finite number above 0'),
     ({"eos_token_id": "</s>"}, 'eos_token_id="</s>": expected a token id or a list of them'),
     ({"early_stopping": "never"}, 'early_stopping="never": expected true or false'),
+    ({"eos_token_id": [1, 40]}, "eos_token_id: 40 is none of the model's 40 tokens"),
     ({"max_time": 3.0}, "max_time=3.0 is not computed here"),
     ({"renormalize_logits": True}, "renormalize_logits=true is not computed here"),
     ({"decoder_start_token_id": 4}, "decoder_start_token_id=4, and config.json has 0"),
   ):
     path.write_text(json.dumps(value))
     with pytest.raises(UserError, match=says):
-      stated(tmp_path, {"decoder_start_token_id": 0})
+      stated(tmp_path, {"decoder_start_token_id": 0, "vocab_size": 40})
+  path.unlink()
+  with pytest.raises(UserError, match=r"config\.json: eos_token_id: 99 is none of the model's 40 tokens"):
+    stated(tmp_path, {"vocab_size": 40, "eos_token_id": [2, 99]})
 
 
 def test_a_value_that_is_said_counts_where_it_is_what_transformers_does_without(tmp_path):
