@@ -101,7 +101,8 @@ def loaded(path: str, given: Sequence[str] = (), name: str = "", other_base: boo
     other_base: take adapters though they were trained on other weights.
 
   Raises:
-    UserError: as `load` and `peft.load`; a model that writes no text, or two of one name.
+    UserError: as `load` and `peft.load`; a model that writes no text, two of one name, or an adapter with tokens of
+      its own.
   """
   folder = folder_of(path)
   base = load(folder, runtime=Runtime(scan_layers=False))
@@ -113,11 +114,31 @@ def loaded(path: str, given: Sequence[str] = (), name: str = "", other_base: boo
   for one, place in named(given).items():
     if one == name:
       raise UserError(f"peftjax serve --adapter: {one!r} is the base's name; name the adapter NAME=FOLDER")
-    bank = bank.add(one, peft.load(base, Path(place).expanduser(), other_base=other_base))
+    adapted = peft.load(base, Path(place).expanduser(), other_base=other_base)
+    _check_tokens(one, place, base, adapted, tokenizer)
+    bank = bank.add(one, adapted)
   said = stated(folder, base.hf_config)
   rules = Sampling(eos_ids=said.eos_ids, pad_id=tokenizer.pad_id, **said.rules)
   model = bank.mixed() if bank.names else base
   return Served((name, *bank.names), model, tokenizer, _template(folder), rules, said.stop)
+
+
+def _check_tokens(name: str, place: str, base: Model, adapted: Model, tokenizer: Tokenizer) -> None:
+  """Raises a `UserError` for an adapter that reads or writes tokens which the base's tokenizer has not.
+
+  A token that only fills up is in no text; trainers add one and save their tokenizer beside the adapter.
+  """
+  new, rows = [], int(adapted.config.vocab_size)
+  if peft.has_tokenizer(place):
+    own = load_tokenizer(Path(place).expanduser(), max_length=2**30)
+    new = [token for token in own.unlike(tokenizer) if token != own.token_of(own.pad_id)]
+  elif rows != base.config.vocab_size:
+    new = [f"{rows} in place of {base.config.vocab_size}"]
+  if new:
+    raise UserError(
+      f"peftjax serve --adapter={name}: it has tokens of its own, such as {new[0]!r}, and all that is served has the "
+      "base's tokenizer; peftjax generate --adapter reads its own"
+    )
 
 
 def named(given: Sequence[str]) -> Mapping[str, str]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import http.client
 import importlib.util
 import json
+import shutil
 import threading
 import types
 
 import numpy as np
+import peft
 import pytest
+import transformers
 
 from peftjax import cli
 from peftjax.errors import UserError
@@ -265,6 +269,34 @@ def test_draws_of_each_row_are_those_of_all():
   assert not shares[wanted == 0].any() and np.abs(shares - wanted).max() < 0.03
   greedy = choose_each(draws._replace(temperature=jnp.zeros(rows)), jnp.tile(logits, (rows, 1)), jnp.int32(0))
   assert (np.asarray(greedy) == logits.argmax()).all()
+
+
+@pytest.mark.parametrize("resized", [False, True])
+def test_an_adapter_with_tokens_of_its_own_is_refused_and_padding_is_none(chat, tmp_path, resized):
+  """Its texts would be cut into other tokens than it was trained on, and rows that it brings would be left out."""
+  tokenizer = copy.deepcopy(chat.tokenizer)
+  tokenizer.add_special_tokens({"pad_token": "<pad>"})
+  if resized:
+    base = transformers.LlamaForCausalLM.from_pretrained(chat.folder)
+    base.resize_token_embeddings(len(tokenizer))
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    peft.get_peft_model(base, lora).save_pretrained(tmp_path / "tuned")
+  else:
+    shutil.copytree(chat.adapters["plain"], tmp_path / "tuned")
+  tokenizer.save_pretrained(tmp_path / "tuned")
+  served = loaded(str(chat.folder), [str(tmp_path / "tuned")])
+  assert served.names == ("tiny-chat", "tuned") and served.tokenizer.encode_bare(["fox"]) == [
+    chat.tokenizer.encode("fox")
+  ]
+  tokenizer.add_tokens(["<tool>"])
+  tokenizer.save_pretrained(tmp_path / "tuned")
+  with pytest.raises(UserError, match="--adapter=tuned: it has tokens of its own, such as '<tool>', and all"):
+    loaded(str(chat.folder), [str(tmp_path / "tuned")])
+  if resized:
+    for path in (tmp_path / "tuned").glob("tokenizer*"):
+      path.unlink()
+    with pytest.raises(UserError, match="such as '301 in place of 300'"):
+      loaded(str(chat.folder), [str(tmp_path / "tuned")])
 
 
 def test_flags_that_are_wrong(chat, capsys):

@@ -206,6 +206,12 @@ class Tokenizer:
     """The spelling of an id, "" where the tokenizer has none."""
     return str(self._fast.id_to_token(index) or "")
 
+  def unlike(self, other: Tokenizer) -> list[str]:
+    """The tokens that another tokenizer has not, or by another id, sorted."""
+    known = other._fast.get_vocab(with_added_tokens=True)
+    own = self._fast.get_vocab(with_added_tokens=True)
+    return sorted(token for token, index in own.items() if known.get(token) != index)
+
   def decode(self, ids: Sequence[int]) -> str:
     """The text of some ids, special tokens left out."""
     with refusing("the tokenizer cannot decode tokens"):
