@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from peftjax.data.inputs.captions import check_caption, with_label
-from peftjax.data.inputs.image_text import text_positions, token_rows
+from peftjax.data.inputs.image_text import text_positions, text_vocabulary, token_rows
 from peftjax.data.inputs.tokenizing import load_tokenizer
 from peftjax.data.sources.types import IMAGE_CLASSIFICATION, Header, Source
 from peftjax.errors import UserError
@@ -167,6 +167,7 @@ class ZeroShotClassification(Classification):
     """The classes' `input_ids` and `attention_mask` int32 [C, L], as long as the longest."""
     assert self._folder is not None
     tokenizer = load_tokenizer(self._folder, text_positions(self._folder))
+    tokenizer.check_fits(text_vocabulary(self._folder))
     said = [with_label(self.prompt, name) for name in self.label_names]
     ids, mask = token_rows(tokenizer, said, max(len(one) for one in tokenizer.encode(said).ids))
     return {"input_ids": ids, "attention_mask": mask}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -111,3 +112,17 @@ def test_what_is_wrong_is_said_in_one_line(folder, tmp_path, capsys, given, said
   flags = [f"--config.{one}" for one in overrides(folder, *given)]
   assert cli.main(["train", f"--workdir={tmp_path}", *flags]) == 2
   assert re.search(said, capsys.readouterr().err.strip().splitlines()[-1])
+
+
+@pytest.mark.parametrize("task", ["zero_shot_image_classification", "image_text_contrastive"])
+def test_texts_of_more_tokens_than_the_model_has_are_said_before_the_first_update(folder, tmp_path, capsys, task):
+  shutil.copytree(folder / "clip", tmp_path / "clip")
+  path = tmp_path / "clip" / "config.json"
+  stated = json.loads(path.read_text())
+  stated["text_config"]["vocab_size"] -= 1
+  path.write_text(json.dumps(stated))
+  more = (f"task.name={task}", f"model.path={tmp_path / 'clip'}", "model.init=random")
+  more = (*more, "input.caption='a {label}'") if task == "image_text_contrastive" else more
+  flags = [f"--config.{one}" for one in overrides(folder, *more)]
+  assert cli.main(["train", f"--workdir={tmp_path / 'run'}", *flags]) == 2
+  assert "ids but the model embeds" in capsys.readouterr().err.strip().splitlines()[-1]

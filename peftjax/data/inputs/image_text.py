@@ -19,7 +19,7 @@ from peftjax.data.inputs.tokenizing import Tokenizer, load_tokenizer
 from peftjax.data.sources.types import Example, Header
 from peftjax.errors import UserError
 from peftjax.files import read_json
-from peftjax.kinds import value_of, whole
+from peftjax.kinds import Kind, value_of, whole
 
 if TYPE_CHECKING:
   from peftjax.model import Model
@@ -98,9 +98,18 @@ class ImageText(Images):
 
 def text_positions(folder: Path) -> int:
   """The tokens that the text tower of a model of pictures and texts has positions for."""
+  return _of_text(folder, "max_position_embeddings", 77, _POSITIONS)
+
+
+def text_vocabulary(folder: Path) -> int:
+  """The tokens that it has rows for."""
+  return _of_text(folder, "vocab_size", 49408, whole(1, 2**31 - 1))
+
+
+def _of_text(folder: Path, name: str, default: int, kind: Kind) -> int:
   path = folder / "config.json"
-  stated = (read_json(path).get("text_config") or {}).get("max_position_embeddings", 77)
-  return int(value_of(str(path), "text_config.max_position_embeddings", stated, _POSITIONS))
+  stated = (read_json(path).get("text_config") or {}).get(name, default)
+  return int(value_of(str(path), f"text_config.{name}", stated, kind))
 
 
 def token_rows(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
