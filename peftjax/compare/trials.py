@@ -44,14 +44,22 @@ def rows_of(config: ConfigDict) -> dict[str, dict[str, Any]]:
   """Row -> its overrides, of a study's config.
 
   Raises:
-    UserError: `compare.rows` names one that is not there.
+    UserError: `compare.rows` names one that is not there, or a row's overrides are no sections of fields.
   """
   held = config.compare.methods.to_dict() or {name: {} for name in DEFAULT_ROWS}
   wanted = tuple(config.compare.get("rows", ())) or tuple(held)
   for row in wanted:
     if row not in held:
       raise UserError(f"compare.rows={wanted}: {row!r} is no row of compare.methods; {nearest(row, held)}")
-  return {row: held[row] for row in wanted}
+  found = {row: held[row] or {} for row in wanted}  # of the command line's {} absl makes ()
+  for row, overrides in found.items():
+    where = f"compare.methods.{row}"
+    if not isinstance(overrides, Mapping):
+      raise UserError(f"{where}={overrides!r:.80}: expected sections, such as {{'method': {{'rank': 8}}}}")
+    for section, fields in overrides.items():
+      if not isinstance(fields, Mapping) and (section == "search" or isinstance(config.get(section), ConfigDict)):
+        raise UserError(f"{where}.{section}={fields!r:.80}: expected its fields, such as {{'learning_rate': 1e-3}}")
+  return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,8 +162,6 @@ def row_config(config: ConfigDict, row: str, overrides: Mapping[str, Any], seed:
         continue
       if section not in sections:
         raise UserError(f"{where}: no section {section!r}; {nearest(section, sections)}")
-      if not isinstance(fields, Mapping):
-        raise UserError(f"{where}.{section}={fields!r}: expected its fields, such as {{'learning_rate': 1e-3}}")
       if section != "method":
         _override(config[section], fields, f"{where}.{section}", section)
   return config

@@ -39,6 +39,10 @@ def test_without_rows_the_default_ones():
     ({"lora": {"optim": {"learning_rat": 0.1}}}, "did you mean 'learning_rate'"),
     ({"lora": {"optim": {"learning_rate": "fast"}}}, "expected float"),
     ({"lora": {"optim": 3}}, "expected its fields"),
+    ({"lora": {"method": 3}}, r"compare\.methods\.lora\.method=3: expected its fields"),
+    ({"lora": {"method": ()}}, r"compare\.methods\.lora\.method=\(\): expected its fields"),
+    ({"lora": {"search": "rank"}}, r"compare\.methods\.lora\.search='rank': expected its fields"),
+    ({"lora": 3}, r"compare\.methods\.lora=3: expected sections, such as {'method': {'rank': 8}}"),
     ({"lora": {"seed": 3}}, "no section 'seed'"),
     ({"lo/ra": {}}, "names a folder"),
   ],
@@ -57,6 +61,12 @@ def test_rows_that_are_named_are_studied_alone():
   config.compare.baseline = "head"
   with pytest.raises(UserError, match="^compare.baseline='head' is no row of compare.rows; known: full, small"):
     trials.trials_of(config)
+
+
+def test_a_row_of_nothing_is_its_method():
+  """As `--config.compare.methods.lora={}` makes it."""
+  found = trials.trials_of(study(full={}, lora=()))
+  assert [one.config.method.name for one in found[:2]] == ["full", "lora"]
 
 
 @pytest.mark.parametrize(
