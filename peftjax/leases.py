@@ -114,11 +114,12 @@ class Leases:
   def _given(
     self, items: Sequence[Item], name: Callable[[Item], str], poll: float, content: Callable[[Item], str]
   ) -> Generator[Item, None, None]:
-    waiting = list(items)
+    waiting = [(item, name(item), content(item)) for item in items]
     while waiting:
-      for item in list(waiting):
-        if (lease := self.take(name(item), content(item))) is not None:
-          waiting.remove(item)
+      for work in list(waiting):
+        item, named, held = work
+        if (lease := self.take(named, held)) is not None:
+          waiting.remove(work)
           with lease:
             yield item
           break  # the first that is free: what others took meanwhile may have ended

@@ -71,12 +71,20 @@ class Schedule(NamedTuple):
   """The share of the peak rate at each update: a name of `SCHEDULES`, and how many updates it rises, then falls."""
 
   name: str
-  rising: int
-  falling: int
+  rising: jax.Array | int
+  falling: jax.Array | int
 
   def __call__(self, count: jax.Array) -> jax.Array:
-    """The share after `count` updates."""
-    return _share(self.name, count, self.rising, self.falling)
+    """The share after `count` updates; the lengths may be arrays."""
+    count = count.astype(jnp.float32)
+    done = jnp.clip((count - self.rising) / self.falling, 0.0, 1.0)
+    if self.name == "linear":
+      left = 1.0 - done
+    elif self.name == "cosine":
+      left = 0.5 * (1.0 + jnp.cos(jnp.pi * done))
+    else:
+      left = jnp.ones_like(done)
+    return jnp.where(count < self.rising, (count + 1.0) / jnp.maximum(self.rising, 1), left)
 
 
 def make_schedule(name: str, total_steps: int, warmup: float = 0.0) -> Schedule:
@@ -102,18 +110,6 @@ def make_schedule(name: str, total_steps: int, warmup: float = 0.0) -> Schedule:
   return Schedule(name, rising, max(total_steps - rising, 1))
 
 
-def _share(name: str, count: jax.Array, rising: jax.Array | int, falling: jax.Array | int) -> jax.Array:
-  count = count.astype(jnp.float32)
-  done = jnp.clip((count - rising) / falling, 0.0, 1.0)
-  if name == "linear":
-    left = 1.0 - done
-  elif name == "cosine":
-    left = 0.5 * (1.0 + jnp.cos(jnp.pi * done))
-  else:
-    left = jnp.ones_like(done)
-  return jnp.where(count < rising, (count + 1.0) / jnp.maximum(rising, 1), left)
-
-
 def scale_by_learning_rate(peak: float, schedule: Schedule) -> optax.GradientTransformation:
   """Multiplies by minus the scheduled rate; peak and lengths are arrays in the state, the same for init of any tree."""
 
@@ -124,7 +120,7 @@ def scale_by_learning_rate(peak: float, schedule: Schedule) -> optax.GradientTra
 
   def update(updates: Tree, state: LearningRateState, params: Tree | None = None) -> tuple[Tree, LearningRateState]:
     del params
-    rate = state.peak * _share(schedule.name, state.step, state.rising, state.falling)
+    rate = state.peak * schedule._replace(rising=state.rising, falling=state.falling)(state.step)
     updates = jax.tree.map(lambda u: (-rate * u).astype(u.dtype), updates)
     return updates, state._replace(step=state.step + 1, rate=rate)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -127,16 +127,6 @@ class Ours:
   def held(self) -> tuple[Any, Any, Any]:
     """State, frozen leaves and batch, after `start`."""
     return self._state, self._frozen, self._batch
-
-  def copied(self) -> Callable[[], Any]:
-    """`run` on a copy of the state, so that `held` stays."""
-    state = [jax.tree.map(jnp.copy, self._state)]
-
-    def run() -> Any:
-      state[0], metrics = self._compiled(state[0], self._frozen, self._batch)
-      return metrics["loss"]
-
-    return run
 
   def text(self) -> str:
     """The compiled program."""

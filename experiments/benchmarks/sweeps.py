@@ -19,21 +19,15 @@ from experiments.benchmarks.measuring import command_of, in_turns, record, summa
 from experiments.benchmarks.ours import Ours, use_cache
 from experiments.benchmarks.rival import lora
 from experiments.benchmarks.shapes import find
-from peftjax.placement import mapped
+from peftjax.train.stacked import of_many
 
 
 def step_of(ours: Ours, count: int) -> tuple[Callable[[], Any], int]:
   """One update of `count` runs, and the program's temporary bytes."""
-  step = ours.step()
-
-  def each(state: Any, frozen: Any, batch: Any) -> Any:
-    with mapped():
-      return jax.vmap(step, in_axes=(0, None, 0))(state, frozen, batch)
-
   state, frozen, batch = ours.held()
   repeated = lambda tree: jax.tree.map(lambda leaf: jnp.stack([leaf] * count), tree)  # noqa: E731
   states, batches = repeated(state), repeated(batch)
-  compiled = jax.jit(each, donate_argnums=0).lower(states, frozen, batches).compile()
+  compiled = jax.jit(of_many(ours.step()), donate_argnums=0).lower(states, frozen, batches).compile()
   held = [states]
 
   def run() -> Any:
@@ -58,10 +52,11 @@ def main() -> None:
   ours = Ours(find(flags.shape), lora(flags.shape), flags.precision)
   ours.compile()
   ours.start()
-  steps: dict[str, Callable[[], Any]] = {"single": ours.copied()}
+  steps: dict[str, Callable[[], Any]] = {}
   temporary = {}
   for count in map(int, flags.counts.split(",")):
     steps[str(count)], temporary[str(count)] = step_of(ours, count)
+  steps["single"] = ours.run  # last: it gives the state away that the others are copied from
   for run in steps.values():
     jax.block_until_ready(run())
   taken = in_turns(steps, flags.rounds, flags.steps)

@@ -183,11 +183,12 @@ def _values(found: Mapping[str, Any], table: Mapping[str, tuple[Kind, Any]], pat
 def _ends(value: Any, where: str, hf_config: Mapping[str, Any]) -> tuple[int, ...]:
   if value is None:
     return ()
-  ids, rows = value_of(where, "eos_token_id", value, IDS), hf_config.get("vocab_size", MOST_IDS)
-  for one in ids if isinstance(ids, tuple) else (ids,):
+  found, rows = value_of(where, "eos_token_id", value, IDS), hf_config.get("vocab_size", MOST_IDS)
+  ids = found if isinstance(found, tuple) else (found,)
+  for one in ids:
     if one >= rows:
       raise UserError(f"{where}: eos_token_id: {one} is none of the model's {rows} tokens, which count from 0")
-  return tuple(one for one in (ids if isinstance(ids, tuple) else (ids,)) if one >= 0)  # -1 is said for none
+  return tuple(one for one in ids if one >= 0)  # -1 is said for none
 
 
 def _single_words(value: Any, path: Path) -> tuple[int, ...]:

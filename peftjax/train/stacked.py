@@ -111,13 +111,7 @@ class Stacked:
   def step(self) -> TrainStep:
     """One update of every run, not yet compiled; states and batches have the runs as their first axis."""
     axes = masks.unflatten({**dict.fromkeys(self.shared), **dict.fromkeys(self.own, 0)})
-    each = jax.vmap(self.widest.step(), in_axes=(0, axes, 0))
-
-    def step(state: TrainState, frozen: Tree, batch: Batch) -> tuple[TrainState, Metrics]:
-      with mapped():
-        return each(state, frozen, batch)
-
-    return step
+    return of_many(self.widest.step(), axes)
 
   @functools.cached_property
   def _shapes(self) -> list[TrainState]:
@@ -139,6 +133,21 @@ class Stacked:
       temp_bytes=cost.temp_bytes // count,
       argument_bytes=(cost.argument_bytes - common) // count + common,
     )
+
+
+def of_many(step: TrainStep, frozen: Any = None) -> TrainStep:
+  """The step of many runs at once, whose states and batches have the runs as their first axis.
+
+  Args:
+    frozen: of each frozen leaf its axis of the runs, or None where they share it; None: they share all.
+  """
+  each = jax.vmap(step, in_axes=(0, frozen, 0))
+
+  def together(state: TrainState, frozen: Tree, batch: Batch) -> tuple[TrainState, Metrics]:
+    with mapped():
+      return each(state, frozen, batch)
+
+  return together
 
 
 def _stack(leaves: Sequence[Any]) -> jax.Array:
