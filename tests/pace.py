@@ -139,7 +139,7 @@ QUICK: dict[str, tuple[str, ...]] = {  # test -> the cases that always run
   ),
   "oracles/test_peft_adapters.py::test_our_adapter_loads_in_peft": (
     "lora-patterns", "lora-modules-to-save", "ia3", "prefix", "vera", "oft", "adalora", "p-tuning", "tokens",
-    "llama-adapter", "tied-saved-both",
+    "tokens-by-the-end-of-a-name", "llama-adapter", "tied-saved-both",
   ),
   "oracles/test_peft_adapters.py::test_five_adamw_steps_give_the_same_losses": (
     "ia3", "prompt", "llama-lora", "prefix",

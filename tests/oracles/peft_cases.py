@@ -293,6 +293,11 @@ CASES |= {
     methods.TrainableTokens(token_indices=(9, 3)),
     more=("base_model.model.classifier.bias", "base_model.model.classifier.weight"),
   ),
+  "tokens-by-the-end-of-a-name": Case(
+    lambda **c: peft.TrainableTokensConfig(token_indices=[9, 3], target_modules=["word_embeddings"], **c),
+    methods.TrainableTokens(token_indices=(9, 3), targets=("word_embeddings",)),
+    more=("base_model.model.classifier.bias", "base_model.model.classifier.weight"),
+  ),
   "llama-tokens": Case(
     lambda **c: peft.TrainableTokensConfig(token_indices=[9, 3], **c),
     methods.TrainableTokens(token_indices=(9, 3)),

@@ -24,9 +24,10 @@ def _tensors(method: TrainableTokens, site: Site) -> Mapping[str, Tensor]:
 
 
 def _config(method: TrainableTokens, config: Config, names: Mapping[str, str], context: Context) -> Config:
-  del names, context
+  del context
   targets = config["target_modules"]
-  return {"init_weights": not method.init_random, "target_modules": targets[0] if len(targets) == 1 else targets}
+  is_whole = len(targets) == 1 and targets[0] in names.values()  # a string is compared with whole names
+  return {"init_weights": not method.init_random, "target_modules": targets[0] if is_whole else targets}
 
 
 def _fields(config: Config, names: Mapping[str, str], context: Context) -> Config:
