@@ -14,6 +14,7 @@ from peftjax.errors import UserError
 # Formats that are read; what Pillow knows beside them is old, or runs other programs.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 MOST_PIXELS = 2**27  # of one picture
+_SCALED = ("PNG", "PPM")  # formats whose "I" has 16 bits
 
 
 def decode(image: Any, where: str, on_white: bool = True) -> Image.Image:
@@ -34,7 +35,8 @@ def decode(image: Any, where: str, on_white: bool = True) -> Image.Image:
       if opened.width * opened.height > MOST_PIXELS:
         raise UserError(f"{where}: {opened.width} x {opened.height} pixels; at most {MOST_PIXELS:,} are read")
       opened.load()
-      return rgb(ImageOps.exif_transpose(opened), on_white)
+      _check_depth(opened, where)
+      return rgb(ImageOps.exif_transpose(opened), on_white, opened.format)
   except UserError:
     raise
   except UnidentifiedImageError:
@@ -52,10 +54,22 @@ def _opened(image: Any) -> Image.Image:
   return Image.open(io.BytesIO(image), formats=FORMATS)
 
 
-def rgb(image: Image.Image, on_white: bool) -> Image.Image:
-  """The picture in RGB."""
-  if image.mode in ("I", "I;16", "I;16B", "I;16L") and np.asarray(image).max(initial=0) > 255:
-    # 16 bits a sample, which Pillow would cut off at 255 instead of scaling
+def _check_depth(image: Image.Image, where: str) -> None:
+  """Raises `UserError` for samples of which nothing says what white is."""
+  if image.mode != "F" and (image.mode != "I" or image.format in _SCALED):
+    return
+  lowest, highest = (float(one) for one in np.asarray(image.getextrema()))
+  if not 0 <= lowest <= highest <= 255 or (image.mode == "F" and highest <= 1):
+    kind = "fractions" if image.mode == "F" else "whole numbers of 32 bits"
+    raise UserError(
+      f"{where}: its samples are {kind} from {lowest:g} to {highest:g}; write it with 8 or 16 bits a sample"
+    )
+
+
+def rgb(image: Image.Image, on_white: bool, form: str | None) -> Image.Image:
+  """The picture, of a file of the format `form`, in RGB."""
+  if image.mode in ("I;16", "I;16B", "I;16L") or (image.mode == "I" and form in _SCALED):
+    # 16 bits a sample, of a dark picture too, which Pillow would cut off at 255 instead of scaling
     return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
   is_transparent = "A" in image.getbands() or image.info.get("transparency") is not None
   if not is_transparent or not on_white:

@@ -25,6 +25,7 @@ from peftjax.files import MAX_JSON_BYTES, can_be_named, parse_json, read_json
 
 _CHUNK = 256  # rows that are converted together
 _ROW = 64  # bytes that a row takes at least once it is checked
+_SMALL = 2**28  # bytes that any machine has
 
 
 class ColumnFile:
@@ -57,6 +58,13 @@ class ColumnFile:
     names = tables[0].column_names
     if twice := next((name for name in names if names.count(name) > 1), None):
       raise UserError(f"{self.path} has two columns named {twice!r:.60}; rename one")
+    for part, table in zip(self.parts, tables):
+      if (own := _label_names(table, part)) != (first := _label_names(tables[0], self.path)):
+        odd = next(name for name in names if own.get(name) != first.get(name))
+        raise UserError(
+          f"{part}: the classes of column {odd!r:.60} are {_told(own.get(odd))}, but in {self.path} "
+          f"{_told(first.get(odd))}; write all parts with the same"
+        )
     try:
       return pa.concat_tables(tables)
     except pa.ArrowException as error:
@@ -65,12 +73,7 @@ class ColumnFile:
   @functools.cached_property
   def label_names(self) -> Mapping[str, tuple[str, ...]]:
     """Column -> the names of its classes, in the order of their numbers, of those that the schema names."""
-    said = (self._table.schema.metadata or {}).get(b"huggingface")
-    features = parse_json(said, str(self.path)) if said else {}
-    for field in ("info", "features"):
-      features = features.get(field) if isinstance(features, dict) else None
-    columns = features if isinstance(features, dict) else {}  # the table may have lost some since
-    return {name: names for name in self._table.column_names if (names := _names(columns.get(name)))}
+    return _label_names(self._table, self.path)
 
   def __len__(self) -> int:
     return int(self._table.num_rows)
@@ -162,7 +165,7 @@ def _read(path: Path, kind: str) -> Any:
       except pa.ArrowInvalid:
         source.seek(0)
         table = pa.ipc.open_file(source).read_all()  # as pyarrow.feather and polars write
-    memory.check(_ROW * table.num_rows + sum(map(_expanded, table.columns)), str(path))
+    memory.check(_ROW * table.num_rows + sum(_expanded(one, str(path)) for one in table.columns), str(path))
     return table
 
 
@@ -176,13 +179,41 @@ def _repeated(groups: Sequence[Any]) -> list[str]:
   return sorted(found)
 
 
-def _expanded(column: Any) -> int:
-  """Bytes of a column's strings where each is stored once, with as many copies as there are rows of it."""
+def _expanded(column: Any, where: str) -> int:
+  """Bytes of a column's values where one is stored for many rows, with as many copies as there are rows of it.
+
+  Raises:
+    UserError: no memory holds them.
+  """
   kind = column.type.value_type if pa.types.is_dictionary(column.type) else None
-  if kind is None or not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+  if kind is not None and (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+    chunks = (pc.binary_length(chunk.dictionary).take(chunk.indices) for chunk in column.chunks)
+    return sum(pc.sum(pc.cast(lengths, pa.int64())).as_py() or 0 for lengths in chunks)
+  if not _shares(column.type) or len(column) * column.get_total_buffer_size() < _SMALL:
     return 0
-  chunks = (pc.binary_length(chunk.dictionary).take(chunk.indices) for chunk in column.chunks)
-  return sum(pc.sum(pc.cast(lengths, pa.int64())).as_py() or 0 for lengths in chunks)
+  total = checked = 0
+  for value in column:  # one at a time: no two of them need stand in memory
+    with contextlib.suppress(ValueError, TypeError, LookupError, OverflowError, pa.ArrowException):  # told by its row
+      total += _bytes_of(value.as_py())
+    if total - checked > _SMALL:
+      memory.check(checked := total, where)
+  return total
+
+
+def _shares(kind: Any) -> bool:
+  """Whether many rows of a type may be stored as one."""
+  is_one = (pa.types.is_dictionary, pa.types.is_run_end_encoded, pa.types.is_string_view, pa.types.is_binary_view,
+            pa.types.is_list_view, pa.types.is_large_list_view)  # fmt: skip
+  within = [kind.field(number).type for number in range(kind.num_fields)] if pa.types.is_nested(kind) else []
+  return any(one(kind) for one in is_one) or any(map(_shares, within))
+
+
+def _bytes_of(value: Any) -> int:
+  """Bytes of a value's texts, and 8 for each of its parts."""
+  if isinstance(value, (str, bytes)):
+    return len(value)
+  parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+  return 8 + sum(map(_bytes_of, parts))
 
 
 @contextlib.contextmanager
@@ -200,8 +231,24 @@ def _first_line(error: BaseException) -> str:
   return (str(error).splitlines() or [type(error).__name__])[0][:160]
 
 
+def _label_names(table: Any, path: Path) -> dict[str, tuple[str, ...]]:
+  """Column -> the names of its classes, of a table's columns that its schema gives such."""
+  said = (table.schema.metadata or {}).get(b"huggingface")
+  features = parse_json(said, str(path)) if said else {}
+  for field in ("info", "features"):
+    features = features.get(field) if isinstance(features, dict) else None
+  columns = features if isinstance(features, dict) else {}  # the table may have lost some since
+  return {name: names for name in table.column_names if (names := _names(columns.get(name)))}
+
+
+def _told(names: tuple[str, ...] | None) -> str:
+  return f"{', '.join(names)}"[:80] if names else "not named"
+
+
 def _names(feature: Any) -> tuple[str, ...]:
   """The names of a column's classes, or of those in its lists; () of any other, and of names that are not one each."""
+  if isinstance(feature, list) and len(feature) == 1:  # a list, as earlier versions describe it
+    return _names(feature[0])
   if not isinstance(feature, dict):
     return ()
   names = feature.get("names")

@@ -62,6 +62,31 @@ def test_files_are_read_as_transformers_reads_them(tmp_path, mode, orientation):
   np.testing.assert_array_equal(np.asarray(found), np.asarray(load_image(str(path))))
 
 
+RAMP = np.linspace(0, 1, 29 * 14).reshape(14, 29)
+
+
+@pytest.mark.parametrize(("kind", "brightest"), [("PNG", 65535), ("PNG", 200), ("TIFF", 65535), ("PPM", 65535)])
+def test_16_bits_a_sample(kind, brightest):
+  samples = (RAMP * brightest).astype(np.uint16)
+  found = decode(encoded(Image.fromarray(samples), kind), "deep")
+  np.testing.assert_array_equal(np.asarray(found), np.stack([samples >> 8] * 3, -1))
+
+
+def test_samples_without_a_white():
+  for samples in (RAMP * 255).astype(np.int32), (RAMP * 255).astype(np.float32):
+    image = Image.fromarray(samples)
+    found = decode(encoded(image, "TIFF"), "wide")
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(image.convert("RGB")))
+  for samples, said in (
+    ((RAMP * 1e6).astype(np.int32), "whole numbers of 32 bits from 0 to 1e+06"),
+    ((RAMP - 1).astype(np.int32), "whole numbers of 32 bits from -1 to 0"),
+    (RAMP.astype(np.float32), "fractions from 0 to 1"),
+    ((RAMP * 1e3).astype(np.float32), "fractions from 0 to 1000"),
+  ):
+    with pytest.raises(UserError, match=re.escape(f"wide: its samples are {said}; write it with 8 or 16 bits")):
+      decode(encoded(Image.fromarray(samples), "TIFF"), "wide")
+
+
 def test_a_model_folder_without_a_processor_has_its_kinds(tmp_path):
   (tmp_path / "config.json").write_text(json.dumps({"model_type": "dinov2", "image_size": 98}))
   found = read_processor(tmp_path)

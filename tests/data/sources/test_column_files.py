@@ -163,6 +163,21 @@ def test_descriptions_that_do_not_fit_the_table(features, names, tmp_path):
   assert found.label_names == names and [one["label"] for one in examples(found)] == TABLE["label"].to_pylist()
 
 
+def test_tags_as_earlier_versions_describe_them(tmp_path):
+  table = pa.table({"tokens": [["a", "b"]] * 20, "tags": [[0, index % 3] for index in range(20)]})
+  tags = CLASSES | {"names": ["O", "B-X", "I-X"]}
+  pq.write_table(described(table, {"tags": [tags]}), tmp_path / "train.parquet")
+  assert open_data(f"parquet:{tmp_path}").label_names == ("O", "B-X", "I-X")
+
+
+def test_parts_that_number_their_classes_differently(tmp_path):
+  pq.write_table(described(TABLE, {"label": CLASSES}), tmp_path / "train-0.parquet")
+  for features in {"label": CLASSES | {"names": ["pos", "neg", "mixed"]}}, {}:
+    pq.write_table(described(TABLE, features), tmp_path / "train-1.parquet")
+    with pytest.raises(UserError, match=r"train-1\.parquet: the classes of column 'label' are .*neg, pos, mixed"):
+      open_data(f"parquet:{tmp_path}")
+
+
 def test_numbers_have_no_names(tmp_path):
   half = TABLE.set_column(1, "label", pa.array([index / 2 for index in range(40)]))
   pq.write_table(described(half, {"label": CLASSES}), tmp_path / "train.parquet")
@@ -192,6 +207,31 @@ def test_values_that_are_none(name, column, words, tmp_path):
   with pytest.raises(UserError, match=rf"rows\.arrow,? {words}") as error:
     open_data(f"arrow:{tmp_path / 'rows.arrow'}")
   assert "\n" not in str(error.value)
+
+
+def stored_once(rows, kind):
+  """A column of `rows` texts of a megabyte that its buffers hold once."""
+  text = pa.array(["a" * 10**6])
+  if kind == "runs":
+    return pa.RunEndEncodedArray.from_arrays(pa.array([rows], pa.int32()), text)
+  if kind == "views":
+    parts = pa.array(["a" * 10**3] * 10**3)
+    starts, sizes = pa.array([0] * rows, pa.int32()), pa.array([10**3] * rows, pa.int32())
+    return pa.ListViewArray.from_arrays(starts, sizes, parts)
+  return pa.StructArray.from_arrays(
+    [pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), text)], names=["within"]
+  )
+
+
+@pytest.mark.parametrize("kind", ["runs", "views", "within"])
+def test_values_that_arrow_stores_once(kind, tmp_path, monkeypatch):
+  rows = 3000
+  table = pa.table({"text": stored_once(rows, kind), "label": [index % 2 for index in range(rows)]})
+  with pa.OSFile(str(tmp_path / "rows.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+    writer.write_table(table)
+  monkeypatch.setattr("peftjax.memory.limit", lambda: 2**29)
+  with pytest.raises(UserError, match=r"rows\.arrow: needs .* of memory, and there are 512\.0 MiB"):
+    open_data(f"arrow:{tmp_path / 'rows.arrow'}")
 
 
 @pytest.mark.parametrize("kind", ["strings", "lists", "dictionaries", "arrow"])
