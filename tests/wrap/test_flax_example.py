@@ -1,7 +1,7 @@
 """Flax's own NNX transformer, examples/gemma of its repository, which its package does not hold.
 
 git clone --depth=1 https://github.com/google/flax
-FLAX_EXAMPLES=flax/examples pytest tests/wrap/test_flax_example.py
+PEFTJAX_FLAX_EXAMPLES=flax/examples pytest tests/wrap/test_flax_example.py
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from peftjax.model import Model
 from tests.wrap import grid
 from tests.wrap.test_collections import IDS, randomised
 
-EXAMPLES = os.environ.get("FLAX_EXAMPLES", "")
-pytestmark = pytest.mark.skipif(not EXAMPLES, reason="FLAX_EXAMPLES names no folder")
+EXAMPLES = os.environ.get("PEFTJAX_FLAX_EXAMPLES", "")
+pytestmark = pytest.mark.skipif(not EXAMPLES, reason="PEFTJAX_FLAX_EXAMPLES names no folder")
 
 
 @functools.cache
