@@ -133,8 +133,11 @@ def scaled(model: Model, factor: float) -> Model:
 
 
 def alike(models: Sequence[Model]) -> Sequence[Model]:
-  """The models with output layers of their own, if one of them has; others are tied to the word embeddings."""
-  return models if all(map(tied_site, models)) else [untied(model) for model in models]
+  """The models laid out as one: with an output layer of their own, and with layers apart, if one of them has those."""
+  models = models if all(map(tied_site, models)) else [untied(model) for model in models]
+  if all(model.stacks == models[0].stacks for model in models):
+    return models
+  return [model.unrolled() if model.layer_stacks else model for model in models]
 
 
 def check_one_base(models: Sequence[Model]) -> Model:

@@ -63,6 +63,7 @@ ACTIVATIONS = {
   "gelu_new": _GELU_TANH,
   "gelu_pytorch_tanh": _GELU_TANH,
   "gelu_fast": _GELU_TANH,
+  "mish": elementwise(jax.nn.mish),
   "quick_gelu": elementwise(lambda x: x * nn.sigmoid(1.702 * x)),
   "relu": nn.relu,
   "silu": _SILU,

@@ -54,6 +54,18 @@ def test_conversion_says_its_error_and_keeps_the_energy_that_is_asked_for():
   cases.close(ia3(**cases.batch("ia3"))["logits"], cases.adapted("ia3")(**cases.batch("ia3"))["logits"])
 
 
+@pytest.mark.parametrize("how", ["cat", "svd"])
+def test_of_adapters_one_may_be_on_some_layers_alone(how):
+  base = cases.encoder()
+  models = [cases.with_lora(base, seed, layers=layers) for seed, layers in ((1, (1,)), (2, ()))]
+  assert models[0].stacks != models[1].stacks
+  for order in (models, models[::-1]):
+    found = adapters.combine(order, (0.5, -2.0), how, **({"rank": 12} if how == "svd" else {}), along=0)
+    again, parts = adapters.deltas(found), [adapters.deltas(one.unrolled()) for one in order]
+    for path in {**parts[0], **parts[1]}:
+      cases.close(again[path], sum(w * part[path] for w, part in zip((0.5, -2.0), parts) if path in part), 1e-4)
+
+
 def by_hand(kind, tensors, weights, density, sign="total"):
   """The dense formulas in numpy, for one layer."""
   if kind in ("ties", "magnitude_prune"):

@@ -16,6 +16,7 @@ PLAIN = {
   "gelu_new": lambda x: nn.gelu(x, approximate=True),
   "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
   "silu": nn.silu,
+  "mish": lambda x: x * jnp.tanh(nn.softplus(x)),
 }
 
 

@@ -28,6 +28,7 @@ CASES = {
     "layers_per_block": 2,
     "act_fn": "gelu",
   },
+  "mish": {"act_fn": "mish"},
 }
 FILE = "diffusion_pytorch_model.safetensors"
 
