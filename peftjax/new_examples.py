@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from peftjax.data.sources import columns, media
 from peftjax.data.sources import files as tables
-from peftjax.data.sources import media
 from peftjax.data.sources.column_files import ColumnFile, JsonFile
 from peftjax.data.sources.text_files import TextFile
 from peftjax.data.sources.types import BESIDE, SPEECH_RECOGNITION, Example, Header
@@ -29,13 +29,13 @@ _UNKNOWN: dict[str, Callable[[Example, Header], Any]] = {
   "is_impossible": lambda example, header: False,
 }
 _USUAL = {
-  "text": tables.TEXT_NAMES,
-  "text_pair": tables.PAIR_NAMES,
-  "tokens": tables.TOKENS_NAMES,
-  "source": tables.SOURCE_NAMES,
-  "messages": tables.MESSAGES_NAMES,
-  "image": tables.IMAGE_NAMES,
-  "audio": tables.AUDIO_NAMES,
+  "text": columns.TEXT_NAMES,
+  "text_pair": columns.PAIR_NAMES,
+  "tokens": columns.TOKENS_NAMES,
+  "source": columns.SOURCE_NAMES,
+  "messages": columns.MESSAGES_NAMES,
+  "image": columns.IMAGE_NAMES,
+  "audio": columns.AUDIO_NAMES,
 }
 _TABLES: dict[str, Callable[[Path], tables.Table]] = {
   ".jsonl": lambda path: TextFile(path, "jsonl"),
@@ -149,7 +149,7 @@ def _array(field: str, held: Any) -> Any:
 
 def _made(field: str, row: Mapping[str, Any], header: Header) -> Any:
   """A field from the text of a row that has not the field itself; None if there is no way."""
-  names = (*tables.TEXT_NAMES, *tables.SOURCE_NAMES)
+  names = (*columns.TEXT_NAMES, *columns.SOURCE_NAMES)
   if field == "text" and header.task == SPEECH_RECOGNITION:
     return ""  # what is said is what is asked
   text = next((row[name] for name in names if isinstance(row.get(name), str)), None)

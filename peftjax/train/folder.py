@@ -22,6 +22,10 @@ from peftjax.methods import METHODS
 
 CONFIG, SUMMARY, LOCK = "config.json", "summary.json", ".lock"
 _RUN = ("checkpoints", "metrics.jsonl", "timing.jsonl")  # what a run has, and no study
+# Names of what a run writes after its config.json
+_WRITTEN = ("metrics.jsonl", "timing.jsonl", "compiled.json", "metrics.csv", "best.json", "eval.json",
+            "predictions-*.npz", "generations-*.jsonl", "transcripts-*.jsonl", "examples-*.png", "confusion-*.png",
+            "detections-*.png", "samples/*.png")  # fmt: skip
 _STUDY = ("results.jsonl", "claims.json", "search.json", "leases")  # what a study has, and no run
 
 # Fields that may change when a run goes on: they do not decide what is computed.
@@ -142,17 +146,20 @@ def _shown(name: str, fields: Mapping[str, Any]) -> str:
 def check_same_run(folder: Path, config: ConfigDict) -> None:
   """Raises `UserError`, naming the fields, if the folder holds checkpoints or the summary of another config's run.
 
-  Raises it too if the folder is a study's, or its config.json no run's.
+  Raises it too if the folder is a study's, its config.json no run's, or a file of no run has the name of one.
   """
   saved = folder / CONFIG
   if study := next((name for name in _STUDY if (folder / name).exists()), ""):
     raise UserError(f"{folder} holds a study ({study}), which a run would write over; choose another folder")
   if saved.is_file() and "resolved" not in read_json(saved):
     raise UserError(f"{saved} is no run's, and would be replaced; choose another folder")
+  if not saved.is_file():
+    if has_checkpoints(folder) or (folder / SUMMARY).is_file():
+      raise UserError(f"{folder} holds a run without its config.json: nobody can tell which; choose another folder")
+    if other := next((one for name in _WRITTEN for one in sorted(folder.glob(name))), None):  # config.json comes first
+      raise UserError(f"{other} is no run's, and would be replaced; choose another folder")
   if not has_checkpoints(folder) and not (folder / SUMMARY).is_file():
     return
-  if not saved.is_file():
-    raise UserError(f"{folder} holds a run without its config.json: nobody can tell which; choose another folder")
   if changed := differing_fields(folder, config):
     more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
     raise UserError(f"{folder} holds a run of another config ({'; '.join(changed[:4])}{more}); choose another folder")

@@ -32,7 +32,7 @@ from peftjax import config as config_lib
 from peftjax import optim
 from peftjax.data.packages import cache_folder
 from peftjax.errors import UserError
-from peftjax.files import write_bytes, write_text
+from peftjax.files import read_json, write_bytes, write_text
 from peftjax.parallel.mesh import put_batch
 from peftjax.train.compiling import CompiledStep, use_cache
 from peftjax.train.display import Display
@@ -112,6 +112,7 @@ def find(
   rates = rates_between(lowest, highest, updates)
   if config.sweep:
     raise UserError("peftjax range: one run at a time; leave config.sweep empty")
+  _check_own(Path(workdir))
   config = copy.deepcopy(config)
   config.optim.update({"learning_rate": highest, "schedule": "constant", "warmup": 0.0})
   config.train.update({"steps": updates, "spike": 0.0, "ema": 0.0, "nonfinite": "skip"})
@@ -155,6 +156,15 @@ def find(
     write_text(folder / "range.json", json.dumps(found, indent=2) + "\n")
     write_bytes(folder / "range.png", drawn(found))
   return found
+
+
+def _check_own(folder: Path) -> None:
+  """Raises `UserError` if what a test writes would replace files that none wrote."""
+  table, picture = folder / "range.json", folder / "range.png"
+  if table.exists() and not {"rates", "smoothed"} <= read_json(table).keys():
+    raise UserError(f"{table} is no range test's, and would be replaced; choose another folder")
+  if picture.exists() and not table.exists():
+    raise UserError(f"{picture} is no range test's, and would be replaced; choose another folder")
 
 
 def drawn(found: dict[str, Any]) -> bytes:

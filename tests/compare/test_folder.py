@@ -125,3 +125,13 @@ def study(tmp_path_factory):
   folder = tmp_path_factory.mktemp("studies") / "study"
   run(config(), folder)
   return folder
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "best.json", "predictions-test.npz", "samples/000001.png"])
+def test_files_of_a_run_that_no_run_wrote_stay(tmp_path, name):
+  (tmp_path / name).parent.mkdir(exist_ok=True)
+  (tmp_path / name).write_text("mine")
+  with pytest.raises(UserError, match=f"{name} is no run's, and would be replaced; choose another folder"):
+    check_same_run(tmp_path, config())
+  write_config(tmp_path, config(), {})
+  check_same_run(tmp_path, config())  # a run that was killed before its first checkpoint goes on

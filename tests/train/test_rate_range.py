@@ -61,3 +61,11 @@ def test_rates_that_are_none(config, tmp_path, ends, line):
   config.sweep = ConfigDict({"seed": (0, 1)})
   with pytest.raises(UserError, match="one run at a time"):
     rate_range.find(config, tmp_path, 1e-4, 1e-1, 20)
+
+
+def test_files_of_others_stay(config, tmp_path):
+  for name, content in (("range.png", "mine"), ("range.json", '{"mine": 1}')):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=f"{name} is no range test's, and would be replaced"):
+      rate_range.find(config, tmp_path, 1e-6, 1.0, 10)
+    assert (tmp_path / name).read_text() == content

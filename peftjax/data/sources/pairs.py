@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from peftjax.data.sources.files import SPLIT_FILES, Columns, open_files
+from peftjax.data.sources.columns import Columns
+from peftjax.data.sources.files import SPLIT_FILES, open_files
 from peftjax.data.sources.text_files import Row
 from peftjax.data.sources.types import CONTRASTIVE, Dataset, Named
 from peftjax.errors import UserError, nearest

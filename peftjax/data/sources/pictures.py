@@ -11,7 +11,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from peftjax.data.sources.files import IMAGE_NAMES, SPLIT_FILES, Columns, open_files
+from peftjax.data.sources.columns import IMAGE_NAMES, Columns
+from peftjax.data.sources.files import SPLIT_FILES, open_files
 from peftjax.data.sources.folder import FolderSource, digest_of, entries_of, table_of
 from peftjax.data.sources.media import IMAGES, check_inside, medium_of
 from peftjax.data.sources.text_files import Row

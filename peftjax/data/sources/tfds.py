@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from peftjax.data.sources.files import PAIR_NAMES, SOURCE_NAMES, TARGET_NAMES, TEXT_NAMES
+from peftjax.data.sources.columns import PAIR_NAMES, SOURCE_NAMES, TARGET_NAMES, TEXT_NAMES
 from peftjax.data.sources.media import AUDIO, IMAGES, MEDIA
 from peftjax.data.sources.packaged import builder_of, prepared_builder
 from peftjax.data.sources.tfds_folder import check_below, check_folder

@@ -97,6 +97,7 @@ def test_a_source_and_its_target_are_found_by_name_or_named(tmp_path):
   dataset = open_data(f"jsonl:{jsonl(tmp_path / 'a' / 'train.jsonl', rows).parent}")
   assert dataset.task == "seq2seq_lm"
   assert dataset.split("train")[3] == {"source": "q 3", "target": "a 3"}
+  assert dataset.notes == ("read as source: 'question', as target: 'answer'; not read: level",)
   renamed = [{"text": f"en {i}", "pt": f"pt {i}"} for i in range(3)]
   folder = jsonl(tmp_path / "b" / "train.jsonl", renamed).parent
   assert open_data(f"jsonl:{folder}").task == "causal_lm"
@@ -125,6 +126,12 @@ def test_conversations_are_lists_of_messages(tmp_path):
       {"source_column": "a"},
       "train.jsonl:1: which column is the target? Set data.target_column",
     ),
+    (
+      [{"instruction": "add", "input": "1 and 2", "output": "3"}],
+      {},
+      "train.jsonl:1: 'instruction' and 'input' may each be the source; say which by data.source_column",
+    ),
+    ([{"prompt": "x", "answer": "a", "response": "b"}], {}, "'response' and 'answer' may each be the target"),
     ([{"source": "x", "target": 3}], {}, "train.jsonl:1: column 'target' holds 3, expected a string"),
     (
       [{"text": "a", "label": "x"}, {"txt": "b", "label": "y"}],
