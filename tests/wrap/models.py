@@ -147,7 +147,7 @@ def equinox_mlp() -> tuple[Any, Any, dict[str, Any]]:
   """(function over a batch, module, inputs)."""
   import equinox as eqx
 
-  net = eqx.nn.MLP(HIDDEN, 3, INNER, 2, key=jax.random.key(0))
+  net = eqx.nn.MLP(HIDDEN, 4, INNER, 2, key=jax.random.key(0))  # RoAd turns pairs: of an even number of outputs
   return (lambda net, x: jax.vmap(net)(x)), net, {"x": Draw(2)(5, HIDDEN)}
 
 
