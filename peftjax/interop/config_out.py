@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from peftjax import masks
+from peftjax.buffers import is_buffer, owner
 from peftjax.errors import UserError
 from peftjax.interop import parameters, tables, targeting
 from peftjax.interop.config_in import INIT, TASK_TYPES
 from peftjax.interop.formats.base import Config, Format
 from peftjax.interop.leaves import base_names, module_names
-from peftjax.methods.base import BIAS, Method
+from peftjax.methods.base import BIAS, Method, ancestors
 from peftjax.methods.bound import Bound
 from peftjax.methods.linear import ends_with
 from peftjax.models.family import checkpoint_axes
@@ -133,7 +134,10 @@ def _to_json(value: Any) -> Any:
 def _trained_base(
   model: Model, one: Bound, form: Format, own: Iterable[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...], str]:
-  """(leaves of whole modules that train, biases that train alone, PEFT's bias mode)."""
+  """(leaves of whole modules that train, biases that train alone, PEFT's bias mode).
+
+  A whole module has its buffers with it, which do not train here and may have in the file that they come from.
+  """
   groups = masks.flatten(model.labels())
   places = base_names(model)
   trained = {name for name, (path, _) in places.items() if groups[path] != masks.FROZEN} - set(own)
@@ -155,6 +159,9 @@ def _trained_base(
       raise UserError(
         f"PEFT's {form.peft_type} cannot hold {name!r}, which trains: it saves whole modules, by modules_to_save"
       )
+  kept = () if "modules_to_save" not in form.defaults else one.method.modules_to_save
+  buffers = [name for name in places if is_buffer(name)] if kept else []
+  saved |= {name for name in buffers if any(masks.matches(kept, one) for one in ancestors(owner(name)))}
   return tuple(sorted(saved)), tuple(sorted(biases)), form.bias_mode if mode.endswith("_only") else mode
 
 

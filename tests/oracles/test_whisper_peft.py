@@ -9,6 +9,7 @@ import peft
 import pytest
 import torch
 import transformers
+from safetensors.numpy import load_file
 
 import peftjax
 from tests.oracles import speech
@@ -49,6 +50,23 @@ def test_an_adapter_of_peft_gives_equal_outputs_and_goes_back(class_name, tmp_pa
   assert_close(torch_logits(class_name, again), expected)
   merged = ours.merge()(**batch)["logits"]
   np.testing.assert_allclose(merged, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+def test_a_whole_module_goes_back_with_what_never_trains_here(tmp_path):
+  """Of `embed_positions` the decoder's are learned, the encoder's computed: PEFT trains and saves both."""
+  lora = peft.LoraConfig(r=2, target_modules=["v_proj"], modules_to_save=["embed_positions"])
+  adapted = peft.get_peft_model(fresh(speech.GENERATION), lora).eval()
+  with torch.no_grad():
+    for name, leaf in adapted.named_parameters():
+      if "modules_to_save" in name:
+        leaf.add_(0.3 * torch.randn(leaf.shape, generator=torch.Generator().manual_seed(len(name))))
+  adapted.save_pretrained(tmp_path / "theirs")
+  ours = peftjax.load(speech.model(speech.GENERATION)[1], tmp_path / "theirs")
+  assert_close(ours(**speech.inputs(speech.GENERATION))["logits"], torch_logits(speech.GENERATION, adapted))
+  ours.save_adapter(tmp_path / "ours")
+  theirs, found = (load_file(tmp_path / one / "adapter_model.safetensors") for one in ("theirs", "ours"))
+  assert theirs.keys() == found.keys() and all((theirs[key] == found[key]).all() for key in theirs)
+  assert json.loads((tmp_path / "ours" / "adapter_config.json").read_text())["modules_to_save"] == ["embed_positions"]
 
 
 def test_the_counts_that_peft_prints(capsys):
