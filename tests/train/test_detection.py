@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import types
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from PIL import Image
 
 from peftjax import cli
 from peftjax import config as configs
-from peftjax.data.inputs.boxes import cropped
+from peftjax.data.inputs.boxes import Boxes, cropped
+from peftjax.data.sources.types import Header
+from peftjax.errors import UserError
 from peftjax.train import loop
 
 YOLOS = {
@@ -119,6 +122,13 @@ def test_pictures_that_cannot_be_used_end_the_run_in_one_line_with_their_file(fo
   table.write_text(json.dumps(boxes))
   line = said(folder, tmp_path, capsys, data)
   assert re.search(r"_annotations.coco.json: .*\.png: bbox=\[30, .* lies outside the image of 24 x 20 pixels", line)
+
+
+def test_a_source_that_does_not_say_how_many_objects_an_image_has():
+  inputs = types.SimpleNamespace(header=Header("mine", "object_detection"))
+  model = types.SimpleNamespace(example_inputs=("pixel_values",), config=types.SimpleNamespace(num_queries=5))
+  with pytest.raises(UserError, match="mine says no most_boxes, which is then 100, and config.json says num_queries=5"):
+    Boxes.check(inputs, model)
 
 
 def test_more_objects_than_the_model_finds_and_settings_out_of_range(folder, tmp_path, capsys):

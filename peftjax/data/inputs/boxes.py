@@ -120,10 +120,9 @@ class Boxes(Input):
     if (channels := getattr(config, "num_channels", 3)) != 3:
       raise UserError(f"config.json: num_channels={channels}: pictures are read in RGB, three channels")
     for name in ("num_detection_tokens", "num_queries"):
-      if most > getattr(config, name, most):
-        raise UserError(
-          f"{self.header.name} has an image with {most} objects, and config.json says {name}={getattr(config, name)}"
-        )
+      if (most or _MOST) > (held := getattr(config, name, most or _MOST)):
+        said = f"has an image with {most} objects" if most else f"says no most_boxes, which is then {_MOST}"
+        raise UserError(f"{self.header.name or 'data.name'} {said}, and config.json says {name}={held}")
 
 
 def shares(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:

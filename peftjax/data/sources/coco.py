@@ -103,6 +103,9 @@ def open_coco(path: str, named: Named) -> Dataset:
   if "" in scenes:
     roots = dict.fromkeys(SHARES, roots[""])
     scenes = _divided(files[""], scenes[""])
+  if all(one.crowd.all() for one in scenes["train"]):
+    where = files.get("train") or files[""]
+    raise UserError(f"{where}: no image of the training split has an object; there is nothing to learn")
   whole = [one for part in scenes.values() for one in part]
   return Dataset(
     name=f"coco:{path}",

@@ -57,7 +57,9 @@ def test_layouts_are_found_and_examples_hold_corners_labels_and_crowds(tmp_path,
 def test_one_file_is_divided_and_pictures_may_lie_elsewhere(tmp_path):
   content = copy.deepcopy(CONTENT)
   content["images"] = [{"id": number, "file_name": f"{number}.png", "width": 9, "height": 9} for number in range(40)]
-  content["annotations"] = []
+  content["annotations"] = [
+    {"id": number, "image_id": number, "category_id": 2, "bbox": [1, 1, 3, 3]} for number in range(40)
+  ]
   (tmp_path / "all.json").write_text(json.dumps(content))
   (tmp_path / "far").mkdir()
   for number in range(40):
@@ -101,6 +103,8 @@ BOX = ("annotations", 0, "bbox")
     (changed(("categories", 0), {"name": "cat"}), 'expected a whole number as "id"'),
     (changed(("annotations",), None), "annotations=None, expected COCO's JSON"),
     (changed(("images",), []), "it lists no images"),
+    (changed(("annotations",), []), "no image of the training split has an object; there is nothing to learn"),
+    (changed(("annotations",), CONTENT["annotations"][1:]), "no image of the training split has an object"),
   ],
 )  # fmt: skip
 def test_a_mistake_takes_one_line_with_its_file(tmp_path, content, said):
