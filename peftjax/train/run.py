@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -193,8 +194,15 @@ def optimizer_of(config: ConfigDict, model: Model, total_steps: int) -> Optimize
   groups, _ = masks.partition(labels, labels)
   if not jax.tree.leaves(groups):
     raise UserError(f"method {config.method.name!r} leaves nothing to train")
+  trained = masks.partition(model.params, labels)[0]
+  for path, leaf in masks.flatten(trained).items():
+    if leaf is not None and not jnp.issubdtype(leaf.dtype, jnp.inexact):
+      raise UserError(
+        f"method {config.method.name!r} trains {path!r}, of {leaf.dtype}; floats have a gradient: its mask should "
+        "say 'frozen' of this leaf"
+      )
   rates = group_rates(model)
-  optim.check_projects(config.optim, masks.partition(model.params, labels)[0], model.stacks)
+  optim.check_projects(config.optim, trained, model.stacks)
   plain = optim.make_optimizer(config.optim, groups, total_steps, rates, stacks=model.stacks)
   transform = watch_loss(model.transformed(plain, total_steps), config.train.get("spike", 0.0))
   return Optimizer(transform, optim.group_settings(config.optim, set(jax.tree.leaves(groups)), rates))

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 import peftjax
 from peftjax import config as configs
+from peftjax import methods
 from peftjax.config import default
 from peftjax.errors import UserError
 from peftjax.train import assemble, folder, inspection, loop, plan
+from peftjax.train.run import optimizer_of
 from tests.data.language_folders import LLAMA, language_folder, reversal_data
 from tests.data.tiny import jsonl
 from tests.train.conftest import write_model
@@ -185,3 +188,12 @@ def test_inspect_and_plan_read_the_adapter_that_train_goes_on_from(models, data,
   assert {row["shape"][-1] for row in counts["leaves"] if row["path"].endswith("lora_a")} == {3}
   planned = plan.plan(config, arguments=True)
   assert planned["arguments_by_kind"]["trainable"] == 4 * counts["trainable"]
+
+
+def test_whole_numbers_have_no_gradient():
+  params = {"kernel": jnp.ones((2, 3)), "steps": jnp.arange(4)}
+  net = peftjax.wrap(lambda p, x: x @ p["kernel"] + p["steps"].sum(), params, example_inputs={"x": jnp.ones((1, 2))})
+  config = default()
+  config.method.name = "full"
+  with pytest.raises(UserError, match="method 'full' trains 'steps', of int32; .* should say 'frozen' of this leaf"):
+    optimizer_of(config, net.add(methods.Full()), 4)
