@@ -7,31 +7,48 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from peftjax.masks import Tree, flatten
 
 
-def check_moved(before: Tree, after: Tree, metrics: Mapping[str, Any]) -> None:
-  """Checks that an update moved every leaf whose gradient was not zero.
+def check_moved(before: Tree, after: Tree, metrics: Mapping[str, Any], optimizer: optax.GradientTransformation) -> None:
+  """Checks that an update moved every leaf whose gradient was not zero, as far as float32 can tell.
+
+  A leaf that stands still although the optimizer would move it by a gradient of ones has a gradient, or a rate, too
+  small for its own values: norms of 1 do not move by less than 6e-8, which a long warm-up begins below.
 
   Args:
     before, after: the trainable tree.
     metrics: of the update, as `peftjax.train.step` gives them; nothing is checked if it was not finite.
+    optimizer: over the trainable tree.
 
   Raises:
-    RuntimeError: a leaf stands still, by name.
+    RuntimeError: the optimizer holds a leaf still, by name.
   """
   if not metrics["finite"]:
     return
-  changed = flatten(_changed(before, after))
-  stuck = [name for name, norm in metrics["leaf_norms"].items() if float(norm) > 0 and not bool(changed[name])]
+  changed = flatten(_differs(before, after))
+  still = [name for name, norm in metrics["leaf_norms"].items() if float(norm) > 0 and not bool(changed[name])]
+  if not still:
+    return
+  moves = flatten(jax.jit(lambda leaves: _updated(leaves, optimizer))(before))
+  stuck = [name for name in still if not bool(moves[name])]
   if stuck:
     raise RuntimeError(f"{len(stuck)} trainable leaves have a gradient and did not move: {', '.join(stuck[:4])}")
 
 
 @jax.jit
-def _changed(before: Tree, after: Tree) -> Tree:
+def _differs(before: Tree, after: Tree) -> Tree:
   return jax.tree.map(lambda old, new: jnp.any(old != new), before, after)
+
+
+def _updated(leaves: Tree, optimizer: optax.GradientTransformation) -> Tree:
+  """Whether the optimizer's first update by a gradient of ones is anything, for each leaf."""
+  ones = jax.tree.map(jnp.ones_like, leaves)
+  updating = optax.with_extra_args_support(optimizer)
+  updates, _ = updating.update(ones, optimizer.init(leaves), leaves, value=jnp.float32(0))
+  return jax.tree.map(jnp.any, updates)
 
 
 def check_unchanged(before: Mapping[str, str], after: Mapping[str, str]) -> None:

@@ -105,7 +105,7 @@ def train(config: ConfigDict, workdir: str | Path, make_run: MakeRun = make_run)
         state, metrics = step(state, run.frozen, put_batch(run.mesh, batch))
         watch.dispatched(count, metrics, batch, clean=not step.just_compiled)
         if first is not None:
-          check_moved(first, state.trainable, metrics)
+          check_moved(first, state.trainable, metrics, run.program.optimizer.transform)
 
         last, ending = count == total, requests.any(session.checkpoints, count)
         if last or ending or due(count, config.train.save_every):

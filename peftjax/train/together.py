@@ -172,7 +172,8 @@ def _train(program: Stacked, sessions: Sequence[_Session]) -> list[Summary | Div
       watch.dispatched(number, metrics, batches, clean=not step.just_compiled)
       if before is not None:
         for index in range(count):
-          check_moved(member(before, index), member(state.trainable, index), _at(metrics, index))
+          moved = member(before, index), member(state.trainable, index)
+          check_moved(*moved, _at(metrics, index), program.widest.program.optimizer.transform)
 
       last, ending = number == total, requests.any(sessions[0].checkpoints, number)
       if last or ending or due(number, config.save_every):

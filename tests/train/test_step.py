@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from peftjax import config as config_lib
@@ -169,13 +170,33 @@ def test_flops_of_a_convolution_and_of_what_nobody_reads():
   assert flops.count_flops(convolve, kernel, image) == 2 * (2 * 8 * 8 * 7) * (3 * 3 * 5)
 
 
-def test_leaves_that_stand_still_are_named(tiny):
+def test_leaves_that_the_optimizer_holds_are_named(tiny):
   run = tiny()
   state, metrics = jax.jit(run.step)(run.state, run.frozen, tiny.batch())
-  checks.check_moved(run.state.trainable, state.trainable, metrics)
-  flat = masks.flatten(state.trainable) | {"classifier.bias": run.state.trainable["classifier"]["bias"]}
+  checks.check_moved(run.state.trainable, state.trainable, metrics, run.optimizer)
+  bias = jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "bias", run.state.trainable)
+  held = optax.chain(run.optimizer, optax.masked(optax.set_to_zero(), bias))
+  state, metrics = jax.jit(make_train_step(run.loss, held))(
+    init_state(run.state.trainable, held, 0), run.frozen, tiny.batch()
+  )
   with pytest.raises(RuntimeError, match=r"1 trainable leaves .* did not move: classifier\.bias"):
-    checks.check_moved(run.state.trainable, masks.unflatten(flat), metrics)
+    checks.check_moved(run.state.trainable, state.trainable, metrics, held)
+
+
+@pytest.mark.parametrize(("rate", "scale"), [(1e-9, 1.0), (1e-3, 1e-16)], ids=["rate", "gradient"])
+def test_leaves_that_move_by_less_than_float32_can_tell_stop_no_run(tiny, rate, scale):
+  run = tiny(learning_rate=rate, weight_decay=0.0)
+  trainable = {**run.state.trainable, "classifier": jax.tree.map(jnp.ones_like, run.state.trainable["classifier"])}
+
+  def small(*given):
+    total, sums = run.loss(*given)
+    return total * scale, sums
+
+  state, metrics = jax.jit(make_train_step(small, run.optimizer))(
+    run.state._replace(trainable=trainable), run.frozen, tiny.batch()
+  )
+  assert (state.trainable["classifier"]["bias"] == 1.0).all() and metrics["leaf_norms"]["classifier.bias"] > 0
+  checks.check_moved(trainable, state.trainable, metrics, run.optimizer)
 
 
 def test_frozen_leaves_that_change_are_named(tiny):
