@@ -105,7 +105,11 @@ def test_runs_are_told_filtered_and_drawn(config, tmp_path, capsys):
   assert "b/c" in text and "accuracy" in text and "damaged" not in text
   drawn = (tmp_path / "curves.svg").read_text()
   assert drawn.count("training loss") == 1 and "<svg" in drawn
-  capsys.readouterr()
+  for name in ("curves.svg", "curves.png", "curves.png", "curves.pdf", "curves.pdf"):  # and what was drawn, anew
+    printed(capsys, "runs", str(tmp_path), f"--plot={tmp_path / name}")
+  (tmp_path / "mine.png").write_bytes(b"a picture")
+  assert cli.main(["runs", str(tmp_path), f"--plot={tmp_path / 'mine.png'}"]) == 2
+  assert "choose another name" in capsys.readouterr().err and (tmp_path / "mine.png").read_bytes() == b"a picture"
   assert cli.main(["train", f"--workdir={tmp_path / 'a'}", *flags_of(config, 0)]) == 0
   shown = capsys.readouterr()
   assert "already finished" in shown.err and "To train longer" in shown.err

@@ -6,6 +6,7 @@ Nothing here reads a run: a study's conclusions follow from the lines of its ``r
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -189,8 +190,10 @@ class Summary(Stored):
 
   @property
   def peft(self) -> list[Row]:
-    """The rows of PEFT methods."""
-    return [row for row in self.rows if row.is_peft]
+    """The rows of PEFT methods: of what trains as much as the reference, under whatever name, nothing is efficient."""
+    reference = self.row(self.reference)
+    most = reference.parameters.trainable if reference else math.inf
+    return [row for row in self.rows if row.is_peft and row.parameters.trainable < most]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,6 +19,7 @@ from peftjax.train.rows import read_rows
 
 Row = dict[str, Any]
 CURVES = 12  # lines that one picture can tell apart
+_DRAWN = "peftjax runs --plot"  # stands in the file, which may be drawn anew
 
 
 def found(root: str | Path, pattern: str = "") -> list[Row]:
@@ -132,13 +133,15 @@ def plot(rows: Sequence[Row], root: str | Path, out: str | Path) -> Path:
     root: the folder that they were found below.
 
   Raises:
-    UserError: the ending is of no picture, or no run has logged anything.
+    UserError: the ending is of no picture, no run has logged anything, or there is a file that this did not draw.
   """
   from matplotlib.figure import Figure  # slow to import
 
   out, root = Path(out), Path(root)
   if out.suffix not in (".png", ".svg", ".pdf"):
     raise UserError(f"peftjax runs --plot={out}: expected a name that ends with .png, .svg or .pdf")
+  if out.exists() and not (out.is_file() and _DRAWN.encode() in out.read_bytes()):
+    raise UserError(f"peftjax runs --plot: {out} is there and is no plot of `peftjax runs`; choose another name")
   runs = [row["run"] for row in rows if row["kind"] == "run"]
   curves = {name: read_rows((root / name if (root / name).is_dir() else root) / "metrics.jsonl") for name in runs}
   curves = {name: found for name, found in curves.items() if found}
@@ -164,6 +167,7 @@ def plot(rows: Sequence[Row], root: str | Path, out: str | Path) -> Path:
     if axes.get_legend_handles_labels()[0]:
       axes.legend(fontsize=7, frameon=False)
   content = io.BytesIO()
-  figure.savefig(content, format=out.suffix[1:], dpi=150)
+  field = "Software" if out.suffix == ".png" else "Creator"
+  figure.savefig(content, format=out.suffix[1:], dpi=150, metadata={field: _DRAWN})
   write_bytes(out, content.getvalue())
   return out

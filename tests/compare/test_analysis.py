@@ -50,6 +50,13 @@ def test_large_differences_are_found_and_the_reference_has_none(study):
   assert lora.difference.estimate == pytest.approx(lora.estimate - full.estimate)
 
 
+def test_a_row_that_trains_as_much_as_the_reference_is_no_peft_method():
+  known = synthetic.METHODS
+  named = {"full": known["full"], "patterns": (0.836, *known["full"][1:]), "lora": known["lora"]}
+  summary = analysis.summarize(synthetic.results(named, seeds=2, examples=300), Question())
+  assert summary.row("patterns").is_peft and [row.row for row in summary.peft] == ["lora"]
+
+
 def test_p_values_are_corrected_over_the_methods(study):
   _, summary = study
   compared = [one.difference for one in summary.rows if one.difference]

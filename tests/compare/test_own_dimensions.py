@@ -270,4 +270,4 @@ def test_a_far_task_is_one_whose_loss_was_high(curves, verdict, far):
   for name in favouring:
     expected = "supported" if verdict in favouring[name] else "contradicted" if verdict in against[name] else ""
     assert found[name].verdict == ((expected or "inconclusive") if far else "not testable here"), name
-    assert ("2.00 on pretraining text" in found[name].reason) and bool(found[name].needs) != far
+    assert ("2.00 on retained data" in found[name].reason) and bool(found[name].needs) != far

@@ -217,3 +217,11 @@ def test_the_latex_table_has_every_cell_and_no_bare_special_character(made):
     not re.search(r"(?<!\\)[%#_]", text.partition("\n")[2]) and "−" not in text and text.count("{") == text.count("}")
   )
   assert r"lora" in text and r"\begin{tabular}{lrrlrrrrrr}" in text
+
+
+def test_a_profile_says_on_which_side_of_the_axis_a_run_counts():
+  summary = analysis.summarize(synthetic.results(seeds=2, examples=300), Question())
+  lower = dataclasses.replace(summary.metrics_spec["accuracy"], higher_is_better=False)
+  for one, said in ((summary, "at least"), (dataclasses.replace(summary, metrics_spec={"accuracy": lower}), "at most")):
+    (plot,) = sections.runs_section(one).plots
+    assert f"is {said} what the axis says" in plot.caption

@@ -26,8 +26,8 @@ from peftjax.compare.claims.verdict import (
 from peftjax.compare.metrics import spec_of
 from peftjax.compare.records import Record
 
-FAR = 1.5  # a task is far where its loss before training is this many times that on pretraining text
-RETAINED = "retained pretraining text (data.retained), evaluated from before the first update (train.eval_first)"
+FAR = 1.5  # a task is far where its loss before training is this many times that on retained data
+RETAINED = "retained data (data.retained), evaluated from before the first update (train.eval_first)"
 
 
 def _compared(summary: Summary) -> list[Row]:
@@ -118,9 +118,9 @@ def _when_far(favours_full: bool) -> Rule:
     if known is None or task is None or full is None or not rows:
       return untestable(f"a task far from the pretraining, by {RETAINED}")
     unit = spec_of("loss", summary.metrics_spec).unit
-    distance = f"before training the loss is {task:.2f} {unit} on this task and {known:.2f} on pretraining text"
+    distance = f"before training the loss is {task:.2f} {unit} on this task and {known:.2f} on retained data"
     if task < FAR * known:
-      return untestable(f"a task whose loss before training is {FAR} times that on pretraining text", distance)
+      return untestable(f"a task whose loss before training is {FAR} times that on retained data", distance)
     words = words_of(rows)
     reaching, behind = bool(words & REACHING), words == {"worse"}
     return Verdict(

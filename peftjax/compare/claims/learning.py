@@ -210,7 +210,7 @@ def full_forgets(summary: Summary, results: Sequence[Record]) -> Verdict:
     verdict=decided(full.ends[0] > 0 and less.ends[1] < 0, full.ends[1] <= 0 or less.ends[0] > 0),
     effect=less.estimate,
     interval=less.ends,
-    unit=f"{loss.unit} on pretraining text, rise of {lora.row} less full's",
+    unit=f"{loss.unit} on retained data, rise of {lora.row} less full's",
     runs=runs_of(full, lora),
     counts="a rise in full fine-tuning, and a smaller one with LoRA",
     reason=f"full {fmt.difference(full, loss)}; {lora.row} {fmt.difference(lora, loss)}{at_match}; the base's own "
@@ -229,7 +229,7 @@ def _no_rise(share: float, words: str) -> Rule:
       verdict=decided(all(one.high < limit for one in rows), any(one.low > limit for one in rows)),
       effect=shown.estimate,
       interval=shown.ends,
-      unit=f"{loss.unit} on pretraining text, rise of {shown.row}, the highest",
+      unit=f"{loss.unit} on retained data, rise of {shown.row}, the highest",
       runs=runs_of(*rows),
       counts=f"all methods rise by less than {share:.0%} of the loss before ({limit:.3f}), {words}",
       reason="; ".join(f"{one.row} {fmt.difference(one, loss)}" for one in rows)

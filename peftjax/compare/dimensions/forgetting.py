@@ -1,4 +1,4 @@
-"""Forgetting: the rise of the loss on held-out pretraining text (`data.retained`), along the run and at equal gains."""
+"""Forgetting: the rise of the loss on the retained data (`data.retained`), along the run and at equal gains."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summar
   unit = fmt.unit(loss)
   risen = "; ".join(f"{one.row} {fmt.difference(one, loss)}" for one in last)
   told = (
-    f"On held-out pretraining text the loss was {found['before']:.3f}{unit} before; after the last update it had "
+    f"On the retained data the loss was {found['before']:.3f}{unit} before; after the last update it had "
     f"risen{at_size(size)} by: {risen}."
   )
   if matched:
@@ -140,7 +140,7 @@ def section(found: Mapping[str, Any], records: Sequence[Record], summary: Summar
     Plot(
       f"{NAME}-paths",
       "What each gain costs",
-      f"Rise of the loss on pretraining text against validation {summary.metric}, from the first update to the last "
+      f"Rise of the loss on the retained data against validation {summary.metric}, from the first update to the last "
       "(marker); means over seeds. Lower at the same place means that less was forgotten for the same gain.",
       lambda narrow: _paths_figure(found, summary, narrow, size),
     ),

@@ -68,6 +68,7 @@ def forest(summary: Summary, narrow: bool, baseline: bool = False) -> Figure | N
 def runs_section(summary: Summary) -> Section:
   """How a method's runs lie, and which of them failed."""
   spec = summary.spec
+  bound = "least" if spec.higher_is_better else "most"
   known = [(row, row.failures) for row in summary.rows if row.failures]
   sentences = [
     f"{row.row}'s runs look like two groups, {fmt.score_text(one.groups.gap, spec)}{fmt.unit(spec)} apart (p = "
@@ -85,8 +86,8 @@ def runs_section(summary: Summary) -> Section:
       Plot(
         "profiles",
         "Performance profiles",
-        f"The share of a method's runs whose {summary.split} {summary.metric} is at least what the axis says. A curve "
-        "that lies higher is better at that level; a long flat piece parts two groups of runs.",
+        f"The share of a method's runs whose {summary.split} {summary.metric} is at {bound} what the axis says. A "
+        "curve that lies higher is better at that level; a long flat piece parts two groups of runs.",
         lambda narrow: profiles(summary, narrow),
       ),
     ),
