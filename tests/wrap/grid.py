@@ -144,14 +144,14 @@ def adapted(model: Model, method: Method, seed: int = 5, scale: float = 0.1) -> 
   return shapes.with_params(jitted(leaves)(model.params))
 
 
-def check(model: Model, inputs: Mapping[str, Any]) -> None:
+def check(model: Model, inputs: Mapping[str, Any], tolerance: float = 1e-5) -> None:
   """`compare` of a model with an adapter; BEFT, a bias alone, has no place in a base that lacks some biases."""
   (method,) = model.methods
   if method.name == "beft" and not all(site.has_bias for one in model.bound for site in one.sites):
     with pytest.raises(UserError, match="has no bias"):
       model.merge()
     return
-  compare(model, inputs, 5e-5 if method.name == "fourierft" else 1e-5)  # an FFT's rounding in float32
+  compare(model, inputs, 5e-5 if method.name == "fourierft" else tolerance)  # an FFT's rounding in float32
 
 
 def close(one: Any, two: Any, tolerance: float) -> None:

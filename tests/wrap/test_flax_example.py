@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(not EXAMPLES, reason="PEFTJAX_FLAX_EXAMPLES name
 
 @pytest.fixture(autouse=True)
 def _float64() -> Iterator[None]:
-  """Norms around every part round gradients to 6e-5 in float32; the example allows float64 nearly everywhere."""
+  """Norms around every part round gradients to 6e-5 in float32; with float64, where the example allows it, to 1e-5."""
   with jax.enable_x64(True):
     yield
 
@@ -73,4 +73,4 @@ def test_every_matrix_is_found_and_it_computes_the_same(key_heads):
 def test_acting_equals_the_merged_weights(key_heads, name):
   model, inputs, _ = wrapped(key_heads)
   added = grid.adapted(model, grid.at_linear(model, name))
-  grid.check(added.with_params(jax.tree.map(wide, added.params)), inputs)
+  grid.check(added.with_params(jax.tree.map(wide, added.params)), inputs, 3e-5)
