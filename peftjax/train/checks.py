@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from peftjax.masks import Tree, flatten
+from peftjax.masks import Tree, flatten, unflatten
 
 
 def check_moved(before: Tree, after: Tree, metrics: Mapping[str, Any], optimizer: optax.GradientTransformation) -> None:
   """Checks that an update moved every leaf whose gradient was not zero, as far as float32 can tell.
 
-  A leaf that stands still although the optimizer would move it by a gradient of ones has a gradient, or a rate, too
-  small for its own values: norms of 1 do not move by less than 6e-8, which a long warm-up begins below.
+  A leaf may stand still where the update of a gradient of its size is lost in rounding: norms of 1 do not move by less
+  than 6e-8, which a long warm-up begins below.
 
   Args:
     before, after: the trainable tree.
@@ -24,7 +24,7 @@ def check_moved(before: Tree, after: Tree, metrics: Mapping[str, Any], optimizer
     optimizer: over the trainable tree.
 
   Raises:
-    RuntimeError: the optimizer holds a leaf still, by name.
+    RuntimeError: a leaf stands still, by name.
   """
   if not metrics["finite"]:
     return
@@ -32,8 +32,9 @@ def check_moved(before: Tree, after: Tree, metrics: Mapping[str, Any], optimizer
   still = [name for name, norm in metrics["leaf_norms"].items() if float(norm) > 0 and not bool(changed[name])]
   if not still:
     return
-  moves = flatten(jax.jit(lambda leaves: _updated(leaves, optimizer))(before))
-  stuck = [name for name in still if not bool(moves[name])]
+  norms = unflatten(dict(metrics["leaf_norms"]))
+  lost = flatten(jax.jit(lambda leaves, norms: _lost(leaves, norms, optimizer))(before, norms))
+  stuck = [name for name in still if not bool(lost[name])]
   if stuck:
     raise RuntimeError(f"{len(stuck)} trainable leaves have a gradient and did not move: {', '.join(stuck[:4])}")
 
@@ -43,12 +44,13 @@ def _differs(before: Tree, after: Tree) -> Tree:
   return jax.tree.map(lambda old, new: jnp.any(old != new), before, after)
 
 
-def _updated(leaves: Tree, optimizer: optax.GradientTransformation) -> Tree:
-  """Whether the optimizer's first update by a gradient of ones is anything, for each leaf."""
-  ones = jax.tree.map(jnp.ones_like, leaves)
+def _lost(leaves: Tree, norms: Tree, optimizer: optax.GradientTransformation) -> Tree:
+  """Whether the optimizer updates a leaf, by a gradient of that norm in equal parts, and rounding keeps an element."""
+  grads = jax.tree.map(lambda leaf, norm: jnp.full_like(leaf, norm * leaf.size**-0.5), leaves, norms)
   updating = optax.with_extra_args_support(optimizer)
-  updates, _ = updating.update(ones, optimizer.init(leaves), leaves, value=jnp.float32(0))
-  return jax.tree.map(jnp.any, updates)
+  updates, _ = updating.update(grads, optimizer.init(leaves), leaves, value=jnp.float32(0))
+  moved = optax.apply_updates(leaves, updates)
+  return jax.tree.map(lambda u, old, new: jnp.any(u != 0) & jnp.any(old == new), updates, leaves, moved)
 
 
 def check_unchanged(before: Mapping[str, str], after: Mapping[str, str]) -> None:

@@ -170,10 +170,17 @@ def test_flops_of_a_convolution_and_of_what_nobody_reads():
   assert flops.count_flops(convolve, kernel, image) == 2 * (2 * 8 * 8 * 7) * (3 * 3 * 5)
 
 
-def test_leaves_that_the_optimizer_holds_are_named(tiny):
+def test_leaves_that_stand_still_are_named(tiny):
   run = tiny()
   state, metrics = jax.jit(run.step)(run.state, run.frozen, tiny.batch())
   checks.check_moved(run.state.trainable, state.trainable, metrics, run.optimizer)
+  flat = masks.flatten(state.trainable) | {"classifier.bias": run.state.trainable["classifier"]["bias"]}
+  with pytest.raises(RuntimeError, match=r"1 trainable leaves .* did not move: classifier\.bias"):
+    checks.check_moved(run.state.trainable, masks.unflatten(flat), metrics, run.optimizer)
+
+
+def test_leaves_that_the_optimizer_holds_are_named(tiny):
+  run = tiny()
   bias = jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "bias", run.state.trainable)
   held = optax.chain(run.optimizer, optax.masked(optax.set_to_zero(), bias))
   state, metrics = jax.jit(make_train_step(run.loss, held))(
