@@ -16,7 +16,7 @@ import numpy as np
 
 from peftjax.data.inputs.pipeline import Pipeline
 from peftjax.diffusion.latents import Forward, Latents
-from peftjax.diffusion.samplers import Sampler, Steps, read_config
+from peftjax.diffusion.samplers import Sampler, Steps, of_pipeline
 from peftjax.errors import UserError
 from peftjax.masks import Tree
 
@@ -73,11 +73,9 @@ def plan_of(folder: Path, sampler: str = "", steps: int = 50, guidance_scale: fl
     side: pixels; 0: what the denoiser is made for.
 
   Raises:
-    UserError: a component or a file is missing; as `Sampler.of` and `Plan`.
+    UserError: a component or a file is missing; as `samplers.of_pipeline` and `Plan`.
   """
-  latents = Latents.of(folder)
-  config, where = read_config(folder)
-  return Plan(Sampler.of(config, sampler, where), latents, steps, guidance_scale, side or Pipeline(folder).side)
+  return Plan(of_pipeline(folder, sampler), Latents.of(folder), steps, guidance_scale, side or Pipeline(folder).side)
 
 
 def make_sampling(forward: ModelForward, plan: Plan) -> Callable[..., jax.Array]:

@@ -10,9 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from peftjax.diffusion.folder import factor_of
 from peftjax.errors import UserError
 from peftjax.files import read_json
-from peftjax.kinds import number, value_of, whole
+from peftjax.kinds import number, shown, value_of, whole
 
 Forward = Callable[..., Mapping[str, Any]]  # component -> its inputs, to component -> its outputs
 NEEDED = ("unet", "text_encoder")
@@ -56,6 +57,13 @@ class Latents:
       raise UserError(f"{folder}/unet/config.json: addition_embed_type={unet['addition_embed_type']!r}: conditions "
                       "beside the text, as SDXL has them, are not trained or sampled with here")  # fmt: skip
     width = value_of(f"{folder}/unet/config.json", "cross_attention_dim", unet.get("cross_attention_dim", 1280), _WIDTH)
+    text = read_json(folder / "text_encoder" / "config.json")
+    if text.get("hidden_size", width) != width:
+      raise UserError(f"{folder}/unet/config.json: cross_attention_dim={width}, and text_encoder/config.json has "
+                      f"hidden_size={shown(text['hidden_size'])}")  # fmt: skip
+    if text.get("use_attention_mask"):
+      raise UserError(f"{folder}/text_encoder/config.json: use_attention_mask={shown(text['use_attention_mask'])}: "
+                      "what fills up a text is seen here, as in Stable Diffusion; expected false")  # fmt: skip
     path = folder / "vae" / "config.json"
     if not path.is_file():
       if channels != 3:
@@ -70,8 +78,7 @@ class Latents:
       raise UserError(f"{path}: in_channels={vae.get('in_channels', 3)}, out_channels={vae.get('out_channels', 3)}: "
                       "pictures have 3")  # fmt: skip
     scale = value_of(str(path), "scaling_factor", vae.get("scaling_factor", 0.18215), _SCALE)
-    factor = 2 ** max(len(vae.get("block_out_channels", (64,))) - 1, 0)
-    return Latents(True, scale, channels, factor, width)
+    return Latents(True, scale, channels, factor_of(path), width)
 
   def encode(self, forward: Forward, pixels: jax.Array, key: jax.Array | None) -> jax.Array:
     """float32 [N, C, h, w] of pictures [N, 3, H, W] in [-1, 1]: drawn from the autoencoder's distribution by `key`, or

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from peftjax.errors import UserError
-from peftjax.kinds import FLAG, Kind, Unfit, list_of, number, value_of, whole
+from peftjax.kinds import FLAG, Kind, Unfit, list_of, number, shown, value_of, whole
 
 MOST_TIMESTEPS = 2**16
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
@@ -45,6 +45,31 @@ FIELDS: dict[str, tuple[Kind, Any]] = {
 }
 """What scheduler_config.json says of the noise, for training and for every sampler -> (kind, diffusers' default)."""
 
+# Classes whose files may leave out what they say of betas, and what says something of them.
+_WITH_BETAS = frozenset(
+  {
+    "DDPM",
+    "DDPMParallel",
+    "DDIM",
+    "DDIMParallel",
+    "DDIMInverse",
+    "PNDM",
+    "EulerDiscrete",
+    "EulerAncestralDiscrete",
+    "HeunDiscrete",
+    "LMSDiscrete",
+    "KDPM2Discrete",
+    "KDPM2AncestralDiscrete",
+    "DPMSolverMultistep",
+    "DPMSolverSinglestep",
+    "UniPCMultistep",
+    "DEISMultistep",
+  }
+)
+_SAYING = ("beta_start", "beta_end", "beta_schedule", "trained_betas")
+# Fields with which a class computes other noise from its betas, or none of them -> the value with which it does not.
+_OTHER = {"use_flow_sigmas": False, "snr_shift_scale": 1.0}
+
 
 @dataclasses.dataclass(frozen=True)
 class Noise:
@@ -69,8 +94,9 @@ class Noise:
       where: the file, for errors.
 
     Raises:
-      UserError: a value of another kind.
+      UserError: a value of another kind, or noise that follows from no betas.
     """
+    _check_betas(config, where)
     found = Noise(**read(config, FIELDS, where))
     if found.trained_betas is not None and len(found.trained_betas) != found.num_train_timesteps:
       raise UserError(f"{where}: trained_betas has {len(found.trained_betas)} values; expected num_train_timesteps="
@@ -113,7 +139,9 @@ class Noise:
     capped = jnp.minimum(snr, gamma)
     if self.prediction_type == "sample":
       return capped
-    return capped / (snr if self.prediction_type == "epsilon" else snr + 1)
+    if self.prediction_type == "epsilon":
+      return jnp.minimum(1.0, gamma / snr)  # of no signal, SNR 0, the limit 1
+    return capped / (snr + 1)
 
   def _shares(self, timesteps: jax.Array, like: jax.Array) -> tuple[jax.Array, jax.Array]:
     """sqrt(abar) and sqrt(1 - abar), shaped to multiply `like`."""
@@ -129,6 +157,17 @@ def read(config: Mapping[str, Any], fields: Mapping[str, tuple[Kind, Any]], wher
   """
   return {name: value_of(where, name, config[name], kind) if name in config else default
           for name, (kind, default) in fields.items()}  # fmt: skip
+
+
+def _check_betas(config: Mapping[str, Any], where: str) -> None:
+  said, stem = config.get("_class_name"), str(config.get("_class_name")).removesuffix("Scheduler")
+  if said is not None and stem not in _WITH_BETAS and all(config.get(name) is None for name in _SAYING):
+    raise UserError(f"{where}: _class_name={shown(said)}, and nothing is said of betas; noise by betas was expected, "
+                    "as DDPMScheduler's")  # fmt: skip
+  for name, plain in _OTHER.items():
+    if config.get(name, plain) not in (plain, None):
+      raise UserError(f"{where}: {name}={shown(config[name])}: noise that does not follow from betas alone; "
+                      f"expected {shown(plain)}")  # fmt: skip
 
 
 def _betas(noise: Noise) -> np.ndarray:

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from peftjax.diffusion.folder import INDEX, index_of, runs_as_stable_diffusion
 from peftjax.diffusion.noise import Noise, one_of, read
 from peftjax.errors import UserError, nearest
 from peftjax.files import read_json
@@ -142,7 +143,12 @@ class Sampler:
     elif self.timestep_spacing == "leading":
       found = np.arange(count)[::-1] * float(total // count) + self.steps_offset
     else:
-      found = np.round(np.arange(total, 0, -total / count)) - 1
+      found = _trailing(total, count)
+      if not _is_whole(found, count):
+        near = min((one for one in range(1, total + 1) if _is_whole(_trailing(total, one), one)),
+                   key=lambda one: (abs(one - count), one))  # fmt: skip
+        raise UserError(f"steps={count}: timestep_spacing=trailing over {total} timesteps has {len(found)} for it, the "
+                        f"last of them {found[-1]:g}; the nearest number that it has is {near}")  # fmt: skip
     if found[0] > total - 1:
       raise UserError(f"steps={count} with steps_offset={self.steps_offset} begin after timestep {total - 1}, the last")
     return found
@@ -225,6 +231,15 @@ class Sampler:
     return after if noise is None else after + one.noise * noise
 
 
+def _trailing(total: int, count: int) -> np.ndarray:
+  """[n] as diffusers computes them, which may be one more, timestep -1, where a sum of floats ends just above 0."""
+  return np.round(np.arange(total, 0, -total / count)) - 1
+
+
+def _is_whole(timesteps: np.ndarray, count: int) -> bool:
+  return len(timesteps) == count and bool(timesteps[-1] >= 0)
+
+
 def _known(prediction: str, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """x_0 = a x + b o: (a, b)."""
   signal, spread = np.sqrt(kept), np.sqrt(1 - kept)
@@ -239,6 +254,24 @@ def _predicted_noise(prediction: str, kept: np.ndarray) -> tuple[np.ndarray, np.
   if prediction == "epsilon":
     return np.zeros_like(kept), np.ones_like(kept)
   return (spread, signal) if prediction == "v_prediction" else (1 / spread, -signal / spread)
+
+
+def of_pipeline(folder: Path, name: str = "") -> Sampler:
+  """The sampler of a pipeline's folder as its class in diffusers runs it.
+
+  Args:
+    name: as of `Sampler.of`.
+
+  Raises:
+    UserError: as `read_config` and `Sampler.of`; model_index.json names another class than the scheduler's file.
+  """
+  config, where = read_config(folder)
+  listed, said = index_of(folder).get(FOLDER), config.get("_class_name")
+  if not name and isinstance(listed, list) and len(listed) == 2 and listed[1] and listed[1] != said:
+    raise UserError(f"{folder / INDEX} names the scheduler {shown(listed[1])}, and {FOLDER}/{FILE} {shown(said)}; "
+                    f"name one of {', '.join(NAMES)}")  # fmt: skip
+  found = Sampler.of(config, name, where)
+  return dataclasses.replace(found, steps_offset=1, clip=None) if runs_as_stable_diffusion(folder) else found
 
 
 def read_config(folder: Path) -> tuple[dict[str, Any], str]:

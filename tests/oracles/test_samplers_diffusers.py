@@ -16,7 +16,7 @@ from peftjax.errors import UserError
 BETAS = {
   "linear": {},
   "stable diffusion": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
-  "cosine": {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 300},
+  "cosine": {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 280},
   "no signal left": {"beta_schedule": "scaled_linear", "rescale_betas_zero_snr": True},
   "trained": {"trained_betas": np.linspace(0.001, 0.3, 50).tolist(), "num_train_timesteps": 50},
 }
@@ -120,6 +120,24 @@ def test_another_sampler_takes_what_it_has_itself():
 def test_what_is_not_obeyed_is_refused(settings, message):
   with pytest.raises(UserError, match=message):
     Sampler.of({"_class_name": "EulerDiscreteScheduler", **settings})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_trailing_steps_that_end_before_the_first(name):
+  """diffusers takes one more step there, at timestep -1."""
+  ours, theirs = both(name, {"timestep_spacing": "trailing"}, "epsilon")
+  theirs.set_timesteps(61)
+  assert len(theirs.timesteps) == 62 and theirs.timesteps[-1] == -1
+  with pytest.raises(UserError, match="steps=61: .*has 62 for it, the last of them -1; .*number that it has is 60"):
+    ours.steps(61)
+  theirs.set_timesteps(60)
+  assert_near(ours.timesteps(60), theirs.timesteps)
+
+
+def test_weights_where_no_signal_is_left():
+  """SNR 0 at the last timestep: min(SNR, gamma) / SNR has the limit 1."""
+  weights = Noise(rescale_betas_zero_snr=True).min_snr_weights(jnp.array([0, 999]), 5.0)
+  assert 0 < weights[0] < 1e-3 and weights[1] == 1
 
 
 def test_steps_that_there_are_not():

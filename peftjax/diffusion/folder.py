@@ -1,0 +1,37 @@
+"""What a pipeline's folder in diffusers' layout says of all its components together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from peftjax.files import read_json
+from peftjax.kinds import list_of, value_of, whole
+
+INDEX = "model_index.json"
+# Pipelines whose class settles what older files say: steps_offset, clip_sample, a small sample_size.
+SETTLING = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
+_WIDTHS = list_of(whole(1, 2**20), 16, "numbers of channels")
+
+
+def index_of(folder: Path) -> dict[str, Any]:
+  """model_index.json, or {} of a folder without one."""
+  path = folder / INDEX
+  return read_json(path) if path.is_file() else {}
+
+
+def runs_as_stable_diffusion(folder: Path) -> bool:
+  """Whether diffusers' class of the pipeline is one of `SETTLING`."""
+  return index_of(folder).get("_class_name") in SETTLING
+
+
+def factor_of(path: Path) -> int:
+  """Pixels along a side of one latent, by an autoencoder's config.json; 1 where there is none.
+
+  Raises:
+    UserError: block_out_channels is no list of numbers.
+  """
+  if not path.is_file():
+    return 1
+  widths = value_of(str(path), "block_out_channels", read_json(path).get("block_out_channels", [64]), _WIDTHS)
+  return int(2 ** (len(widths) - 1))
