@@ -81,7 +81,7 @@ def load(
     raise UserError(f"model.component_dtypes: {str(path)!r} is one model; set model.dtype")
   folder = folder_of(path)
   hf_config = pretrained.read_config(folder)
-  family = family_of(hf_config, family)
+  family = pretrained.as_saved(folder, family_of(hf_config, family))
   lora = lora_files.file_of(adapter) if adapter else None
   if adapter and lora is None and not task and not num_labels and not label_names:
     task, label_names, num_labels = peft.implied_head(adapter, from_config(hf_config, family=family).task)
@@ -129,7 +129,7 @@ def described(
   family: Family | str = "",
   **options: Any,
 ) -> Model:
-  """The model of a folder, or of several as one, in shapes alone; what is there besides config.json is not looked at.
+  """The model of a folder, or of several as one, in shapes alone; of its files names alone are looked at.
 
   Args:
     options: as of `from_config`; the head's are for one model.
@@ -137,13 +137,15 @@ def described(
   if not is_index_folder(path):
     if component_dtypes:
       raise UserError(f"model.component_dtypes: {str(path)!r} is one model; set model.dtype")
-    return from_config(pretrained.read_config(folder_of(path)), dtype, family=family, **options)
+    return _described(path, dtype, family=family, **options)
   own = {name: value for name, value in options.items() if name in ("runtime", "quantize")}
+  return _components(path, dtype, component_dtypes or {}, family, _described, own)
 
-  def shapes(folder: Path, dtype: str, *, family: Family, **options: Any) -> Model:
-    return from_config(pretrained.read_config(folder), dtype, family=family, **options)
 
-  return _components(path, dtype, component_dtypes or {}, family, shapes, own)
+def _described(path: str | Path, dtype: str, *, family: Family | str, **options: Any) -> Model:
+  folder = folder_of(path)
+  hf_config = pretrained.read_config(folder)
+  return from_config(hf_config, dtype, family=pretrained.as_saved(folder, family_of(hf_config, family)), **options)
 
 
 def _components(

@@ -268,10 +268,11 @@ class RobertaForMaskedLM(BertForMaskedLM):
 
 def _architectures(name: str, prefix: str) -> dict[str, Architecture]:
   masked = BertForMaskedLM if prefix == "bert" else RobertaForMaskedLM
+  may_lack = ("bert.pooler.dense",) if prefix == "bert" else ()  # which is saved without heads, and by this class alone
   return {
     f"{name}Model": Architecture(BertModel, ENCODER),
     f"{name}ForSequenceClassification": Architecture(
-      BertForSequenceClassification, TEXT_CLASSIFICATION, prefix, ("classifier",)
+      BertForSequenceClassification, TEXT_CLASSIFICATION, prefix, ("classifier",), may_lack=may_lack
     ),
     f"{name}ForTokenClassification": Architecture(
       BertForTokenClassification, TOKEN_CLASSIFICATION, prefix, ("classifier",)

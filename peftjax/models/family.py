@@ -50,6 +50,7 @@ class Architecture:
     head: dotted prefixes of the leaves that a new task needs.
     reads: which of the family's inputs; () for all of them.
     stacks: config -> {dotted path: layers}, where the class has others than its family says.
+    may_lack: dotted prefixes of leaves that other classes of the family save none of: part of the head, then.
   """
 
   build: Callable[[Any, Runtime], nn.Module]
@@ -58,6 +59,7 @@ class Architecture:
   head: tuple[str, ...] = ()
   reads: tuple[str, ...] = ()
   stacks: Callable[[Any], dict[str, int]] | None = None
+  may_lack: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -189,6 +189,27 @@ def is_tied(folder: str | Path, family: Family, shapes: masks.Tree, stacks: Mapp
   return not {table, output} <= keys or _are_equal(checkpoint, table, output)
 
 
+def as_saved(folder: str | Path, family: Family) -> Family:
+  """The family, with leaves that a model folder lacks, and may lack, among those that a new task needs.
+
+  A BERT that was saved as a masked language model has no pooler, which a classifier reads: transformers draws one.
+  """
+  possible = {prefix for one in family.architectures.values() for prefix in one.may_lack}
+  try:
+    keys = open_checkpoint(weight_files(folder)).keys() if possible else ()
+  except UserError:  # said where they are read
+    return family
+  endings = {prefix: checkpoint_key(family, f"{prefix}.kernel").partition(".")[2] for prefix in possible}
+  lacking = {prefix for prefix, ending in endings.items() if not any(f".{key}".endswith(f".{ending}") for key in keys)}
+  if not lacking:
+    return family
+  architectures = {
+    name: dataclasses.replace(one, head=(*one.head, *(prefix for prefix in one.may_lack if prefix in lacking)))
+    for name, one in family.architectures.items()
+  }
+  return dataclasses.replace(family, architectures=architectures)
+
+
 def _are_equal(checkpoint: Tensors, key: str, other: str) -> bool:
   if checkpoint.shape(key) != checkpoint.shape(other):
     return False

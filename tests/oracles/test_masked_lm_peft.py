@@ -14,6 +14,7 @@ import transformers
 
 import peftjax
 from peftjax import UserError
+from peftjax.loading import described
 from peftjax.methods import LoRA, TrainableTokens
 from tests.oracles import tiny
 from tests.oracles.decoders import random_model
@@ -119,3 +120,26 @@ def test_rows_of_a_tied_table_beside_an_adapter_on_its_output_layer_are_refused(
   methods = (LoRA(rank=2, targets=("lm_head",)), TrainableTokens(token_indices=(5, 7)))
   with pytest.raises(UserError, match=says):
     peftjax.load(base).add(methods, jax.random.key(1)).save_adapter(tmp_path / "ours")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("base", BASES)
+def test_a_classifier_over_what_was_a_masked_language_model(base: str, tmp_path: Path) -> None:
+  """Which has no pooler in BERT: it is drawn as part of the head, trains, and goes with the adapter."""
+  more: dict[str, Any] = {"task": "text_classification", "num_labels": 3}
+  added = peftjax.load(folder_of(base), **more).add(LoRA(rank=2, targets=("query",)), jax.random.key(1))
+  assert added.head == (("classifier", "bert.pooler.dense") if base == "bert" else ("classifier",))
+  assert described(folder_of(base), **more).head == added.head
+  ours = randomised(added)
+  ours.save_adapter(tmp_path / "adapter")
+  class_ = getattr(transformers, BASES[base].replace("MaskedLM", "SequenceClassification"))
+  theirs = peft.PeftModel.from_pretrained(
+    class_.from_pretrained(folder_of(base), num_labels=3), tmp_path / "adapter"
+  ).eval()
+  close(torch_logits(theirs), logits(ours))
+  close(logits(peftjax.load(folder_of(base), adapter=tmp_path / "adapter")), logits(ours))
+  merged = ours.merge()
+  merged.save(tmp_path / "merged")
+  again = peftjax.load(tmp_path / "merged")
+  assert again.head == ("classifier",)
+  close(logits(again), logits(ours))
