@@ -14,13 +14,13 @@ must be the ones that were saved, byte by byte, and a restored array must have t
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import itertools
 import json
 import logging
-import sys
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from peftjax.errors import UserError, nearest
 from peftjax.masks import Tree, flatten, unflatten
 from peftjax.optim import LENGTHS
 from peftjax.train import manifest
+from peftjax.train.background_writes import end_together
 from peftjax.train.faults import first_line, is_passing
 from peftjax.train.fingerprint import fingerprints
 from peftjax.train.state import TrainState
@@ -77,15 +78,14 @@ class Checkpoints:
 
   def __init__(self, folder: Path, keep: int = 2, reads: bool = False):
     self.folder = folder.resolve()
-    for name in ("absl", "asyncio"):
-      logging.getLogger(name).addFilter(_not_of_orbax)
-    if not isinstance(sys.unraisablehook, _Unraisable):
-      sys.unraisablehook = _Unraisable(sys.unraisablehook)
+    logging.getLogger("absl").addFilter(_not_of_orbax)
+    end_together()
     self._staying = _NewestAndBest(keep)
     writes: dict[str, Any] = {"preservation_policy": self._staying, "cleanup_tmp_directories": True, "create": True}
     options = ocp.CheckpointManagerOptions(
       enable_background_delete=False,
       temporary_path_class=manifest.WithManifest,
+      async_options=ocp.AsyncOptions(create_directories_asynchronously=False),  # and tells at once which cannot be
       **({"read_only": True, "create": False, "save_interval_steps": 0} if reads else writes),
     )
     try:
@@ -129,10 +129,10 @@ class Checkpoints:
       base: what the frozen leaves were loaded from.
 
     Raises:
-      OSError: no folder can be made in that of the checkpoints.
+      OSError: the folder of the checkpoints is gone, or none can be made in it.
     """
-    if jax.process_index() == 0:  # Orbax would wait for minutes for a folder that its own thread could not make
-      tempfile.TemporaryDirectory(prefix=".", dir=self.folder).cleanup()
+    if jax.process_index() == 0 and not self.folder.is_dir():  # Orbax would make it anew
+      raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.folder))
     trainable, training, average = _as_items(state)
     arrays = trainable | training | average
     meta = {"position": position, "base": dataclasses.asdict(base), "arrays": _describe(arrays)}
@@ -366,19 +366,5 @@ def _check_arrays(recorded: Mapping[str, Any], expected: Mapping[str, Any]) -> N
 
 def _not_of_orbax(record: logging.LogRecord) -> bool:
   """Whether a message is to be shown: Orbax's threads log an error's traceback before the error itself is raised, and
-  asyncio those of the other writes that failed; and Orbax warns of every folder that is opened to be read."""
-  if record.name == "asyncio":
-    return not (record.levelno >= logging.ERROR and "/orbax/" in record.getMessage())
+  it warns of every folder that is opened to be read."""
   return "/orbax/" not in record.pathname
-
-
-@dataclasses.dataclass(frozen=True)
-class _Unraisable:
-  """Shows what threads could not raise as `before` does, but for what TensorStore's have to say of writes that ended
-  after another one's failure had closed the loop they belong to."""
-
-  before: Callable[[sys.UnraisableHookArgs], Any]
-
-  def __call__(self, told: sys.UnraisableHookArgs) -> None:
-    if told.object is not None or str(told.exc_value) != "Event loop is closed":
-      self.before(told)

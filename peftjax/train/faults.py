@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 
 from peftjax.errors import UserError
 
-_SIGNS = ("no space left", "disk quota", "file too large", "read-only file system", "permission denied", "no such file",
-          "input/output error", "stale file handle", "resource_exhausted", "too many open files", "not a directory",
-          "transport endpoint")  # fmt: skip
-
+log = logging.getLogger(__name__)
+_GONE = "a file that was being written is gone"
+_SIGNS = {
+  **{
+    one: one
+    for one in ("no space left", "disk quota", "file too large", "read-only file system", "permission denied",
+                "no such file", "input/output error", "stale file handle", "too many open files", "not a directory",
+                "transport endpoint")
+  },
+  "resource_exhausted": "no space left",  # the status of TensorStore; what the system says often stands beside it
+  "permission_denied": "permission denied",
+  "not_found": _GONE,
+  "no arraymetadata found": _GONE,
+}  # fmt: skip
 
 _PASSING = ("too many open files", "cannot allocate memory", "stale file handle", "transport endpoint", "timed out",
             "temporarily unavailable")  # fmt: skip
@@ -29,7 +40,8 @@ def first_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def faults_as_one_line(what: str, steps: Callable[[], list[int]]) -> Iterator[None]:
-  """A fault of the machine in the block becomes one line that names the checkpoint that stays.
+  """A fault of the machine in the block becomes one line that names the checkpoint that stays; where it happened is
+  logged for those who debug.
 
   Args:
     what: what was being done.
@@ -46,7 +58,8 @@ def faults_as_one_line(what: str, steps: Callable[[], list[int]]) -> Iterator[No
     sign = next((one for one in _SIGNS if one in str(error).lower()), "")
     if not isinstance(error, OSError) and not sign:
       raise
-    reason = getattr(error, "strerror", None) or sign or str(error).strip().splitlines()[0]
+    log.debug("%s failed", what, exc_info=True)
+    reason = getattr(error, "strerror", None) or _SIGNS.get(sign) or str(error).strip().splitlines()[0]
     where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
     saved = steps()
     stays = f"the checkpoint of step {saved[-1]} is whole" if saved else "there is no checkpoint yet"

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import gc
 import json
+import sys
+import threading
 import types
 from pathlib import Path
 
@@ -161,6 +164,22 @@ def write_data(path: Path, rows: int = 60, seed: int = 0) -> Path:
       words = [*random.choice(PLAIN, random.integers(1, 9)), *random.choice(GOOD if good else BAD, 2)]
       writer.writerow([f"{' '.join(random.permutation(words))} {index}", "good" if good else "bad"])
   return path
+
+
+@pytest.fixture
+def printed(caplog, monkeypatch, recwarn):
+  """The faults that threads, futures and coroutines that were thrown away have printed by now."""
+  told: list = []
+  for hook in (sys, "unraisablehook"), (threading, "excepthook"):
+    monkeypatch.setattr(*hook, told.append)
+
+  def found() -> list:
+    gc.collect()
+    late = [str(one.message) for one in recwarn if "never awaited" in str(one.message)]
+    logged = [one.getMessage() for one in caplog.records if one.exc_info or one.name == "asyncio"]
+    return told + logged + late
+
+  return found
 
 
 @pytest.fixture(scope="session")

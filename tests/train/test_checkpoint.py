@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import gc
-import sys
-import types
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-import tensorstore
 
 from peftjax import masks
 from peftjax.errors import UserError
@@ -169,49 +163,3 @@ def test_a_wrong_value_is_found_by_its_fingerprint(tiny, tmp_path, monkeypatch):
   monkeypatch.setattr(module, "fingerprints", real)
   with Checkpoints(tmp_path / "c") as checkpoints, pytest.raises(UserError, match="all checkpoints are damaged"):
     checkpoints.restore(state, BASE)
-
-
-@pytest.mark.parametrize(("where", "shown"), [("/lib/orbax/serialization.py", False), ("/lib/mine.py", True)])
-def test_other_writes_that_failed_with_one_leave_no_traceback(tmp_path, caplog, where, shown):
-  """As on a full disk: the first failure is told by the run, and asyncio would log each of the others."""
-  scope: dict = {}
-  exec(compile("async def write():\n  raise ValueError('no space left')", where, "exec"), scope)
-
-  async def fail() -> None:
-    task = asyncio.ensure_future(scope["write"]())
-    await asyncio.sleep(0)
-    del task
-
-  with Checkpoints(tmp_path):
-    asyncio.run(fail())
-  gc.collect()
-  assert ("never retrieved" in caplog.text) == shown
-
-
-def test_writes_that_end_after_a_failed_save_leave_no_traceback(tmp_path, monkeypatch):
-  """As on a full disk: TensorStore's threads find the loop of the save closed. Other faults of threads are shown."""
-  told: list = []
-  monkeypatch.setattr(sys, "unraisablehook", told.append)
-
-  def end_too_late() -> None:
-    promise, write = tensorstore.Promise.new()
-
-    async def wait() -> None:
-      await write
-
-    async def save() -> None:
-      tasks.append(asyncio.ensure_future(wait()))
-      await asyncio.sleep(0)
-
-    loop, tasks = asyncio.new_event_loop(), []
-    loop.run_until_complete(save())
-    loop.close()
-    promise.set_result(1)
-
-  end_too_late()
-  assert [str(one.exc_value) for one in told] == ["Event loop is closed"]
-  with Checkpoints(tmp_path):
-    end_too_late()
-  assert len(told) == 1
-  sys.unraisablehook(types.SimpleNamespace(object=None, exc_value=ValueError("else")))
-  assert str(told[1].exc_value) == "else"

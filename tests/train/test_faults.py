@@ -93,6 +93,9 @@ except UserError as error:
       r"reading the data: No such file or directory \(gone\.csv\); there is no checkpoint yet",
     ),
     ("saving", [4, 8], ValueError("No space left on device [3]"), "saving: no space left; the checkpoint of step 8 is"),
+    ("saving", [], ValueError("RESOURCE_EXHAUSTED: Error writing"), "saving: no space left; there is no"),
+    ("saving", [], ValueError("NOT_FOUND: Error reading"), "saving: a file that was being written is gone;"),
+    ("saving", [4], ValueError("No ArrayMetadata found for"), "saving: a file that was being written is gone;"),
   ],
 )
 def test_a_fault_is_one_line(what, steps, error, line):

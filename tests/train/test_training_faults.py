@@ -120,7 +120,7 @@ FULL = [  # what is written; function, which of its calls; the line; the checkpo
 
 
 @pytest.mark.parametrize(("place", "call", "line", "saved"), [one[1:] for one in FULL], ids=[one[0] for one in FULL])
-def test_a_full_disk(config, tmp_path, whole, happens, capsys, place, call, line, saved):
+def test_a_full_disk(config, tmp_path, whole, happens, capsys, printed, place, call, line, saved):
   module, _, path = place.partition(":")
   holder = importlib.import_module(f"peftjax.train.{module}")
   *outer, name = path.split(".")
@@ -141,7 +141,7 @@ def test_a_full_disk(config, tmp_path, whole, happens, capsys, place, call, line
   with limits, pytest.raises(UserError) as caught:
     loop.train(config, folder)
   assert re.search(line, str(caught.value)) and "\n" not in str(caught.value)
-  assert "Traceback" not in capsys.readouterr().err
+  assert "Traceback" not in capsys.readouterr().err and printed() == []
   kept = [int(one.name) for one in (folder / "checkpoints").glob("*") if one.name.isdigit()]
   assert kept == ([] if saved is None else [saved])
   assert not (folder / "summary.json").exists()
@@ -149,7 +149,7 @@ def test_a_full_disk(config, tmp_path, whole, happens, capsys, place, call, line
   check_goes_on(config, folder, whole)
 
 
-def test_a_disk_that_is_really_full(config, tmp_path, whole, capsys):
+def test_a_disk_that_is_really_full(config, tmp_path, whole, capsys, printed):
   """A file system of 200 KiB, where one can be mounted."""
   small = tmp_path / "small"
   small.mkdir()
@@ -163,7 +163,7 @@ def test_a_disk_that_is_really_full(config, tmp_path, whole, capsys):
     config.train.tensorboard = False
     with pytest.raises(UserError, match=r"no space left|No space left"):
       loop.train(config, small / "run")
-    assert "Traceback" not in capsys.readouterr().err
+    assert "Traceback" not in capsys.readouterr().err and printed() == []
     (small / "letter").unlink()
     subprocess.run(["mount", "-o", "remount,size=8m", small], check=True)
     loop.train(config, small / "run")
@@ -246,7 +246,7 @@ def test_a_second_ctrl_c_ends_at_once(config, tmp_path, whole, happens, capsys):
 # The folder, the clock, other processes ---------------------------------------------------------------------------
 
 
-def test_the_folder_is_removed_while_the_run_goes_on(config, tmp_path, whole, happens):
+def test_the_folder_is_removed_while_the_run_goes_on(config, tmp_path, whole, happens, printed):
   folder = tmp_path / "run"
 
   def remove():
@@ -257,7 +257,7 @@ def test_the_folder_is_removed_while_the_run_goes_on(config, tmp_path, whole, ha
   before_step(happens, 3, remove)
   with pytest.raises(UserError, match=r"saving: No such file or directory .*; there is no checkpoint yet") as caught:
     loop.train(config, folder)
-  assert "\n" not in str(caught.value)
+  assert "\n" not in str(caught.value) and printed() == []
   happens.undo()
   check_goes_on(config, folder, whole)
 
