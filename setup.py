@@ -82,6 +82,7 @@ setup(
     "molecules": ["rdkit>=2025.3"],  # only to prepare packaged:molecules
     "hub": ["huggingface_hub>=0.30"],
     "tpu": ["libtpu>=0.0.24"],
+    "cuda": ["jax[cuda12]"],
     "eval": ["lm_eval>=0.4.8"],
     "serve": ["starlette>=0.45", "uvicorn>=0.34"],
     "mlflow": ["mlflow-skinny>=3"],

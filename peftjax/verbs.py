@@ -90,7 +90,7 @@ VERBS: dict[str, Verb] = {
   ),
   "plan": Verb(
     "what the train step needs on every device, compiled ahead of time",
-    {"topology": "a slice such as v5e:4x4; this machine without"},
+    {"topology": "a slice such as v5e:4x4, a card such as t4 or h100-80gb:8; this machine without"},
     switches={
       "search": "if it does not fit, try what would make it fit",
       "arguments": "leaves, optimizer and batch alone, from shapes, in seconds; nothing is compiled",

@@ -180,7 +180,7 @@ FIELDS: dict[str, Field] = {
   "hosts.processes": Field(1, "their number", least=1, most=2**20),
   "hosts.process": Field(-1, "this one's number; -1: PEFTJAX_PROCESS", least=0, most=2**20, also=(-1,)),
   # What `guide` is told; 0 and "" say nothing
-  "guide.topology": Field("", "a slice such as v5e:4x4; this machine without"),
+  "guide.topology": Field("", "a slice such as v5e:4x4, a card such as t4 or h100-80gb:8; this machine without"),
   "guide.devices": Field(0, "their number", least=0, most=2**20),
   "guide.device_gib": Field(0.0, "memory of one", least=0),
   "guide.examples": Field(0, "for training", least=0, most=2**53),

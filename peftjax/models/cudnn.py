@@ -1,10 +1,10 @@
 """Attention on CUDA devices by cuDNN's fused kernel, which holds no weights and takes grouped heads as they are.
 
-What it takes, and what falls back to the other backends (`reason`): it computes in bfloat16 or float16, with heads of
-at most 256 numbers (128 before Hopper) in steps of 8, and neither drops nor caps weights. Masks of any kind are given
-to it as a bias: padding on either side, segments, windows. Where the caller says that no token sees a later one, the
-blocks above the diagonal are skipped as well. Its rule for `jax.vmap` takes no bias that all heads share, so programs
-of many runs at once (`placement.mapped`) compute masked attention without it.
+What it takes, and what falls back to the other backends (`reason`): it computes on Ampere and what came later, in
+bfloat16 or float16, with heads of at most 256 numbers (128 before Hopper) in steps of 8, and neither drops nor caps
+weights. Masks of any kind are given to it as a bias: padding on either side, segments, windows. Where the caller says
+that no token sees a later one, the blocks above the diagonal are skipped as well. Its rule for `jax.vmap` takes no bias
+that all heads share, so programs of many runs at once (`placement.mapped`) compute masked attention without it.
 
 Shapes are in the names: B batch, L query length, S key length, H query heads, K key heads, D head size.
 """
@@ -33,6 +33,8 @@ def reason(
   size, length, slots = q_BxLxHxD.shape[-1], q_BxLxHxD.shape[1], k_BxSxKxD.shape[1]
   if not _has_cuda(current().platform):
     return "the device is not a CUDA device"
+  if _capability() < 8.0:
+    return f"the kernel is there from Ampere on (compute capability 8.0), and the device has {_capability()}"
   if q_BxLxHxD.dtype not in _DTYPES or k_BxSxKxD.dtype != q_BxLxHxD.dtype:
     return f"it computes in bfloat16 or float16, not {q_BxLxHxD.dtype}"
   largest = 256 if _capability() >= 9.0 else 128

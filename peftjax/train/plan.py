@@ -1,4 +1,4 @@
-"""`peftjax plan`: the exact train step compiled ahead of time, for a slice that is not here or for this machine.
+"""`peftjax plan`: the exact train step compiled ahead of time, for devices that are not here or for this machine.
 
 The model, the optimizer and the mesh are made as `train` makes them, but of shapes; the step is lowered and compiled as
 `train` compiles it. So what is reported is what the compiler will ask for on every device.
@@ -23,6 +23,7 @@ from rich.table import Table
 from peftjax import masks, memory
 from peftjax.errors import UserError
 from peftjax.parallel import mesh as mesh_lib
+from peftjax.parallel.cards import CARDS
 from peftjax.parallel.topology import limit_bytes, topology_devices
 from peftjax.train import assemble
 from peftjax.train import run as run_lib
@@ -32,6 +33,7 @@ _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "col
 # What the compiler for TPUs says where a program does not fit: "Used 22.99G of 15.75G hbm", in an early pass "the total
 # memory required for HLO temporaries (22.99G) exceeds", which arguments are counted in.
 _OVERFULL = re.compile(r"(?:Used |memory required for [^()]*\()([\d.]+)([KMGT]?)(?: of [\d.]+[KMGT]? hbm|\) exceeds)")
+_CARD = "what cuDNN's kernels need beside is not counted; where a card has its fused attention, attention needs less"
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -41,7 +43,7 @@ def plan(config: ConfigDict, topology: str = "", search: bool = False, arguments
   Args:
     config: as for `train`; `model.path` may hold a config.json alone. A batch is `train.batch_size` rows of the
       greatest length that the input gives.
-    topology: a slice such as "v5e:4x4"; empty: this machine's devices.
+    topology: a slice such as "v5e:4x4", or a card such as "t4"; empty: this machine's devices.
     arguments: the arguments alone, from shapes; nothing is compiled, and `fits` is False only where they do not fit.
     search: if it does not fit, tries changes that save memory, one on top of the other, until it does.
 
@@ -108,6 +110,7 @@ def compiled_for(config: ConfigDict, devices: list[Any], arguments: bool = False
     "batch": batch,
   }
   by_kind = {kind: device_bytes(tree) for kind, tree in kinds.items()}
+  card = mesh.devices.flat[0].device_kind in CARDS
   found = {
     "arguments_by_kind": by_kind,
     "limit_bytes": limit_bytes(mesh.devices.flat[0]),
@@ -116,7 +119,7 @@ def compiled_for(config: ConfigDict, devices: list[Any], arguments: bool = False
     "mesh": dict(mesh.shape),
     "method": str(config.method.name),
     "largest_replicated": largest_replicated((state, frozen), mesh),
-    "notes": [*setting.notes, *program.layout.notes(model.params), *_uneven_note(config, uneven)],
+    "notes": [*setting.notes, *program.layout.notes(model.params), *_uneven_note(config, uneven), *([_CARD] * card)],
   }
   if arguments:
     held = sum(by_kind.values())

@@ -50,6 +50,13 @@ def test_what_the_fused_kernel_takes(monkeypatch, case, words):
   assert words in found if words else found == ""
 
 
+def test_the_fused_kernel_is_not_there_before_ampere(monkeypatch):
+  """JAX raises where it is asked for on a T4 or V100."""
+  monkeypatch.setattr(cudnn, "_has_cuda", lambda platform: True)
+  monkeypatch.setattr(cudnn, "_capability", lambda: 7.5)
+  assert "from Ampere on" in reason(heads(), heads(count=2))
+
+
 def test_the_default_device_decides_where_no_placement_is_set():
   with jax.default_device(jax.devices("cpu")[0]):
     assert current().platform == "cpu"
