@@ -75,7 +75,8 @@ def plan_of(folder: Path, sampler: str = "", steps: int = 50, guidance_scale: fl
   Raises:
     UserError: a component or a file is missing; as `samplers.of_pipeline` and `Plan`.
   """
-  return Plan(of_pipeline(folder, sampler), Latents.of(folder), steps, guidance_scale, side or Pipeline(folder).side)
+  latents = Latents.of(folder)
+  return Plan(of_pipeline(folder, sampler), latents, steps, guidance_scale, side or Pipeline(folder).side)
 
 
 def make_sampling(forward: ModelForward, plan: Plan) -> Callable[..., jax.Array]:

@@ -51,7 +51,7 @@ def written(
     UserError: the folder is not one to write to, or it cannot be written.
   """
   folder = Path(folder).expanduser()
-  _check(folder, names, overwrite, base, clashes or {})
+  check(folder, names, overwrite, base, clashes)
   try:
     temporary = (folder if folder.exists() else folder.parent) / f".peftjax-{secrets.token_hex(4)}"
     temporary.mkdir(parents=True)
@@ -104,7 +104,15 @@ def size_of(folder: str | Path, kind: str) -> int:
   return sum((Path(folder) / name).stat().st_size for name, entry in entries if entry["kind"] == kind)
 
 
-def _check(folder: Path, names: Sequence[str], overwrite: bool, base: Path | None, clashes: Mapping[str, str]) -> None:
+def check(
+  folder: str | Path,
+  names: Sequence[str],
+  overwrite: bool = False,
+  base: Path | None = None,
+  clashes: Mapping[str, str] | None = None,
+) -> None:
+  """Raises a `UserError` where `written` would, so that long work does not begin in vain."""
+  folder, clashes = Path(folder).expanduser(), clashes or {}
   if folder.exists() and not folder.is_dir():
     raise UserError(f"{folder} is a file; choose a folder")
   for name, reason in clashes.items():

@@ -20,7 +20,7 @@ from peftjax.image_sheets import sheet
 from peftjax.kinds import whole_of_text
 from peftjax.loading import folder_of, load
 from peftjax.model import Model
-from peftjax.outputs import written
+from peftjax.outputs import check, written
 
 TABLE, SHEET = "metadata.csv", "sheet.png"
 _SHOWN = 64  # pictures in the sheet
@@ -54,14 +54,16 @@ def from_flags(flags: Any, trained: tuple[Model, str] | None = None) -> dict[str
     raise UserError("sample --prompt is empty; several prompts are divided by |")
   texts = [prompt for prompt in prompts for _ in range(count)]
   seeds = [(seed + number) % 2**32 for _ in prompts for number in range(count)]
+  names = [f"{place:05}.png" for place in range(len(texts))]
+  files = [*names, TABLE, SHEET]
+  check(flags.out, files, flags.overwrite)
   pictures = _sampled(model, plan, folder, texts, seeds, flags.negative, min(batch, len(texts)))
   shown = [place for place in range(len(texts)) if place % count < max(1, _SHOWN // len(prompts))]
   before = None
   if flags.before:
     own, numbers = [texts[place] for place in shown], [seeds[place] for place in shown]
     before = _sampled(base, plan, folder, own, numbers, flags.negative, min(batch, len(own)))
-  names = [f"{place:05}.png" for place in range(len(texts))]
-  with written(flags.out, [*names, TABLE, SHEET], "pictures", overwrite=flags.overwrite) as temporary:
+  with written(flags.out, files, "pictures", overwrite=flags.overwrite) as temporary:
     for name, picture in zip(names, pictures, strict=True):
       Image.fromarray(picture).save(temporary / name, "PNG")
     (temporary / TABLE).write_text(_table(names, texts, seeds), encoding="utf-8")
@@ -88,7 +90,9 @@ def with_adapters(base: Model, spec: str) -> Model:
     try:
       weights.append(float(weight))
     except ValueError:
-      raise UserError(f"sample --adapter={one!r}: expected FOLDER or FOLDER=WEIGHT") from None
+      path = ""
+    if not path:
+      raise UserError(f"sample --adapter={one!r}: expected FOLDER or FOLDER=WEIGHT")
     bank = bank.add(path, _one_adapter(base, path))
   return bank.use(*bank.names, weights=weights if any(one != 1.0 for one in weights) else ())
 

@@ -8,6 +8,7 @@ put(other, adapter)                # UserError: another model
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -112,6 +113,20 @@ def disabled(model: Model) -> Model:
   return dataclasses.replace(model, params=masks.unflatten(flat), bound=())
 
 
+def checked_weights(weights: Sequence[float], count: int) -> tuple[float, ...]:
+  """A factor for each of `count` adapters; of none, 1 for each.
+
+  Raises:
+    UserError: there are more or fewer, or one is not finite.
+  """
+  found = tuple(float(one) for one in weights) or (1.0,) * count
+  if len(found) != count:
+    raise UserError(f"{len(found)} weights for {count} adapters; expected one each")
+  if odd := [one for one in found if not math.isfinite(one)]:
+    raise UserError(f"an adapter's weight is {odd[0]}; expected a finite number")
+  return found
+
+
 def scaled(model: Model, factor: float) -> Model:
   """The model with what its methods change multiplied by `factor`, on top of earlier factors: 0 is the base.
 
@@ -119,8 +134,9 @@ def scaled(model: Model, factor: float) -> Model:
   the factor on its change of the weights.
 
   Raises:
-    UserError: a method adds tokens, keys or values, which no factor can go on.
+    UserError: a method adds tokens, keys or values, which no factor can go on; the factor is not finite.
   """
+  (factor,) = checked_weights((factor,), 1)
   seen: dict[tuple[str, ...], Method] = {}
   for one in model.bound:
     check_scalable(one.method)

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from peftjax import masks
 from peftjax.adapters import arithmetic, lora_form
 from peftjax.adapters.abilities import check
-from peftjax.adapters.adapter import Adapter, alike, check_one_base, take
+from peftjax.adapters.adapter import Adapter, alike, check_one_base, checked_weights, take
 from peftjax.adapters.converting import from_deltas
 from peftjax.adapters.merging import acts_on_one_use, deltas
 from peftjax.errors import UserError, nearest
@@ -74,8 +74,10 @@ def combine(
     UserError: the models have different bases, ranks that a kind cannot combine, or a method without a change of
       weights; a setting is out of range.
   """
-  weights = tuple(float(one) for one in weights) or (1.0,) * len(models)
-  _check(models, weights, how, density, majority_sign, into)
+  if not models:
+    raise UserError("no adapters to combine; expected at least one")
+  weights = checked_weights(weights, len(models))
+  _check(models, how, density, majority_sign, into)
   models = alike(models)
   base = _with_along(check_one_base(models), models, along)
   key = jax.random.key(0) if key is None else key
@@ -92,11 +94,7 @@ def combine(
   return lora_form.filled(base, factors, ensure_weight_tying=tying)
 
 
-def _check(
-  models: Sequence[Model], weights: Sequence[float], how: str, density: float | None, sign: str, into: str
-) -> None:
-  if not models or len(models) != len(weights):
-    raise UserError(f"{len(weights)} weights for {len(models)} adapters; expected one each, and at least one")
+def _check(models: Sequence[Model], how: str, density: float | None, sign: str, into: str) -> None:
   if how not in (*ON_FACTORS, *ON_WEIGHTS):
     raise UserError(f"how: unknown {how!r}; {nearest(how, (*ON_FACTORS, *ON_WEIGHTS))}")
   if sign not in arithmetic.SIGNS:

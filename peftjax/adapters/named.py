@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from peftjax.adapters.adapter import Adapter, put, scaled, take
+from peftjax.adapters.adapter import Adapter, checked_weights, put, scaled, take
 from peftjax.adapters.combining import combine
 from peftjax.adapters.stacking import mixed, summed
 from peftjax.errors import UserError, nearest
@@ -99,7 +99,7 @@ class Bank:
       return self.base
     if len(chosen) == 1:
       model = put(self.base, chosen[0])
-      return scaled(model, weights[0]) if weights else model
+      return scaled(model, *checked_weights(weights, 1)) if weights else model
     if along and along not in names:
       raise UserError(f"along: {along!r} is not among the adapters in use; {nearest(along, names)}")
     return summed(self.base, chosen, weights, names.index(along) if along else None)

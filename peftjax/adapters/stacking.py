@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from peftjax import masks
 from peftjax.adapters import lora_form
 from peftjax.adapters.abilities import check
-from peftjax.adapters.adapter import Adapter, put
+from peftjax.adapters.adapter import Adapter, checked_weights, put
 from peftjax.adapters.own import LEAVES, PREFIX, Own
 from peftjax.errors import UserError
 from peftjax.methods.actors import changes_input
@@ -70,9 +70,7 @@ def summed(base: Model, adapters: Sequence[Adapter], weights: Sequence[float] = 
   Raises:
     UserError: as `mixed`; a method that changes what modules get has nothing to sum.
   """
-  weights = tuple(float(one) for one in weights) or (1.0,) * len(adapters)
-  if len(weights) != len(adapters):
-    raise UserError(f"{len(weights)} weights for {len(adapters)} adapters; expected one each")
+  weights = checked_weights(weights, len(adapters))
   for method in (method for adapter in adapters for method in adapter.methods):
     if changes_input(method):
       raise UserError(f"{method.name} cannot be summed: it changes what modules get, not only what they give")

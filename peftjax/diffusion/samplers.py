@@ -266,9 +266,11 @@ def of_pipeline(folder: Path, name: str = "") -> Sampler:
     UserError: as `read_config` and `Sampler.of`; model_index.json names another class than the scheduler's file.
   """
   config, where = read_config(folder)
-  listed, said = index_of(folder).get(FOLDER), config.get("_class_name")
-  if not name and isinstance(listed, list) and len(listed) == 2 and listed[1] and listed[1] != said:
-    raise UserError(f"{folder / INDEX} names the scheduler {shown(listed[1])}, and {FOLDER}/{FILE} {shown(said)}; "
+  listed = index_of(folder).get(FOLDER)
+  kind = listed[1] if isinstance(listed, list) and len(listed) == 2 else None
+  config = {"_class_name": kind, **config} if isinstance(kind, str) else config
+  if not name and kind and kind != (said := config.get("_class_name")):
+    raise UserError(f"{folder / INDEX} names the scheduler {shown(kind)}, and {FOLDER}/{FILE} {shown(said)}; "
                     f"name one of {', '.join(NAMES)}")  # fmt: skip
   found = Sampler.of(config, name, where)
   return dataclasses.replace(found, steps_offset=1, clip=None) if runs_as_stable_diffusion(folder) else found

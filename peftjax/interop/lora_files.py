@@ -23,7 +23,7 @@ from peftjax.composite import components
 from peftjax.errors import UserError, nearest
 from peftjax.files import parse_json
 from peftjax.interop import peft
-from peftjax.kinds import FLAG, SETTINGS, mapping_of, number, value_of, whole
+from peftjax.kinds import FLAG, SETTINGS, mapping_of, number, shown, value_of, whole
 from peftjax.methods.lora import LoRA
 from peftjax.models.tensor_files import Checkpoint, write_tensors
 from peftjax.sites import Site
@@ -59,6 +59,10 @@ _FIELDS = {
   "rank_pattern": ("rank_pattern", mapping_of(_RANK)),
   "alpha_pattern": ("alpha_pattern", mapping_of(number())),
 }
+# Those with which PEFT computes more than the factors, and initialisations that change the base's weights.
+_MORE = ("use_dora", "lora_bias", "use_qalora", "use_bdlora", "layer_replication", "alora_invocation_tokens",
+         "arrow_config", "trainable_token_indices")  # fmt: skip
+_CHANGING = ("pissa", "olora", "corda", "loftq")
 
 
 class _Module(NamedTuple):
@@ -211,6 +215,9 @@ def _scales(file: Path) -> dict[str, LoRA]:
   for key, value in value_of(file.name, _METADATA, parse_json(text, _METADATA), SETTINGS).items():
     component, _, name = key.partition(".")
     given = by_component.setdefault(component, {})
+    if (name in _MORE and value) or (name == "init_lora_weights" and str(value).lower().startswith(_CHANGING)):
+      raise UserError(f"{_METADATA}: {key}={shown(value)}: PEFT computes more with it than the factors say; LoRA alone "
+                      "was expected")  # fmt: skip
     if name in _FIELDS and value is not None:  # null stands for the default
       field, kind = _FIELDS[name]
       given[field] = value_of(_METADATA, key, value, kind)

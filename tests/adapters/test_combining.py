@@ -143,6 +143,7 @@ def test_settings_out_of_range():
     ({"how": "ties"}, "density: ties keeps a share"),
     ({"how": "svd", "density": 0.5}, "prunes nothing"),
     ({"weights": (1.0,)}, "1 weights for 2"),
+    ({"weights": (1.0, float("nan"))}, "weight is nan"),
     ({"how": "cat", "into": "base"}, "expected lora"),
     ({"majority_sign": "most"}, "majority_sign"),
     ({"rank": 21}, "rank 21 exceeds the 20"),

@@ -197,6 +197,8 @@ def test_files_that_do_not_fit_are_one_line(change, said, tmp_path):
     ({"unet.r": 2, "unet.rank_pattern": 5}, "unet.rank_pattern=5: expected an object"),
     ({"unet.r": 2, "unet.alpha_pattern": {"conv_in": "x"}}, "expected an object, each value a finite number"),
     ({"unet.r": 2, "unet.use_rslora": "no"}, 'unet.use_rslora="no": expected true or false'),
+    ({"unet.r": 2, "unet.use_dora": True}, "unet.use_dora=true: PEFT computes more with it than the factors say"),
+    ({"unet.r": 2, "unet.init_lora_weights": "pissa_niter_4"}, 'init_lora_weights="pissa_niter_4": PEFT computes more'),
   ],
 )
 def test_metadata_that_do_not_fit_are_one_line(told, said, tmp_path):

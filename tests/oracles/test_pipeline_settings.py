@@ -61,6 +61,7 @@ def test_the_index_and_the_file_name_one_scheduler(changed):
   with pytest.raises(UserError, match='names the scheduler "DDIMScheduler", and .*_config.json "Euler'):
     of_pipeline(folder)
   assert of_pipeline(folder, "euler").kind == "EulerDiscreteScheduler"
+  assert of_pipeline(changed(SCHEDULER, _class_name=...)).kind == type(loaded(folder).scheduler).__name__
 
 
 @pytest.mark.parametrize(("version", "sample", "side"), [("0.8.1", 8, 64), ("0.9.0.dev0", 8, 8), ("0.2.2", 96, 96)])
