@@ -1,4 +1,7 @@
-"""Folders written for others to use: models, adapters, tokenizers. Nothing that was not written here is ever lost.
+"""What is written, and what is not written over. Nothing that was not written here is ever lost.
+
+Folders for others to use (models, adapters, tokenizers) are `written`, and so are a study's conclusions and a range
+test's curve. Whoever writes files one by one, as runs and plots do, asks `check_own` first.
 
 Files go beside whatever is there. One of the same name is replaced if it was written here and nobody has changed it
 since, or if `overwrite` asks for it; what was written before and belongs to the output no more is taken away.
@@ -14,7 +17,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,30 +133,55 @@ def check(
     raise UserError(f"{folder} is the folder of the base model; {how}")
   if any((folder / name).exists() for name in _RUN) or _has_checkpoints(folder):
     raise UserError(f"{folder} holds a run; {how}")
-  _check_as_written(folder, names, how)
+  check_own(folder, names, how)
 
 
-def check_as_written(folder: Path, names: Sequence[str]) -> None:
-  """Raises `UserError` if one of the files was changed since it was written here, or was not.
+def check_own(
+  folder: Path,
+  names: Iterable[str],
+  how: str = "move it, or choose another folder",
+  *,
+  whose: str = "",
+  kind: str = "",
+  is_own: Callable[[Path], bool] = lambda path: False,
+) -> None:
+  """Raises `UserError` for the first of the files that is there and may not be replaced.
 
-  A folder of which nobody listed what was written in it, as earlier versions did not in studies, passes.
+  Args:
+    names: of files, or patterns of names, such as ``samples/*.png``.
+    how: what is to be done then.
+    whose: what a file of another origin is not, such as "a run's".
+    kind: of the output; what the list says of files of other kinds is not asked.
+    is_own: whether a file that is not listed is one's own all the same, by what it holds or stands beside.
   """
-  if (folder / LIST).is_file():
-    _check_as_written(folder, names, "move it, or choose another folder")
+  entries = {name: entry for name, entry in _entries(folder).items() if kind in ("", entry["kind"])}
+  for path in _there(folder, names):
+    name = path.relative_to(folder).as_posix()
+    if name in entries:
+      if _is_as_written(folder, name, entries[name]):
+        continue
+      state = "has been changed since peftjax wrote it"
+    elif is_own(path):
+      continue
+    elif path.is_symlink() or not path.is_file():
+      state = "is no file"
+    else:
+      state = f"is no {whose}" if whose else "was not written by peftjax"
+    raise UserError(f"{path} {state}, and would be replaced; {how}")
+
+
+def _there(folder: Path, names: Iterable[str]) -> Iterator[Path]:
+  for name in names:
+    if "*" in name:
+      yield from sorted(folder.glob(name))
+    elif os.path.lexists(folder / name):
+      yield folder / name
 
 
 def of_other_origin(folder: Path, names: Sequence[str]) -> list[str]:
   """Those of the files that were not written here, or changed since."""
   entries = _entries(folder)
   return [name for name in names if not _is_as_written(folder, name, entries.get(name))]
-
-
-def _check_as_written(folder: Path, names: Sequence[str], how: str) -> None:
-  entries = _entries(folder)
-  for name in names:
-    if os.path.lexists(folder / name) and not _is_as_written(folder, name, entries.get(name)):
-      state = "has been changed since peftjax wrote it" if name in entries else "was not written by peftjax"
-      raise UserError(f"{folder / name} {state} and would be replaced; {how}")
 
 
 def _has_checkpoints(folder: Path) -> bool:

@@ -139,12 +139,32 @@ def test_what_was_written_here_is_written_again_and_what_changed_since_is_not(
   (config,) = folder.glob("*config.json") if (folder / "adapter_config.json").exists() else [folder / "config.json"]
   config.write_text('{"edited": true}')
   before = content(folder)
-  with pytest.raises(UserError, match=r"has been changed since peftjax wrote it and would be replaced"):
+  with pytest.raises(UserError, match=r"has been changed since peftjax wrote it, and would be replaced"):
     save(folder)
   assert content(folder) == before
   (folder / "mine").write_text("mine")
   save(folder, overwrite=True)
   assert content(folder) == {**first, "mine": b"mine"}
+
+
+def test_one_s_own_is_what_is_listed_of_the_kind_or_known_by_what_it_holds(tmp_path: Path) -> None:
+  with outputs.written(tmp_path, ["config.json"], "model") as folder:
+    (folder / "config.json").write_text("{}")
+  outputs.check_own(tmp_path, ["config.json", "absent", "none/*.png"])
+  outputs.check_own(tmp_path, ["config.json"], kind="model")
+  outputs.check_own(tmp_path, ["config.json"], kind="run", is_own=lambda path: path.read_text() == "{}")
+  with pytest.raises(
+    UserError, match=r"config\.json is no run's, and would be replaced; move it, or choose another fold"
+  ):
+    outputs.check_own(tmp_path, ["config.json"], kind="run", whose="run's")
+  (tmp_path / "samples").mkdir()
+  for name in ("2.png", "1.png"):
+    (tmp_path / "samples" / name).symlink_to("nowhere")
+  with pytest.raises(UserError, match=r"samples/1\.png is no file, and would be replaced; ask"):
+    outputs.check_own(tmp_path, ["samples/*.png"], "ask", whose="run's")
+  (tmp_path / "config.json").write_text("{ }")
+  with pytest.raises(UserError, match=r"config\.json has been changed since peftjax wrote it, and would be replaced"):
+    outputs.check_own(tmp_path, ["config.json"], kind="model", is_own=lambda path: True)
 
 
 def test_overwriting_replaces_names_and_deletes_nothing(base: Model, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from peftjax import outputs
 from peftjax.errors import UserError, nearest
 from peftjax.files import read_json, write_bytes
 from peftjax.train import folder as folder_lib
@@ -140,8 +141,14 @@ def plot(rows: Sequence[Row], root: str | Path, out: str | Path) -> Path:
   out, root = Path(out), Path(root)
   if out.suffix not in (".png", ".svg", ".pdf"):
     raise UserError(f"peftjax runs --plot={out}: expected a name that ends with .png, .svg or .pdf")
-  if out.exists() and not (out.is_file() and _DRAWN.encode() in out.read_bytes()):
-    raise UserError(f"peftjax runs --plot: {out} is there and is no plot of `peftjax runs`; choose another name")
+  outputs.check_own(
+    out.parent,
+    (out.name,),
+    "move it, or choose another name",
+    whose="plot of `peftjax runs`",
+    kind="plot",  # which is no part of a folder's list
+    is_own=lambda path: path.is_file() and _DRAWN.encode() in path.read_bytes(),
+  )
   runs = [row["run"] for row in rows if row["kind"] == "run"]
   curves = {name: read_rows((root / name if (root / name).is_dir() else root) / "metrics.jsonl") for name in runs}
   curves = {name: found for name, found in curves.items() if found}

@@ -132,8 +132,8 @@ def conclude(
     environment=dict(environment or page.environment()),
   )
   verdicts = claims.judge(summary, results)
-  outputs.check_as_written(workdir, folder_lib.CONCLUSIONS)
-  with outputs.written(workdir, folder_lib.CONCLUSIONS, "study", overwrite=True) as place:
+  folder_lib.check_conclusions(workdir)
+  with outputs.written(workdir, folder_lib.CONCLUSIONS, folder_lib.KIND, overwrite=True) as place:
     write_text(place / "summary.json", json.dumps(summary.to_json(), indent=2) + "\n")
     write_text(place / "claims.json", json.dumps([one.to_json() for one in verdicts], indent=2) + "\n")
     page.write(place, plain_config(config), summary, results, verdicts)

@@ -15,11 +15,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from peftjax import config as config_lib
+from peftjax import outputs
 from peftjax.errors import UserError
 from peftjax.files import read_json, write_text
 from peftjax.masks import flatten
 from peftjax.methods import METHODS
 
+KIND = "run"  # of output; a run lists none of its files
 CONFIG, SUMMARY, LOCK = "config.json", "summary.json", ".lock"
 _RUN = ("checkpoints", "metrics.jsonl", "timing.jsonl")  # what a run has, and no study
 # Names of what a run writes after its config.json
@@ -151,13 +153,11 @@ def check_same_run(folder: Path, config: ConfigDict) -> None:
   saved = folder / CONFIG
   if study := next((name for name in _STUDY if (folder / name).exists()), ""):
     raise UserError(f"{folder} holds a study ({study}), which a run would write over; choose another folder")
-  if saved.is_file() and "resolved" not in read_json(saved):
-    raise UserError(f"{saved} is no run's, and would be replaced; choose another folder")
+  outputs.check_own(folder, (CONFIG,), whose="run's", kind=KIND, is_own=_has_resolved)
   if not saved.is_file():
     if has_checkpoints(folder) or (folder / SUMMARY).is_file():
       raise UserError(f"{folder} holds a run without its config.json: nobody can tell which; choose another folder")
-    if other := next((one for name in _WRITTEN for one in sorted(folder.glob(name))), None):  # config.json comes first
-      raise UserError(f"{other} is no run's, and would be replaced; choose another folder")
+    outputs.check_own(folder, _WRITTEN, whose="run's", kind=KIND)  # of a run, config.json comes first
   if not has_checkpoints(folder) and not (folder / SUMMARY).is_file():
     return
   if changed := differing_fields(folder, config):
@@ -169,7 +169,11 @@ def is_run(folder: Path) -> bool:
   """Whether a training run, finished or not, lies in the folder."""
   if any((folder / name).exists() for name in _RUN):
     return True
-  config = folder / CONFIG
+  return _has_resolved(folder / CONFIG)
+
+
+def _has_resolved(config: Path) -> bool:
+  """Whether a file is a run's config.json."""
   return config.is_file() and "resolved" in read_json(config)
 
 

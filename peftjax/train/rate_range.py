@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from peftjax import config as config_lib
-from peftjax import optim
+from peftjax import optim, outputs
 from peftjax.data.packages import cache_folder
 from peftjax.errors import UserError
 from peftjax.files import read_json, write_bytes, write_text
@@ -42,6 +42,7 @@ KEPT = 0.9  # of the smoothed loss in every update
 ENDS = 4.0  # times the lowest smoothed loss
 SHARE = 0.1  # of the lowest point's rate
 FEWEST = 10  # updates
+FILES = TABLE, PICTURE = "range.json", "range.png"
 
 
 def rates_between(lowest: float, highest: float, updates: int) -> np.ndarray:
@@ -151,20 +152,21 @@ def find(
   found = {"rates": tried, "losses": curve.losses, "smoothed": curve.smoothed, **suggestion(tried, curve.smoothed),
            "ended": ended, "groups": rising}  # fmt: skip
   if jax.process_index() == 0:
-    folder = Path(workdir)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "range.json", json.dumps(found, indent=2) + "\n")
-    write_bytes(folder / "range.png", drawn(found))
+    _check_own(Path(workdir))  # again: the test took its time
+    with outputs.written(workdir, FILES, "range", overwrite=True) as folder:
+      write_text(folder / TABLE, json.dumps(found, indent=2) + "\n")
+      write_bytes(folder / PICTURE, drawn(found))
   return found
 
 
 def _check_own(folder: Path) -> None:
   """Raises `UserError` if what a test writes would replace files that none wrote."""
-  table, picture = folder / "range.json", folder / "range.png"
-  if table.exists() and not {"rates", "smoothed"} <= read_json(table).keys():
-    raise UserError(f"{table} is no range test's, and would be replaced; choose another folder")
-  if picture.exists() and not table.exists():
-    raise UserError(f"{picture} is no range test's, and would be replaced; choose another folder")
+  outputs.check_own(folder, FILES, whose="range test's", kind="range", is_own=lambda path: _is_curve(folder / TABLE))
+
+
+def _is_curve(table: Path) -> bool:
+  """Whether a file is a test's range.json; earlier versions listed none."""
+  return table.is_file() and {"rates", "smoothed"} <= read_json(table).keys()
 
 
 def drawn(found: dict[str, Any]) -> bytes:

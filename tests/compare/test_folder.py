@@ -32,7 +32,7 @@ def untouched(folder, message):
 )
 def test_what_others_wrote_stays(tmp_path, name, content):
   (tmp_path / name).write_text(content)
-  untouched(tmp_path, rf"{name} is no study's, and would be replaced; choose another folder")
+  untouched(tmp_path, rf"{name} is no study's, and would be replaced; move it, or choose another folder")
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_what_was_changed_since_stays(tmp_path):
     "summary.json", "claims.json", "report.html", "report.md", "report.tex",
   }  # fmt: skip
   report.write_text("<h1>mine</h1>")
-  untouched(tmp_path, r"report\.html has been changed since peftjax wrote it and would be replaced; move it")
+  untouched(tmp_path, r"report\.html has been changed since peftjax wrote it, and would be replaced; move it")
   with pytest.raises(UserError, match="has been changed"):
     conclude_again(tmp_path)
   listed.unlink()  # as studies of earlier versions, which go on
@@ -131,7 +131,7 @@ def study(tmp_path_factory):
 def test_files_of_a_run_that_no_run_wrote_stay(tmp_path, name):
   (tmp_path / name).parent.mkdir(exist_ok=True)
   (tmp_path / name).write_text("mine")
-  with pytest.raises(UserError, match=f"{name} is no run's, and would be replaced; choose another folder"):
+  with pytest.raises(UserError, match=f"{name} is no run's, and would be replaced; move it, or choose another folder"):
     check_same_run(tmp_path, config())
   write_config(tmp_path, config(), {})
   check_same_run(tmp_path, config())  # a run that was killed before its first checkpoint goes on

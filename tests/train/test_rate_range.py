@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from ml_collections import ConfigDict
 
-from peftjax import cli
+from peftjax import cli, outputs
 from peftjax.errors import UserError
 from peftjax.train import loop, rate_range
 
@@ -69,3 +69,16 @@ def test_files_of_others_stay(config, tmp_path):
     with pytest.raises(UserError, match=f"{name} is no range test's, and would be replaced"):
       rate_range.find(config, tmp_path, 1e-6, 1.0, 10)
     assert (tmp_path / name).read_text() == content
+
+
+def test_a_curve_that_was_changed_since_stays(config, tmp_path):
+  with outputs.written(tmp_path, rate_range.FILES, "range") as folder:
+    for name in rate_range.FILES:
+      (folder / name).write_text('{"rates": [], "smoothed": []}')
+  rate_range._check_own(tmp_path)
+  (tmp_path / "range.png").write_text("mine")
+  with pytest.raises(UserError, match=r"range\.png has been changed since peftjax wrote it, and would be replaced"):
+    rate_range.find(config, tmp_path, 1e-6, 1.0, 10)
+  assert (tmp_path / "range.png").read_text() == "mine"
+  (tmp_path / outputs.LIST).unlink()  # as earlier versions left them
+  rate_range._check_own(tmp_path)
