@@ -60,8 +60,12 @@ class _NewestAndBest:
   def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
     """Which of the checkpoints, oldest first, stay."""
     del context
-    oldest = len(checkpoints) - self.keep
-    return [place >= oldest or one.step == self.best for place, one in enumerate(checkpoints)]
+    return self.stay([one.step for one in checkpoints])
+
+  def stay(self, steps: Sequence[int]) -> list[bool]:
+    """Which of the checkpoints of these steps, ascending, stay."""
+    oldest = len(steps) - self.keep
+    return [place >= oldest or step == self.best for place, step in enumerate(steps)]
 
 
 class Checkpoints:
@@ -155,6 +159,14 @@ class Checkpoints:
     for later in self.steps():
       if later > step:
         self._manager.delete(later)
+
+  def drop_rest(self) -> None:
+    """Deletes what neither is among the newest nor the best: one that was the best until an evaluation after the last
+    save goes with no save any more."""
+    steps = self.steps()
+    for step, stays in zip(steps, self._staying.stay(steps), strict=True):
+      if not stays:
+        self._manager.delete(step)
 
   def reached_preemption(self, step: int) -> bool:
     """Whether any process of the run was asked to end; all processes agree on it."""

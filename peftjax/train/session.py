@@ -240,6 +240,10 @@ class Session:
       if hint := hint_of(read_rows(self.folder / "metrics.jsonl"), summary["learning_rates"]):
         self.log.say(hint)
       write_text(self.folder / folder_lib.SUMMARY, json.dumps(summary, indent=2) + "\n")
+    try:
+      self.checkpoints.drop_rest()  # only now: until there is a summary, the run may be done again from its last save
+    except OSError as error:
+      self.log.say(f"a checkpoint that is no longer the best stays in {self.folder}: {error.strerror or error}")
     return summary
 
 

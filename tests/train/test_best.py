@@ -109,6 +109,16 @@ def test_a_run_that_ends_early_and_was_interrupted(ending, tmp_path, train_in_tw
     finished.load_model(whole, checkpoint="bset")
 
 
+def test_the_last_one_is_alone_where_it_is_the_best(config, tmp_path):
+  """Its evaluation comes after the last save, which kept the one that was the best until then."""
+  config.data.buckets = ()
+  config.train.update({"steps": 4, "save_every": 2, "eval_every": 2, "keep": 1, "best": "validation/accuracy"})
+  summary = loop.train(config, tmp_path)
+  assert summary["best"]["step"] == summary["step"] == 4
+  assert [one.name for one in (tmp_path / "checkpoints").iterdir()] == ["4"]
+  assert finished.load_model(tmp_path, checkpoint="best")[1] == 4
+
+
 def test_what_is_evaluated_and_exported_is_the_average(config, tmp_path, monkeypatch):
   """The mean of the leaves after each update, as this test counts it."""
   config.train.update({"steps": 6, "ema": 0.5, "save_every": 0, "log_every": 1})

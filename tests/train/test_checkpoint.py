@@ -163,3 +163,17 @@ def test_a_wrong_value_is_found_by_its_fingerprint(tiny, tmp_path, monkeypatch):
   monkeypatch.setattr(module, "fingerprints", real)
   with Checkpoints(tmp_path / "c") as checkpoints, pytest.raises(UserError, match="all checkpoints are damaged"):
     checkpoints.restore(state, BASE)
+
+
+@pytest.mark.parametrize(("keep", "best", "stay"), [(1, 1, [1, 3]), (1, 3, [3]), (2, 3, [2, 3]), (1, 0, [3])])
+def test_what_is_no_longer_the_best_goes_without_another_save(tiny, tmp_path, keep, best, stay):
+  run = tiny()
+  with Checkpoints(tmp_path / "c", keep=keep) as checkpoints:
+    checkpoints.keep_best(1)
+    for step in (1, 2, 3):
+      checkpoints.save(run.state._replace(step=jnp.asarray(step)), {}, BASE)
+    checkpoints.wait()
+    assert checkpoints.whole() == sorted({1, *range(4 - keep, 4)})
+    checkpoints.keep_best(best)
+    checkpoints.drop_rest()
+    assert checkpoints.steps() == checkpoints.whole() == stay
