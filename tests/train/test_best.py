@@ -109,10 +109,11 @@ def test_a_run_that_ends_early_and_was_interrupted(ending, tmp_path, train_in_tw
     finished.load_model(whole, checkpoint="bset")
 
 
-def test_the_last_one_is_alone_where_it_is_the_best(config, tmp_path):
+def test_the_last_one_is_alone_where_it_is_the_best(config, tmp_path, monkeypatch):
   """Its evaluation comes after the last save, which kept the one that was the best until then."""
   config.data.buckets = ()
-  config.train.update({"steps": 4, "save_every": 2, "eval_every": 2, "keep": 1, "best": "validation/accuracy"})
+  config.train.update({"steps": 4, "save_every": 2, "eval_every": 2, "keep": 1, "best": "validation/loss"})
+  monkeypatch.setattr(Wanted, "after", lambda self, found, step, value: Found(step, value))  # each is the best
   summary = loop.train(config, tmp_path)
   assert summary["best"]["step"] == summary["step"] == 4
   assert [one.name for one in (tmp_path / "checkpoints").iterdir()] == ["4"]
