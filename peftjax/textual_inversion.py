@@ -53,7 +53,7 @@ def extend(folder: Path, out: Path, embeds: Mapping[str, np.ndarray]) -> dict[st
     token -> its id.
 
   Raises:
-    UserError: no pipeline, a token that there is, a vector of another size, or `out` is there.
+    UserError: no pipeline, a token that there is or that is no word, a vector of another size, or `out` is there.
   """
   if not is_index_folder(folder) or not (folder / _TEXT / "config.json").is_file():
     raise UserError(f"{folder} is no pipeline's folder with the component {_TEXT!r}")
@@ -69,8 +69,15 @@ def extend(folder: Path, out: Path, embeds: Mapping[str, np.ndarray]) -> dict[st
       raise UserError(f"{folder}: the tokenizer has the token {token!r} already")
     if vector.shape != (width,):
       raise UserError(f"{token!r}: a vector of shape {list(vector.shape)}; the text encoder's are [{width}]")
-  fast.add_tokens([AddedToken(token, normalized=False) for token in embeds])
-  ids = {token: int(fast.token_to_id(token) or 0) for token in embeds}
+  # As transformers adds them: case is no difference, as in all that CLIP's tokenizer reads.
+  fast.add_tokens([AddedToken(token, normalized=True) for token in embeds])
+  ids = {}
+  for token in embeds:
+    found = fast.encode(token, add_special_tokens=False).ids
+    if len(found) != 1 or found[0] != fast.token_to_id(token) or token != token.strip():
+      raise UserError(f"{token!r} is no token: the tokenizer reads {len(found)} others, or spaces about it; "
+                      "expected a word of its own, such as <dog>")  # fmt: skip
+    ids[token] = found[0]
   model = resized(model, max(rows, fast.get_vocab_size(with_added_tokens=True)))
   flat = dict(masks.flatten(model.params))
   chosen = jnp.asarray(list(ids.values()))
@@ -149,7 +156,18 @@ def read(path: Path) -> dict[str, np.ndarray]:
   if path.suffix != ".safetensors" or not path.is_file():
     raise UserError(f"--embeds={path}: expected a file of safetensors, such as {FILE}")
   held = Checkpoint([path])
-  found = {token: held.read(token).astype(np.float32).reshape(-1, held.shape(token)[-1]) for token in held.keys()}
+  found = {}
+  for token in held.keys():
+    vectors = held.read(token).astype(np.float32)
+    if token == "emb_params":
+      raise UserError(f"{path}: 'emb_params' is what other programs call a vector whose token is the file's name; "
+                      "write it under its token, such as <dog>")  # fmt: skip
+    if not 1 <= vectors.ndim <= 2 or not np.isfinite(vectors).all():
+      raise UserError(f"{path}: {token!r} has shape {list(vectors.shape)}, or values that are not finite; expected a "
+                      "vector [hidden]")  # fmt: skip
+    found[token] = vectors.reshape(-1, vectors.shape[-1])
+  if not found:
+    raise UserError(f"{path} holds no token")
   for token, rows in found.items():
     if len(rows) != 1:
       raise UserError(f"{path}: {token!r} has {len(rows)} vectors; one token stands for one here")

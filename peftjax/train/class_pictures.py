@@ -20,7 +20,7 @@ from peftjax.data.packages import only_one
 from peftjax.data.sources.files import SPLIT_FILES
 from peftjax.data.sources.folder import table_of
 from peftjax.data.sources.media import IMAGES, medium_of
-from peftjax.data.sources.pictures import TABLES
+from peftjax.data.sources.pictures import TABLES, check_apart
 from peftjax.errors import UserError
 from peftjax.files import write_bytes
 from peftjax.image_generation import make_sampling, plan_of, sample
@@ -51,7 +51,8 @@ def make(config: ConfigDict) -> list[str]:
   caption = str(config.input.get("prior_caption", ""))
   if not caption:
     raise UserError("input.num_class_images: input.prior_caption is empty; set it, such as 'a photo of a dog'")
-  folder = Path(path).expanduser()
+  subject, folder = Path(rest.partition(",")[0]), Path(path).expanduser()
+  check_apart(subject, folder)
   divided = any((folder / name).is_dir() for name in SPLIT_FILES["train"])
   if folder.is_dir() and (divided or table_of(folder, TABLES) is not None):
     return []  # what the table lists, or what lies in its split, is all that is read

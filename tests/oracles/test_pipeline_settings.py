@@ -80,6 +80,16 @@ def test_texts_have_the_tokenizer_s_length(changed, longest):
   np.testing.assert_array_equal(found, wanted)
 
 
+def test_the_first_text_that_is_cut_is_said(changed, caplog):
+  reads = Pipeline(changed(TOKENS))
+  reads.ids(["a photo of sks dog", ""])
+  assert not caplog.records
+  for _ in range(2):
+    reads.ids(["a dog", "a red dog " * 20])
+  (said,) = caplog.messages
+  assert "cut at 9 tokens" in said and "a red dog a red dog" in said
+
+
 def test_texts_that_are_filled_up_in_front_are_one_line(changed):
   with pytest.raises(UserError, match="padding_side='left': texts are filled up behind here; expected 'right'"):
     Pipeline(changed(TOKENS, padding_side="left")).ids(["a"])

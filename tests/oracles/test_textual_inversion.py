@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import peftjax
 from peftjax import UserError, masks, methods, textual_inversion
@@ -64,6 +64,43 @@ def test_what_is_learned_is_read_by_diffusers_and_back(extended, tmp_path):
   assert textual_inversion.main([str(folder), str(again), f"--embeds={file}"]) == 0
   states = peftjax.load(again / "text_encoder")(input_ids=Pipeline(again).ids([TEXT]))["last_hidden_state"]
   np.testing.assert_allclose(states, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("token", ["<Dog>", "mydog", "a b"])
+def test_a_token_is_found_in_a_text_as_diffusers_finds_it(token, tmp_path):
+  folder = pipelines.pipeline(small=True)[1]
+  vector = np.ones(pipelines.HIDDEN, "f4")
+  save_file({token: vector}, tmp_path / "one.safetensors")
+  theirs = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+  theirs.load_textual_inversion(str(tmp_path / "one.safetensors"), local_files_only=True)
+  textual_inversion.extend(folder, tmp_path / "out", {token: vector})
+  texts = [f"a {token}", f"a {token.lower()} dog", f"{token.upper()}s", f"red{token},", "a dog"]
+  wanted = theirs.tokenizer(texts, padding="max_length", max_length=pipelines.LENGTH, truncation=True).input_ids
+  np.testing.assert_array_equal(Pipeline(tmp_path / "out").ids(texts), wanted)
+
+
+@pytest.mark.parametrize("tokens", [("",), (" ",), ("<dog> ",), ("<dog>", "<Dog>")])
+def test_a_token_that_no_text_has_is_one_line(tokens, tmp_path):
+  embeds = dict.fromkeys(tokens, np.ones(pipelines.HIDDEN, "f4"))
+  with pytest.raises(UserError, match="is no token: "):
+    textual_inversion.extend(pipelines.pipeline(small=True)[1], tmp_path / "out", embeds)
+  assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+  ("held", "said"),
+  [
+    ({"<y>": np.ones((), "f4")}, r"'<y>' has shape \[\], or values that are not finite; expected a vector"),
+    ({"<y>": np.full(20, np.nan, "f4")}, "values that are not finite"),
+    ({"<y>": np.ones((2, 20), "f4")}, "'<y>' has 2 vectors; one token stands for one here"),
+    ({"emb_params": np.ones((1, 20), "f4")}, "'emb_params' is what other programs call a vector"),
+    ({}, "holds no token"),
+  ],
+)
+def test_files_that_do_not_fit_are_one_line(held, said, tmp_path):
+  save_file(held, tmp_path / "one.safetensors")
+  with pytest.raises(UserError, match=said):
+    textual_inversion.read(tmp_path / "one.safetensors")
 
 
 def test_what_is_wrong_is_one_line(extended, tmp_path, capsys):

@@ -59,3 +59,13 @@ def test_mistakes_are_one_line(config, fields, message):
     config.data.name = config.data.name.partition(",")[0]
   with pytest.raises(UserError, match=message):
     class_pictures.make(config)
+
+
+@pytest.mark.parametrize("place", ["dog", "dog/made", "."])
+def test_nothing_is_made_among_the_subject_s_pictures(config, tmp_path, place):
+  subject = tmp_path / "pictures" / "dog"
+  before = sorted(subject.rglob("*"))
+  config.data.name = f"pictures:{subject},{tmp_path / 'pictures' / place}"
+  with pytest.raises(UserError, match="one folder's pictures are among the other's"):
+    class_pictures.make(config)
+  assert sorted(subject.rglob("*")) == before

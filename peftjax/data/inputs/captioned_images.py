@@ -66,8 +66,13 @@ class CaptionedImages(Input):
       held = ", ".join(fields) or "nothing of the kind"
       raise UserError(f"input.name='captioned_images' reads pictures; {header.name} holds {held}")
     kinds = [""] + ([PRIOR] if f"{PRIOR}image" in fields else [])
+    for name in ("flip", "random_crop"):
+      if not isinstance(self.options[name], bool):
+        raise UserError(f"input.{name}={self.options[name]!r}: expected True or False")
     for kind in kinds:
       given = self.options[f"{kind}caption"]
+      if not isinstance(given, str):
+        raise UserError(f"input.{kind}caption={given!r:.60}: expected a text, such as 'a photo of sks dog'")
       if not given and f"{kind}text" not in fields:
         raise UserError(f"input.{kind}caption is empty, and pictures of {header.name} have no captions; "
                         "set it, such as 'a photo of sks dog'")  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from peftjax.diffusion.folder import factor_of, runs_as_stable_diffusion
 from peftjax.errors import UserError
 from peftjax.files import read_json
 from peftjax.kinds import value_of, whole
+
+log = logging.getLogger(__name__)
 
 _LENGTH, _SIDE = whole(2, 2**16), whole(1, 2**13)
 _OLD_SIDE = 64  # at least, as diffusers' pipelines take a denoiser's sample_size from before its version 0.9
@@ -79,11 +82,21 @@ class Pipeline:
     return Tokenizer(made, self.length)
 
   def ids(self, texts: Sequence[str]) -> np.ndarray:
-    """int32 [N, length], cut or filled up."""
+    """int32 [N, length], cut or filled up; the log says of the first text that is cut."""
     found = np.full((len(texts), self.length), self.tokenizer.pad_id, np.int32)
-    for row, ids in enumerate(self.tokenizer.encode(list(texts)).ids):
+    encoded = self.tokenizer.encode(list(texts))
+    for row, ids in enumerate(encoded.ids):
       found[row, : len(ids)] = ids
+    if encoded.cut.any() and not self._told:
+      self._told.append(texts[int(encoded.cut.argmax())])
+      log.warning("%s: cut at %d tokens, which is all that the text encoder reads: %.200r", self.folder, self.length,
+                  self._told[0])  # fmt: skip
     return found
+
+  @functools.cached_property
+  def _told(self) -> list[str]:
+    """The text of which the log said that it is cut."""
+    return []
 
 
 def _is_old(version: Any) -> bool:

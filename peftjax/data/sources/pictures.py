@@ -47,8 +47,10 @@ def open_pictures(path: str, named: Named) -> Dataset:
     UserError: there is no such folder, it holds no picture, a file is no picture, or a table's row has no caption.
   """
   first, *more = path.split(",")
-  if len(more) > 1:
+  if len(more) > 1 or not all((first, *more)):
     raise UserError(f"data.name=pictures:{path}: expected a folder, or two divided by a comma")
+  if more:
+    check_apart(Path(first), Path(more[0]))
   found = dataclasses.replace(_open_one(first, named), name=f"pictures:{path}")
   if not more:
     return found
@@ -64,6 +66,23 @@ def open_pictures(path: str, named: Named) -> Dataset:
   )
 
 
+def check_apart(pictures: Path, priors: Path) -> None:
+  """Raises a `UserError` if pictures that should stay are, or would be made, among those that are learned, or these
+  among them."""
+  (own, own_table), (other, other_table) = (_read_below(one.expanduser()) for one in (pictures, priors))
+  if own == other or (other in own.parents and not other_table) or (own in other.parents and not own_table):
+    raise UserError(f"data.name=pictures:{pictures},{priors}: one folder's pictures are among the other's, so that "
+                    "they would be learned and kept at once; expected two folders beside each other")  # fmt: skip
+
+
+def _read_below(root: Path) -> tuple[Path, bool]:
+  """(the folder below which pictures are trained on, whether a table says which)."""
+  if table_of(root, TABLES) is not None:
+    return root.resolve(), True
+  divided = (root / name for name in SPLIT_FILES["train"] if (root / name).is_dir())
+  return next(divided, root).resolve(), False
+
+
 def _open_one(path: str, named: Named) -> Dataset:
   root = Path(path).expanduser()
   if not root.is_dir():
@@ -71,7 +90,7 @@ def _open_one(path: str, named: Named) -> Dataset:
     raise NotHere(f"data.name: no folder {path!r}; {nearest(root.name, near)}")
   if (table := table_of(root, TABLES)) is not None:
     found = open_files(*table, named, _columns, divided=False)
-    return dataclasses.replace(found, task=DENOISING)
+    return dataclasses.replace(found, task=DENOISING, notes=(*found.notes, *_left_out(root, found, Path(table[1]))))
   named.check_read(f"pictures:{path}")
   folders = {split: root / name for split, names in SPLIT_FILES.items() for name in names if (root / name).is_dir()}
   if "train" not in folders:
@@ -89,6 +108,17 @@ def _open_one(path: str, named: Named) -> Dataset:
     read=lambda split: FolderSource(root, "image", entries[split]),
     notes=(f"{root}: files that are no pictures are left out: {', '.join(others[:8])}",) if others else (),
   )
+
+
+def _left_out(root: Path, found: Dataset, table: Path) -> tuple[str, ...]:
+  """What there is beside a table and is not read: pictures that no row names, and other tables."""
+  others = [name for name in TABLES if (root / name).is_file() and root / name != table]
+  notes = [f"{table} is read, and not {', '.join(others)}"] if others else []
+  there = sum(medium_of(file.name) is IMAGES for file in root.rglob("*"))
+  listed = sum(found.splits.values())
+  if there > listed:
+    notes.append(f"{table}: {there - listed} of the {there} pictures in {root} have no row and are left out")
+  return tuple(notes)
 
 
 def _files(folder: Path, root: Path) -> tuple[list[Path], list[Path]]:
