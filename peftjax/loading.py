@@ -207,7 +207,7 @@ def _listed(folder: Path, index: Mapping[str, Any]) -> list[str]:
 
 def _family_among(families: Sequence[Family], hf_config: Mapping[str, Any]) -> Family:
   """The one that covers a config.json, of the user's own first."""
-  kinds = {hf_config.get(name) for name in NAMES}
+  kinds = {kind for name in NAMES if isinstance(kind := hf_config.get(name), str)}
   return next((one for one in families if kinds & set(one.model_types)), None) or family_of(hf_config)
 
 
@@ -216,7 +216,7 @@ def _check_class(name: str, index: Mapping[str, Any] | None, family: Family) -> 
   entry = (index or {}).get(name)
   found = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
   known = {*family.architectures, *family.model_types}
-  if found is not None and found not in known:
+  if found is not None and not (isinstance(found, str) and found in known):
     raise UserError(f"{INDEX} says that it is a {found}, and its config.json is {family.model_types[0]!r}'s; "
                     f"{nearest(str(found), known)}")  # fmt: skip
 

@@ -20,6 +20,12 @@ def index_of(folder: Path) -> dict[str, Any]:
   return read_json(path) if path.is_file() else {}
 
 
+def has_component(folder: Path, name: str) -> bool:
+  """Whether a model is loaded as one: model_index.json, where there is one, lists it, and its config.json is there."""
+  listed = index_of(folder).get(name) if (folder / INDEX).is_file() else [name]
+  return isinstance(listed, list) and any(listed) and (folder / name / "config.json").is_file()
+
+
 def runs_as_stable_diffusion(folder: Path) -> bool:
   """Whether diffusers' class of the pipeline is one of `SETTLING`."""
   return index_of(folder).get("_class_name") in SETTLING

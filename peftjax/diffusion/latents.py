@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from peftjax.diffusion.folder import factor_of
+from peftjax.diffusion.folder import factor_of, has_component
 from peftjax.errors import UserError
 from peftjax.files import read_json
 from peftjax.kinds import number, shown, value_of, whole
@@ -46,7 +46,7 @@ class Latents:
       UserError: a component is missing, or the components do not fit each other.
     """
     for name in NEEDED:
-      if not (folder / name / "config.json").is_file():
+      if not has_component(folder, name):
         raise UserError(f"{folder} has no component {name!r}; expected a pipeline's folder with {', '.join(NEEDED)}")
     unet = read_json(folder / "unet" / "config.json")
     channels, out = (unet.get(f"{one}_channels", 4) for one in ("in", "out"))
@@ -65,7 +65,7 @@ class Latents:
       raise UserError(f"{folder}/text_encoder/config.json: use_attention_mask={shown(text['use_attention_mask'])}: "
                       "what fills up a text is seen here, as in Stable Diffusion; expected false")  # fmt: skip
     path = folder / "vae" / "config.json"
-    if not path.is_file():
+    if not has_component(folder, "vae"):
       if channels != 3:
         raise UserError(f"{folder}/unet/config.json: in_channels={channels}, and there is no component 'vae': pictures "
                         "have 3")  # fmt: skip

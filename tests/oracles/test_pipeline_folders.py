@@ -98,6 +98,9 @@ def test_what_was_trained_is_read_by_diffusers(pipeline, tmp_path):
     (lambda pipe: entry(pipe / "unet", in_channels=9), "component 'unet': 'conv_in.weight' has shape .3, 3, 4, 6."),
     (lambda pipe: entry(pipe / "vae", latent_channels=3), "component 'vae'"),
     (lambda pipe: entry(pipe / "unet", cross_attention_dim=32), "component 'unet'.*to_k"),
+    (lambda pipe: entry(pipe / "unet", _class_name=["x"]), "'unet': config.json: _class_name=.* expected a text"),
+    (lambda pipe: entry(pipe / "text_encoder", model_type={}), "component 'text_encoder': config.json"),
+    (lambda pipe: index(pipe, vae=["diffusers", {}]), "component 'vae': model_index.json says that it is a {}"),
   ],
 )  # fmt: skip
 def test_folders_that_do_not_fit_are_one_line(pipeline, tmp_path, change, said):

@@ -112,6 +112,12 @@ def test_components_that_do_not_fit_are_one_line(changed, file, fields, said):
     plan_of(folder)
 
 
+@pytest.mark.parametrize(("name", "listed"), [("unet", [None, None]), ("text_encoder", ...), ("vae", None)])
+def test_a_component_that_the_index_does_not_list_is_none(changed, name, listed):
+  with pytest.raises(UserError, match=f"no component '{name}'"):
+    plan_of(changed("model_index.json", **{name: listed}))
+
+
 @pytest.mark.parametrize(
   ("config", "said"),
   [
