@@ -13,7 +13,10 @@ import functools
 from collections.abc import Coroutine
 from typing import Any
 
-from orbax.checkpoint._src import asyncio_utils
+try:  # no part of Orbax's interface: where another version has it elsewhere, a save that fails prints more than a line
+  from orbax.checkpoint._src import asyncio_utils
+except ImportError:
+  asyncio_utils = None
 
 SECONDS = 30.0  # for writes to end by themselves; a full disk answers at once, and a server that is gone never
 
@@ -33,8 +36,8 @@ async def ended_together(first: Coroutine[Any, Any, Any]) -> Any:
 
 def end_together() -> None:
   """From now on whatever Orbax runs ends as `ended_together` says; may be called again."""
-  run = asyncio_utils.run_sync
-  if not getattr(run, "ends_together", False):
+  run = getattr(asyncio_utils, "run_sync", None)
+  if run is not None and not getattr(run, "ends_together", False):
     asyncio_utils.run_sync = _ending(run)
 
 

@@ -116,6 +116,11 @@ def test_a_save_of_which_every_array_fails_is_one_line(tmp_path, printed, monkey
   assert printed() == []
 
 
+def test_an_orbax_that_has_it_elsewhere_is_left_as_it_is(monkeypatch):
+  monkeypatch.setattr(background_writes, "asyncio_utils", None)
+  background_writes.end_together()
+
+
 @pytest.mark.parametrize("nth", [1, 2, 4])
 def test_a_folder_that_cannot_be_made_is_told_at_once(tmp_path, printed, monkeypatch, nth):
   """The checkpoint's, or an item's; and not by a thread for which the arrays' own would wait for minutes."""
