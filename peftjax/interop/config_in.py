@@ -42,6 +42,12 @@ _GENERAL = ("target_modules", "exclude_modules", "layers_to_transform", "layers_
             "fan_in_fan_out", "init_weights")  # fmt: skip
 _OBSOLETE = ("enable_lora", "merge_weights", "runtime_config")
 INIT = "init_weights"
+_KINDS = {
+  "linear": ("a linear module", "linear modules"),
+  "conv": ("a convolution", "convolutions"),
+  "embedding": ("an embedding", "embeddings"),
+  "norm": ("a normalization", "normalizations"),
+}
 
 
 def format_of(config: Mapping[str, Any], name: str = "") -> Format:
@@ -154,7 +160,9 @@ def _targets_of(
     config["target_modules"] = found if isinstance(found, str) else list(found)
   chosen = {name for name, key in names.items() if targeting.is_targeted(config, key)}
   if not chosen:
-    raise UserError(_no_target(config, names.values()))
+    raise UserError(out_of_reach(config, form, model) or _no_target(config, names.values()))
+  if all(model.context.in_head(name) for name in chosen):
+    raise UserError(out_of_reach(config, form, model))
   targets, exclude = (
     entries if isinstance(entries, str) else tuple(one for one in entries or () if _any(one, names))
     for entries in (config["target_modules"], config.get("exclude_modules"))
@@ -183,6 +191,26 @@ def _no_target(config: Config, names: Iterable[str]) -> str:
   first = targets if isinstance(targets, str) else (list(targets) or [""])[0]
   tails = {name.rpartition(".")[2] for name in names}
   return f"target_modules {targets!r} names no module of this model; {nearest(first, tails)}"
+
+
+def out_of_reach(config: Config, form: Format, model: Model) -> str:
+  """Of the first module that the config targets, and at which the method does not act here, a line; "" if none."""
+  owners = {name.rpartition(".")[0] for name in base_names(model)}
+  kind_of = {name: site.kind for site in model.sites for name in site.names if site.kind in _KINDS}
+  kinds = form.kinds or form.method.kinds
+  for name, key in module_names(model).items():
+    if name not in owners or not targeting.is_targeted(config, key):
+      continue
+    if model.context.in_head(name):
+      return (
+        f"{form.method.name} acts on no module of the task's head, which trains whole, and target_modules names "
+        f"{key!r} of it; expected it in modules_to_save"
+      )
+    if kind_of.get(name) not in kinds:
+      what, _ = _KINDS.get(kind_of.get(name, ""), ("a module of another kind", ""))
+      where = " and ".join(_KINDS[one][1] for one in kinds if one in _KINDS)
+      return f"{form.method.name} acts on {where}, and target_modules names {key!r}, {what}; expected it left out"
+  return ""
 
 
 def _saved_of(config: Config, model: Model, modules: Mapping[str, str]) -> tuple[str, ...]:

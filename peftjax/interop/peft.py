@@ -27,7 +27,7 @@ from peftjax import masks, outputs
 from peftjax.errors import UserError, nearest
 from peftjax.files import read_json
 from peftjax.interop import tables, targeting, token_rows
-from peftjax.interop.config_in import TASK_TYPES, check_task, checked, format_of, method_of
+from peftjax.interop.config_in import TASK_TYPES, check_task, checked, format_of, method_of, out_of_reach
 from peftjax.interop.config_kinds import check_ours
 from peftjax.interop.config_out import Written, config_of
 from peftjax.interop.formats import FORMATS
@@ -412,6 +412,8 @@ def _fitting(added: Model, form: Format, config: Mapping[str, Any], tensors: Ten
   shapes = {key: tuple(leaf.shape) for key, leaf in write_adapter(added, one, form, shapes=True).items()}
   base = base_shapes(added, places.values())
   shapes |= {key: base[name] for key, name in places.items()}
+  if set(tensors) - set(shapes) and (reason := out_of_reach({**form.defaults, **config}, form, added)):
+    raise UserError(reason)
   _check_keys(tensors, shapes)
   return tensors, places
 

@@ -423,3 +423,33 @@ def test_shapes_are_compared_before_leaves_of_a_huge_rank_are_made(
 def test_a_pattern_with_ways_without_end_is_answered(base: Model, folder: Path) -> None:
   edit_config(folder, target_modules="(([a-z_.0-9])+)+!")
   assert outcome_of(lambda: peft.load(base, folder), seconds=2.0).kind == REFUSED
+
+
+HEAD = (
+  "no module of the task's head, which trains whole, and target_modules names 'classifier' of it; expected it in "
+  "modules_to_save"
+)
+TABLE = (
+  "linear modules and convolutions, and target_modules names 'bert.embeddings.position_embeddings', an embedding; "
+  "expected it left out"
+)
+
+
+@pytest.mark.parametrize(
+  ("targets", "use_dora", "says"),
+  [
+    (["query", "classifier"], False, f"lora acts on {HEAD}"),
+    (["classifier"], False, f"lora acts on {HEAD}"),
+    (["query", "position_embeddings"], True, f"dora acts on {TABLE}"),
+    (["position_embeddings"], True, f"dora acts on {TABLE}"),
+  ],
+)
+def test_a_module_that_peft_reaches_and_the_method_does_not_is_named(targets, use_dora, says, base, folder):
+  edit_config(folder, target_modules=targets, use_dora=use_dora, modules_to_save=None, task_type=None)
+  edit_tensors(folder, lambda tensors: tensors.update({
+    f"base_model.model.{module}.lora_A.weight": np.zeros((5, 12), np.float32)
+    for module in ("classifier", "bert.embeddings.position_embeddings") if module.split(".")[-1] in targets
+  }))  # fmt: skip
+  with pytest.raises(UserError) as error:
+    peft.load(base, folder)
+  assert says in str(error.value) and "\n" not in str(error.value)
