@@ -8,6 +8,7 @@ tensors are in the file twice.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -182,6 +183,10 @@ def has_other_vocabulary(model: Model, base_config: Mapping[str, Any]) -> bool:
   return base_config.get("vocab_size") != model.hf_config.get("vocab_size")
 
 
+# What PEFT has put into the name of a copy; of a module's inner modules with the adapter's name, any at all.
+_INNER = (r"\.original_module\.", r"\.modules_to_save\.", r"\.modules_to_save\.[^.]+\.")
+
+
 def without_copies(model: Model, form: Format, tensors: Tensors) -> Tensors:
   """Without second copies of a tensor: a tied output layer's, and what PEFT writes of each module to save beside it.
 
@@ -201,12 +206,11 @@ def without_copies(model: Model, form: Format, tensors: Tensors) -> Tensors:
     if not np.array_equal(found.pop(copy), found[original]):
       raise UserError(f"{copy!r} differs from {original!r}, which is the same bias in torch")
   for key in tensors:
-    for inner in (".modules_to_save.", ".original_module."):
-      plain = key.replace(inner, ".")
-      if plain != key and plain in found:
-        value = found.pop(key)
-        if inner == ".modules_to_save." and not np.array_equal(value, found[plain]):
-          raise UserError(f"{key!r} differs from {plain!r}, which PEFT stores with the same values")
+    plain = next((one for inner in _INNER if (one := re.sub(inner, ".", key)) != key and one in found), None)
+    if plain is not None:
+      value = found.pop(key)
+      if ".modules_to_save." in key and not np.array_equal(value, found[plain]):
+        raise UserError(f"{key!r} differs from {plain!r}, which PEFT stores with the same values")
   return found
 
 

@@ -453,3 +453,22 @@ def test_a_module_that_peft_reaches_and_the_method_does_not_is_named(targets, us
   with pytest.raises(UserError) as error:
     peft.load(base, folder)
   assert says in str(error.value) and "\n" not in str(error.value)
+
+
+def test_copies_of_the_biases_of_a_module_that_is_saved_whole_are_passed_over(base, tmp_path):
+  """As PEFT writes them with bias="all": of modules in it, with the adapter's name in the middle of theirs."""
+  whole = "base_model.model.bert.encoder.layer.0.attention.output"
+  method = LoRA(rank=2, targets=("query",), bias="all", modules_to_save=("layer.0.attention.output",))
+  base.add(method).save_adapter(tmp_path)
+  edit_tensors(tmp_path, lambda tensors: tensors.update({
+    f"{whole}.{inner}.{leaf}": tensors[f"{whole}.{leaf}"] + differs
+    for leaf in ("dense.bias", "LayerNorm.bias")
+    for inner, differs in (("modules_to_save.mine", 0), ("original_module", 1))
+  }))  # fmt: skip
+  loaded = peft.load(base, tmp_path)
+  assert [name.rpartition(".")[2] for name in loaded.bound[-1].method.modules_to_save] == ["LayerNorm", "dense"]
+  edit_tensors(tmp_path, lambda tensors: tensors.update({
+    f"{whole}.modules_to_save.mine.dense.bias": tensors[f"{whole}.dense.bias"] + 1
+  }))  # fmt: skip
+  with pytest.raises(UserError, match=r"modules_to_save\.mine\.dense\.bias' differs from .*output\.dense\.bias'"):
+    peft.load(base, tmp_path)
