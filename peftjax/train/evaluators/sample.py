@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,6 +21,7 @@ from peftjax.files import write_bytes
 from peftjax.image_features import Features
 from peftjax.image_generation import make_sampling, plan_of, sample
 from peftjax.image_sheets import sheet
+from peftjax.kinds import Unfit, number, whole
 from peftjax.masks import Tree, combine
 from peftjax.tasks import Metric
 from peftjax.train.evaluators.base import Evaluated, Evaluator, Leaves, Moment
@@ -28,6 +30,15 @@ if TYPE_CHECKING:
   from peftjax.train.run import Run
 
 SIMILARITY = Metric("similarity", "corpus")
+_POSITIVE = whole(1, 2**31 - 1), "a positive whole number"
+_KINDS = {
+  "count": _POSITIVE,
+  "steps": _POSITIVE,
+  "references": _POSITIVE,
+  "seed": (whole(0, 2**32 - 1), "a whole number from 0 to 4,294,967,295"),
+  "size": (whole(0, 2**13), "a whole number of pixels up to 8,192, or 0"),
+  "guidance": (number(0.0, below=1e3), "a number from 0 to 1000"),
+}
 DRIFT = Metric("prior_drift", "corpus", higher_is_better=False)
 
 
@@ -65,9 +76,7 @@ class Sample(Evaluator):
     options, inputs = self.options, of.loaders.inputs
     if not isinstance(inputs, CaptionedImages):
       raise UserError(f"evaluator 'sample' needs the input captioned_images, not {type(inputs).__name__}")
-    for name in ("count", "steps", "references"):
-      if isinstance(options[name], bool) or not isinstance(options[name], int) or options[name] < 1:
-        raise UserError(f"evaluators.sample.{name}={options[name]!r}: expected a positive whole number")
+    _check(options)
     self.pipeline: Pipeline = inputs.pipeline
     self.prompts = tuple(options.prompts) or _given(inputs.options.caption)
     self.priors = tuple(options.prior_prompts) or _given(inputs.options.prior_caption)
@@ -128,7 +137,7 @@ class Sample(Evaluator):
 
   def _sampled(self, params: Tree, prompt: str) -> np.ndarray:
     count = self.options.count
-    seeds = [self.options.seed + number for number in range(count)]
+    seeds = [(self.options.seed + number) % 2**32 for number in range(count)]
     return sample(self._run, params, self.plan, self.pipeline, [prompt] * count, seeds, self.options.negative, count)
 
   def _base(self, frozen: Tree) -> dict[str, np.ndarray]:
@@ -137,6 +146,22 @@ class Sample(Evaluator):
       params = combine(self.of.trainable, frozen)
       self._before = {prompt: self._sampled(params, prompt) for prompt in (*self.prompts, *self.priors)}
     return self._before
+
+
+def _check(options: Mapping[str, Any]) -> None:
+  """Raises a `UserError` for a setting of another kind, before anything is trained."""
+  for name, (kind, expected) in _KINDS.items():
+    try:
+      kind(options[name])
+    except Unfit:
+      raise UserError(f"evaluators.sample.{name}={options[name]!r:.60}: expected {expected}") from None
+  for name in ("prompts", "prior_prompts"):
+    if isinstance(options[name], str) or not all(isinstance(one, str) for one in options[name]):
+      raise UserError(f"evaluators.sample.{name}={options[name]!r:.60}: expected several texts, such as "
+                      "('a photo of sks dog',)")  # fmt: skip
+  for name in ("negative", "sampler", "features"):
+    if not isinstance(options[name], str):
+      raise UserError(f"evaluators.sample.{name}={options[name]!r:.60}: expected a text")
 
 
 def _given(caption: Any) -> tuple[str, ...]:
