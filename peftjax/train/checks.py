@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -11,9 +12,12 @@ import optax
 
 from peftjax.masks import Tree, flatten, unflatten
 
+log = logging.getLogger(__name__)
+
 
 def check_moved(before: Tree, after: Tree, metrics: Mapping[str, Any], optimizer: optax.GradientTransformation) -> None:
-  """Checks that an update moved every leaf whose gradient was not zero, as far as float32 can tell.
+  """Checks that an update moved every leaf whose gradient was not zero, as far as float32 can tell; that none had a
+  gradient is logged.
 
   A leaf may stand still where the update of a gradient of its size is lost in rounding: norms of 1 do not move by less
   than 6e-8, which a long warm-up begins below.
@@ -28,6 +32,12 @@ def check_moved(before: Tree, after: Tree, metrics: Mapping[str, Any], optimizer
   """
   if not metrics["finite"]:
     return
+  if metrics["leaf_norms"] and not any(float(norm) > 0 for norm in metrics["leaf_norms"].values()):
+    log.warning(
+      "in the first update no leaf that trains had a gradient: %s; if the batch says nothing of them, later ones may, "
+      "and if the loss does not depend on them, nothing is trained",
+      _some(metrics["leaf_norms"]),
+    )
   changed = flatten(_differs(before, after))
   still = [name for name, norm in metrics["leaf_norms"].items() if float(norm) > 0 and not bool(changed[name])]
   if not still:
@@ -36,7 +46,12 @@ def check_moved(before: Tree, after: Tree, metrics: Mapping[str, Any], optimizer
   lost = flatten(jax.jit(lambda leaves, norms: _lost(leaves, norms, optimizer))(before, norms))
   stuck = [name for name in still if not bool(lost[name])]
   if stuck:
-    raise RuntimeError(f"{len(stuck)} trainable leaves have a gradient and did not move: {', '.join(stuck[:4])}")
+    raise RuntimeError(f"{len(stuck)} trainable leaves have a gradient and did not move: {_some(stuck)}")
+
+
+def _some(names: Iterable[str]) -> str:
+  first = list(names)
+  return ", ".join(first[:4]) + (f" and {len(first) - 4} more" if len(first) > 4 else "")
 
 
 @jax.jit

@@ -206,6 +206,19 @@ def test_leaves_that_move_by_less_than_float32_can_tell_stop_no_run(tiny, rate, 
   checks.check_moved(trainable, state.trainable, metrics, run.optimizer)
 
 
+def test_a_loss_that_no_trained_leaf_has_a_part_in_is_told(tiny, caplog):
+  """As that of denoising, of an autoencoder that trains alone."""
+  run = tiny()
+  cut = lambda trainable, *more: run.loss(jax.lax.stop_gradient(trainable), *more)  # noqa: E731
+  state, metrics = jax.jit(make_train_step(cut, run.optimizer))(run.state, run.frozen, tiny.batch())
+  checks.check_moved(run.state.trainable, state.trainable, metrics, run.optimizer)
+  assert "no leaf that trains had a gradient" in caplog.text
+  caplog.clear()
+  state, metrics = jax.jit(make_train_step(run.loss, run.optimizer))(run.state, run.frozen, tiny.batch())
+  checks.check_moved(run.state.trainable, state.trainable, metrics, run.optimizer)
+  assert caplog.text == ""
+
+
 def test_frozen_leaves_that_change_are_named(tiny):
   before = fingerprints(tiny().frozen)
   changed = masks.flatten(tiny().frozen)
