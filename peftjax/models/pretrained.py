@@ -418,12 +418,18 @@ def _read_into(target: np.ndarray, name: str, key: str, family: Family, checkpoi
 
 
 def draw(name: str, shape: tuple[int, ...], dtype: Any, key: jax.Array, std: float = 0.02) -> jax.Array:
-  """A fresh leaf, as Hugging Face initialises: N(0, std²), biases zero, normalisation scales one."""
+  """A fresh leaf, as Hugging Face initialises: N(0, std²), biases zero, normalisation scales one.
+
+  What tells YOLOS's tokens apart is N(0, 1), of the size of the states that it is added to. Hugging Face begins at 0,
+  where all detection tokens are one, and at 0.02 attention has found no place after thousands of updates.
+  """
   kind = name.rpartition(".")[2]
   if kind == "sinusoids":
     return jnp.asarray(sinusoids(*shape), dtype)
   if kind in ("bias", "scale_offset") or (kind == "mean" and is_buffer(name)):
     return jnp.zeros(shape, dtype)
+  if kind in ("detection_tokens", "mid_position_embeddings"):
+    std = 1.0
   if kind == "scale" or is_buffer(name):
     return jnp.ones(shape, dtype)
   return (std * jax.random.normal(jax.random.fold_in(key, zlib.crc32(name.encode())), shape)).astype(dtype)

@@ -146,3 +146,12 @@ def _flops(family, method, sizes):
     return jax.grad(lambda leaves: jnp.sum(model.forward(masks.unflatten({**rest, **leaves}), inputs)["logits"]))(flat)
 
   return count_flops(gradient, bases.trainable(model), bases.rest_of(model), inputs)
+
+
+def test_what_tells_the_tokens_of_a_fresh_yolos_apart_is_as_large_as_their_states():
+  config = {**SIZES, **FAMILIES["yolos"], "use_mid_position_embeddings": True, "num_detection_tokens": 40}
+  leaves = masks.flatten(initialise(from_config(config), jax.random.key(0)).params)
+  spread = {name.rpartition(".")[2]: float(jnp.std(leaf)) for name, leaf in leaves.items()}
+  assert spread["detection_tokens"] == pytest.approx(1.0, abs=0.1)
+  assert spread["mid_position_embeddings"] == pytest.approx(1.0, abs=0.1)
+  assert spread["cls_token"] < 0.05 > spread["position_embeddings"]
