@@ -12,9 +12,13 @@ def require(what: str, package: str, extra: str) -> None:
 
   Args:
     what: what needs it, for the error.
-    package: as it is imported. A folder of its name is none, such as services leave beside a run.
+    package: as it is imported, with dots where it is part of another. A folder of its name is none, such as services
+      leave beside a run.
     extra: that installs it.
   """
-  found = importlib.util.find_spec(package)
+  try:
+    found = importlib.util.find_spec(package)
+  except ModuleNotFoundError:  # what it is part of is not there either
+    found = None
   if found is None or found.origin is None:
     raise UserError(f"{what} needs {package}: pip install 'peftjax[{extra}]'")

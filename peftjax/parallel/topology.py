@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from typing import Any
 
@@ -64,8 +63,7 @@ def _cards(name: str) -> list[Any]:
   card, _, count = name.partition(":")
   if name != card and not (count.isdecimal() and 1 <= int(count) <= _MOST_CARDS):
     raise UserError(f"--topology={name}: expected {card}, or the number of such cards in a machine, {card}:8")
-  if importlib.util.find_spec("jax_plugins") is None or importlib.util.find_spec("jax_plugins.xla_cuda12") is None:
-    raise UserError("plan --topology of a card needs XLA's compiler for it: pip install 'peftjax[cuda]'")
+  require("plan --topology of a card", "jax_plugins.xla_cuda12", "cuda")
   from jax.experimental import topologies
 
   shape = f"1x1x{int(count or 1)}"  # of one slice and one process
