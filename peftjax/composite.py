@@ -27,9 +27,6 @@ from peftjax.wrap.family import is_wrapped
 if TYPE_CHECKING:
   from peftjax.model import Model
 
-INDEX = "model_index.json"
-"""diffusers' list of a pipeline's components; its folder holds one folder for each."""
-
 
 def compose(models: Mapping[str, Model], index: Mapping[str, Any] | None = None, folder: Path | None = None) -> Model:
   """The models as the components of one; their leaves stay the same arrays.

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from peftjax import hub, masks
-from peftjax.composite import INDEX, component, components, compose, in_component, is_composite, part_path
+from peftjax.composite import component, components, compose, in_component, is_composite, part_path
+from peftjax.diffusion.folder import INDEX
 from peftjax.errors import UserError, nearest
 from peftjax.files import can_be_named, read_json
 from peftjax.interop import lora_files, peft

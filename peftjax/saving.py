@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 
-from peftjax.composite import INDEX, component, components, is_composite
+from peftjax.composite import component, components, is_composite
+from peftjax.diffusion.folder import INDEX
 from peftjax.errors import UserError
 from peftjax.files import write_text
 from peftjax.interop import peft

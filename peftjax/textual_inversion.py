@@ -25,9 +25,10 @@ import numpy as np
 from tokenizers import AddedToken
 
 from peftjax import masks
-from peftjax.composite import INDEX, components
+from peftjax.composite import components
 from peftjax.data.inputs.pipeline import Pipeline
 from peftjax.data.inputs.tokenizer_folder import read_tokenizer
+from peftjax.diffusion.folder import INDEX
 from peftjax.errors import UserError
 from peftjax.files import read_json, write_text
 from peftjax.loading import is_index_folder, load

@@ -34,7 +34,7 @@ plain = Watch.dispatched
 
 def dispatched(self, step, *rest, **more):
   if step == 7:
-    end = time.monotonic() + 60.0
+    end = time.monotonic() + 300.0
     while not Path({folder!r}, "checkpoints", "4").is_dir() and time.monotonic() < end:
       time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGKILL)

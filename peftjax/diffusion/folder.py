@@ -9,6 +9,7 @@ from peftjax.files import read_json
 from peftjax.kinds import list_of, value_of, whole
 
 INDEX = "model_index.json"
+"""diffusers' list of a pipeline's components; its folder holds one folder for each."""
 # Pipelines whose class settles what older files say: steps_offset, clip_sample, a small sample_size.
 SETTLING = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
 _WIDTHS = list_of(whole(1, 2**20), 16, "numbers of channels")

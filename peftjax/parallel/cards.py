@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 
+from peftjax.errors import UserError
+
 KIB, MIB = 2**10, 2**20
 # Of a card's memory JAX takes this much, unless the environment says otherwise (JAX's page on GPU memory).
 SHARE = 0.75
@@ -81,6 +83,17 @@ CARDS = {
 
 
 def usable_bytes(name: str) -> int:
-  """Bytes of a card's memory that a program may use under JAX, by its name in `CARDS`."""
-  said = next((value for one in SHARE_VARIABLES if (value := os.environ.get(one))), None)
-  return int(CARDS[name].memory * (float(said) if said else SHARE))
+  """Bytes of a card's memory that a program may use under JAX, by its name in `CARDS`.
+
+  Raises:
+    UserError: the environment asks for a share that is no number above 0.
+  """
+  variable = next((one for one in SHARE_VARIABLES if os.environ.get(one)), "")
+  said = os.environ.get(variable, "")
+  try:
+    share = float(said) if said else SHARE
+  except ValueError:
+    share = 0.0
+  if not 0 < share < float("inf"):
+    raise UserError(f"{variable}={said}: expected the share of a card's memory, such as {SHARE}")
+  return int(CARDS[name].memory * share)

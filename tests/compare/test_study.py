@@ -269,7 +269,7 @@ def train(config, folder):
   if len(trained) == int(sys.argv[1]):
     died.touch()
     os.kill(os.getpid(), signal.SIGKILL)
-  end = time.monotonic() + 120
+  end = time.monotonic() + 300
   while sys.argv[1] == "0" and not died.exists() and time.monotonic() < end: time.sleep(0.02)
   time.sleep(0.2)
   return one.train_one(config, folder)
@@ -280,7 +280,7 @@ print(len(outcome.summary.rows[0].seeds), *trained)
     subprocess.Popen([sys.executable, "-c", script, str(death)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     for death in (2, 0, 0)
   ]
-  told = [process.communicate(timeout=300) for process in processes]
+  told = [process.communicate(timeout=900) for process in processes]
   assert [process.returncode for process in processes] == [-9, 0, 0], told
   (first, *one), (second, *other) = (out.decode().split() for out, _ in told[1:])
   assert first == second == "3"

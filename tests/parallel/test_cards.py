@@ -45,6 +45,10 @@ def test_jax_takes_a_share_of_a_cards_memory(monkeypatch):
   assert usable_bytes("v100-16gb") == 16_935_682_048 * 3 // 4
   monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.5")
   assert usable_bytes("t4") == 15_843_721_216 // 2
+  for wrong in ("half", "0", "-1", "nan", "inf"):
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", wrong)
+    with pytest.raises(UserError, match=rf"FRACTION={wrong}: expected the share .* such as 0.75"):
+      usable_bytes("t4")
 
 
 def test_a_description_is_of_its_card():

@@ -76,7 +76,7 @@ def start(material: Path, folder: Path, count: int, *overrides: str, devices: in
   ]
 
 
-def finish(processes, within=240):
+def finish(processes, within=900):
   for one in processes:
     _, errors = one.communicate(timeout=within)
     assert one.returncode == 0, errors[-3000:]
@@ -115,7 +115,7 @@ def test_two_processes_one_killed_then_another_number(material, alone, tmp_path)
     assert all(one.poll() is None for one in processes), [one.communicate()[1][-2000:] for one in processes]
     time.sleep(0.01)
   processes[1].kill()
-  _, errors = processes[0].communicate(timeout=180)
+  _, errors = processes[0].communicate(timeout=600)
   processes[1].communicate()
   if processes[0].returncode != 0:  # it may have been through already
     assert not (folder / "summary.json").exists()
@@ -200,7 +200,7 @@ def test_sigterm_to_one_of_two_processes_ends_both_with_their_state_saved(materi
     assert all(one.poll() is None for one in processes), [one.communicate()[1][-2000:] for one in processes]
     time.sleep(0.01)
   processes[1].terminate()
-  said = [one.communicate(timeout=180)[1] for one in processes]
+  said = [one.communicate(timeout=600)[1] for one in processes]
   codes = [one.returncode for one in processes]
   assert codes in ([143, 143], [0, 0]), said
   if codes == [143, 143]:

@@ -109,7 +109,7 @@ def test_a_save_of_which_every_array_fails_is_one_line(tmp_path, printed, monkey
     checkpoints.save(state(), {}, Base("somewhere", "a" * 64))
     with pytest.raises(UserError, match=line), faults_as_one_line("saving", checkpoints.whole):
       checkpoints.wait()
-  until = time.monotonic() + 30
+  until = time.monotonic() + 300
   while len(ended) < 14 or any(one.name == "array_type_handler" for one in threading.enumerate()):
     assert time.monotonic() < until, ended  # six leaves; in a thread of their own their moments, the step and the key
     time.sleep(0.01)

@@ -67,7 +67,7 @@ def check_goes_on(config, folder, whole):
 
 def until_there(path):
   """Waits for what another thread makes."""
-  until = time.monotonic() + 60
+  until = time.monotonic() + 300
   while not path.exists():
     assert time.monotonic() < until, path
     time.sleep(0.01)

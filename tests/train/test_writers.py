@@ -197,7 +197,7 @@ def mlflow_server(tmp_path):
     while True:
       assert process.poll() is None, (tmp_path / "server.log").read_text()
       try:
-        urllib.request.urlopen(f"{address}/health", timeout=60).close()
+        urllib.request.urlopen(f"{address}/health", timeout=300).close()
         break
       except OSError:
         time.sleep(0.2)
