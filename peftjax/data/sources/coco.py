@@ -22,6 +22,7 @@ import numpy as np
 
 from peftjax.data.packages import sha256
 from peftjax.data.sources.files import SHARES, SPLIT_FILES, find_files
+from peftjax.data.sources.folder import check_splits
 from peftjax.data.sources.media import IMAGES, check_inside, named_file, read
 from peftjax.data.sources.splits import hashed_split
 from peftjax.data.sources.types import BOX_FIELDS, OBJECT_DETECTION, Dataset, Example, Named
@@ -126,6 +127,8 @@ def _files(path: str) -> dict[str, Path]:
   patterns = [f"{path}/{one}" for one in _PATTERNS]
   for pattern in patterns:
     if any(Path(pattern.replace("{split}", name)).is_file() for name in SPLIT_FILES["train"]):
+      if pattern.startswith(f"{path}/{{split}}/"):
+        check_splits(Path(path), Path(pattern).name)
       return find_files("json", pattern)
   raise UserError(f"data.name: {path} has no {' and no '.join(_PATTERNS[:2])} with split=train; name the file")
 

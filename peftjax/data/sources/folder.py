@@ -21,6 +21,8 @@ from peftjax.errors import NotHere, UserError, nearest
 
 TABLES = ("metadata.csv", "metadata.jsonl", "labels.csv", "labels.jsonl", "metadata.tsv", "labels.tsv")
 _NO_DATA = ("thumbs.db", "desktop.ini")  # what other systems leave behind
+_SPLIT_OF = {name: split for split, names in SPLIT_FILES.items() for name in names} | {
+  "training": "train", "testing": "test"}  # fmt: skip
 Entry = tuple[str, int]  # path below the folder, label
 
 
@@ -47,16 +49,19 @@ def open_folder(path: str, named: Named) -> Dataset:
 
   Raises:
     UserError: there is no such folder, a folder is empty, a file is neither picture nor recording, or a class of
-      another split is none of the training split's, each with the file.
+      another split is none of the training split's, each with the file; a folder is called like a split and read as
+      none.
   """
   root = Path(path).expanduser()
   if not root.is_dir():
     near = [one.name for one in root.absolute().parent.glob("*/")] if root.absolute().parent.is_dir() else []
     raise NotHere(f"data.name: no folder {path!r}; {nearest(root.name, near)}")
   if (table := table_of(root)) is not None:
+    if "{split}" in table[1]:
+      check_splits(root, Path(table[1]).name)
     return dataclasses.replace(open_files(*table, named), name=f"folder:{path}")
   named.check_read(f"folder:{path}", labels="class")
-  splits = {split: root / name for split, names in SPLIT_FILES.items() for name in names if (root / name).is_dir()}
+  splits = check_splits(root)
   if "train" in splits:
     files = {split: _by_class(folder, root) for split, folder in splits.items()}
   else:
@@ -83,6 +88,33 @@ def open_folder(path: str, named: Named) -> Dataset:
     identity=identity,
     read=lambda split: FolderSource(root, medium.field, entries[split]),
   )
+
+
+def check_splits(root: Path, table: str = "") -> dict[str, Path]:
+  """Split -> its folder in `root`, of those that hold a file called `table` where there is one.
+
+  Raises:
+    UserError: a folder is called like a split, such as "Train" or "testing", and is none that is read: its files would
+      be left out, or be those of a class.
+  """
+  candidates = {split: [root / name for name in names] for split, names in SPLIT_FILES.items()}
+  is_read = (lambda one: (one / table).is_file()) if table else Path.is_dir
+  found = {split: one for split, ones in candidates.items() for one in reversed(ones) if is_read(one)}
+  for one in (entry for entry in entries_of(root) if entry.is_dir()):
+    split, within = _SPLIT_OF.get(one.name.lower()), [entry for entry in entries_of(one) if entry.is_dir()]
+    if split is None:
+      inner = next((entry for entry in within if entry.name.lower() in _SPLIT_OF), None)
+      if inner is not None and "train" not in found:
+        raise UserError(f"{inner} is a split by its name; expected splits in {root} itself, and classes in them")
+    elif not (any((one / name).is_file() for name in (table, *TABLES)) if table else within):
+      continue
+    elif (other := found.get(split)) is None:
+      raise UserError(f"{one} is the {split} split by its name; expected {root / split / table}")
+    elif not one.samefile(other):
+      raise UserError(f"{one} and {other} are both the {split} split by their names; expected one of them")
+  if "train" not in found and (held := [one for one in found.values() if any(map(Path.is_dir, entries_of(one)))]):
+    raise UserError(f"{held[0]} is a split by its name, and there is no {root / 'train'}")
+  return found
 
 
 def table_of(root: Path, names: Sequence[str] = TABLES) -> tuple[str, str] | None:

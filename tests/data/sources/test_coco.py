@@ -127,3 +127,10 @@ def test_splits_have_the_same_categories(tmp_path):
 def test_a_folder_without_annotations_says_what_is_looked_for(tmp_path):
   with pytest.raises(UserError, match="_annotations.coco.json"):
     open_data(f"coco:{tmp_path}")
+
+
+def test_a_folder_called_like_a_split_is_not_left_out(tmp_path):
+  for split in ("train", "Test"):
+    lay(tmp_path, file=f"{split}/_annotations.coco.json", pictures=split)
+  with pytest.raises(UserError, match=r"/Test is the test split by its name; expected .*/test/_annotations.coco.json$"):
+    open_data(f"coco:{tmp_path}")

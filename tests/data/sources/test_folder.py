@@ -131,3 +131,49 @@ def test_a_table_with_a_name_that_no_file_can_have(tmp_path, name):
   (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   with pytest.raises(UserError, match=r"train.jsonl:1: .* is a name that no file can have"):
     open_data(f"jsonl:{tmp_path / 'train.jsonl'}")[0]
+
+
+@pytest.mark.parametrize(
+  ("folders", "said"),
+  [
+    (("Train/red", "Train/blue", "Test/red"), r"/Test is the test split by its name; expected .*/test$"),
+    (("train/red", "train/blue", "testing/red"), r"/testing is the test split by its name; expected .*/test$"),
+    (("training/red", "training/blue"), r"/training is the train split by its name; expected .*/train$"),
+    (("train/red", "train/blue", "val/red", "dev/red"), r"/dev and .*/val are both the validation split"),
+    (("val/red", "val/blue", "test/red"), r"/val is a split by its name, and there is no .*/train$"),
+    (("red/train", "blue/train"), r"/blue/train is a split by its name; expected splits in .* itself"),
+  ],
+)
+def test_a_folder_called_like_a_split_is_no_class_and_is_not_left_out(tmp_path, folders, said):
+  for folder in folders:
+    (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / folder / "0.png").write_bytes(encoded(picture()))
+  with pytest.raises(UserError, match=said):
+    open_data(f"folder:{tmp_path}")
+
+
+def test_classes_and_other_folders_may_have_any_name(tmp_path):
+  for seed, folder in enumerate(("val", "Testing", "red/kitchen", "blue/kitchen")):
+    (tmp_path / "classes" / folder).mkdir(parents=True)
+    (tmp_path / "classes" / folder / "0.png").write_bytes(encoded(picture(seed=seed)))
+  assert open_data(f"folder:{tmp_path / 'classes'}").label_names == ("Testing", "blue", "red", "val")
+  coloured(tmp_path / "data", {"train": 1, "raw": 1})
+  (tmp_path / "data" / "testing").mkdir()
+  (tmp_path / "data" / "testing" / "unlabelled.png").write_bytes(encoded(picture()))
+  assert open_data(f"folder:{tmp_path / 'data'}").splits == {"train": 3}
+
+
+@pytest.mark.parametrize(
+  ("given", "said"),
+  [
+    (("train", "Test"), r"/Test is the test split by its name; expected .*/test/metadata.csv$"),
+    (("train", "val", "dev"), r"/dev and .*/val are both the validation split"),
+  ],
+)
+def test_a_table_in_a_folder_called_like_a_split_is_not_left_out(tmp_path, given, said):
+  for split in given:
+    (tmp_path / split).mkdir()
+    (tmp_path / split / "0.png").write_bytes(encoded(picture()))
+    (tmp_path / split / "metadata.csv").write_text("file_name,label\n0.png,red\n")
+  with pytest.raises(UserError, match=said):
+    open_data(f"folder:{tmp_path}")
