@@ -5,10 +5,16 @@ from __future__ import annotations
 import json
 import re
 
+import numpy as np
+import optax
 import pytest
 
 from peftjax import cli
 from peftjax import config as configs
+from peftjax.data.inputs.waveforms import Waveforms, frames
+from peftjax.data.sources.types import Header
+from peftjax.errors import UserError
+from peftjax.tasks.ctc import CTC
 from peftjax.train import loop
 from tests.data.recordings import TONES, encoded, tone
 
@@ -90,3 +96,26 @@ def test_what_is_wrong_is_said_in_one_line(folder, tmp_path, capsys, given, said
   flags = [f"--config.{one.format(other=tmp_path / 'other')}" for one in overrides(folder, *given)]
   assert cli.main(["train", f"--workdir={tmp_path / 'run'}", *flags]) == 2
   assert re.search(said, capsys.readouterr().err.strip().splitlines()[-1])
+
+
+def test_a_text_that_no_frames_of_its_recording_could_say_is_told(folder):
+  """As long a text as can be said has a finite loss; a letter more, or one that follows its like, has none."""
+  config = configs.load("", overrides(folder, "input.seconds=0.13", "data.max_length=20"))
+  inputs = Waveforms(config, Header("mine", fields=("audio", "text")), CTC(), folder / "model")
+  samples = tone(seconds=0.06)
+  held = frames(inputs.convolutions, len(samples))
+  example = {"audio": samples, "sampling_rate": 16_000, "where": "a.wav"}
+  assert held == 7
+  for text in ("hiholow", "hollo"):
+    labels = inputs.encode({**example, "text": text}, None)["labels"]
+    args = np.zeros((1, held)), labels[None], np.zeros((1, len(labels)))
+    assert optax.ctc_loss(np.zeros((1, held, 12)), *args)[0] < 100
+  for text, letters, repeated in (("hiholowi", 8, 0), ("holloo", 6, 2)):
+    with pytest.raises(UserError, match=f"a.wav: its text has {letters} letters, of which {repeated} .* 7 frames"):
+      inputs.encode({**example, "text": text}, None)
+  with config.unlocked():
+    config.input.shift = 0.05
+  moved = Waveforms(config, Header("mine", fields=("audio", "text")), CTC(), folder / "model")
+  for seed in range(8):
+    found = moved.encode({**example, "text": "hiholow"}, np.random.default_rng(seed))
+    assert frames(inputs.convolutions, len(found["input_values"])) >= held

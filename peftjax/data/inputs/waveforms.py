@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +60,8 @@ class Waveforms(Input):
   `attention_mask` int32 [N] where it says so, and `labels` int32 [L], the letters of its `text`, below 0 behind them.
 
   A recording of another rate is resampled, of several channels averaged, a shorter one filled up; one longer than
-  `seconds` is refused, since its text would be longer than what is heard. What is drawn is a function of seed, epoch
+  `seconds` is refused, since its text would be longer than what is heard, and so is one of fewer frames than its text
+  needs, since its loss would be infinite. What is drawn is a function of seed, epoch
   and example. Settings:
     seconds: of a window.
     shift: seconds by which a training recording starts later or earlier, at most; silence takes the place.
@@ -132,12 +134,17 @@ class Waveforms(Input):
     if len(samples) > self.count:
       lasts = len(samples) / self.samples_of.rate
       raise UserError(f"{where}: it lasts {lasts:.2f} seconds, and input.seconds={self.options.seconds:g}")
-    if rng is not None and self.options.shift:
-      by = round(rng.uniform(-self.options.shift, self.options.shift) * self.samples_of.rate)
-      samples = shifted(samples, by)[: self.count]
     labels = self.characters.encode(example["text"])
     if len(labels) > self.config.data.max_length:
       raise UserError(f"{where}: its text has {len(labels)} letters, and data.max_length={self.config.data.max_length}")
+    repeated = sum(one == other for one, other in itertools.pairwise(labels))
+    if (held := self._frames(samples)) < len(labels) + repeated:
+      raise UserError(f"{where}: its text has {len(labels)} letters, of which {repeated} follow their like, and its "
+                      f"recording gives {held} frames; expected one for each and one before these")  # fmt: skip
+    if rng is not None and self.options.shift:
+      by = round(rng.uniform(-self.options.shift, self.options.shift) * self.samples_of.rate)
+      moved = shifted(samples, by)[: self.count]
+      samples = moved if self._frames(moved) >= len(labels) + repeated else samples
     batch = {"input_values": self.samples_of(samples), "labels": np.array(labels, np.int32)}
     if self.samples_of.masked:
       batch["attention_mask"] = np.ones(len(samples), np.int32)
@@ -147,6 +154,10 @@ class Waveforms(Input):
         blank(seen, rng, self.options.time_masks, self.options.time_width)
       batch["mask_time_indices"] = (seen[:, 0] == 0).astype(np.int32)
     return batch
+
+  def _frames(self, samples: np.ndarray) -> int:
+    """How many frames may say a letter: those of the recording, or of the window where the model is not told it."""
+    return max(frames(self.convolutions, len(samples) if self.samples_of.masked else self.count), 0)
 
   def collate(self, encoded: Sequence[Batch], rows: int, length: int) -> Batch:
     batch = super().collate(encoded, rows, length)
