@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from peftjax.data.inputs.pictures import decode
 from peftjax.data.sources import columns, media
 from peftjax.data.sources import files as tables
 from peftjax.data.sources.column_files import ColumnFile, JsonFile
@@ -17,6 +18,7 @@ from peftjax.data.sources.text_files import TextFile
 from peftjax.data.sources.types import BESIDE, SPEECH_RECOGNITION, Example, Header
 from peftjax.errors import UserError, nearest
 from peftjax.files import read_text
+from peftjax.models.family import CTC
 
 Row = dict[str, Any]
 
@@ -28,6 +30,14 @@ _UNKNOWN: dict[str, Callable[[Example, Header], Any]] = {
   "answers": lambda example, header: [],
   "is_impossible": lambda example, header: False,
 }
+# The same of pictures with boxes; of these the size is the picture's
+_NO_BOXES: dict[str, Callable[[Example, Header], Any]] = {
+  "boxes": lambda example, header: np.zeros((0, 4), np.float32),
+  "labels": lambda example, header: np.zeros(0, np.int32),
+  "crowd": lambda example, header: np.zeros(0, bool),
+  "size": lambda example, header: decode(example["image"], str(example.get("where", "picture"))).size[::-1],
+}
+_SAID = (SPEECH_RECOGNITION, CTC)  # tasks whose text is what is asked
 _USUAL = {
   "text": columns.TEXT_NAMES,
   "text_pair": columns.PAIR_NAMES,
@@ -105,10 +115,19 @@ def example_of(
   if not header.fields:  # of a task and an input of the user's own
     return {name: _array(name, value) for name, value in row.items()}
   example: Example = {name: row[name] for name in BESIDE if row.get(name) is not None}
+  has_boxes = holds_boxes(header.fields)
+  unknown = _UNKNOWN | (_NO_BOXES if has_boxes else {})
+  unknown |= {"text": lambda example, header: ""} if header.task in _SAID else {}
   for field in header.fields:
-    if field not in _UNKNOWN and field != "id" and not (field in targets and row.get(field) is None):
+    if field not in unknown and field != "id" and not (field in targets and row.get(field) is None):
       example[field] = _value(field, row, where, header, data)
-  return example | {name: make(example, header) for name, make in _UNKNOWN.items() if name in header.fields}
+  wanted = {*header.fields, *(_NO_BOXES if has_boxes else ())}
+  return example | {name: make(example, header) for name, make in unknown.items() if name in wanted}
+
+
+def holds_boxes(fields: Collection[str]) -> bool:
+  """Whether examples of such fields are pictures with the boxes of objects."""
+  return {"image", "boxes", "labels"} <= set(fields)
 
 
 def _value(field: str, row: Mapping[str, Any], where: str, header: Header, data: ConfigDict) -> Any:
@@ -150,8 +169,6 @@ def _array(field: str, held: Any) -> Any:
 def _made(field: str, row: Mapping[str, Any], header: Header) -> Any:
   """A field from the text of a row that has not the field itself; None if there is no way."""
   names = (*columns.TEXT_NAMES, *columns.SOURCE_NAMES)
-  if field == "text" and header.task == SPEECH_RECOGNITION:
-    return ""  # what is said is what is asked
   text = next((row[name] for name in names if isinstance(row.get(name), str)), None)
   if text is None:
     return None

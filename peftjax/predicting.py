@@ -22,7 +22,7 @@ from peftjax.data.sources.types import Example, WrongExample
 from peftjax.errors import UserError
 from peftjax.loading import folder_of, inputs_folder
 from peftjax.model import Model
-from peftjax.new_examples import example_of, of_lists, rows_of, told
+from peftjax.new_examples import example_of, holds_boxes, of_lists, rows_of, told
 from peftjax.parallel.activations import on_mesh
 from peftjax.parallel.mesh import make_mesh
 from peftjax.registry import only_trusted
@@ -94,7 +94,8 @@ def _header(folder: Path) -> data_lib.Header:
   names = known.label_names if known.data_label_names is None else known.data_label_names
   kind = "classes" if known.problem_type.startswith("multi_label") else "class" if names else "number"
   kind = known.label_kind or ("tags" if "tags" in fields else kind if "label" in fields else "")
-  return data_lib.Header("new examples", known.task, names, fields=fields, label_kind=kind)
+  boxes = int(holds_boxes(fields))  # room for one, of which there is none
+  return data_lib.Header("new examples", known.task, names, fields=fields, label_kind=kind, most_boxes=boxes)
 
 
 def _said(

@@ -19,10 +19,11 @@ from peftjax.data.sources.types import OBJECT_DETECTION, Header, Source
 from peftjax.errors import UserError
 from peftjax.tasks.assignment import assign
 from peftjax.tasks.average_precision import COCO_METRICS, average_precision
-from peftjax.tasks.base import Arrays, Batch, Forward, Task, check_data, cross_entropy, model_inputs, own_setting
+from peftjax.tasks.base import Arrays, Batch, Forward, Row, Task, check_data, cross_entropy, model_inputs, own_setting
 from peftjax.tasks.boxes import corners, generalized_iou
 from peftjax.tasks.metric import Metric
 
+_SURE = 0.05  # the least score of what is told of new pictures
 _WHOLE = (0.5, 0.5, 1.0, 1.0)  # a box where there is none, so that no area is 0
 
 
@@ -168,6 +169,19 @@ class ObjectDetection(Task):
   def per_example(self, predictions: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     names = ("scores", "prediction", "boxes", "true_boxes", "true_labels", "crowd")
     return {name: predictions[name] for name in names}
+
+  def answers(self, predictions: Mapping[str, np.ndarray], source: Source) -> list[Row]:
+    """The "objects" that were found with a score of at least `_SURE`, the surest first: "label", "score" and "box", the
+    corners (x0, y0, x1, y1) in pixels."""
+    del source
+    said: list[Row] = []
+    for scores, labels, boxes in zip(*(predictions[name] for name in ("scores", "prediction", "boxes"))):
+      order = [at for at in np.argsort(-scores, kind="stable") if scores[at] >= _SURE]
+      objects = [
+        {"label": self.label_names[labels[at]], "score": float(scores[at]), "box": boxes[at].tolist()} for at in order
+      ]
+      said.append({"objects": objects})
+    return said
 
   def metrics(self, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
     found = average_precision(self.per_example(predictions), self.num_labels)

@@ -79,6 +79,9 @@ def test_a_run_learns_letters_goes_on_where_it_died_and_predicts(folder, tmp_pat
   assert cli.main(["predict", f"--workdir={whole}", f"--file={folder / 'data' / 'test' / 'metadata.csv'}"]) == 0
   said = [json.loads(line)["text"].lower() for line in capsys.readouterr().out.splitlines()]
   assert said == [text for text in TEXTS.values() for _ in range(3)]
+  file = folder / "data" / "test" / "low0.wav"  # without what is said in it
+  assert cli.main(["predict", f"--workdir={whole}", f"--file={file}"]) == 0
+  assert json.loads(capsys.readouterr().out) == {"file": str(file), "text": "LOW"}
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def overrides(folder, *more):
   )
 
 
-def test_a_run_finds_boxes_draws_them_and_goes_on_where_it_died(folder, tmp_path, train_in_two):
+def test_a_run_finds_boxes_draws_them_and_goes_on_where_it_died(folder, tmp_path, train_in_two, capsys):
   whole, parts = tmp_path / "whole", tmp_path / "parts"
   config = configs.load("", overrides(folder, "input.flip=True", "input.crop=0.9"))
   summary = loop.train(config, whole)
@@ -95,6 +95,19 @@ def test_a_run_finds_boxes_draws_them_and_goes_on_where_it_died(folder, tmp_path
   train_in_two(config, parts, 27)
   for name in ("metrics.jsonl", "predictions-test.npz", "detections-test.png"):
     assert (parts / name).read_bytes() == (whole / name).read_bytes(), name
+
+  capsys.readouterr()
+  file = folder / "data" / "test" / "3.png"
+  assert cli.main(["predict", f"--workdir={whole}", f"--file={file}"]) == 0
+  said = json.loads(capsys.readouterr().out)
+  with np.load(whole / "predictions-test.npz") as found:
+    row = int(np.flatnonzero(found["index"] == 3)[0])
+    order = [at for at in np.argsort(-found["scores"][row]) if found["scores"][row, at] >= 0.05]
+    assert said["file"] == str(file) and len(said["objects"]) == len(order) > 0
+    for one, at in zip(said["objects"], order):
+      assert one["label"] == ("red", "blue")[found["prediction"][row, at]]
+      assert one["score"] == pytest.approx(found["scores"][row, at], rel=1e-4)
+      np.testing.assert_allclose(one["box"], found["boxes"][row, at], atol=1e-2)
 
 
 def said(folder, tmp_path, capsys, *more):
