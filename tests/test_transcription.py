@@ -16,6 +16,7 @@ from peftjax.data.inputs.tokenizing import load_tokenizer
 from peftjax.errors import UserError
 from peftjax.loading import from_config, initialise
 from peftjax.models.pretrained import read_config
+from peftjax.train.evaluators.transcribe import worst
 from peftjax.transcription import normalised, sampling_of, transcribe, windows
 from tests.data.recordings import encoded, tone, whisper_folder
 
@@ -32,6 +33,11 @@ TEXTS = [
 @pytest.mark.parametrize("text", TEXTS)
 def test_texts_are_compared_as_whispers_authors_do(text):
   assert normalised(text) == BasicTextNormalizer()(text).strip()
+
+
+def test_rows_of_recordings_in_which_nothing_is_said_have_no_rate_and_come_first_where_something_is_written():
+  rows = [{"word_error_rate": rate, "text": text} for rate, text in ((0.5, "a"), (None, ""), (2.0, "b"), (None, "c"))]
+  assert [row["text"] for row in sorted(rows, key=worst)] == ["c", "b", "a", ""]
 
 
 def test_a_long_recording_is_read_in_windows_side_by_side():

@@ -92,7 +92,8 @@ class ObjectDetection(Task):
     count = jnp.maximum(parts["count"], 1.0)
     distance = self.weights.bbox_loss_coefficient * parts["distance"]
     overlap = self.weights.giou_loss_coefficient * parts["overlap"]
-    return parts["entropy"] / parts["entropy_weight"] + (distance + overlap) / count
+    weight = jnp.where(parts["entropy_weight"] > 0, parts["entropy_weight"], 1.0)  # 0: no object, eos_coefficient=0
+    return parts["entropy"] / weight + (distance + overlap) / count
 
   def parts(self, logits: jax.Array, boxes: jax.Array, batch: Batch) -> dict[str, jax.Array]:
     """float32 [B] each, for every image: "entropy", the weighted cross entropies, and "entropy_weight", their weights;

@@ -132,6 +132,13 @@ def test_an_image_of_an_evaluation_is_a_batch_of_its_own():
     np.testing.assert_allclose(found[row], reference(logits[alone], boxes[alone], theirs[alone])[0], rtol=1e-5)
 
 
+def test_an_image_without_an_object_has_a_loss_where_none_counts_nothing():
+  logits, boxes, batch, _ = case(4)
+  task = tasks.make("object_detection", [f"l{index}" for index in range(LABELS)], **{**WEIGHTS, "eos_coefficient": 0.0})
+  found = task.predict(lambda inputs: {"logits": logits, "pred_boxes": boxes}, batch)["loss"]
+  assert np.isfinite(found).all() and found[-1] == 0 < found[0]
+
+
 PROCESSORS = {
   "detr": (DetrImageProcessorPil, {"size": {"shortest_edge": 24, "longest_edge": 40}}),
   "detr-square": (DetrImageProcessorPil, {"size": {"height": 21, "width": 33}, "image_mean": [0.1, 0.2, 0.3]}),

@@ -152,6 +152,10 @@ def test_more_objects_than_the_model_finds_and_settings_out_of_range(folder, tmp
   assert "task.eos_coefficient=-1.0: expected a number of at least 0" in said(
     folder, tmp_path, capsys, "task.eos_coefficient=-1.0"
   )
+  line = said(folder, tmp_path, capsys, "evaluators.detect.shown=-1")
+  assert "evaluators.detect.shown=-1: expected a whole number, none below 0" in line
+  line = said(folder, tmp_path, capsys, "evaluators.detect.score=2.0")
+  assert "evaluators.detect.score=2.0: expected a number from 0 to 1" in line
   assert "input.crop=2.0: expected a number from 0 to 1" in said(folder, tmp_path, capsys, "input.crop=2.0")
 
 

@@ -103,6 +103,19 @@ def _check_whole(content: bytes, where: str) -> None:
     at += 8 + size + size % 2
 
 
+def seconds_of(audio: Any, rate: int = 0) -> float:
+  """How long a recording is, as `decode` takes it, by its header; 0.0 of one that cannot be read."""
+  if not isinstance(audio, bytes):
+    return len(np.asarray(audio)) / rate if rate else 0.0
+  import soundfile
+
+  try:
+    with soundfile.SoundFile(io.BytesIO(audio)) as file:
+      return float(file.frames / file.samplerate)
+  except (soundfile.SoundFileError, RuntimeError, ValueError, ZeroDivisionError):
+    return 0.0
+
+
 def resampled(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
   """The samples at another rate, by a polyphase filter (`scipy.signal.resample_poly`)."""
   if rate == wanted:

@@ -14,9 +14,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from peftjax.data.batching import bucket_lengths
-from peftjax.data.inputs.audio import AUDIO_SETTINGS, Audio
+from peftjax.data.inputs.audio import AUDIO_SETTINGS, RATE_FIELD, Audio
 from peftjax.data.inputs.base import IGNORED, Batch, Random, Shapes, Sizes
 from peftjax.data.inputs.log_mel import LogMel
+from peftjax.data.inputs.sound import seconds_of
 from peftjax.data.inputs.text import SETTINGS, defaults_of, with_settings
 from peftjax.data.inputs.tokenizing import Tokenizer, load_tokenizer
 from peftjax.data.measuring import Measured
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 START, SILENT = "<|startoftranscript|>", "<|notimestamps|>"
 MULTILINGUAL = 51_865  # tokens of the smallest vocabulary with other languages than English
 _UNCUT = 2**30
+_ROUNDED = 0.01  # seconds by which a recording may be longer than a window before it is said
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +51,8 @@ class Form:
 
 
 class Speech(Audio):
-  """As `Audio`, and of an example's `text` `decoder_input_ids` and `labels`, int32 [L].
+  """As `Audio`, and of an example's `text` `decoder_input_ids` and `labels`, int32 [L]. Recordings that are longer than
+  a window are told when a run starts, since the text of what is cut off is learned, too.
 
   The decoder reads the start token, of multilingual models the language's and the task's, that no times are written,
   and the text; it learns the text and its end alone, since the first tokens are given whenever it writes. Settings
@@ -113,13 +116,21 @@ class Speech(Audio):
 
   def sizes(self, examples: Sequence[Example]) -> Sizes:
     lengths = np.array([len(self.first) - 1 + len(self.tokens(one)) for one in examples], np.int32)
-    most = self.data.max_length
-    return Sizes(np.minimum(lengths, most), int((lengths > most).sum()))
+    most, window = self.data.max_length, self.log_mel.seconds
+    lasting = [seconds_of(one["audio"], int(one.get(RATE_FIELD, self.log_mel.rate))) for one in examples]
+    lost = sum(one > window + _ROUNDED for one in lasting)
+    return Sizes(np.minimum(lengths, most), int((lengths > most).sum()), lost)
 
   def notes(self, measured: Measured | None) -> list[str]:
-    if measured is None or not measured.cut:
+    if measured is None:
       return []
-    return [f"train: {measured.cut:,} of {len(measured.lengths):,} texts are cut at {self.data.max_length} tokens"]
+    count, said = len(measured.lengths), []
+    if measured.cut:
+      said.append(f"train: {measured.cut:,} of {count:,} texts are cut at {self.data.max_length} tokens")
+    if measured.lost:
+      said.append(f"train: {measured.lost:,} of {count:,} recordings are longer than a window of "
+                  f"{self.log_mel.seconds:g} seconds: their whole text is learned from its start alone")  # fmt: skip
+    return said
 
   def fingerprint(self) -> str:
     parts = (super().fingerprint(), self.tokenizer.fingerprint(), self.first, self.data.max_length)

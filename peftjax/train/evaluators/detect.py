@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from peftjax.errors import UserError
 from peftjax.train.evaluate import save_rows
 from peftjax.train.evaluators.base import Moment
 from peftjax.train.evaluators.predict import Predict
+
+if TYPE_CHECKING:
+  from peftjax.train.run import Run
 
 
 class Detect(Predict):
@@ -21,6 +25,14 @@ class Detect(Predict):
 
   name: ClassVar[str] = "detect"
   settings = {"shown": 12, "score": 0.5}
+
+  def __init__(self, of: Run):
+    super().__init__(of)
+    shown, score = self.options.shown, self.options.score
+    if type(shown) is not int or shown < 0:
+      raise UserError(f"evaluators.detect.shown={shown!r}: expected a whole number, none below 0")
+    if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
+      raise UserError(f"evaluators.detect.score={score!r}: expected a number from 0 to 1")
 
   def save(self, folder: Path, split: str, moment: Moment, rows: Any) -> None:
     if moment == "eval" or (moment == "after" and self.of.config.train.predictions):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +28,17 @@ if TYPE_CHECKING:
 METRICS = ("word_error_rate", "character_error_rate")
 
 
+def worst(row: Mapping[str, Any]) -> float:
+  """What rows are sorted by: less the error rate, which is infinite where nothing is said and something written."""
+  rate = row["word_error_rate"]
+  return -(rate if rate is not None else math.inf if row["text"] else 0.0)
+
+
 class Transcribe(Evaluator):
   """Writes for the first `evaluators.transcribe.examples` of a split (0: all), in an order that no seed changes.
 
   ``transcripts-SPLIT.jsonl`` holds {"index", "where", "target", "text", "word_error_rate"} of every example, the worst
-  first, so that a person reads what went wrong.
+  first, so that a person reads what went wrong; the rate is null where nothing is said.
 
   Settings beside that number: max_new_tokens, for a window of a recording, 0: what the model has positions for;
   num_beams; normalise, whether case and punctuation are left out of the comparison.
@@ -77,12 +85,12 @@ class Transcribe(Evaluator):
         "where": str(one.get("where", "")),
         "target": one["text"],
         "text": text,
-        "word_error_rate": text_metrics.score(METRICS[:1], [found], [wanted])[METRICS[0]],
+        "word_error_rate": text_metrics.word_error_rate([found], [wanted]) if wanted else None,
       }
       for at, one, text, (found, wanted) in zip(chosen, examples, texts, compared, strict=True)
     ]
     scores = text_metrics.score(METRICS, [found for found, _ in compared], [wanted for _, wanted in compared])
-    return Evaluated(scores, sorted(rows, key=lambda row: -row["word_error_rate"]))
+    return Evaluated(scores, sorted(rows, key=worst))
 
   def save(self, folder: Path, split: str, moment: Moment, rows: list[dict[str, Any]]) -> None:
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

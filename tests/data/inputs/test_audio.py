@@ -16,10 +16,12 @@ from peftjax.data import open_data
 from peftjax.data.inputs.audio import Audio
 from peftjax.data.inputs.log_mel import LogMel, log_mel_of, read_log_mel
 from peftjax.data.inputs.sound import decode, resampled
+from peftjax.data.inputs.speech import Speech
+from peftjax.data.measuring import Measured
 from peftjax.data.reading import example_rng
 from peftjax.data.sources.types import Header
 from peftjax.errors import UserError
-from tests.data.recordings import encoded, tone, toned
+from tests.data.recordings import encoded, tone, toned, whisper_folder
 
 EXTRACTORS = {
   "usual": {},
@@ -213,6 +215,24 @@ def test_augmentation_is_a_function_of_seed_epoch_and_example(tmp_path):
 def test_a_setting_that_makes_no_sense(tmp_path, settings, said):
   with pytest.raises(UserError, match=re.escape(said)):
     inputs(tmp_path, **settings).spec(1, 0)
+
+
+def test_recordings_that_are_longer_than_the_window_of_their_text_are_told(tmp_path):
+  folder = whisper_folder(tmp_path / "whisper")
+  config = default()
+  with config.unlocked():
+    config.input.update({"seconds": 0.2})
+  header = Header("said", fields=("audio", "text"))
+  read = Speech(config, header, tasks.make("speech_recognition", ()), folder)
+  examples = [
+    {"audio": encoded(tone(seconds=one, rate=8000), 8000, kind="FLAC"), "text": "a"} for one in (0.1, 0.2, 0.3)
+  ]
+  examples += [{"audio": tone(seconds=one), "sampling_rate": 16_000, "text": "a"} for one in (0.15, 0.25)]
+  sizes = read.sizes([*examples, {"audio": b"none", "text": "a"}])
+  assert sizes.lost == 2 and sizes.cut == 0
+  (line,) = read.notes(Measured(sizes.lengths, sizes.cut, sizes.lost))
+  assert line.startswith("train: 2 of 6 recordings are longer than a window of 0.2 seconds")
+  assert not read.notes(Measured(sizes.lengths, 0, 0))
 
 
 def test_a_folder_of_recordings_by_class(tmp_path):
