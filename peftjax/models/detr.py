@@ -370,7 +370,7 @@ class DetrForObjectDetection(nn.Module, HasSites):
 
   def objects(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Logits and boxes of states [..., d_model]."""
-    return self.class_labels_classifier(hidden), nn.sigmoid(self.bbox_predictor(hidden))
+    return self.class_labels_classifier(hidden), nn.sigmoid(self.bbox_predictor(hidden).astype(jnp.float32))
 
   def from_embeds(
     self, embeds: jax.Array, attention_mask: jax.Array, places: jax.Array, queries: jax.Array

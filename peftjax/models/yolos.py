@@ -174,7 +174,7 @@ class YolosForObjectDetection(nn.Module, HasSites):
   def __call__(self, pixel_values: jax.Array) -> dict[str, jax.Array]:
     outputs = self.from_embeds(*self.vit.embed(pixel_values))
     hidden = outputs["last_hidden_state"][:, -self.config.num_detection_tokens :]
-    boxes = nn.sigmoid(self.bbox_predictor(hidden))
+    boxes = nn.sigmoid(self.bbox_predictor(hidden).astype(jnp.float32))
     return {**outputs, "logits": self.class_labels_classifier(hidden), "pred_boxes": boxes}
 
   def from_embeds(self, embeds: jax.Array, grid: tuple[int, int]) -> dict[str, jax.Array]:

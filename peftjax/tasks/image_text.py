@@ -105,10 +105,12 @@ class ImageTextContrastive(Task):
     }
 
   def answers(self, predictions: Mapping[str, np.ndarray], source: Source) -> list[Row]:
-    """The picture's "embedding", and its "cosine" with the text."""
-    del source
-    pairs = zip(predictions["image"], predictions["text"])
-    return [{"embedding": image.tolist(), "cosine": float(image.astype(np.float64) @ text)} for image, text in pairs]
+    """The picture's "embedding", and its "cosine" with the text where it has one of its own."""
+    said: list[Row] = []
+    for index, image, text in zip(*(predictions[name] for name in ("index", "image", "text"))):
+      cosine = {"cosine": float(image.astype(np.float64) @ text)} if "text" in source[int(index)] else {}
+      said.append({"embedding": image.tolist(), **cosine})
+    return said
 
   def metrics(self, predictions: Mapping[str, np.ndarray]) -> dict[str, float]:
     rows = self.per_example(predictions)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -116,6 +117,14 @@ def test_positions_of_a_grid_that_is_no_square_are_not_resampled(class_name):
     assert_close(peftjax.load(folder)(pixel_values=vision.pixels(12, 3))["last_hidden_state"], expected)
   with pytest.raises(UserError, match="positions for 4 x 1 cannot be resampled"):
     peftjax.load(folder)(pixel_values=vision.pixels(12, 3 if class_name == "Dinov2Model" else 6))
+
+
+def test_boxes_are_not_rounded_to_the_dtype_of_the_layers():
+  """A bfloat16 between a half and one has steps of .4 per cent, three pixels of a picture of 800."""
+  _, folder = vision.model("YolosForObjectDetection")
+  ours = loading.load(folder, runtime=Runtime(compute_dtype=jnp.bfloat16))
+  shapes = jax.eval_shape(lambda pixels: ours(pixel_values=pixels), vision.pixels())
+  assert shapes["pred_boxes"].dtype == jnp.float32 and shapes["logits"].dtype == jnp.bfloat16
 
 
 def test_two_thirds_of_one_feature_are_none():

@@ -178,6 +178,18 @@ def test_letters_are_transformers(upper, tmp_path):
   assert found.known("a, bad  cäb") == ("a bad cb" if upper else "A BAD CB")
 
 
+def test_a_blank_of_one_character_is_no_letter(tmp_path):
+  vocab = {"-": 0, "?": 1, "|": 2, "A": 3, "B": 4}
+  (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+  names = {"pad_token": "-", "unk_token": "?", "bos_token": None, "eos_token": None}
+  made = transformers.Wav2Vec2CTCTokenizer(str(tmp_path / "vocab.json"), **names)
+  made.save_pretrained(tmp_path)
+  found = read_characters(tmp_path)
+  frames_of = [0, 3, 0, 3, 0, 0, 4, 4, 2, 0, 3, 0]
+  assert found.decode(frames_of) == made.decode(frames_of) == "AAB A"
+  assert found.encode("A-B?") == [3, 1, 4, 1] and found.known("A-B ?") == "AB"  # no blank is ever learned
+
+
 def test_models_train_with_methods_and_configs_that_are_none():
   lora = from_config({**SIZES, "model_type": "wav2vec2"}).add(methods.LoRA(rank=2))
   assert {name.rpartition(".")[2] for site in lora.bound[0].sites for name in site.names} == {"q_proj", "v_proj"}

@@ -14,6 +14,7 @@ from PIL import Image
 
 from peftjax import cli
 from peftjax import config as configs
+from peftjax.tasks.image_text import ImageTextContrastive
 from peftjax.train import finished, loop
 from tests.data.pictures import coloured
 from tests.oracles.pipelines import LENGTH, widened, write_tokenizer
@@ -97,6 +98,13 @@ def test_pairs_are_learned_and_scored_among_all_of_the_split(folder, tmp_path):
   assert again["loss"] == pytest.approx(metrics["loss"], rel=1e-5)
   rows = np.load(tmp_path / "predictions-train.npz")
   assert rows["text_recall_at_1"].mean() == pytest.approx(metrics["text_recall_at_1"])
+
+
+def test_a_new_picture_without_a_text_of_its_own_has_no_cosine():
+  vectors = np.eye(2, 3, dtype=np.float32)
+  found = {"index": np.arange(2), "image": vectors, "text": vectors[::-1]}
+  said = ImageTextContrastive().answers(found, [{"label": 0}, {"text": "a dog"}])
+  assert said == [{"embedding": [1, 0, 0]}, {"embedding": [0, 1, 0], "cosine": 0.0}]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -40,6 +41,11 @@ class Characters:
     """The id of no letter."""
     return self.ids[self.blank]
 
+  @functools.cached_property
+  def _letters(self) -> Mapping[str, int]:
+    """`ids` without the two tokens that are no letter, whatever they are called."""
+    return {letter: index for letter, index in self.ids.items() if letter not in (self.blank, self.unknown)}
+
   @property
   def size(self) -> int:
     """One more than the largest id."""
@@ -48,26 +54,24 @@ class Characters:
   def encode(self, text: str) -> list[int]:
     """The ids of a text's letters; one that is not there in its own case is taken in the other."""
     letters = (text.upper() if self.upper else text).replace(" ", self.space)
-    return [self.ids.get(self._known(letter), self.ids[self.unknown]) for letter in letters]
+    return [self._letters.get(self._known(letter), self.ids[self.unknown]) for letter in letters]
 
   def known(self, text: str) -> str:
     """A text as it could be written: letters that are not there are left out."""
     letters = (" " if letter.isspace() else self._known(letter) for letter in text)
-    kept = "".join(letter for letter in letters if letter == " " or letter in self.ids)
+    kept = "".join(letter for letter in letters if letter == " " or letter in self._letters)
     return " ".join((kept.lower() if self.upper else kept).split())
 
   def decode(self, best: Iterable[int]) -> str:
     """What the likeliest ids of frames say: repeated ones count once, blanks and special tokens not at all."""
-    names = {index: letter for letter, index in self.ids.items()}
-    letters = [names.get(int(index), self.unknown) for index, _ in itertools.groupby(best)]
+    names = {index: letter for letter, index in self._letters.items()}
+    letters = [names.get(int(index), "") for index, _ in itertools.groupby(best)]
     text = "".join(" " if one == self.space else one for one in letters if one == self.space or len(one) == 1).strip()
     return text.lower() if self.upper else text
 
   def _known(self, letter: str) -> str:
     letter = letter.upper() if self.upper else letter
-    return (
-      letter if letter in self.ids else next((one for one in (letter.upper(), letter.lower()) if one in self.ids), "")
-    )
+    return next((one for one in (letter, letter.upper(), letter.lower()) if one in self._letters), "")
 
 
 def read_characters(folder: Path) -> Characters:

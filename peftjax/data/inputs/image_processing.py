@@ -244,7 +244,7 @@ def processor_of(given: Mapping[str, Any], where: str, model_type: str = "") -> 
   if longest and not shortest:
     raise UserError(f"{where}: size: longest_edge={longest} without shortest_edge; expected both")
   _, crop = _size(values["crop_size"], True, f"{where}: crop_size") if values["do_center_crop"] else (0, None)
-  if values["resample"] not in _SAMPLINGS:
+  if type(values["resample"]) not in (int, float) or values["resample"] not in _SAMPLINGS:
     raise UserError(f"{where}: resample={values['resample']!r:.40}: expected one of 0 to 5")
   return Processor(
     shortest if values["do_resize"] else 0,
@@ -266,7 +266,7 @@ def _spelled_out(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[st
   found = dict(values)
   if "pad_and_return_pixel_mask" in given:
     found["do_pad"] = given["pad_and_return_pixel_mask"]
-  if isinstance(found["size"], int):
+  if type(found["size"]) is int:
     found["size"] = {"shortest_edge": found["size"], "longest_edge": given.get("max_size") or 1333}
   return found
 
@@ -285,7 +285,7 @@ def _size(value: Any, square: bool, where: str) -> tuple[int, Size | None]:
   elif isinstance(value, list | tuple) and len(value) == 2:
     value = {"height": value[0], "width": value[1]}
   sides = {key: one for key, one in value.items() if one is not None} if isinstance(value, Mapping) else {}
-  if not all(isinstance(one, int) and 1 <= one <= MOST_SIDE for one in sides.values()):
+  if not all(type(one) is int and 1 <= one <= MOST_SIDE for one in sides.values()):
     raise UserError(f"{where}={value!r:.80}: expected whole numbers of pixels from 1 to {MOST_SIDE}")
   if set(sides) == {"shortest_edge"}:
     return sides["shortest_edge"], None
