@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from peftjax.data.inputs.pipeline import Pipeline
-from peftjax.diffusion.latents import Forward, Latents
+from peftjax.diffusion.latents import Latents
 from peftjax.diffusion.samplers import Sampler, Steps, of_pipeline
+from peftjax.diffusion.texts import Forward, Texts
 from peftjax.errors import UserError
 from peftjax.masks import Tree
 
@@ -29,7 +30,7 @@ class Plan:
   """How pictures are sampled.
 
   Attributes:
-    sampler, latents: the pipeline's.
+    sampler, latents, texts: the pipeline's.
     steps: of the sampler.
     guidance_scale: how far a prediction goes from that of the negative prompt on to the prompt's; up to 1 there is no
       guidance, and the negative prompt is not run.
@@ -38,6 +39,7 @@ class Plan:
 
   sampler: Sampler
   latents: Latents
+  texts: Texts
   steps: int = 50
   guidance_scale: float = 7.5
   side: int = 512
@@ -75,15 +77,15 @@ def plan_of(folder: Path, sampler: str = "", steps: int = 50, guidance_scale: fl
   Raises:
     UserError: a component or a file is missing; as `samplers.of_pipeline` and `Plan`.
   """
-  latents = Latents.of(folder)
-  return Plan(of_pipeline(folder, sampler), latents, steps, guidance_scale, side or Pipeline(folder).side)
+  latents, texts = Latents.of(folder), Texts.of(folder)
+  return Plan(of_pipeline(folder, sampler), latents, texts, steps, guidance_scale, side or Pipeline(folder).side)
 
 
 def make_sampling(forward: ModelForward, plan: Plan) -> Callable[..., jax.Array]:
   """run(params, ids, negative_ids, starts, seeds) -> pictures float32 [N, 3, H, W] in [0, 1], compiled.
 
-  Its arguments: ids and negative_ids int32 [N, L], starts float32 [N, C, h, w] of deviation 1, seeds uint32 [N], which
-  a random sampler's noise follows from.
+  Its arguments: ids and negative_ids int32 of `Pipeline.ids`, starts float32 [N, C, h, w] of deviation 1, seeds uint32
+  [N], which a random sampler's noise follows from.
   """
 
   @jax.jit
@@ -101,14 +103,15 @@ def denoised(
   """Latents float32 [N, C, h, w] after all steps; traceable. Arguments as of `make_sampling`."""
   sampler, count = plan.sampler, len(starts)
   texts = jnp.concatenate([negative_ids, ids]) if plan.is_guided else ids
-  states = forward({"text_encoder": {"input_ids": texts}})["text_encoder"]["last_hidden_state"]
+  sizes = jnp.asarray([plan.side, plan.side, 0, 0, plan.side, plan.side], jnp.float32)
+  told = plan.texts.told(plan.texts.encode(forward, texts), jnp.broadcast_to(sizes, (len(texts), len(sizes))))
   keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), _NOISE))(seeds)
 
   def step(sample: jax.Array, row: tuple[Steps, jax.Array]) -> tuple[jax.Array, None]:
     one, number = row
     seen: jax.Array = jnp.asarray(one.scale) * sample
     seen = jnp.concatenate([seen, seen]) if plan.is_guided else seen
-    given = {"sample": seen, "timestep": jnp.full(len(seen), one.timesteps), "encoder_hidden_states": states}
+    given = {"sample": seen, "timestep": jnp.full(len(seen), one.timesteps), **told}
     output = forward({"unet": given})["unet"]["sample"].astype(jnp.float32)
     if plan.is_guided:
       without, under = output[:count], output[count:]
@@ -138,7 +141,7 @@ def sample(
     run: see `make_sampling`.
   """
   found: list[np.ndarray] = []
-  ids, no_ids = pipeline.ids(texts), pipeline.ids([negative])  # on the host: batches differ in values alone
+  ids, no_ids = pipeline.ids(texts), pipeline.negative_ids(negative)  # on the host: batches differ in values alone
   for start in range(0, len(texts), batch_size):
     rows = [min(row, len(texts) - 1) for row in range(start, start + batch_size)]  # the last again, to fill up
     own: Any = np.array([seeds[row] for row in rows], np.uint32)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from peftjax import hub, masks
 from peftjax.composite import component, components, compose, in_component, is_composite, part_path
-from peftjax.diffusion.folder import INDEX
+from peftjax.diffusion.folder import ENCODERS, INDEX, has_conditions
 from peftjax.errors import UserError, nearest
 from peftjax.files import can_be_named, read_json
 from peftjax.interop import lora_files, peft
@@ -158,11 +158,16 @@ def _components(
   options: Mapping[str, Any],
 ) -> Model:
   """The components that a folder lists, or that are given, each by `make`, put together."""
-  folder, index = None, None
+  folder, index, whole = None, None, options
   if not isinstance(path, Mapping):
     folder = Path(path).expanduser()
     index = _without_passed_over(read_json(folder / INDEX))
     path = {name: folder / name for name in _listed(folder, index)}
+    if has_conditions(folder):  # whose denoiser reads states from before the text encoders' last layers
+      whole = {
+        **options,
+        "runtime": dataclasses.replace(options.get("runtime") or Runtime(), output_hidden_states=True),
+      }
   for name in dtypes:
     if name not in path:
       raise UserError(f"model.component_dtypes: no component {name!r}; {nearest(name, path)}")
@@ -173,7 +178,8 @@ def _components(
       hf_config = pretrained.read_config(folder_of(one))
       family = _family_among(named, hf_config)
       _check_class(name, index, family)
-      made[name] = make(one, dtype=dtypes.get(name, dtype), family=family, **options)
+      own = whole if name in ENCODERS else options
+      made[name] = make(one, dtype=dtypes.get(name, dtype), family=family, **own)
     except UserError as error:
       raise UserError(f"component {name!r}: {error}") from None
   return compose(made, index, folder)

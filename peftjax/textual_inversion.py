@@ -28,7 +28,7 @@ from peftjax import masks
 from peftjax.composite import components
 from peftjax.data.inputs.pipeline import Pipeline
 from peftjax.data.inputs.tokenizer_folder import read_tokenizer
-from peftjax.diffusion.folder import INDEX
+from peftjax.diffusion.folder import INDEX, has_conditions
 from peftjax.errors import UserError
 from peftjax.files import read_json, write_text
 from peftjax.loading import is_index_folder, load
@@ -58,6 +58,8 @@ def extend(folder: Path, out: Path, embeds: Mapping[str, np.ndarray]) -> dict[st
   """
   if not is_index_folder(folder) or not (folder / _TEXT / "config.json").is_file():
     raise UserError(f"{folder} is no pipeline's folder with the component {_TEXT!r}")
+  if has_conditions(folder):
+    raise UserError(f"{folder}: its denoiser reads two text encoders; a new token is added to one alone here")
   if out.exists():
     raise UserError(f"{out} is there already; choose another folder")
   tokens = folder / "tokenizer"

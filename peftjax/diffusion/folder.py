@@ -10,6 +10,8 @@ from peftjax.kinds import list_of, value_of, whole
 
 INDEX = "model_index.json"
 """diffusers' list of a pipeline's components; its folder holds one folder for each."""
+ENCODERS = ("text_encoder", "text_encoder_2")
+"""The components that read texts."""
 # Pipelines whose class settles what older files say: steps_offset, clip_sample, a small sample_size.
 SETTLING = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
 _WIDTHS = list_of(whole(1, 2**20), 16, "numbers of channels")
@@ -25,6 +27,22 @@ def has_component(folder: Path, name: str) -> bool:
   """Whether a model is loaded as one: model_index.json, where there is one, lists it, and its config.json is there."""
   listed = index_of(folder).get(name) if (folder / INDEX).is_file() else [name]
   return isinstance(listed, list) and any(listed) and (folder / name / "config.json").is_file()
+
+
+def has_conditions(folder: Path) -> bool:
+  """Whether the denoiser has conditions beside the text's states, as SDXL's has."""
+  path = folder / "unet" / "config.json"
+  return path.is_file() and bool(read_json(path).get("addition_embed_type"))
+
+
+def encoders_of(folder: Path) -> tuple[str, ...]:
+  """The components whose states the denoiser reads: both of `ENCODERS`, or the first."""
+  return ENCODERS if has_conditions(folder) else ENCODERS[:1]
+
+
+def zeroes_empty(folder: Path) -> bool:
+  """Whether an empty negative prompt is no text at all, as SDXL's pipelines have it, and not an empty one."""
+  return has_conditions(folder) and bool(index_of(folder).get("force_zeros_for_empty_prompt", True))
 
 
 def runs_as_stable_diffusion(folder: Path) -> bool:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from peftjax.diffusion.folder import factor_of, has_component
+from peftjax.diffusion.texts import Forward
 from peftjax.errors import UserError
 from peftjax.files import read_json
-from peftjax.kinds import number, shown, value_of, whole
+from peftjax.kinds import number, value_of
 
-Forward = Callable[..., Mapping[str, Any]]  # component -> its inputs, to component -> its outputs
 NEEDED = ("unet", "text_encoder")
-_SCALE, _WIDTH = number(above=0.0), whole(1, 2**20)
+_SCALE = number(above=0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,14 +27,12 @@ class Latents:
     scale: of the latents that the autoencoder gives (Rombach et al. 2022, appendix G).
     channels: of the latents.
     factor: pixels along a side of one latent.
-    width: of the text's states that the denoiser reads.
   """
 
   encoded: bool = False
   scale: float = 1.0
   channels: int = 3
   factor: int = 1
-  width: int = 1280
 
   @staticmethod
   def of(folder: Path) -> Latents:
@@ -53,23 +49,12 @@ class Latents:
     if channels != out:
       raise UserError(f"{folder}/unet/config.json: in_channels={channels} and out_channels={out}: a denoiser that "
                       "gives what it reads was expected")  # fmt: skip
-    if unet.get("addition_embed_type"):
-      raise UserError(f"{folder}/unet/config.json: addition_embed_type={unet['addition_embed_type']!r}: conditions "
-                      "beside the text, as SDXL has them, are not trained or sampled with here")  # fmt: skip
-    width = value_of(f"{folder}/unet/config.json", "cross_attention_dim", unet.get("cross_attention_dim", 1280), _WIDTH)
-    text = read_json(folder / "text_encoder" / "config.json")
-    if text.get("hidden_size", width) != width:
-      raise UserError(f"{folder}/unet/config.json: cross_attention_dim={width}, and text_encoder/config.json has "
-                      f"hidden_size={shown(text['hidden_size'])}")  # fmt: skip
-    if text.get("use_attention_mask"):
-      raise UserError(f"{folder}/text_encoder/config.json: use_attention_mask={shown(text['use_attention_mask'])}: "
-                      "what fills up a text is seen here, as in Stable Diffusion; expected false")  # fmt: skip
     path = folder / "vae" / "config.json"
     if not has_component(folder, "vae"):
       if channels != 3:
         raise UserError(f"{folder}/unet/config.json: in_channels={channels}, and there is no component 'vae': pictures "
                         "have 3")  # fmt: skip
-      return Latents(width=width)
+      return Latents()
     vae = read_json(path)
     given = vae.get("latent_channels", 4)
     if given != channels:
@@ -78,7 +63,7 @@ class Latents:
       raise UserError(f"{path}: in_channels={vae.get('in_channels', 3)}, out_channels={vae.get('out_channels', 3)}: "
                       "pictures have 3")  # fmt: skip
     scale = value_of(str(path), "scaling_factor", vae.get("scaling_factor", 0.18215), _SCALE)
-    return Latents(True, scale, channels, factor_of(path), width)
+    return Latents(True, scale, channels, factor_of(path))
 
   def encode(self, forward: Forward, pixels: jax.Array, key: jax.Array | None) -> jax.Array:
     """float32 [N, C, h, w] of pictures [N, 3, H, W] in [-1, 1]: drawn from the autoencoder's distribution by `key`, or

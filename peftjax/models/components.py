@@ -17,6 +17,8 @@ from peftjax.models.layers import Runtime
 
 COMPOSITE = "composite"
 CLASS_NAME = "Composite"
+OWN = ("dtype", "compute_dtype", "output_hidden_states")
+"""Of how a component runs, what need not be the others'."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Part:
   """One component: its family and architecture, its config as parsed and as config.json has it, where it came from.
 
   Attributes:
-    runtime: how it runs by itself; in the whole, its dtypes are its own and the rest is the whole's.
+    runtime: how it runs by itself; in the whole, `OWN` stays its own and the rest is the whole's.
   """
 
   family: Family
@@ -36,8 +38,7 @@ class Part:
 
   def within(self, runtime: Runtime) -> Runtime:
     """How it runs in a whole that runs so."""
-    own = self.runtime
-    return dataclasses.replace(runtime, dtype=own.dtype, compute_dtype=own.compute_dtype)
+    return dataclasses.replace(runtime, **{name: getattr(self.runtime, name) for name in OWN})
 
 
 class Components(nn.Module):

@@ -101,7 +101,7 @@ UNET_TABLE = TABLE | Table(
     "reverse_transformer_layers_per_block": Field(_TRANSFORMERS.or_null),
     "attention_head_dim": Field(HEADS_EACH, 8),
     "use_linear_projection": Field(FLAG, False),
-    "upcast_attention": Field(FLAG, False),
+    "upcast_attention": Field(FLAG.or_null, False),
     "resnet_time_scale_shift": Field(NAME, "default"),
     "time_embedding_dim": Field(FEATURES.or_null),
     "conv_in_kernel": Field(WINDOW, 3),
@@ -160,6 +160,7 @@ def parse(hf_config: Mapping[str, Any]) -> UNetConfig:
                     "expected 'default' or 'scale_shift'")  # fmt: skip
   activation(given["act_fn"])
   _check_added(given)
+  given["upcast_attention"] = bool(given["upcast_attention"])
   return UNetConfig(**fields_for(given, UNetConfig), **_transformers(given))
 
 

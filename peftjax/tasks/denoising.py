@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from peftjax.data.inputs.encoded_images import LOGVAR, MEAN, STATES
+from peftjax.data.inputs.encoded_images import LOGVAR, MEAN
 from peftjax.data.sources.pictures import PRIOR
 from peftjax.data.sources.types import Header
 from peftjax.diffusion.latents import Latents
 from peftjax.diffusion.noise import Noise
 from peftjax.diffusion.samplers import read_config
+from peftjax.diffusion.texts import SIZES, STATES, Texts
 from peftjax.errors import UserError, nearest
 from peftjax.models.components import COMPOSITE
 from peftjax.tasks.base import Arrays, Batch, Forward, Task, own_setting, weighted_mean
@@ -60,7 +61,7 @@ class Denoising(Task):
   ):
     self.prior_weight, self.min_snr_gamma = prior_weight, min_snr_gamma
     self.sampled, self.eval_timesteps = sampled, eval_timesteps
-    self.noise, self.latents = Noise(), Latents()
+    self.noise, self.latents, self.texts = Noise(), Latents(), Texts()
 
   @classmethod
   def make(cls, settings: ConfigDict, header: Header) -> Denoising:
@@ -84,19 +85,24 @@ class Denoising(Task):
                       "timestep has; a model of your own has none")  # fmt: skip
     found = copy.copy(self)
     found.noise, found.latents = Noise.of(*read_config(folder)), Latents.of(folder)
+    found.texts = Texts.of(folder)
     return found
 
   def inputs(self, batch: Batch) -> dict[str, Any]:
     """Of one pass of the denoiser at the first timestep, with latents of nothing and the text as it is read."""
-    rows = len(batch["weight"])
+    rows, count = len(batch["weight"]), len(self.texts.encoders)
     side = batch[MEAN].shape[-1] if MEAN in batch else batch["pixel_values"].shape[-1] // self.latents.factor
-    length = (batch[STATES] if STATES in batch else batch["input_ids"]).shape[1]
+    length = batch[STATES].shape[1] if STATES in batch else batch["input_ids"].shape[1] // count
+    texts = {
+      name: jnp.zeros((rows, *([length] if name == STATES else []), *features))
+      for name, features in self.texts.fields.items()
+    }
     return {
-      "text_encoder": {"input_ids": batch.get("input_ids", np.zeros((rows, length), np.int32))},
+      **self.texts.inputs(batch.get("input_ids", np.zeros((rows, count * length), np.int32))),
       "unet": {
         "sample": jnp.zeros((rows, self.latents.channels, side, side)),
         "timestep": jnp.zeros(rows, jnp.int32),
-        "encoder_hidden_states": jnp.zeros((rows, length, self.latents.width)),
+        **self.texts.told(texts, batch.get(SIZES)),
       },
     }
 
@@ -109,12 +115,9 @@ class Denoising(Task):
       latents = self.latents.drawn(mean, logvar, drawn_by)
     else:
       latents = self.latents.encode(forward, self._beside(batch, "pixel_values", has_priors), drawn_by)
-    if STATES in batch:
-      states = self._beside(batch, STATES, has_priors)
-    else:
-      states = self._states(forward, self._beside(batch, "input_ids", has_priors))
+    told = self._told(forward, batch, has_priors)
     timesteps, noise = self.draw(second, latents)
-    losses = self._errors(forward, latents, states, timesteps, noise)
+    losses = self._errors(forward, latents, told, timesteps, noise)
     if self.min_snr_gamma:
       losses = losses * self.noise.min_snr_weights(timesteps, self.min_snr_gamma)
     weights = batch["weight"]
@@ -140,21 +143,24 @@ class Denoising(Task):
 
   def encode(self, forward: Forward, name: str, raw: jax.Array) -> Arrays:
     if name == "text":
-      return {STATES: self._states(forward, raw).astype(jnp.float32)}
+      return {field: array.astype(jnp.float32) for field, array in self.texts.encode(forward, raw).items()}
     found: Any = forward({"vae": {"x": raw}})["vae"]
     return {MEAN: found["mean"].astype(jnp.float32), LOGVAR: found["logvar"].astype(jnp.float32)}
 
-  def _states(self, forward: Forward, ids: jax.Array) -> jax.Array:
-    """[N, L, D] of the text encoder."""
-    found: Any = forward({"text_encoder": {"input_ids": ids}})["text_encoder"]
-    return found["last_hidden_state"]
+  def _told(self, forward: Forward, batch: Batch, has_priors: bool) -> dict[str, Any]:
+    """What the denoiser is told of each picture."""
+    if STATES in batch:
+      texts = {name: self._beside(batch, name, has_priors) for name in self.texts.fields}
+    else:
+      texts = self.texts.encode(forward, self._beside(batch, "input_ids", has_priors))
+    return self.texts.told(texts, self._beside(batch, SIZES, has_priors) if self.texts.pooled else None)
 
   def _errors(
-    self, forward: Forward, latents: jax.Array, states: jax.Array, timesteps: jax.Array, noise: jax.Array
+    self, forward: Forward, latents: jax.Array, told: Mapping[str, Any], timesteps: jax.Array, noise: jax.Array
   ) -> jax.Array:
     """[N] float32: mean squared errors."""
     noisy = self.noise.add(latents, noise, timesteps)
-    given = {"sample": noisy, "timestep": timesteps, "encoder_hidden_states": states}
+    given = {"sample": noisy, "timestep": timesteps, **told}
     predicted = forward({"unet": given})["unet"]["sample"].astype(jnp.float32)
     error = predicted - self.noise.target(latents, noise, timesteps)
     return jnp.square(error).mean(axis=(1, 2, 3))
@@ -162,10 +168,10 @@ class Denoising(Task):
   def predict(self, forward: Forward, batch: Batch) -> Arrays:
     """ "losses" [B, eval_timesteps] float32, and "loss", their mean."""
     latents = self.latents.encode(forward, batch["pixel_values"], None)
-    states = self._states(forward, batch["input_ids"])
+    told = self._told(forward, batch, has_priors=False)
 
     def errors(place: jax.Array) -> jax.Array:
-      return self._errors(forward, latents, states, *self.draw_fixed(batch["index"], place, latents.shape[1:]))
+      return self._errors(forward, latents, told, *self.draw_fixed(batch["index"], place, latents.shape[1:]))
 
     found = jax.lax.map(
       errors, jnp.arange(self.eval_timesteps)

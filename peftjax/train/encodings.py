@@ -9,12 +9,13 @@ import numpy as np
 
 from peftjax import masks
 from peftjax.data.inputs.encoded_images import EncodedImages
+from peftjax.diffusion.folder import ENCODERS
 from peftjax.errors import UserError
 from peftjax.masks import Tree
 from peftjax.parallel.mesh import put_batch, replicated
 from peftjax.train.run import Run
 
-COMPONENTS = {"latents": "vae", "text": "text_encoder"}
+COMPONENTS = {"latents": ("vae",), "text": ENCODERS}
 
 
 def filled(run: Run) -> Run:
@@ -28,7 +29,7 @@ def filled(run: Run) -> Run:
     return run
   groups = masks.flatten(run.model.labels())
   for name in inputs.kept:
-    trains = [leaf for leaf, group in groups.items() if group != masks.FROZEN and _part(leaf) == COMPONENTS[name]]
+    trains = [leaf for leaf, group in groups.items() if group != masks.FROZEN and _part(leaf) in COMPONENTS[name]]
     if trains:
       raise UserError(f"input.cache: {name} changes with every update, as {trains[0]} trains; leave it out")
   if jax.process_count() > 1:

@@ -46,7 +46,7 @@ def widened(made: Any, std: float = 0.15) -> Any:
   return made.eval()
 
 
-def write_tokenizer(folder: Path) -> Any:
+def write_tokenizer(folder: Path, pad_token: str = "<|endoftext|>") -> Any:
   """CLIP's tokenizer with a few words, whole; all other texts fall into characters."""
   folder.mkdir(parents=True, exist_ok=True)
   letters = "abcdefghijklmnopqrstuvwxyz0123456789'<>"
@@ -63,7 +63,7 @@ def write_tokenizer(folder: Path) -> Any:
   (folder / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(vocabulary)}))
   (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
   tokenizer = transformers.CLIPTokenizer(
-    str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=LENGTH, pad_token="<|endoftext|>"
+    str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=LENGTH, pad_token=pad_token
   )
   tokenizer.save_pretrained(folder)
   return tokenizer
@@ -89,6 +89,43 @@ def pipeline(prediction_type: str = "epsilon", small: bool = False) -> tuple[Any
     feature_extractor=None,
     requires_safety_checker=False,
   )
+  made.save_pretrained(folder)
+  made.set_progress_bar_config(disable=True)
+  return made, folder
+
+
+XL_HIDDEN, XL_POOLED = (20, 14), 10
+XL_UNET = {**SMALL_UNET, "cross_attention_dim": sum(XL_HIDDEN), "addition_embed_type": "text_time",
+           "addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": XL_POOLED + 6 * 4}  # fmt: skip
+
+
+@functools.cache
+def xl_pipeline() -> tuple[Any, Path]:
+  """(diffusers' StableDiffusionXLPipeline, its folder): two text encoders of other widths and depths, the second one's
+  tokenizer fills up with another token."""
+  folder = Path(tempfile.mkdtemp(prefix="pipeline-xl-"))
+  tokenizers = [
+    write_tokenizer(folder / name, pad) for name, pad in (("tokenizer", "<|endoftext|>"), ("tokenizer_2", "a"))
+  ]
+  end = tokenizers[0].eos_token_id
+  texts = [
+    transformers.CLIPTextConfig(
+      vocab_size=end + 1, hidden_size=hidden, intermediate_size=28, num_hidden_layers=layers, num_attention_heads=2,
+      max_position_embeddings=LENGTH, eos_token_id=end, bos_token_id=end - 1, pad_token_id=end, hidden_act=act,
+      projection_dim=XL_POOLED,
+    )
+    for hidden, layers, act in zip(XL_HIDDEN, (2, 3), ("quick_gelu", "gelu"), strict=True)
+  ]  # fmt: skip
+  made = diffusers.StableDiffusionXLPipeline(
+    vae=widened(diffusers.AutoencoderKL(**{**SMALL_VAE, "scaling_factor": 0.13})),
+    text_encoder=widened(transformers.CLIPTextModel(texts[0])),
+    text_encoder_2=widened(transformers.CLIPTextModelWithProjection(texts[1])),
+    tokenizer=tokenizers[0],
+    tokenizer_2=tokenizers[1],
+    unet=widened(diffusers.UNet2DConditionModel(**XL_UNET)),
+    scheduler=diffusers.EulerDiscreteScheduler(timestep_spacing="leading", **{
+      name: value for name, value in SCHEDULER.items() if name not in ("clip_sample", "set_alpha_to_one")}),
+  )  # fmt: skip
   made.save_pretrained(folder)
   made.set_progress_bar_config(disable=True)
   return made, folder

@@ -14,6 +14,7 @@ from peftjax.data.inputs.pipeline import Pipeline
 from peftjax.diffusion.latents import Latents
 from peftjax.diffusion.noise import Noise
 from peftjax.diffusion.samplers import of_pipeline
+from peftjax.diffusion.texts import Texts
 from peftjax.image_generation import plan_of
 from tests.oracles import pipelines
 
@@ -107,7 +108,7 @@ def test_texts_that_are_filled_up_in_front_are_one_line(changed):
 def test_components_that_do_not_fit_are_one_line(changed, file, fields, said):
   folder = changed(file, **fields)
   with pytest.raises(UserError, match=said):
-    Latents.of(folder)
+    (Texts if file == TEXT else Latents).of(folder)
   with pytest.raises(UserError, match=said):
     plan_of(folder)
 

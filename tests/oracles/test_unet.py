@@ -33,6 +33,7 @@ SDXL = {
   "addition_embed_type": "text_time",
   "addition_time_embed_dim": 5,
   "projection_class_embeddings_input_dim": 37,
+  "upcast_attention": None,  # as published
 }
 SMALL = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
 CASES = {

@@ -41,7 +41,7 @@ def test_one_of_both(config):
   }
   assert "kept of the frozen encoders: 4 of latents" in run.notes
   assert {"input_ids", "latent_mean", "prior_latent_logvar"} <= batch.keys() and "pixel_values" not in batch
-  pixels = run.loaders.inputs.raw(run.loaders.dataset.split("train")[0], "", "latents", None)
+  pixels = run.loaders.inputs.raw(run.loaders.dataset.split("train")[0], "", "latents", None)["pixel_values"]
   direct = run.model(vae={"x": pixels[None]})
   row = int(np.flatnonzero(batch["index"] == 0)[0])
   np.testing.assert_allclose(batch["latent_mean"][row], direct["vae"]["mean"][0], atol=1e-5)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from PIL import Image
 
 from peftjax.data.inputs import augmenting
 from peftjax.data.inputs.base import Batch, Input, Random, Shapes
@@ -21,6 +20,8 @@ from peftjax.data.inputs.pictures import decode
 from peftjax.data.inputs.pipeline import Pipeline
 from peftjax.data.sources.pictures import PRIOR
 from peftjax.data.sources.types import Example, Header
+from peftjax.diffusion.folder import has_conditions
+from peftjax.diffusion.texts import SIZES
 from peftjax.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -33,8 +34,10 @@ CACHES = {"latents": ("flip", "random_crop"), "text": ("caption_dropout",)}  # w
 
 class CaptionedImages(Input):
   """Arrays of a batch: `pixel_values` float32 [B, 3, S, S] in [-1, 1], the middle of the picture with its shorter side
-  resized to S, and `input_ids` int32 [B, L], its caption filled up to the text encoder's length; both again behind
-  "prior_" where the data has pictures that should stay.
+  resized to S, and `input_ids` int32 [B, L], its caption filled up to the text encoder's length. Where the denoiser has
+  SDXL's conditions, the ids of the second encoder stand behind those of the first, [B, 2 L], and `time_ids` float32
+  [B, 6] are the height and width of the whole picture, top and left of what is seen of it once it is resized, S and S.
+  All again behind "prior_" where the data has pictures that should stay.
 
   Settings:
     caption: of pictures without one of their own; "{label}" stands for the name of the picture's class.
@@ -130,25 +133,35 @@ class CaptionedImages(Input):
     for kind in self.kinds:
       pixels = (rows, 3, self.side, self.side)
       shapes[f"{kind}pixel_values"] = jax.ShapeDtypeStruct(pixels, np.dtype(np.float32))
-      shapes[f"{kind}input_ids"] = jax.ShapeDtypeStruct((rows, self.pipeline.length), np.dtype(np.int32))
+      ids = (rows, len(self.pipeline.encoders) * self.pipeline.length)
+      shapes[f"{kind}input_ids"] = jax.ShapeDtypeStruct(ids, np.dtype(np.int32))
+      if self.is_told_sizes:
+        shapes[f"{kind}{SIZES}"] = jax.ShapeDtypeStruct((rows, 6), np.dtype(np.float32))
     return shapes
 
   def encode(self, example: Example, rng: Random) -> Batch:
     batch: Batch = {}
     for kind in self.kinds:
       if f"{kind}image" in example:  # pictures that are evaluated have no others beside them
-        batch |= {f"{kind}{array}": self.raw(example, kind, name, rng) for name, array in RAW.items()}
+        for name in RAW:
+          batch |= {f"{kind}{field}": array for field, array in self.raw(example, kind, name, rng).items()}
     return batch
 
-  def raw(self, example: Example, kind: str, name: str, rng: Random) -> np.ndarray:
-    """What an encoder reads of an example: pixels [3, S, S] for "latents", ids [L] for "text".
+  def raw(self, example: Example, kind: str, name: str, rng: Random) -> Batch:
+    """What an encoder reads of an example, as the array of `RAW`: pixels [3, S, S] for "latents", with "time_ids" where
+    there are such; ids [L] for "text".
 
     Args:
       kind: "" or "prior_".
     """
     if name == "latents":
       return self._pixels(example, kind, rng)
-    return np.asarray(self.pipeline.ids([self._caption(example, kind, rng)])[0])
+    return {RAW[name]: np.asarray(self.pipeline.ids([self._caption(example, kind, rng)])[0])}
+
+  @functools.cached_property
+  def is_told_sizes(self) -> bool:
+    """Whether the denoiser is told the sizes of a picture."""
+    return has_conditions(self.pipeline.folder)
 
   def _caption(self, example: Example, kind: str, rng: Random) -> str:
     if rng is not None and self.options.caption_dropout and rng.random() < self.options.caption_dropout:
@@ -161,22 +174,26 @@ class CaptionedImages(Input):
       return str(example[f"{kind}text"])
     return captioned(str(self.options[f"{kind}caption"]), example, self.header)
 
-  def _pixels(self, example: Example, kind: str, rng: Random) -> np.ndarray:
+  def _pixels(self, example: Example, kind: str, rng: Random) -> Batch:
     where = str(example.get(f"{kind}where", self.header.name))
     picture = decode(example[f"{kind}image"], where, self.processor.on_white)
+    whole = picture.size
     try:
       picture = self.processor.resized(picture)
     except UserError as error:
       raise UserError(f"{where}: {error}") from None
+    left, top = ((size - self.side) // 2 for size in picture.size)
     if rng is not None and self.options.random_crop:
-      picture = self._cut_anywhere(picture, rng)
+      left, top = (int(rng.integers(size - self.side + 1)) for size in picture.size)
+    cut = picture.crop((left, top, left + self.side, top + self.side))
     if rng is not None and self.options.flip:
-      picture = augmenting.flip(picture, rng)
-    return self.processor.numbers(self.processor.cropped(picture))
-
-  def _cut_anywhere(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    left, top = (int(rng.integers(size - self.side + 1)) for size in picture.size)
-    return picture.crop((left, top, left + self.side, top + self.side))
+      flipped = augmenting.flip(cut, rng)
+      left, cut = (left if flipped is cut else picture.width - self.side - left), flipped
+    found: Batch = {RAW["latents"]: self.processor.numbers(np.asarray(cut))}
+    if self.is_told_sizes:
+      sizes = (*reversed(whole), top, left, self.side, self.side)
+      found[SIZES] = np.array(sizes, np.float32)
+    return found
 
   def fingerprint(self) -> str:
     how = (super().fingerprint(), self.side, self.pipeline.length, self.kinds, self.pipeline.tokenizer.fingerprint())
@@ -184,6 +201,7 @@ class CaptionedImages(Input):
 
   def check(self, model: Model) -> None:
     parts = getattr(model.family, "parts", {})
-    if "text_encoder" not in parts:
-      raise UserError(f"input.name='captioned_images': {model.architecture} has no component text_encoder")
-    self.pipeline.tokenizer.check_fits(int(parts["text_encoder"].hf_config["vocab_size"]))
+    for name, tokenizer in zip(self.pipeline.encoders, self.pipeline.tokenizers, strict=True):
+      if name not in parts:
+        raise UserError(f"input.name='captioned_images': {model.architecture} has no component {name}")
+      tokenizer.check_fits(int(parts[name].hf_config["vocab_size"]))

@@ -18,13 +18,13 @@ from peftjax.data.inputs.base import Batch, Input, Random, Shapes
 from peftjax.data.reading import Share
 from peftjax.data.sources.types import Example
 from peftjax.diffusion.latents import Latents
+from peftjax.diffusion.texts import STATES, Texts
 from peftjax.errors import UserError
 
 if TYPE_CHECKING:
   from peftjax.data.inputs.captioned_images import CaptionedImages
 
-MEAN, LOGVAR, STATES = "latent_mean", "latent_logvar", "text_states"
-FIELDS = {"latents": (MEAN, LOGVAR), "text": (STATES,)}
+MEAN, LOGVAR = "latent_mean", "latent_logvar"
 RAW = {"latents": "pixel_values", "text": "input_ids"}  # what each is encoded from
 Encode = Callable[[str, np.ndarray], dict[str, np.ndarray]]
 
@@ -40,14 +40,14 @@ class _Table:
 class EncodedImages(Input):
   """Arrays of a batch: of the input `captioned_images` what is not kept, and in place of `pixel_values` `latent_mean`
   and `latent_logvar` float32 [B, C, h, w], as the autoencoder gives them, in place of `input_ids` `text_states` float32
-  [B, L, D]; each again behind "prior_".
+  [B, L, D], and of SDXL `text_pooled` [B, P]; each again behind "prior_".
   """
 
   def __init__(self, images: CaptionedImages):
     self.images, self.kept = images, tuple(images.options.cache)
     self.options, self.config, self.header = images.options, images.config, images.header
     self.task, self.folder = images.task, images.folder
-    self.latents = Latents.of(images.pipeline.folder)
+    self.latents, self.texts = Latents.of(images.pipeline.folder), Texts.of(images.pipeline.folder)
     if "latents" in self.kept and not self.latents.encoded:
       raise UserError("input.cache: there is no component 'vae' whose latents could be kept")
     self._tables = {name: _Table() for name in self.kept}
@@ -55,27 +55,29 @@ class EncodedImages(Input):
   def spec(self, rows: int, length: int) -> Shapes:
     shapes = self.images.spec(rows, length)
     side = self.images.side // self.latents.factor
-    of = {
-      "latents": (rows, self.latents.channels, side, side),
-      "text": (rows, self.images.pipeline.length, self.latents.width),
+    latents, length = (self.latents.channels, side, side), self.images.pipeline.length
+    fields: dict[str, dict[str, tuple[int, ...]]] = {
+      "latents": {MEAN: latents, LOGVAR: latents},
+      "text": {name: ((length, *of) if name == STATES else of) for name, of in self.texts.fields.items()},
     }
     for kind in self.images.kinds:
       for name in self.kept:
         del shapes[f"{kind}{RAW[name]}"]
-        for field in FIELDS[name]:
-          shapes[f"{kind}{field}"] = jax.ShapeDtypeStruct(of[name], np.dtype(np.float32))
+        for field, shape in fields[name].items():
+          shapes[f"{kind}{field}"] = jax.ShapeDtypeStruct((rows, *shape), np.dtype(np.float32))
     return shapes
 
   def encode(self, example: Example, rng: Random) -> Batch:
     batch: Batch = {}
     for kind in self.images.kinds:
-      for name, raw in RAW.items():
-        if name not in self._tables:
-          batch[f"{kind}{raw}"] = self.images.raw(example, kind, name, rng)
-          continue
-        table = self._tables[name]
-        row = table.rows[self._digest(name, kind, example)]
-        batch |= {f"{kind}{field}": array[row] for field, array in table.arrays.items()}
+      for name in RAW:
+        if name in self._tables:
+          table = self._tables[name]
+          row = table.rows[self._digest(name, kind, example)]
+          found = {field: array[row] for field, array in table.arrays.items()}
+        else:
+          found = self.images.raw(example, kind, name, rng)
+        batch |= {f"{kind}{field}": array for field, array in found.items()}
     return batch
 
   def order(self, ids: np.ndarray, lengths: np.ndarray, batch_size: int, seed: int) -> Any:
@@ -108,10 +110,12 @@ class EncodedImages(Input):
       for start in range(0, len(places), rows):
         some = places[start : start + rows]
         raw = [self.images.raw(self._source[index], kind, name, None) for kind, index in some]
-        filled = np.stack(raw + raw[-1:] * (rows - len(raw)))
-        parts.append({field: array[: len(some)] for field, array in encode(name, filled).items()})
+        read = [one.pop(RAW[name]) for one in raw]
+        given = encode(name, np.stack(read + read[-1:] * (rows - len(read))))
+        beside = {field: np.stack([one[field] for one in raw]) for field in raw[0]}
+        parts.append({**{field: array[: len(some)] for field, array in given.items()}, **beside})
       table.rows = {digest: row for row, digest in enumerate(wanted[name])}
-      table.arrays = {field: np.concatenate([part[field] for part in parts]) for field in FIELDS[name]}
+      table.arrays = {field: np.concatenate([part[field] for part in parts]) for field in parts[0]} if parts else {}
     return {name: len(table.rows) for name, table in self._tables.items()}
 
   def _digest(self, name: str, kind: str, example: Example) -> bytes:

@@ -14,7 +14,8 @@ import numpy as np
 
 from peftjax.data.inputs.tokenizer_folder import Settings, read_tokenizer
 from peftjax.data.inputs.tokenizing import Tokenizer
-from peftjax.diffusion.folder import factor_of, runs_as_stable_diffusion
+from peftjax.diffusion.folder import encoders_of, factor_of, runs_as_stable_diffusion, zeroes_empty
+from peftjax.diffusion.texts import NO_TEXT
 from peftjax.errors import UserError
 from peftjax.files import read_json
 from peftjax.kinds import value_of, whole
@@ -36,20 +37,34 @@ class Pipeline:
   folder: Path
 
   @functools.cached_property
+  def encoders(self) -> tuple[str, ...]:
+    """The components that read texts, each by a tokenizer of its own."""
+    return encoders_of(self.folder)
+
+  @functools.cached_property
   def length(self) -> int:
-    """The tokens of a text: the text encoder's positions, or the tokenizer's `model_max_length` where that is less."""
-    path = self.folder / "text_encoder" / "config.json"
-    name = "max_position_embeddings"
+    """The tokens of a text: a text encoder's positions, or its tokenizer's `model_max_length` where that is less.
+
+    Raises:
+      UserError: two text encoders differ in it.
+    """
+    lengths = {name: self._length(name) for name in self.encoders}
+    if len(set(lengths.values())) > 1:
+      told = " and ".join(f"{name} reads {count} tokens" for name, count in lengths.items())
+      raise UserError(f"{self.folder}: {told}; expected as many, since their states stand beside each other")
+    return lengths[self.encoders[0]]
+
+  def _length(self, encoder: str) -> int:
+    path, name = self.folder / encoder / "config.json", "max_position_embeddings"
     positions = int(value_of(str(path), name, read_json(path).get(name, 77), _LENGTH))
-    beside = self._texts / "tokenizer_config.json"
-    stated = Settings(self._texts).number("model_max_length") if beside.is_file() else None
+    texts = self._texts(encoder)
+    stated = Settings(texts).number("model_max_length") if (texts / "tokenizer_config.json").is_file() else None
     return min(positions, stated or positions)
 
-  @property
-  def _texts(self) -> Path:
-    """Where the tokenizer's files are."""
-    beside = self.folder / "tokenizer"
-    return beside if beside.is_dir() else self.folder
+  def _texts(self, encoder: str) -> Path:
+    """Where the files of a text encoder's tokenizer are."""
+    beside = self.folder / encoder.replace("text_encoder", "tokenizer")
+    return beside if beside.is_dir() or encoder != self.encoders[0] else self.folder
 
   @functools.cached_property
   def side(self) -> int:
@@ -68,23 +83,40 @@ class Pipeline:
       side = max(side, _OLD_SIDE)
     return side * factor_of(vae)
 
-  @functools.cached_property
+  @property
   def tokenizer(self) -> Tokenizer:
-    """The text encoder's, cut to `length`.
+    """That of the first text encoder."""
+    return self.tokenizers[0]
+
+  @functools.cached_property
+  def tokenizers(self) -> tuple[Tokenizer, ...]:
+    """Each text encoder's, cut to `length`.
 
     Raises:
-      UserError: as `load_tokenizer`, or it fills up in front.
+      UserError: as `load_tokenizer`, or one fills up in front.
     """
-    made = read_tokenizer(self._texts)
+    return tuple(self._tokenizer(self._texts(name)) for name in self.encoders)
+
+  def _tokenizer(self, folder: Path) -> Tokenizer:
+    made = read_tokenizer(folder)
     if made.padding_side != "right":
-      raise UserError(f"{self._texts}: padding_side={made.padding_side!r}: texts are filled up behind here; expected "
+      raise UserError(f"{folder}: padding_side={made.padding_side!r}: texts are filled up behind here; expected "
                       "'right'")  # fmt: skip
     return Tokenizer(made, self.length)
 
   def ids(self, texts: Sequence[str]) -> np.ndarray:
-    """int32 [N, length], cut or filled up; the log says of the first text that is cut."""
-    found = np.full((len(texts), self.length), self.tokenizer.pad_id, np.int32)
-    encoded = self.tokenizer.encode(list(texts))
+    """int32 [N, encoders x length], cut or filled up, those of one text encoder behind those of another; the log says
+    of the first text that is cut."""
+    return np.concatenate([self._ids(one, texts) for one in self.tokenizers], axis=1)
+
+  def negative_ids(self, text: str) -> np.ndarray:
+    """int32 [1, encoders x length] of a negative prompt; `NO_TEXT` where an empty one is no text at all."""
+    found = self.ids([text])
+    return np.full_like(found, NO_TEXT) if not text and zeroes_empty(self.folder) else found
+
+  def _ids(self, tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray:
+    found = np.full((len(texts), self.length), tokenizer.pad_id, np.int32)
+    encoded = tokenizer.encode(list(texts))
     for row, ids in enumerate(encoded.ids):
       found[row, : len(ids)] = ids
     if encoded.cut.any() and not self._told:
