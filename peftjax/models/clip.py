@@ -43,8 +43,8 @@ class ClipModel(nn.Module):
   """Both towers.
 
   Inputs: input_ids int[N, L], attention_mask, position_ids; pixel_values [M, channels, H, W]; or those of one tower.
-  Outputs: "text_embeds" [N, projection_dim] and "image_embeds" [M, projection_dim], each of length 1; of both towers
-  "logits_per_image" [M, N], their products times the learned scale, and its transpose "logits_per_text".
+  Outputs: float32 "text_embeds" [N, projection_dim] and "image_embeds" [M, projection_dim], each of length 1; of both
+  towers "logits_per_image" [M, N], their products times the learned scale, and its transpose "logits_per_text".
   """
 
   config: ClipConfig
@@ -83,7 +83,7 @@ class ClipModel(nn.Module):
 
 def _of_length_1(vectors: jax.Array) -> jax.Array:
   wide = vectors.astype(jnp.float32)
-  return (wide / jnp.linalg.norm(wide, axis=-1, keepdims=True)).astype(vectors.dtype)
+  return wide / jnp.linalg.norm(wide, axis=-1, keepdims=True)  # whose products a scale of up to 100 multiplies
 
 
 # Checkpoints ------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ COCO_METRICS = {"map": 0, "map50": 1, "map75": 2}
 def average_precision(rows: Mapping[str, np.ndarray], labels: int) -> dict[str, float]:
   """The metrics of `COCO_METRICS`, from 0 to 1; NaN where there is no object at all.
 
-  Of an image the 100 surest predictions count.
+  Of an image the 100 surest predictions of each category count.
 
   Args:
     rows: of every image: "scores" [N, Q], "prediction" [N, Q] labels and "boxes" [N, Q, 4] corners of what was found;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import peft
 import pytest
@@ -15,6 +16,7 @@ import peftjax
 from peftjax import UserError, methods, tasks
 from peftjax.loading import load
 from peftjax.models import writing
+from peftjax.models.layers import Runtime
 from tests.oracles import vision
 from tests.oracles.diffusion import TEXT, assert_close, saved, tokens, widened
 
@@ -47,6 +49,13 @@ def test_both_towers(pair):
   assert_close(ours(pixel_values=vision.pixels())["image_embeds"], expected.image_embeds)
   with pytest.raises(UserError, match="takes input_ids, pixel_values, or both"):
     ours()
+
+
+def test_cosines_are_not_rounded_to_the_dtype_of_the_layers(pair):
+  """A scale of 100 would make .4 of a bfloat16's rounding of a cosine near 1."""
+  ours = peftjax.load(pair[1], runtime=Runtime(compute_dtype=jnp.bfloat16))
+  found = jax.eval_shape(lambda read: ours(**read), given())
+  assert {name: one.dtype for name, one in found.items()} == dict.fromkeys(found, jnp.float32)
 
 
 def test_the_contrastive_loss_and_its_gradients(pair):

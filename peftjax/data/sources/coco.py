@@ -85,8 +85,8 @@ def open_coco(path: str, named: Named) -> Dataset:
   """A data set of COCO's files, as the module says.
 
   Raises:
-    UserError: a file is none of COCO's; a picture is not there; a box is empty or lies outside its image; a category or
-      an image that the file does not list; categories that differ between splits.
+    UserError: a file is none of COCO's; a picture is not there, or is two images of other objects; a box is empty or
+      lies outside its image; a category or an image that the file does not list; categories that differ between splits.
   """
   named.check_read(f"coco:{path}", roots=("image_root",))
   files = _files(path)
@@ -186,7 +186,12 @@ def _scenes(content: Mapping[str, Any], file: Path, root: Path, names: Mapping[i
     if crowd not in (0, 1):
       raise UserError(f"{where}: iscrowd={crowd!r:.40}, expected 0 or 1")
     held[number].append((_box(one.get("bbox"), size, where), labels[category], bool(crowd)))
-  for number, (_, path, size) in images.items():
+  by_path: dict[Path, int] = {}
+  for number, (name, path, size) in images.items():
+    other = by_path.setdefault(path, number)
+    if sorted(held[other]) != sorted(held[number]):
+      raise UserError(f"{file}: images {other} and {number} are both {name} and have other objects: what one has, "
+                      "the other would teach to leave out; expected one image for a file")  # fmt: skip
     boxes, kinds, crowds = zip(*held[number]) if held[number] else ((), (), ())
     corners = np.array(boxes, np.float32).reshape(-1, 4)
     yield Scene(path, size, corners, np.array(kinds, np.int32), np.array(crowds, bool))

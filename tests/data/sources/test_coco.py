@@ -134,3 +134,16 @@ def test_a_folder_called_like_a_split_is_not_left_out(tmp_path):
     lay(tmp_path, file=f"{split}/_annotations.coco.json", pictures=split)
   with pytest.raises(UserError, match=r"/Test is the test split by its name; expected .*/test/_annotations.coco.json$"):
     open_data(f"coco:{tmp_path}")
+
+
+def test_a_file_that_is_two_images_has_the_same_objects_in_both(tmp_path):
+  content = copy.deepcopy(CONTENT)
+  again = {**content["images"][0], "id": 99}
+  content["images"].append(again)
+  content["annotations"] += [{**one, "image_id": 99, "id": 50 + one["id"]} for one in content["annotations"]]
+  lay(tmp_path, content)
+  assert open_data(f"coco:{tmp_path}").splits == {"train": 3}
+  content["annotations"].pop()
+  (tmp_path / "train.json").write_text(json.dumps(content))
+  with pytest.raises(UserError, match=r"train.json: images \d+ and 99 are both a.png and have other objects"):
+    open_data(f"coco:{tmp_path}")
