@@ -23,6 +23,7 @@ from peftjax.composite import components
 from peftjax.errors import UserError, nearest
 from peftjax.files import parse_json
 from peftjax.interop import peft
+from peftjax.interop.ldm_names import ldm_name
 from peftjax.kinds import FLAG, SETTINGS, mapping_of, number, shown, value_of, whole
 from peftjax.methods.lora import LoRA
 from peftjax.models.tensor_files import Checkpoint, write_tensors
@@ -30,6 +31,7 @@ from peftjax.sites import Site
 
 if TYPE_CHECKING:
   from peftjax.model import Model
+  from peftjax.models.unet_config import UNetConfig
 
 KIND = "LoRA file"
 NAME = "pytorch_lora_weights.safetensors"
@@ -66,12 +68,14 @@ _CHANGING = ("pissa", "olora", "corda", "loftq")
 
 
 class _Module(NamedTuple):
-  """A module of a component: its site in the whole model, which of its layers, its name below the component."""
+  """A module of a component: its site in the whole model, which of its layers, its name below the component, and that
+  in latent-diffusion or ""."""
 
   component: str
   site: Site
   layer: int
   name: str
+  older: str
 
 
 def file_of(path: str | Path) -> Path | None:
@@ -261,7 +265,18 @@ def _modules(model: Model) -> Iterator[_Module]:
     if site.kind in ("linear", "conv") and (not several or site.path[0] in several):
       for index, name in enumerate(site.names):
         component, below = name.split(".", 1) if several else (alone, name)
-        yield _Module(component, site, index, below.removeprefix(_TOWER))
+        below = below.removeprefix(_TOWER)
+        older = _in_ldm(model.config[component] if several else model.config, below) if component == "unet" else ""
+        yield _Module(component, site, index, below, older)
+
+
+def _in_ldm(config: UNetConfig, name: str) -> str:
+  """A denoiser's module in latent-diffusion; "" where its blocks differ in their layers."""
+  layers = set(config.layers_per_block)
+  side, _, rest = name.partition("_blocks.")
+  types = {"down": config.down_block_types, "up": config.up_block_types}.get(side, ())
+  attends = bool(types) and "CrossAttn" in types[int(rest.partition(".")[0])]
+  return ldm_name(name, layers.pop(), attends) if len(layers) == 1 else ""
 
 
 def _towers(model: Model) -> set[str]:
@@ -280,5 +295,7 @@ def _spellings(module: _Module) -> Iterator[str]:
     yield from (f"{component}.{tower}{one}" for one in inner)
     for script in _KOHYA.get(component, ()):
       yield f"{script}_{tower}{name}".replace(".", "_")
+  if module.older:
+    yield f"lora_unet_{module.older}".replace(".", "_")
   if component == "unet":  # files from before there were several components
     yield from inner

@@ -196,7 +196,8 @@ class CaptionedImages(Input):
     return found
 
   def fingerprint(self) -> str:
-    how = (super().fingerprint(), self.side, self.pipeline.length, self.kinds, self.pipeline.tokenizer.fingerprint())
+    read = (one.fingerprint() for one in self.pipeline.tokenizers)
+    how = (super().fingerprint(), self.side, self.pipeline.length, self.kinds, *read)
     return hashlib.sha256(repr(how).encode()).hexdigest()
 
   def check(self, model: Model) -> None:
