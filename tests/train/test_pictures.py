@@ -15,7 +15,9 @@ from peftjax import config as configs
 from peftjax.compare.dimensions.base import Trained
 from peftjax.compare.dimensions.confusion import measure, pictures
 from peftjax.train import loop
-from tests.data.pictures import coloured
+from peftjax.train.evaluators import detections
+from peftjax.train.evaluators import pictures as sheets
+from tests.data.pictures import coloured, encoded, picture
 
 VIT = {
   "model_type": "vit",
@@ -96,3 +98,15 @@ def test_pictures_that_cannot_be_used_end_the_run_in_one_line_with_their_file(fo
   shutil.rmtree(tmp_path / "data")
   (tmp_path / "data").mkdir()
   assert re.search(r"data'? holds no folder of a class", said())
+
+
+@pytest.mark.parametrize("names", [("a\nb", "c"), ("$x_$", "c"), ("\ud800", "c"), ("", "c")])
+def test_names_of_classes_that_no_line_or_formula_holds_are_drawn(tmp_path, names):
+  source = [{"image": encoded(picture(seed=at))} for at in range(2)]
+  rows = {"index": np.arange(2), "prediction": np.array([0, 1]), "label": np.array([0, 0]), "correct": np.array([1, 0])}
+  sheets.save(tmp_path, "test", source, rows, names)
+  boxes = np.tile(np.array([2.0, 2.0, 9.0, 9.0]), (2, 1, 1))
+  found = {"true_boxes": boxes, "true_labels": np.zeros((2, 1), int), "scores": np.ones((2, 1)), "boxes": boxes}
+  detections.save(tmp_path, "test", source, {**rows, **found, "prediction": np.zeros((2, 1), int)}, names, 2, 0.5)
+  for name in ("examples", "confusion", "detections"):
+    assert min(Image.open(tmp_path / f"{name}-test.png").size) > 100

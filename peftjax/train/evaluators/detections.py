@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from peftjax.data.inputs.pictures import decode
 from peftjax.files import write_bytes
+from peftjax.train.evaluators.pictures import in_line
 
 ACROSS, SIDE = 4, 240  # pictures in a row; pixels of the longer side of one
 PAPER, TRUTH = (255, 255, 255), (255, 255, 255)
@@ -51,7 +52,7 @@ def drawn(
     x0, x1 = (min(max(one, 0.0), picture.width - 1.0) for one in (x0, x1))
     y0, y1 = (min(max(one, 0.0), picture.height - 1.0) for one in (y0, y1))
     draw.rectangle((x0, y0, x1, y1), outline=_colour(label, len(names)), width=2)
-    text = f"{names[label][:16]} {rows['scores'][place, at]:.2f}"
+    text = f"{in_line(names[label])[:16]} {rows['scores'][place, at]:.2f}"
     top = y0 - 13 if y0 >= 13 else y0
     draw.rectangle((x0, top, x0 + draw.textlength(text, font) + 4, top + 13), fill=_colour(label, len(names)))
     draw.text((x0 + 2, top), text, PAPER, font)

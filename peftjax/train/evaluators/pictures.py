@@ -30,6 +30,15 @@ def chosen(rows: Mapping[str, np.ndarray], count: int = SHOWN) -> np.ndarray:
   return np.concatenate([first, right[np.linspace(0, len(right) - 1, left, dtype=int)] if left else right[:0]])
 
 
+def in_line(name: str) -> str:
+  """A class's name as it can be drawn: in one line, in characters that Unicode has.
+
+  >>> in_line("a\\nb")
+  'a b'
+  """
+  return " ".join(name.encode("utf-8", "replace").decode().split())
+
+
 def thumbnail(example: Mapping[str, Any], side: int = SIDE) -> Image.Image:
   """An example's picture, fitted into a square; of a recording its spectrogram."""
   if AUDIO.field in example:
@@ -50,7 +59,7 @@ def sheet(source: Any, rows: Mapping[str, np.ndarray], names: Sequence[str]) -> 
   for number, place in enumerate(places):
     left, top = 8 + number % ACROSS * (SIDE + 8), 8 + number // ACROSS * (SIDE + LINE + 8)
     found.paste(thumbnail(source[int(rows["index"][place])]), (left, top))
-    said, label = names[int(rows["prediction"][place])], names[int(rows["label"][place])]
+    said, label = (in_line(names[int(rows[one][place])]) for one in ("prediction", "label"))
     text = said if said == label else f"{said}, is {label}"
     while len(text) > 4 and draw.textlength(text, font) > SIDE:
       text = text[:-2].rstrip(".") + "."
@@ -75,9 +84,9 @@ def drawn(matrix: np.ndarray, names: Sequence[str]) -> bytes:
   axes = figure.add_subplot()
   shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
   axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
-  ticks = range(len(names))
-  axes.set_xticks(ticks, names, rotation=90 if max(map(len, names)) > 2 else 0)
-  axes.set_yticks(ticks, names)
+  ticks, said = range(len(names)), [in_line(one).replace("$", r"\$") for one in names]  # two would enclose a formula
+  axes.set_xticks(ticks, said, rotation=90 if max(map(len, names)) > 2 else 0)
+  axes.set_yticks(ticks, said)
   axes.set_xlabel("taken for")
   axes.set_ylabel("is")
   if len(names) <= 40:
