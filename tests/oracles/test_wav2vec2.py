@@ -162,6 +162,9 @@ def test_a_processor_is_transformers(settings, tmp_path):
   samples = np.random.default_rng(2).normal(0.3, 2.0, 1001).astype(np.float32)
   np.testing.assert_allclose(found(samples), made(samples, sampling_rate=16_000).input_values[0], rtol=1e-5, atol=1e-6)
   assert found.masked == made.return_attention_mask
+  transformers.Wav2Vec2FeatureExtractor(padding_side="left").save_pretrained(tmp_path)
+  with pytest.raises(UserError, match="padding_side='left' is not computed here"):
+    read_samples(tmp_path)
 
 
 @pytest.mark.parametrize("upper", [False, True])

@@ -122,6 +122,12 @@ def read_log_mel(folder: Path) -> LogMel:
   return LogMel(bins=bins, seconds=2 * positions * LogMel.hop / LogMel.rate)
 
 
+def check_padding(given: Mapping[str, Any], where: str) -> None:
+  """Raises `UserError` where a preprocessor_config.json fills recordings up before their start."""
+  if (side := given.get("padding_side", "right")) != "right":
+    raise UserError(f"{where}: padding_side={side!r:.40} is not computed here; expected 'right'")
+
+
 def log_mel_of(given: Mapping[str, Any], where: str) -> LogMel:
   """The features that a preprocessor_config.json describes; raises as `read_log_mel`."""
   name = given.get("feature_extractor_type") or CLASSES[0]
@@ -129,6 +135,7 @@ def log_mel_of(given: Mapping[str, Any], where: str) -> LogMel:
     raise UserError(f"{where}: feature_extractor_type={name!r:.60} is not supported; {nearest(str(name), CLASSES)}")
   if given.get("dither"):
     raise UserError(f"{where}: dither={given['dither']!r:.40} is not computed here; expected 0")
+  check_padding(given, where)
   found = {
     field: value_of(where, field, given[field], kind) if given.get(field) is not None else default
     for field, (kind, default) in _FIELDS.items()

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from peftjax.data.inputs.audio import RATE_FIELD, blank, shifted
 from peftjax.data.inputs.base import IGNORED, Batch, Input, Random, Shapes
 from peftjax.data.inputs.characters import Characters, read_characters
+from peftjax.data.inputs.log_mel import check_padding
 from peftjax.data.inputs.sound import LEAST_RATE, MOST_RATE, decode, resampled
 from peftjax.data.sources.types import Example, Header
 from peftjax.errors import UserError
@@ -209,6 +210,7 @@ def read_samples(folder: Path) -> Samples:
   kind = given.get("feature_extractor_type", "Wav2Vec2FeatureExtractor")
   if kind != "Wav2Vec2FeatureExtractor":
     raise UserError(f"{where}: feature_extractor_type={kind!r:.60}: expected 'Wav2Vec2FeatureExtractor'")
+  check_padding(given, where)
   return Samples(
     value_of(where, "sampling_rate", given.get("sampling_rate", usual.rate), whole(LEAST_RATE, MOST_RATE)),
     value_of(where, "do_normalize", given.get("do_normalize", True), FLAG),

@@ -69,6 +69,7 @@ def test_a_model_folder_without_a_processor_has_whispers(tmp_path):
     ({"hop_length": 0}, "hop_length=0: expected a whole number from 1"),
     ({"feature_size": "80"}, 'feature_size="80": expected a whole number'),
     ({"dither": 0.1}, "dither=0.1 is not computed here; expected 0"),
+    ({"padding_side": "left"}, "padding_side='left' is not computed here; expected 'right'"),
     ({"chunk_length": 3600, "hop_length": 1}, "give 80 x 57600000 features"),
   ],
 )
