@@ -1,8 +1,13 @@
-"""DINOv2-S/14 on generated radiographs of a phantom chest (`peftjax.data.sources.phantoms`): has a lung a nodule?
+r"""DINOv2-S/14 on generated radiographs of a phantom chest (`peftjax.data.sources.phantoms`): has a lung a nodule?
 
 peftjax train --config=configs/phantoms.py:lora --workdir=runs/phantoms-lora
 
-Rates are guesses: no run of it has been recorded.
+Rates are guesses: no run of it as it stands has been recorded. Of 400 radiographs at 70 x 70 pixels, 100 updates of 16,
+at rates of 0.001, where the study in experiments/studies/phantoms begins, LoRA gave test accuracy .798 (seed 0):
+
+    peftjax train --config=configs/phantoms.py:lora --workdir=runs/phantoms-small --config.data.name=phantoms:400 \
+      --config.input.size=70 --config.train.epochs=0 --config.train.steps=100 --config.optim.learning_rate=1e-3 \
+      --config.optim.groups.head.learning_rate=1e-3
 """
 
 from __future__ import annotations

@@ -13,12 +13,12 @@ from peftjax.config import default
 
 # row -> fields of the method, peak learning rate in the middle of the search
 METHODS = {
-  "full": ({}, 1e-4),
-  "head": ({}, 1e-2),
-  "lora": ({"rank": 8, "alpha": 16.0}, 2e-3),
-  "ia3": ({}, 2e-2),
+  "full": ({}, 3e-5),
+  "head": ({}, 3e-3),
+  "lora": ({"rank": 8, "alpha": 16.0}, 1e-3),
+  "ia3": ({}, 1e-2),
 }
-HEAD_RATE = 3e-3  # of the head beside a method
+HEAD_RATE = 1e-3  # of the head beside a method
 
 
 def get_config() -> ConfigDict:
@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
   config.data.name = "phantoms:400"
   config.data.eval_examples = 200
   config.input = ConfigDict({"name": "images", "size": 70, "flip": True})
-  config.train.update({"batch_size": 16, "eval_batch_size": 50, "steps": 40, "save_every": 0, "log_every": 10})
+  config.train.update({"batch_size": 16, "eval_batch_size": 50, "steps": 100, "save_every": 0, "log_every": 10})
   config.train.update({"tensorboard": False, "final_splits": ("validation",)})
   config.compare.methods = ConfigDict({row: _row(row) for row in METHODS})
   config.compare.seeds = (0, 1, 2, 3, 4)
