@@ -131,13 +131,29 @@ def config(tmp_path, monkeypatch):
   return made
 
 
-def test_training_with_and_without_what_encoders_give_once(config, tmp_path):
-  plain = loop.train(config, tmp_path / "plain")
+def test_what_encoders_give_once_is_the_same_loss(config):
+  """A batch of pictures and captions, and one of latents, states and pooled texts in their place."""
+  run = loop.make_run(config)
   config.input.cache = ("latents", "text")
-  kept = loop.train(config, tmp_path / "kept")
-  assert kept["step_flops"] < plain["step_flops"]
-  for name, leaf in dreambooth.leaves_in(tmp_path / "plain").items():
-    np.testing.assert_allclose(dreambooth.leaves_in(tmp_path / "kept")[name], leaf, atol=1e-5, err_msg=name)
+  kept = loop.make_run(config)
+  batch, other = next(run.loaders.train), next(kept.loaders.train)
+  assert {name: one.shape for name, one in kept.loaders.inputs.training().batch_spec(2).items()} == {
+    name: one.shape for name, one in other.items()
+  }
+  assert {"text_pooled", "time_ids", "prior_text_states"} <= other.keys() and "input_ids" not in other
+  loss = jax.jit(lambda batch: run.task.loss(lambda one: run.model(**one), batch, jax.random.key(3))[:2])
+  (total, count), (other_total, other_count) = loss(batch), loss(other)
+  np.testing.assert_allclose(other_total / other_count, total / count, rtol=1e-5)
+
+
+def test_a_training_moves_what_it_is_told_to(config, tmp_path):
+  summary = loop.train(config, tmp_path / "run")
+  moved = {
+    name.split(".")[1]
+    for name, leaf in dreambooth.leaves_in(tmp_path / "run").items()
+    if "lora_b" in name and np.abs(leaf).max() > 0
+  }
+  assert summary["step"] == 3 and {"add_embedding", "down_blocks", "up_blocks"} <= moved
 
 
 def test_sizes_of_a_picture(config, tmp_path):
