@@ -158,16 +158,14 @@ def _components(
   options: Mapping[str, Any],
 ) -> Model:
   """The components that a folder lists, or that are given, each by `make`, put together."""
-  folder, index, whole = None, None, options
+  folder, index, of_texts = None, None, options
   if not isinstance(path, Mapping):
     folder = Path(path).expanduser()
     index = _without_passed_over(read_json(folder / INDEX))
     path = {name: folder / name for name in _listed(folder, index)}
     if has_conditions(folder):  # whose denoiser reads states from before the text encoders' last layers
-      whole = {
-        **options,
-        "runtime": dataclasses.replace(options.get("runtime") or Runtime(), output_hidden_states=True),
-      }
+      runtime = dataclasses.replace(options.get("runtime") or Runtime(), output_hidden_states=True)
+      of_texts = {**options, "runtime": runtime}
   for name in dtypes:
     if name not in path:
       raise UserError(f"model.component_dtypes: no component {name!r}; {nearest(name, path)}")
@@ -178,7 +176,7 @@ def _components(
       hf_config = pretrained.read_config(folder_of(one))
       family = _family_among(named, hf_config)
       _check_class(name, index, family)
-      own = whole if name in ENCODERS else options
+      own = of_texts if name in ENCODERS else options
       made[name] = make(one, dtype=dtypes.get(name, dtype), family=family, **own)
     except UserError as error:
       raise UserError(f"component {name!r}: {error}") from None
