@@ -19,7 +19,7 @@ from peftjax.errors import UserError, nearest
 from peftjax.methods.base import Targeted
 from peftjax.methods.bound import Bound
 from peftjax.models.building import build
-from peftjax.models.components import CLASS_NAME, COMPOSITE, OWN, CompositeFamily, Part, composite_family
+from peftjax.models.components import CLASS_NAME, COMPOSITE, CompositeFamily, Part, composite_family, within
 from peftjax.models.registry import FAMILIES
 from peftjax.sites import Site
 from peftjax.wrap.family import is_wrapped
@@ -51,7 +51,7 @@ def compose(models: Mapping[str, Model], index: Mapping[str, Any] | None = None,
       raise UserError(f"component {name!r} is a model of your own; wrap one function of all components")
     if model.bound:
       raise UserError(f"component {name!r} has methods; put the models together first, and add methods to the whole")
-    if dataclasses.replace(model.runtime, **{own: getattr(first.runtime, own) for own in OWN}) != first.runtime:
+    if within(model.runtime, first.runtime) != first.runtime:
       raise UserError(f"component {name!r} runs otherwise than the others; give all of them one runtime but for dtypes")
   parts = {
     name: Part(model.family, model.architecture, model.config, model.hf_config, model.runtime, model.folder)

@@ -19,7 +19,7 @@ from peftjax.kinds import shown, value_of, whole
 Forward = Callable[..., Mapping[str, Any]]  # component -> its inputs, to component -> its outputs
 STATES, POOLED, SIZES = "text_states", "text_pooled", "time_ids"
 NO_TEXT = -1  # ids that stand for no text at all, of which a denoiser is told zeros
-_NUMBERS = 6  # of a picture's sizes: height and width, top and left of what is cut out of it, height and width of that
+NUMBERS = 6  # of a picture's sizes: height and width, top and left of what is cut out of it, height and width of that
 _POOLS = "CLIPTextModelWithProjection"
 _WIDTH = whole(1, 2**20)
 
@@ -69,15 +69,19 @@ class Texts:
                       f"denoiser reads pooled texts; expected [{_POOLS!r}]")  # fmt: skip
     pooled = value_of(f"{folder}/{names[-1]}/config.json", "projection_dim", last.get("projection_dim", 512), _WIDTH)
     beside, each = (unet.get(f"{one}_dim") for one in ("projection_class_embeddings_input", "addition_time_embed"))
-    if not isinstance(each, int) or beside != pooled + _NUMBERS * each:
+    if not isinstance(each, int) or beside != pooled + NUMBERS * each:
       raise UserError(f"{where}: projection_class_embeddings_input_dim={shown(beside)}; expected {pooled} of the "
-                      f"pooled text and {_NUMBERS} times addition_time_embed_dim={shown(each)}")  # fmt: skip
+                      f"pooled text and {NUMBERS} times addition_time_embed_dim={shown(each)}")  # fmt: skip
     return Texts(names, width, pooled)
 
   @property
-  def fields(self) -> dict[str, tuple[int, ...]]:
-    """Array of `encode` -> its features; states have tokens before them."""
-    return {STATES: (self.width,), **({POOLED: (self.pooled,)} if self.pooled else {})}
+  def fields(self) -> tuple[str, ...]:
+    """The arrays of `encode`."""
+    return (STATES, POOLED) if self.pooled else (STATES,)
+
+  def shapes(self, length: int) -> dict[str, tuple[int, ...]]:
+    """Array of `encode` -> its shape for one text of so many tokens."""
+    return dict(zip(self.fields, ((length, self.width), (self.pooled,)), strict=False))
 
   def inputs(self, ids: Any) -> dict[str, dict[str, Any]]:
     """Encoder -> its inputs, of ids int [N, encoders x L], those of one encoder behind those of another."""

@@ -291,11 +291,10 @@ def _spellings(module: _Module) -> Iterator[str]:
   older = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}.get(last, last)
   inner = [name, f"{parent}.{older}", f"{parent}.processor.{older}"]
   towers = ("", _TOWER) if component.startswith("text_encoder") else ("",)
+  scripted = [f"{tower}{name}" for tower in towers] + ([module.older] if module.older else [])
   for tower in towers:
     yield from (f"{component}.{tower}{one}" for one in inner)
-    for script in _KOHYA.get(component, ()):
-      yield f"{script}_{tower}{name}".replace(".", "_")
-  if module.older:
-    yield f"lora_unet_{module.older}".replace(".", "_")
+  for script in _KOHYA.get(component, ()):
+    yield from (f"{script}_{one}".replace(".", "_") for one in scripted)
   if component == "unet":  # files from before there were several components
     yield from inner

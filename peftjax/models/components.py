@@ -21,6 +21,11 @@ OWN = ("dtype", "compute_dtype", "output_hidden_states")
 """Of how a component runs, what need not be the others'."""
 
 
+def within(runtime: Runtime, own: Runtime) -> Runtime:
+  """How a component with a runtime of its own runs in a whole: with `OWN` of it, and the rest of the whole's."""
+  return dataclasses.replace(runtime, **{name: getattr(own, name) for name in OWN})
+
+
 @dataclasses.dataclass(frozen=True)
 class Part:
   """One component: its family and architecture, its config as parsed and as config.json has it, where it came from.
@@ -38,7 +43,7 @@ class Part:
 
   def within(self, runtime: Runtime) -> Runtime:
     """How it runs in a whole that runs so."""
-    return dataclasses.replace(runtime, **{name: getattr(self.runtime, name) for name in OWN})
+    return within(runtime, self.runtime)
 
 
 class Components(nn.Module):

@@ -93,10 +93,7 @@ class Denoising(Task):
     rows, count = len(batch["weight"]), len(self.texts.encoders)
     side = batch[MEAN].shape[-1] if MEAN in batch else batch["pixel_values"].shape[-1] // self.latents.factor
     length = batch[STATES].shape[1] if STATES in batch else batch["input_ids"].shape[1] // count
-    texts = {
-      name: jnp.zeros((rows, *([length] if name == STATES else []), *features))
-      for name, features in self.texts.fields.items()
-    }
+    texts = {name: jnp.zeros((rows, *shape)) for name, shape in self.texts.shapes(length).items()}
     return {
       **self.texts.inputs(batch.get("input_ids", np.zeros((rows, count * length), np.int32))),
       "unet": {

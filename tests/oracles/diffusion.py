@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import jax
 import numpy as np
 import torch
 import transformers
+
+from peftjax import masks
+from peftjax.model import Model
 
 TEXT: dict[str, Any] = {
   "vocab_size": 53,
@@ -121,3 +125,11 @@ def assert_close(ours: Any, theirs: Any, tolerance: float = 1e-5) -> None:
   """Equal within a tolerance relative to each value and to the largest."""
   theirs = theirs.detach().numpy() if isinstance(theirs, torch.Tensor) else np.asarray(theirs)
   np.testing.assert_allclose(np.asarray(ours), theirs, rtol=tolerance, atol=tolerance * np.abs(theirs).max())
+
+
+def acting(model: Model) -> Model:
+  """The model with adapters that change what it computes: random numbers in each of their leaves."""
+  flat = masks.flatten(model.params)
+  for number, path in enumerate(sorted(model.adapter_paths())):
+    flat[path] = 0.3 * jax.random.normal(jax.random.key(number), flat[path].shape)
+  return model.with_params(masks.unflatten(flat))

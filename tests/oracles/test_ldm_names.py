@@ -13,11 +13,11 @@ from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from safetensors.numpy import load_file, save_file
 
 import peftjax
-from peftjax import masks, methods
+from peftjax import methods
 from peftjax.interop import lora_files
 from peftjax.interop.ldm_names import ldm_name
 from tests.oracles import pipelines
-from tests.oracles.diffusion import unet
+from tests.oracles.diffusion import acting, unet
 
 THREE = {
   "block_out_channels": (6, 12, 9), "layers_per_block": 2, "attention_head_dim": 3,
@@ -61,10 +61,7 @@ def held(tmp_path_factory):
     "text_encoder_2.*.fc1",
   )
   model = base.add(methods.LoRA(rank=3, targets=targets), jax.random.key(1))
-  flat = masks.flatten(model.params)
-  for number, path in enumerate(sorted(model.adapter_paths())):
-    flat[path] = 0.3 * jax.random.normal(jax.random.key(number), flat[path].shape)
-  model, folder = model.with_params(masks.unflatten(flat)), tmp_path_factory.mktemp("lora")
+  model, folder = acting(model), tmp_path_factory.mktemp("lora")
   lora_files.save(model, folder)
   return model, load_file(folder / lora_files.NAME)
 

@@ -15,10 +15,10 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.numpy import load_file, save_file
 
 import peftjax
-from peftjax import UserError, adapters, masks, methods
+from peftjax import UserError, adapters, methods
 from peftjax.composite import component, compose
 from peftjax.interop import lora_files
-from tests.oracles.diffusion import assert_close, noisy, run, text, tokens, unet
+from tests.oracles.diffusion import acting, assert_close, noisy, run, text, tokens, unet
 
 UNET_MODULES = ["to_q", "to_v", "to_out.0", "conv1", "proj_in", "ff.net.2"]
 TEXT_MODULES = ["q_proj", "v_proj", "out_proj", "fc1"]
@@ -53,10 +53,7 @@ def ours(base):
     ),
     jax.random.key(1),
   )
-  flat = masks.flatten(model.params)
-  for number, path in enumerate(sorted(model.adapter_paths())):
-    flat[path] = 0.3 * jax.random.normal(jax.random.key(number), flat[path].shape)
-  return model.with_params(masks.unflatten(flat))
+  return acting(model)
 
 
 def loaded_in_diffusers(path):

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import peftjax
-from peftjax import UserError, masks, methods, tasks
+from peftjax import UserError, methods, tasks
 from peftjax import image_generation as images
 from peftjax.data.inputs.pipeline import Pipeline
 from peftjax.diffusion.texts import NO_TEXT, Texts
@@ -22,6 +22,7 @@ from peftjax.files import read_json
 from peftjax.interop import lora_files
 from peftjax.train import loop
 from tests.oracles import pipelines
+from tests.oracles.diffusion import acting
 from tests.train import dreambooth
 
 PROMPTS = ["a photo of sks dog", "a red cat"]
@@ -103,11 +104,7 @@ def test_a_lora_file_of_all_three(tmp_path):
   _, folder = pipelines.xl_pipeline()
   base = peftjax.load(folder)
   targets = ("unet.*.to_q", "text_encoder.*.q_proj", "text_encoder_2.*.v_proj")
-  model = base.add(methods.LoRA(rank=3, alpha=5, targets=targets), jax.random.key(1))
-  flat = masks.flatten(model.params)
-  for number, path in enumerate(sorted(model.adapter_paths())):
-    flat[path] = 0.3 * jax.random.normal(jax.random.key(number), flat[path].shape)
-  model = model.with_params(masks.unflatten(flat))
+  model = acting(base.add(methods.LoRA(rank=3, alpha=5, targets=targets), jax.random.key(1)))
   lora_files.save(model, tmp_path / "lora")
   (found,), starts = sampled(model, folder, steps=3)
   made = diffusers.StableDiffusionXLPipeline.from_pretrained(folder)

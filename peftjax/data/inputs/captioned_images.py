@@ -21,7 +21,7 @@ from peftjax.data.inputs.pipeline import Pipeline
 from peftjax.data.sources.pictures import PRIOR
 from peftjax.data.sources.types import Example, Header
 from peftjax.diffusion.folder import has_conditions
-from peftjax.diffusion.texts import SIZES
+from peftjax.diffusion.texts import NUMBERS, SIZES
 from peftjax.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class CaptionedImages(Input):
       ids = (rows, len(self.pipeline.encoders) * self.pipeline.length)
       shapes[f"{kind}input_ids"] = jax.ShapeDtypeStruct(ids, np.dtype(np.int32))
       if self.is_told_sizes:
-        shapes[f"{kind}{SIZES}"] = jax.ShapeDtypeStruct((rows, 6), np.dtype(np.float32))
+        shapes[f"{kind}{SIZES}"] = jax.ShapeDtypeStruct((rows, NUMBERS), np.dtype(np.float32))
     return shapes
 
   def encode(self, example: Example, rng: Random) -> Batch:

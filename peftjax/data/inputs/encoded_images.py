@@ -18,7 +18,7 @@ from peftjax.data.inputs.base import Batch, Input, Random, Shapes
 from peftjax.data.reading import Share
 from peftjax.data.sources.types import Example
 from peftjax.diffusion.latents import Latents
-from peftjax.diffusion.texts import STATES, Texts
+from peftjax.diffusion.texts import Texts
 from peftjax.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class EncodedImages(Input):
     latents, length = (self.latents.channels, side, side), self.images.pipeline.length
     fields: dict[str, dict[str, tuple[int, ...]]] = {
       "latents": {MEAN: latents, LOGVAR: latents},
-      "text": {name: ((length, *of) if name == STATES else of) for name, of in self.texts.fields.items()},
+      "text": self.texts.shapes(length),
     }
     for kind in self.images.kinds:
       for name in self.kept:
